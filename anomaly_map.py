@@ -1,0 +1,48 @@
+"""Distances between a picture and its reconstruction, and the anomaly map made of them (section 4.2 of the paper). Maps are (B, 1, H, W)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+PATCH = 3  # side, in positions, of the neighbourhood whose features are averaged
+KERNEL_REACH = 4  # half-width of the Gaussian kernel, in sigmas: 33×33 for sigma 4
+
+
+def pixel_distance(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """D_p: mean over the channels of |reconstruction − target|; (B, C, H, W) → (B, 1, H, W). Eq. 8."""
+    return (reconstruction - target).abs().mean(dim=1, keepdim=True)
+
+
+def feature_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor], size: int) -> Tensor:
+    """D_f: cosine distance of the patch features, summed over all layers but the first; → (B, 1, size, size). Eqs. 9 and 10.
+
+    `features_a` and `features_b` are lists of feature maps (B, C_j, H_j, W_j), layer1 first; each layer adds 0 to 2.
+    """
+    total = torch.zeros(())
+    for a, b in zip(features_a[1:], features_b[1:], strict=True):
+        distance = 1 - F.cosine_similarity(patch_mean(a), patch_mean(b), dim=1).unsqueeze(1)  # (B, 1, H_j, W_j)
+        total = total.to(distance) + F.interpolate(distance, size=(size, size), mode="bilinear", align_corners=True)
+    return total
+
+
+def combine(d_feature: Tensor, d_pixel: Tensor, v: float, ratio: float | None = None) -> Tensor:
+    """A = D_f + v·ratio·D_p (Eq. 11). `ratio=None` takes max D_f / max D_p over the whole batch, as published."""
+    if ratio is None:
+        return d_feature + v * (d_feature.max() / d_pixel.max().clamp_min(torch.finfo(d_pixel.dtype).tiny)) * d_pixel
+    return d_feature + v * ratio * d_pixel
+
+
+def smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of `sigma` pixels, the border reflected; 0 leaves the maps as they are."""
+    if sigma == 0:
+        return maps
+    reach = max(1, round(KERNEL_REACH * sigma))
+    return gaussian_blur(maps, [2 * reach + 1, 2 * reach + 1], [sigma, sigma])
+
+
+def patch_mean(features: Tensor) -> Tensor:
+    """Mean over 3×3 positions, the zero padding counted."""
+    return F.avg_pool2d(features, PATCH, stride=1, padding=PATCH // 2)

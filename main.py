@@ -1,0 +1,128 @@
+"""DDAD from the command line: train, adapt, detect, in this order, as asked for."""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+STAGES = ("train", "domain_adaptation", "detection")
+WORDS = {"true": True, "false": False}
+EXAMPLES = """\
+A setting is given as section.key=value, its value read as YAML, and goes above the file's:
+  python main.py --train True
+  python main.py --detection True data.category=screw model.w=3
+  python main.py --train --domain_adaptation --detection --config demo.yaml 'model.channel_multipliers=[1,1,2,2]'
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaints in one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ValueError(f"{message}; python main.py --help lists the flags")
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="main.py",
+        description="DDAD: find and outline defects after seeing only defect-free pictures.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    helps = ("stage 1: train the UNet on train/good", "stage 2: fine-tune the features", "stage 3: score the test pictures")
+    for stage, text in zip(STAGES, helps, strict=True):
+        parser.add_argument(f"--{stage}", nargs="?", const=True, default=False, type=truth, metavar="True|False", help=text)
+    parser.add_argument("-cfg", "--config", default="config.yaml", metavar="PATH", help="settings (config.yaml)")
+    parser.add_argument("--output", metavar="DIR", help="folder of detection's results (results/<exp_name>/<category>)")
+    parser.add_argument("--traceback", action="store_true", help="show where an error arose")
+    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that go above the file's")
+    return parser
+
+
+def truth(text: str) -> bool:
+    if text.lower() not in WORDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return WORDS[text.lower()]
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Flags and settings in any order: a bare stage flag does not swallow the setting behind it."""
+    parser = build_parser()
+    spelt = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        bare = argument.removeprefix("--") in STAGES and argument.startswith("--")
+        spelt.append(f"{argument}=True" if bare and (following.startswith("-") or "=" in following) else argument)
+    options, rest = parser.parse_known_intermixed_args(spelt)
+    if rest:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        close = difflib.get_close_matches(rest[0].partition("=")[0], flags, n=1)
+        raise ValueError(f"unknown flag {rest[0]}{f'; did you mean {close[0]}?' if close else '; python main.py --help lists the flags'}")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """The stages asked for. torch is loaded only here, so that --help and mistyped flags answer at once."""
+    import config
+
+    settings = config.load(options.config, options.settings)
+    for line in config.accepted_without_effect(settings):
+        print(line)
+    if options.detection and options.output and Path(options.output).is_file():
+        raise ValueError(f"--output is {options.output}, a file; name a folder")
+    if settings.data.name == config.SAMPLE:
+        import preparation
+
+        preparation.ensure_sample(settings.data.data_dir, settings.model.seed)
+    if options.train:
+        import train
+
+        train.run(settings)
+    if options.domain_adaptation:
+        import domain_adaptation
+
+        domain_adaptation.run(settings)
+    if options.detection:
+        import detection
+
+        detection.run(settings, Path(options.output) if options.output else None)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 an error (one line says which), 130 stopped by Ctrl-C."""
+    show_traceback = False
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        show_traceback = options.traceback
+        if not any(getattr(options, stage) for stage in STAGES):
+            build_parser().print_help()
+            return 2
+        run(options)
+    except KeyboardInterrupt:
+        print("\nstopped; files written so far are whole", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, MemoryError) as error:
+        if show_traceback:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if show_traceback or "out of memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        print("error: out of memory; lower data.batch_size, data.DA_batch_size or data.test_batch_size, or data.image_size", file=sys.stderr)
+        return 2
+    return 0
+
+
+def one_line(error: BaseException) -> str:
+    return re.sub(r"\s*\n\s*", " ", str(error)).strip() or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""What the three stages share as they run: device, seed, the lines they print first, and progress. Mathematics and files live elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+PLAIN_LINE_SECONDS = 10.0  # between two lines where there is no terminal
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a loop: its number from 1, its epoch from 1, whether the epoch ends with it, and its loss where there is one."""
+
+    step: int
+    epoch: int = 1
+    epoch_ends: bool = False
+    loss: Tensor | None = None
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device asked for; `auto`, and (said aloud) one that is not there, take the first of cuda, mps and cpu that is."""
+    there = [name for name, module in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if module.is_available()] + ["cpu"]
+    if wanted == "auto":
+        return torch.device(there[0])
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ValueError(f"model.device is {wanted!r}; it should be auto, cuda, mps or cpu") from None
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type in there and (device.index or 0) < count:
+        return device
+    print(f"device {wanted} is not here; taking {there[0]}")
+    return torch.device(there[0])
+
+
+def announce(stage: str, device: torch.device, settings: Mapping[str, Mapping[str, object]], places: Mapping[str, object]) -> None:
+    """Say what a stage is about to do: settings by section, the device, where it reads and where it writes."""
+    print(f"\n{stage} on {device_name(device)}")
+    for section, values in settings.items():
+        print(f"  {section + ':':12}{'  '.join(f'{name}={value}' for name, value in values.items())}")
+    for label, place in places.items():
+        print(f"  {label + ':':12}{place}")
+    sys.stdout.flush()
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def follow(steps: Iterable[Progress], total: int, label: str, unit: str = "step") -> Iterator[Progress]:
+    """Pass `steps` on, showing loss and remaining time: a bar on a terminal, a line every 10 s elsewhere."""
+    terminal = sys.stderr.isatty()
+    began = last = time.monotonic()
+    with tqdm(total=total, desc=label, unit=unit, disable=not terminal, dynamic_ncols=True, leave=False) as bar:
+        for progress in steps:
+            bar.update(progress.step - bar.n if terminal else 0)
+            now = time.monotonic()
+            if now - last > (1.0 if terminal else PLAIN_LINE_SECONDS):
+                last = now
+                loss = "" if progress.loss is None else f"loss {progress.loss.item():.4g}"
+                bar.set_postfix_str(f"epoch {progress.epoch} {loss}", refresh=False)
+                if not terminal:
+                    rate = progress.step / (now - began)
+                    remaining = tqdm.format_interval((total - progress.step) / rate)
+                    print(f"{label}: {unit} {progress.step}/{total}, epoch {progress.epoch}, {loss + ', ' if loss else ''}ETA {remaining}", flush=True)
+            yield progress

@@ -1,0 +1,138 @@
+"""Stage 1: the UNet learns what normal pictures look like (Eq. 4, section 5 of the paper)."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+import checkpoint
+import runtime
+from config import Settings
+from dataset import ImageFolder, to_unit_range
+from ddad import NoiseSchedule, noise_loss
+from runtime import Progress
+from unet import UNet
+
+AVERAGE_RAMP = 10  # steps; a young moving average forgets faster: decay = min(ema, (1 + n) / (10 + n))
+
+
+def run(settings: Settings) -> None:
+    """Train on train/good and leave weights in the category's checkpoint folder."""
+    data, model, training = settings.data, settings.model, settings.training
+    device = runtime.choose_device(model.device)
+    torch.manual_seed(model.seed)
+    folder = Path(model.checkpoint_dir) / data.category
+    pictures = ImageFolder(data.data_dir / data.category, "train", data.image_size, data.input_channel)
+    steps = model.epochs * steps_per_epoch(len(pictures), data.batch_size)
+    unet = UNet(**settings.unet_arguments())
+    weights = sum(parameter.numel() for parameter in unet.parameters())
+    runtime.announce(
+        f"Training {data.category}: {weights:,} weights, {model.epochs} epochs, {steps} steps",
+        device,
+        settings.as_dict(),
+        {"reads": f"{data.data_dir / data.category / 'train'} ({len(pictures)} pictures)", "writes": folder if model.save_model else "nothing"},
+    )
+    unet.to(device)
+    average = AveragedModel(unet, multi_avg_fn=ramped_average(training.ema)) if training.ema else None
+    optimizer = build_optimizer(unet, training.optimizer, model.learning_rate, model.weight_decay)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(training.schedule, training.warmup_steps, steps))
+    began = time.monotonic()
+    loop = training_steps(
+        unet,
+        pictures.pixels(model.num_workers),
+        NoiseSchedule(model.trajectory_steps, model.beta_start, model.beta_end),
+        optimizer,
+        rate,
+        epochs=model.epochs,
+        batch_size=data.batch_size,
+        generator=torch.Generator(device).manual_seed(model.seed),
+        average=average,
+    )
+    saved: Path | str = "nowhere (model.save_model is False)"
+    losses: list[Tensor] = []
+    for progress in runtime.follow(loop, steps, "training"):
+        losses = [*losses[-99:], progress.loss] if progress.loss is not None else losses
+        if progress.epoch_ends and model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.step == steps):
+            saved = folder / str(progress.epoch)
+            average_network = average.module if average is not None else None
+            checkpoint.save_unet(saved, unet, average=average_network, epoch=progress.epoch, settings=settings.as_dict())
+    minutes = (time.monotonic() - began) / 60
+    print(f"trained {data.category} for {model.epochs} epochs in {minutes:.1f} min; loss {torch.stack(losses).mean():.4g} (last {len(losses)} steps)")
+    print(f"weights in {saved}", flush=True)
+
+
+def training_steps(
+    unet: nn.Module,
+    pixels: Tensor,
+    schedule: NoiseSchedule,
+    optimizer: torch.optim.Optimizer,
+    rate: torch.optim.lr_scheduler.LRScheduler,
+    *,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    average: AveragedModel | None = None,
+) -> Iterator[Progress]:
+    """One optimisation step a turn. `pixels` (N, C, H, W) uint8; the last incomplete batch of an epoch is dropped.
+
+    Order, steps t and noise come from `generator`, whose device is the network's.
+    """
+    device = generator.device
+    unet.train()
+    step = 0
+    for epoch in range(1, epochs + 1):
+        order = torch.randperm(len(pixels), generator=generator, device=device).cpu()
+        batches = order[: len(order) // batch_size * batch_size].split(batch_size)
+        for position, batch in enumerate(batches, start=1):
+            x_0 = to_unit_range(pixels[batch].to(device))
+            t = torch.randint(schedule.steps, (len(batch),), generator=generator, device=device)
+            noise = torch.randn(x_0.shape, generator=generator, device=device)
+            loss = noise_loss(unet, x_0, t, noise, schedule)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rate.step()
+            if average is not None:
+                average.update_parameters(unet)
+            step += 1
+            yield Progress(step, epoch, position == len(batches), loss.detach())
+
+
+def steps_per_epoch(pictures: int, batch_size: int) -> int:
+    if pictures < batch_size:
+        raise ValueError(f"data.batch_size is {batch_size}, but train/good holds {pictures} pictures; set data.batch_size={pictures} or less")
+    return pictures // batch_size
+
+
+def build_optimizer(unet: nn.Module, name: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """`adam`: L2 inside the gradient, as published; `adamw`: decoupled decay."""
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[name](unet.parameters(), lr=learning_rate, weight_decay=weight_decay)
+
+
+def learning_rate_factor(schedule: str, warmup_steps: int, steps: int) -> Callable[[int], float]:
+    """Factor on the learning rate at a step: a linear rise over `warmup_steps`, then constant or half a cosine down to zero."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+    return factor
+
+
+def ramped_average(ema: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """Exponential moving average for AveragedModel."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
+        decay = min(ema, (1 + int(count)) / (AVERAGE_RAMP + int(count)))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    return update
