@@ -1,0 +1,25 @@
+VENV ?= .venv
+PYTHON ?= python3
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test check
+
+demo: $(VENV)/.installed
+	$(RUN) main.py --config demo.yaml --train --detection $(SETTINGS)
+
+test: $(VENV)/.installed-dev
+	$(RUN) -m pytest -q
+
+check: $(VENV)/.installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(RUN) -m pip install --quiet --requirement requirements-dev.txt
+	touch $@

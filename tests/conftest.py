@@ -1,0 +1,111 @@
+"""A tiny category in the MVTec layout and a tiny network, on which whole runs take seconds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+DATA = Path(__file__).parent / "data"
+PICTURE_SIZE = 48  # pixels, on disk
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def golden():
+    """golden("metrics") → the arrays of tests/data/metrics.npz; golden("unet_state_dict") → the JSON."""
+
+    def load(name):
+        path = DATA / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else dict(np.load(DATA / f"{name}.npz"))
+
+    return load
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def category(tmp_path) -> Path:
+    """<tmp>/data/nut: 8 normal pictures to train on, 3 normal and 3 cracked ones to test, with masks."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data" / "nut"
+    stripes = (np.arange(PICTURE_SIZE) // 4 % 2 * 90 + 80).astype(np.uint8)
+
+    def normal() -> np.ndarray:
+        grey = np.tile(stripes, (PICTURE_SIZE, 1)) + rng.integers(0, 20, (PICTURE_SIZE, PICTURE_SIZE))
+        return np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
+
+    for number in range(8):
+        write_picture(folder / "train" / "good" / f"{number:03}.png", normal())
+    for number in range(3):
+        write_picture(folder / "test" / "good" / f"{number:03}.png", normal())
+        cracked, mask = normal(), np.zeros((PICTURE_SIZE, PICTURE_SIZE), np.uint8)
+        spot = (slice(16 + number, 28), slice(18, 30 - number))
+        cracked[spot], mask[spot] = 255, 255
+        write_picture(folder / "test" / "crack" / f"{number:03}.png", cracked)
+        write_picture(folder / "ground_truth" / "crack" / f"{number:03}_mask.png", mask)
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tmp_path, category) -> Path:
+    """A configuration of seconds for `category`: 32 pixels, one narrow level of blocks, two epochs."""
+    content = {
+        "data": {
+            "name": "own",
+            "data_dir": str(category.parent),
+            "category": category.name,
+            "image_size": 32,
+            "batch_size": 4,
+            "DA_batch_size": 4,
+            "test_batch_size": 4,
+        },
+        "model": {
+            "checkpoint_dir": str(tmp_path / "checkpoints"),
+            "feature_extractor": "efficientnet_lite0",
+            "base_channels": 8,
+            "channel_multipliers": [1, 2],
+            "blocks_per_level": 1,
+            "attention_sizes": [16],
+            "heads": 2,
+            "dropout": 0,
+            "epochs": 2,
+            "load_chp": "latest",
+            "DA_epochs": 1,
+            "DA_chp": 0,
+            "w": 3,
+            "test_trajectory_steps": 100,
+            "test_trajectory_steps_DA": 100,
+            "skip": 50,
+            "skip_DA": 50,
+            "device": "cpu",
+        },
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run_main(tiny_config, tmp_path, capsys):
+    """run_main("--train", "model.w=2") → (exit code, standard output, standard error), in the tiny configuration."""
+    import main
+
+    def run(*arguments: str, config: Path | None = None):
+        capsys.readouterr()
+        output = [] if "--output" in arguments or "--detection" not in arguments else ["--output", str(tmp_path / "results")]
+        code = main.main([*arguments, "--config", str(config or tiny_config), *output])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -1,0 +1,49 @@
+"""Weights that any machine makes again: the array of a state-dict entry follows from its name, shape and a seed."""
+
+import zlib
+
+import numpy as np
+import torch
+
+SEED = 11
+
+
+def fill(name: str, shape: list[int]) -> torch.Tensor:
+    """Convolution and linear weights ~ N(0, 1/fan_in), scales ~ 1 + N(0, 0.1), shifts ~ N(0, 0.1), as golden/README defines them."""
+    rng = np.random.default_rng([SEED, zlib.crc32(name.encode())])
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    noise = rng.standard_normal(tuple(shape)).astype(np.float32)
+    if name.endswith("running_var"):
+        values = 1 + 0.1 * np.abs(noise)
+    elif len(shape) >= 2:
+        values = noise / np.sqrt(np.prod(shape[1:]))
+    elif name.endswith("weight"):
+        values = 1 + 0.1 * noise
+    else:
+        values = 0.1 * noise
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def state_dict(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    return {name: fill(name, shape) for name, shape in shapes.items()}
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
+
+
+def uniform(seed: int, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32))
+
+
+def stream(seed: int, shape: tuple[int, ...]):
+    """draw() gives the next noise tensor of one generator."""
+    rng = np.random.default_rng(seed)
+    return lambda: torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+
+
+def assert_golden(actual: torch.Tensor, expected: np.ndarray) -> None:
+    """Equal to 1e-4 of the largest absolute value."""
+    expected = torch.from_numpy(np.asarray(expected))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
