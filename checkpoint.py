@@ -64,8 +64,9 @@ def load_unet(path: str | Path, unet: UNet) -> None:
     content = read_state(path)
     weights = content
     if content.get("format") == FORMAT:
-        if content["network"] != "unet":
-            raise ValueError(f"{path} holds feature weights; the UNet's are named after their epoch alone")
+        if content.get("network") != "unet":
+            raise ValueError(f"{path} holds feature weights; the UNet's are named after their epoch alone, so rename it to {FEATURES_PREFIX}…")
+        check_complete(path, content, "architecture", "weights")
         compare_architectures(path, content["architecture"], unet.architecture)
         weights = content.get("average", content["weights"])
     load_strictly(path, unet, {name.removeprefix("module."): value for name, value in weights.items()})
@@ -78,6 +79,7 @@ def load_features(path: str | Path, extractor: FeatureExtractor) -> None:
         found = content.get("extractor", "a UNet")
         if found != extractor.name:
             raise ValueError(f"{path} is of {found}, the configuration asks for {extractor.name}; set model.feature_extractor={found} or adapt again")
+        check_complete(path, content, "weights")
         content = content["weights"]
     load_trunk(extractor.network, content, extractor.name, path)
 
@@ -132,6 +134,12 @@ def epochs_in(folder: Path, prefix: str = "") -> dict[int, Path]:
 def latest(weights: dict[int, Path]) -> int | None:
     """The epoch written last: of two runs in one folder, the later run's."""
     return max(weights, key=lambda epoch: (weights[epoch].stat().st_mtime, epoch), default=None)
+
+
+def check_complete(path: str | Path, content: dict[str, Any], *parts: str) -> None:
+    missing = [part for part in parts if not isinstance(content.get(part), dict)]
+    if missing:
+        raise ValueError(f"{path} is incomplete: it holds no {missing[0]}; replace or remove it")
 
 
 def compare_architectures(path: str | Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -33,13 +33,16 @@ BY_CATEGORY: dict[str, tuple[str, Any, Any]] = {  # key → column of published.
     "test_batch_size": ("test_batch_size", int, 16),
 }
 NO_EFFECT = {"model.checkpoint_name": "checkpoints are found by model.load_chp"}
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an impossible date; RecursionError: endless brackets
 SPELLINGS = {
     "model.test_trajectory_steps": "model.test_trajectoy_steps",
     "model.test_trajectory_steps_DA": "model.test_trajectoy_steps_DA",
 }
 
 
-def key(default: Any = MISSING, *, least: float | None = None, above: float | None = None, most: float | None = None, one_of: Iterable[str] = ()) -> Any:
+def key(
+    default: Any = MISSING, *, least: float | None = None, above: float | None = None, most: float | None = None, one_of: Iterable[str] = ()
+) -> Any:
     """A configuration key; without a default it must be given."""
     return field(default=default, metadata={"least": least, "above": above, "most": most, "one_of": tuple(one_of)})
 
@@ -93,7 +96,7 @@ class ModelSettings:
     device: str = key(AUTO)
     save_model: bool = key(True)
     num_workers: int = key(2, least=0)
-    seed: int = key(42, least=0)
+    seed: int = key(42, least=0, most=2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class TrainingSettings:
     schedule: str = key("constant", one_of=("constant", "cosine"))
     warmup_steps: int = key(0, least=0)
     ema: float = key(0.0, least=0, most=0.99999)
+    highest_step: int | None = key(None, least=1)
     checkpoint_epochs: int = key(250, least=1)
 
 
@@ -132,7 +136,7 @@ class Settings:
         return {section: {name: plain(value) for name, value in values.items()} for section, values in asdict(self).items()}
 
 
-SECTIONS = {f.name: f.type for f in fields(Settings)}
+SECTIONS: dict[str, Any] = {f.name: f.type for f in fields(Settings)}
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
@@ -148,10 +152,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"no configuration at {path}; name one with --config") from None
+    except OSError as error:
+        raise OSError(f"can't read {path}: {error.strerror}; --config takes a YAML file") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file; --config takes a YAML file") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except NOT_YAML as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}; correct it there") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no sections; it needs {', '.join(SECTIONS)}")
     return content
@@ -165,10 +171,12 @@ def with_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dict
         section, dot, leaf = name.partition(".")
         if not (equals and dot and leaf):
             raise ValueError(f"{override!r} is neither a flag nor section.key=value (model.w=3, say)")
+        if not text.strip():
+            raise ValueError(f"{override} has no value; give one behind = (model.w=3, say), or null for none")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"{name}: {text!r} is not a YAML value") from None
+        except NOT_YAML:
+            raise ValueError(f"{name}: {text!r} is not a YAML value; write 3, [1, 2], or text in quotes within quotes (\"'…'\")") from None
         if not isinstance(merged.setdefault(section, {}), dict):
             raise ValueError(f"{section} should be a section with keys, not {merged[section]!r}")
         for spelling in {leaf, *(other.partition(".")[2] for pair in SPELLINGS.items() if name in pair for other in pair)}:
@@ -182,7 +190,7 @@ def build(content: Mapping[str, Any]) -> Settings:
     content = dict(content)
     unknown = [section for section in content if section not in SECTIONS]
     if unknown:
-        raise ValueError(f"unknown section {unknown[0]!r}{nearest(unknown[0], SECTIONS)}; known are {', '.join(SECTIONS)}")
+        raise ValueError(f"unknown section {unknown[0]!r}{nearest(str(unknown[0]), SECTIONS)}; known are {', '.join(SECTIONS)}")
     sections = {}
     for section, kind in SECTIONS.items():
         values = content.get(section) or {}
@@ -200,9 +208,10 @@ def checked_section(section: str, kind: Any, values: Mapping[str, Any]) -> dict[
     for name, value in values.items():
         target = SPELLINGS.get(f"{section}.{name}", f"{section}.{name}").partition(".")[2]
         if target not in known:
-            raise ValueError(f"unknown key {section}.{name}{nearest(str(name), known)}")
+            raise ValueError(f"unknown key {section}.{name}{nearest(str(name), known) or '; config.yaml lists the keys'}")
         if target in renamed and renamed[target] != value:
-            raise ValueError(f"{section}.{name} and {section}.{target} are two spellings of one key with two values; keep one")
+            spellings = " and ".join(next(pair for pair in SPELLINGS.items() if f"{section}.{target}" in pair))
+            raise ValueError(f"{spellings} are two spellings of one key with two values, {renamed[target]!r} and {value!r}; keep one")
         renamed[target] = value
     for name, spec in known.items():
         if name not in renamed and spec.default is MISSING:
@@ -212,12 +221,9 @@ def checked_section(section: str, kind: Any, values: Mapping[str, Any]) -> dict[
 
 def checked(path: str, spec: "Field[Any]", value: Any) -> Any:
     """The value as the key's type, within its bounds."""
-    if value == AUTO and spec.default == AUTO:
-        return value
-    kinds = [k for k in typing.get_args(spec.type)] if isinstance(spec.type, types.UnionType) else [spec.type]
-    if value is None and types.NoneType in kinds:
-        return None
-    if str in kinds and int in kinds and value in (AUTO, LATEST):
+    kinds = list(typing.get_args(spec.type)) if isinstance(spec.type, types.UnionType) else [spec.type]
+    words = [AUTO] * (spec.default == AUTO) + [LATEST] * (int in kinds and str in kinds)
+    if value in words or (value is None and types.NoneType in kinds):
         return value
     kind = kinds[0]
     if typing.get_origin(kind) is tuple:
@@ -225,26 +231,27 @@ def checked(path: str, spec: "Field[Any]", value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{path} is {value!r}; it should be a list such as [1, 2]")
         return tuple(bounded(path, spec, converted(path, item, entry)) for entry in value)
-    return bounded(path, spec, converted(path, kind, value))
+    return bounded(path, spec, converted(path, kind, value, words))
 
 
-def converted(path: str, kind: Any, value: Any) -> Any:
+def converted(path: str, kind: Any, value: Any, words: Iterable[str] = ()) -> Any:
+    """The value as `kind`; `words` are what the key takes besides."""
     if kind in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)  # PyYAML reads 3e-4 as text
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
         else:
             if kind is float and abs(number) < float("inf"):
                 return number
             if number.is_integer():
-                return int(number)
+                return value if isinstance(value, int) else int(number)  # beyond 2**53 a float is another number
     if kind is bool and isinstance(value, bool):
         return value
     if kind in (str, Path) and isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
         return kind(str(value))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", Path: "a path"}
-    raise ValueError(f"{path} is {value!r}; it should be {words[kind]}")
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", Path: "a path"}[kind]
+    raise ValueError(f"{path} is {value!r}; it should be {' or '.join([wanted, *words])}")
 
 
 def bounded(path: str, spec: "Field[Any]", value: Any) -> Any:
@@ -294,7 +301,7 @@ def published_table() -> dict[str, dict[str, str]]:
 
 def check_together(settings: Settings) -> None:
     """What no single key can tell."""
-    data, model = settings.data, settings.model
+    data, model, highest = settings.data, settings.model, settings.training.highest_step
     parts = (data.category, model.exp_name)
     if any(Path(part).is_absolute() or ".." in Path(part).parts for part in parts):
         raise ValueError(f"data.category is {data.category!r} and model.exp_name {model.exp_name!r}; they name folders and can't leave them")
@@ -306,6 +313,8 @@ def check_together(settings: Settings) -> None:
         start, stride = getattr(model, steps), getattr(model, skip)
         if start >= model.trajectory_steps:
             raise ValueError(f"model.{steps} is {start}; it should be below model.trajectory_steps, {model.trajectory_steps}")
+        if highest is not None and not start <= highest <= model.trajectory_steps:
+            raise ValueError(f"training.highest_step is {highest}; it should be from model.{steps}, {start}, to {model.trajectory_steps}, or null")
         if stride > start:
             raise ValueError(f"model.{skip} is {stride}; it should be at most model.{steps}, {start}")
 

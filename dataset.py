@@ -1,8 +1,8 @@
 """Pictures and masks from disk, in order: the MVTec AD layout.
 
-    <data_dir>/<category>/train/good/*                 normal pictures, all that training sees
-    <data_dir>/<category>/test/good/*, test/<defect>/*
-    <data_dir>/<category>/ground_truth/<defect>/<stem>_mask.*  (or <stem>.*)
+<data_dir>/<category>/train/good/*                 normal pictures, all that training sees
+<data_dir>/<category>/test/good/*, test/<defect>/*
+<data_dir>/<category>/ground_truth/<defect>/<stem>_mask.*  (or <stem>.*)
 """
 
 import difflib
@@ -152,7 +152,9 @@ def test_samples(category_dir: Path, masks: bool) -> Iterator[Sample]:
         raise FileNotFoundError(f"no test pictures: {test_dir} is not a folder; put good and defective pictures in its subfolders")
     kinds = sorted(folder for folder in test_dir.iterdir() if folder.is_dir())
     if not kinds:
-        raise FileNotFoundError(f"{test_dir} has no subfolders; put normal pictures in {test_dir / NORMAL}, defective ones in folders named after the defect")
+        raise FileNotFoundError(
+            f"{test_dir} has no subfolders; put normal pictures in {test_dir / NORMAL}, defective ones in folders named after the defect"
+        )
     for folder in kinds:
         truth = masks_in(category_dir / "ground_truth" / folder.name) if masks and folder.name != NORMAL else {}
         for path in pictures_in(folder):

@@ -91,6 +91,11 @@ def reconstruct(
     return x_t
 
 
+def gaussian_draws(shape: torch.Size, generator: torch.Generator) -> Callable[[], Tensor]:
+    """draw() for `reconstruct`: standard normal tensors of `shape` from one stream, on the generator's device."""
+    return lambda: torch.randn(shape, generator=generator, device=generator.device)
+
+
 def strides(start: int, skip: int) -> list[tuple[int, int]]:
     """(t, s) of each denoising step, latest first: the multiples of `skip` below `start`; s = −1 ends. n = start / skip steps."""
     times = list(range(0, start, skip))[::-1]

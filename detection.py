@@ -18,7 +18,7 @@ import runtime
 from anomaly_map import combine, feature_distance, pixel_distance, smooth
 from config import Settings
 from dataset import ImageFolder, masks_or_empty
-from ddad import NoiseSchedule, reconstruct
+from ddad import NoiseSchedule, gaussian_draws, reconstruct
 from runtime import Progress
 
 
@@ -38,9 +38,7 @@ class Detector:
 
     def reconstruct(self, pictures: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """The pictures (B, C, H, W) as they would be without defects: started from and pulled towards themselves."""
-        return reconstruct(
-            self.unet, pictures, pictures, schedule=self.schedule, w=self.w, start=self.start, skip=self.skip, eta=self.eta, draw=draw
-        )
+        return reconstruct(self.unet, pictures, pictures, schedule=self.schedule, w=self.w, start=self.start, skip=self.skip, eta=self.eta, draw=draw)
 
     @torch.no_grad()
     def distances(self, pictures: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,12 +122,13 @@ def detect(detector: Detector, pictures: ImageFolder, settings: Settings, device
     size = round(settings.metrics.centre_crop * settings.data.image_size)
     paths: list[str] = []
     labels: list[bool] = []
-    maps, masks, panels = [], [], []
+    maps, masks = [], []
+    panels: list[report.Panel] = []
 
     def steps() -> Iterator[Progress]:
         for items in pictures.batches(settings.data.test_batch_size, settings.model.num_workers):
             batch = torch.stack([item.picture for item in items]).to(device)
-            reconstructions = detector.reconstruct(batch, lambda: torch.randn(batch.shape, generator=generator, device=device))
+            reconstructions = detector.reconstruct(batch, gaussian_draws(batch.shape, generator))
             d_feature, d_pixel = detector.distances(batch, reconstructions)
             anomaly = detector.anomaly_map(d_feature, d_pixel)
             paths.extend(item.path for item in items)
@@ -141,8 +140,8 @@ def detect(detector: Detector, pictures: ImageFolder, settings: Settings, device
             if settings.metrics.visualisation:
                 stack = torch.cat([d_pixel, d_feature, anomaly], dim=1).half().cpu().numpy()
                 panels.extend(
-                    report.Panel(item.path, report.as_pixels(x), report.as_pixels(x_0), *distances, item.mask)
-                    for item, x, x_0, distances in zip(items, batch.cpu(), reconstructions.cpu(), stack, strict=True)
+                    report.Panel(item.path, report.as_pixels(x), report.as_pixels(x_0), d_p, d_f, a, item.mask)
+                    for item, x, x_0, (d_p, d_f, a) in zip(items, batch.cpu(), reconstructions.cpu(), stack, strict=True)
                 )
             yield Progress(len(paths))
 

@@ -13,7 +13,7 @@ import checkpoint
 import runtime
 from config import Settings
 from dataset import ImageFolder, to_unit_range
-from ddad import NoiseSchedule, reconstruct
+from ddad import NoiseSchedule, gaussian_draws, reconstruct
 from feature_extractor import FeatureExtractor
 from runtime import Progress
 
@@ -80,7 +80,7 @@ def run(settings: Settings) -> None:
             start=model.test_trajectoy_steps_DA,
             skip=model.skip_DA,
             eta=model.eta,
-            draw=lambda: torch.randn(target.shape, generator=generator, device=device),
+            draw=gaussian_draws(target.shape, generator),
         )
 
     loop = adaptation_steps(
@@ -102,7 +102,10 @@ def run(settings: Settings) -> None:
             saved.append(progress.epoch)
     minutes = (time.monotonic() - began) / 60
     print(f"adapted {tuned.name} to {data.category} for {model.DA_epochs} epochs in {minutes:.1f} min")
-    print(f"features in {folder}: feat{saved[0]} to feat{saved[-1]}" if model.save_model else "features not saved (model.save_model is False)", flush=True)
+    print(
+        f"features in {folder}: feat{saved[0]} to feat{saved[-1]}" if model.save_model else "features not saved (model.save_model is False)",
+        flush=True,
+    )
 
 
 def adaptation_steps(

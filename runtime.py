@@ -69,5 +69,7 @@ def follow(steps: Iterable[Progress], total: int, label: str, unit: str = "step"
                 if not terminal:
                     rate = progress.step / (now - began)
                     remaining = tqdm.format_interval((total - progress.step) / rate)
-                    print(f"{label}: {unit} {progress.step}/{total}, epoch {progress.epoch}, {loss + ', ' if loss else ''}ETA {remaining}", flush=True)
+                    print(
+                        f"{label}: {unit} {progress.step}/{total}, epoch {progress.epoch}, {loss + ', ' if loss else ''}ETA {remaining}", flush=True
+                    )
             yield progress

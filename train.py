@@ -20,6 +20,9 @@ from unet import UNet
 AVERAGE_RAMP = 10  # steps; a young moving average forgets faster: decay = min(ema, (1 + n) / (10 + n))
 
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
 def run(settings: Settings) -> None:
     """Train on train/good and leave weights in the category's checkpoint folder."""
     data, model, training = settings.data, settings.model, settings.training
@@ -49,6 +52,7 @@ def run(settings: Settings) -> None:
         rate,
         epochs=model.epochs,
         batch_size=data.batch_size,
+        highest_step=training.highest_step or model.trajectory_steps,
         generator=torch.Generator(device).manual_seed(model.seed),
         average=average,
     )
@@ -74,12 +78,13 @@ def training_steps(
     *,
     epochs: int,
     batch_size: int,
+    highest_step: int,
     generator: torch.Generator,
     average: AveragedModel | None = None,
 ) -> Iterator[Progress]:
     """One optimisation step a turn. `pixels` (N, C, H, W) uint8; the last incomplete batch of an epoch is dropped.
 
-    Order, steps t and noise come from `generator`, whose device is the network's.
+    Steps t are drawn from 0…highest_step − 1. Order, steps and noise come from `generator`, whose device is the network's.
     """
     device = generator.device
     unet.train()
@@ -89,7 +94,7 @@ def training_steps(
         batches = order[: len(order) // batch_size * batch_size].split(batch_size)
         for position, batch in enumerate(batches, start=1):
             x_0 = to_unit_range(pixels[batch].to(device))
-            t = torch.randint(schedule.steps, (len(batch),), generator=generator, device=device)
+            t = torch.randint(highest_step, (len(batch),), generator=generator, device=device)
             noise = torch.randn(x_0.shape, generator=generator, device=device)
             loss = noise_loss(unet, x_0, t, noise, schedule)
             optimizer.zero_grad()
@@ -127,11 +132,11 @@ def learning_rate_factor(schedule: str, warmup_steps: int, steps: int) -> Callab
     return factor
 
 
-def ramped_average(ema: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def ramped_average(ema: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Exponential moving average for AveragedModel."""
 
     @torch.no_grad()
-    def update(averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
+    def update(averages: Tensors, weights: Tensors, count: Tensor | int) -> None:
         decay = min(ema, (1 + int(count)) / (AVERAGE_RAMP + int(count)))
         torch._foreach_lerp_(averages, weights, 1 - decay)
 

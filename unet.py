@@ -18,7 +18,7 @@ PUBLISHED_MULTIPLIERS: dict[int, tuple[float, ...]] = {
     256: (1, 1, 2, 2, 4, 4),
     512: (0.5, 1, 1, 2, 2, 4, 4),
 }
-MAXIMUM_GROUPS = 32
+PUBLISHED_GROUPS = 32
 TIME_EMBEDDING_FACTOR = 4  # width of the time embedding, in base channels
 LONGEST_PERIOD = 10_000.0  # of the sinusoidal time embedding
 
@@ -165,6 +165,8 @@ class SelfAttention(nn.Module):
 class SinusoidalEmbedding(nn.Module):
     """t (B,) → [sin(t·f), cos(t·f)] (B, width), f_k = 10000^(−k / (width/2))."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int):
         super().__init__()
         half = width // 2
@@ -179,7 +181,7 @@ class SinusoidalEmbedding(nn.Module):
 class TimedSequential(nn.Sequential):
     """A sequence whose residual blocks are also given the time embedding."""
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
             x = layer(x, embedding) if isinstance(layer, ResidualBlock) else layer(x)
         return x
@@ -187,7 +189,7 @@ class TimedSequential(nn.Sequential):
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """32 groups as published; fewer where 32 does not divide the width of a small network."""
-    return nn.GroupNorm(math.gcd(MAXIMUM_GROUPS, channels), channels)
+    return nn.GroupNorm(math.gcd(PUBLISHED_GROUPS, channels), channels)
 
 
 def zeroed(module: Module) -> Module:

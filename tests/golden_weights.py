@@ -45,5 +45,5 @@ def stream(seed: int, shape: tuple[int, ...]):
 
 def assert_golden(actual: torch.Tensor, expected: np.ndarray) -> None:
     """Equal to 1e-4 of the largest absolute value."""
-    expected = torch.from_numpy(np.asarray(expected))
+    expected = torch.from_numpy(np.asarray(expected)).to(actual)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))

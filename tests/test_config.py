@@ -1,0 +1,164 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import config
+import unet
+
+ROOT = Path(__file__).parents[1]
+OFFICIAL = """
+data :
+  name: MVTec
+  data_dir: datasets/MVTec
+  category: hazelnut
+  image_size: 256
+  batch_size: 32
+  DA_batch_size: 16
+  test_batch_size: 16
+  mask : True
+  input_channel : 3
+model:
+  DDADS: False
+  checkpoint_dir: checkpoints/MVTec
+  checkpoint_name: weights
+  exp_name: default
+  feature_extractor: wide_resnet101_2
+  learning_rate: 3e-4
+  weight_decay: 0.05
+  epochs: 3000
+  load_chp : 2000
+  DA_epochs: 10
+  DA_chp: 3
+  v : 1
+  w : 5
+  w_DA : 3
+  DLlambda : 0.1
+  trajectory_steps: 1000
+  test_trajectoy_steps: 250
+  test_trajectoy_steps_DA: 250
+  skip : 25
+  skip_DA : 25
+  eta : 1
+  beta_start : 0.0001
+  beta_end : 0.02
+  device: 'cuda'
+  save_model: True
+  num_workers : 2
+  seed : 42
+metrics:
+  auroc: True
+  pro: True
+  misclassifications: False
+  visualisation: True
+"""
+
+
+@pytest.fixture
+def official(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(OFFICIAL, encoding="utf-8")
+    return path
+
+
+def test_a_published_configuration_is_read_unchanged(official):
+    loaded = config.load(official)
+    content = yaml.safe_load(OFFICIAL)
+    read = loaded.as_dict()
+    for section, values in content.items():
+        for name, value in values.items():
+            assert read[section][name] == (float(value) if name == "learning_rate" else value), name
+    assert loaded.model.learning_rate == 3e-4
+    network = unet.UNet(**loaded.unet_arguments() | {"image_size": 64})
+    assert network.architecture["base_channels"] == 64 and network.architecture["heads"] == 4
+
+
+def test_a_key_without_effect_is_named(official):
+    assert config.accepted_without_effect(config.load(official)) == [
+        "model.checkpoint_name is accepted and has no effect: checkpoints are found by model.load_chp"
+    ]
+    assert config.accepted_without_effect(config.load(ROOT / "config.yaml")) == []
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "demo.yaml"])
+def test_our_configurations_are_valid(name):
+    config.load(ROOT / name)
+
+
+def test_config_yaml_names_every_key():
+    content = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    spelt = {config.SPELLINGS.get(f"{section}.{name}", f"{section}.{name}") for section, values in content.items() for name in values}
+    known = {f"{section}.{name}" for section, values in config.load(ROOT / "config.yaml").as_dict().items() for name in values}
+    assert spelt == known - set(config.NO_EFFECT)
+
+
+def test_auto_is_the_published_value_of_each_category():
+    table = config.published_table()
+    assert len(table) == 27
+    for category, row in table.items():
+        loaded = config.load(ROOT / "config.yaml", [f"data.category={category}", "model.load_chp=auto"])
+        model, data = loaded.model, loaded.data
+        assert (model.w, model.v, model.DLlambda) == (float(row["w"]), float(row["v"]), float(row["DLlambda"]))
+        assert (model.epochs, model.load_chp, model.DA_chp) == (int(row["epochs"]), int(row["epochs"]), int(row["DA_chp"]))
+        assert (data.DA_batch_size, data.test_batch_size) == (int(row["DA_batch_size"]), int(row["test_batch_size"]))
+
+
+@pytest.mark.parametrize(("data_set", "means"), [("MVTec", (99.8, 98.1, 92.3)), ("VisA", (98.9, 97.6, 92.7))])
+def test_the_published_table_has_the_published_means(data_set, means):
+    rows = [row for row in config.published_table().values() if row["data_set"] == data_set]
+    for column, mean in zip(("image_auroc", "pixel_auroc", "pro"), means, strict=True):
+        assert round(sum(float(row[column]) for row in rows) / len(rows), 1) == mean
+
+
+def test_the_small_network_has_its_own_defaults():
+    small = config.load(ROOT / "config.yaml", ["model.DDADS=True"])
+    assert (small.data.batch_size, small.model.base_channels, small.model.heads, small.model.dropout) == (16, 32, 2, 0.3)
+    large = config.load(ROOT / "config.yaml")
+    assert (large.data.batch_size, large.model.base_channels, large.model.heads, large.model.dropout) == (32, 64, 4, 0.0)
+
+
+def test_a_category_without_published_values_must_be_given_some():
+    with pytest.raises(ValueError, match=r"'screww'; did you mean screw\?; give model.epochs, .*model.w a value in place of auto"):
+        config.load(ROOT / "config.yaml", ["data.category=screww"])
+
+
+def test_blur_keeps_its_share_of_the_picture():
+    assert config.load(ROOT / "config.yaml").model.blur_sigma == 4
+    assert config.load(ROOT / "config.yaml", ["data.image_size=64"]).model.blur_sigma == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "name", "value"),
+    [
+        ("model.w=3", "model", "w", 3.0),
+        ("model.learning_rate=1e-5", "model", "learning_rate", 1e-5),
+        ("model.epochs=1e3", "model", "epochs", 1000),
+        ("model.channel_multipliers=[1,1,2,2]", "model", "channel_multipliers", (1.0, 1.0, 2.0, 2.0)),
+        ("model.load_chp=latest", "model", "load_chp", "latest"),
+        ("model.test_trajectory_steps=500", "model", "test_trajectoy_steps", 500),
+        ("model.test_trajectoy_steps=500", "model", "test_trajectoy_steps", 500),
+        ("data.data_dir=a folder/of mine", "data", "data_dir", Path("a folder/of mine")),
+        ("model.exp_name=2024", "model", "exp_name", "2024"),
+        ("metrics.pro=False", "metrics", "pro", False),
+    ],
+)
+def test_overrides_go_above_the_file(override, section, name, value):
+    assert getattr(getattr(config.load(ROOT / "config.yaml", [override]), section), name) == value
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["data", "model", "w", "category", "epochs", "x"]), inner, max_size=4)
+        ),
+    )
+)
+def test_whatever_the_file_holds_is_settings_or_a_clear_error(content):
+    try:
+        config.build(content if isinstance(content, dict) else {"data": content})
+    except ValueError as error:
+        assert str(error)

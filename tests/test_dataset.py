@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from conftest import write_picture
+from PIL import Image
+
+from dataset import SUFFIXES, ImageFolder, read_mask, read_picture, resize, to_unit_range
+
+RAMP = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 32 wide, 24 high
+COLOUR = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 90)], axis=2)
+
+
+def pixels(path, channels=3):
+    return np.asarray(read_picture(path, channels))
+
+
+@pytest.mark.parametrize("suffix", ["png", "PNG", "bmp", "tif", "TIFF", "webp"])
+def test_lossless_formats_in_any_case_give_the_same_pixels(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(COLOUR).save(path, format={"tif": "TIFF", "tiff": "TIFF"}.get(suffix.lower(), suffix.upper()), lossless=True)
+    np.testing.assert_array_equal(pixels(path), COLOUR)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPG", "jpeg"])
+def test_jpeg(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(COLOUR).save(path, format="JPEG", quality=98)
+    assert np.abs(pixels(path).astype(int) - COLOUR).mean() < 3
+
+
+def test_grey_becomes_three_equal_channels_and_colour_becomes_grey(tmp_path):
+    write_picture(tmp_path / "grey.png", RAMP)
+    np.testing.assert_array_equal(pixels(tmp_path / "grey.png"), np.repeat(RAMP[..., None], 3, axis=2))
+    np.testing.assert_array_equal(pixels(tmp_path / "grey.png", channels=1), RAMP)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    deep = (RAMP.astype(np.uint16)) * 257
+    for name in ("deep.png", "deep.tif"):
+        Image.fromarray(deep).save(tmp_path / name)
+        np.testing.assert_array_equal(pixels(tmp_path / name, channels=1), RAMP)
+
+
+def test_palette_and_opaque_alpha_do_not_change_colours(tmp_path):
+    Image.fromarray(COLOUR).quantize(8).save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "palette.png"), np.asarray(Image.fromarray(COLOUR).quantize(8).convert("RGB")))
+    Image.fromarray(np.dstack([COLOUR, np.full_like(RAMP, 255)])).save(tmp_path / "rgba.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "rgba.png"), COLOUR)
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    Image.fromarray(np.dstack([COLOUR, np.zeros_like(RAMP)])).save(tmp_path / "clear.png")
+    assert (pixels(tmp_path / "clear.png") == 255).all()
+
+
+def test_exif_rotation_is_undone(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    Image.fromarray(COLOUR).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(pixels(tmp_path / "turned.png"), np.rot90(COLOUR, -1))
+
+
+def test_pictures_reach_the_network_in_minus_one_to_one(category):
+    item = ImageFolder(category, "test", 32)[0]
+    assert item.picture.shape == (3, 32, 32) and item.picture.dtype == torch.float32
+    torch.testing.assert_close(to_unit_range(torch.tensor([0, 255], dtype=torch.uint8)), torch.tensor([-1.0, 1.0]))
+
+
+def test_resizing_is_antialiased():
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32)))
+    assert resize(stripes, 16).float().std() < 5
+
+
+def test_training_sees_good_pictures_only(category):
+    write_picture(category / "train" / "crack" / "000.png", RAMP)
+    folder = ImageFolder(category, "train", 32)
+    assert {sample.kind for sample in folder.samples} == {"good"} and len(folder) == 8
+    assert folder.pixels(workers=2).shape == (8, 3, 32, 32)
+
+
+def test_items_are_sorted_and_carry_label_mask_and_path(category):
+    items = [ImageFolder(category, "test", 32)[i] for i in range(6)]
+    assert [item.path for item in items] == [f"test/{kind}/{number:03}.png" for kind in ("crack", "good") for number in range(3)]
+    assert [item.label for item in items] == [True] * 3 + [False] * 3
+    assert all(item.mask.any() for item in items[:3]) and all(item.mask is None for item in items[3:])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_hold_the_items_in_order(category, workers):
+    folder = ImageFolder(category, "test", 32)
+    batches = list(folder.batches(4, workers))
+    assert [len(batch) for batch in batches] == [4, 2]
+    assert [item.path for batch in batches for item in batch] == [folder[i].path for i in range(6)]
+
+
+def test_masks_may_lack_the_ending(category):
+    truth = category / "ground_truth" / "crack"
+    for path in truth.iterdir():
+        path.rename(truth / path.name.replace("_mask", ""))
+    assert all(ImageFolder(category, "test", 32)[i].mask.any() for i in range(3))
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0, 1), (0, 3)])
+def test_masks_are_binary_whatever_their_values(tmp_path, values):
+    mask = np.zeros((24, 32), np.uint8)
+    mask[:, 16:] = values[1]
+    write_picture(tmp_path / "m.png", mask)
+    read = read_mask(tmp_path / "m.png", (32, 24), tmp_path / "x.png", 16)
+    np.testing.assert_array_equal(read, np.tile(np.arange(16) >= 8, (16, 1)))
+
+
+def test_other_files_are_passed_over(category):
+    for name in ("Thumbs.db", ".hidden.png", "notes.txt"):
+        (category / "train" / "good" / name).write_text("x")
+    assert len(ImageFolder(category, "train", 32)) == 8
+    assert ".png" in SUFFIXES

@@ -1,0 +1,115 @@
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from golden_weights import assert_golden, normal, state_dict, stream, uniform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_unet import PUBLISHED, published_unet
+
+from ddad import NoiseSchedule, noise_loss, reconstruct, strides
+
+SCHEDULE = NoiseSchedule()
+properties = settings(deadline=None, derandomize=True, max_examples=20)
+
+
+@pytest.fixture(params=["ddad_s_32", "ddad_s_64"])
+def network(request, golden):
+    unet = published_unet(request.param).eval()
+    unet.load_state_dict(state_dict(golden("unet_state_dict")[request.param]))
+    return unet, PUBLISHED[request.param][0], golden(f"diffusion_{request.param}")
+
+
+def test_alpha_bar_is_the_product_of_what_is_left_of_the_signal():
+    betas = np.linspace(1e-4, 0.02, 1000)
+    expected = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas)]))
+    torch.testing.assert_close(SCHEDULE.alpha_bar(torch.arange(-1, 1000)), expected, rtol=1e-12, atol=0)
+    assert SCHEDULE.alpha_bar(-1) == 1
+
+
+@pytest.mark.parametrize("t", [-2, 1000])
+def test_a_step_outside_the_schedule_is_named(t):
+    with pytest.raises(ValueError, match=f"step {t}"):
+        SCHEDULE.alpha_bar(t)
+
+
+def test_loss_and_gradients_are_the_published_ones(network):
+    unet, size, expected = network
+    loss = noise_loss(unet, uniform(13, 2, 3, size, size), torch.tensor([3, 612]), normal(14, 2, 3, size, size), SCHEDULE)
+    loss.backward()
+    assert_golden(loss.detach(), expected["loss"])
+    norms = json.loads(str(expected["grad_norms"]))
+    actual = torch.stack([parameter.grad.norm() for parameter in unet.parameters()])
+    assert_golden(actual, np.array([norms[name] for name, _ in unet.named_parameters()], np.float32))
+
+
+def test_reconstructions_are_the_published_ones(network):
+    unet, _, expected = network
+    cases = [name for name in expected if name.startswith("rec_")]
+    assert len(cases) == 5
+    for name in cases:
+        w, eta, skip, start = (float(number) for number in re.fullmatch(r"rec_w(.+)_eta(.+)_skip(.+)_T(.+)", name).groups())
+        y_0 = uniform(15, *expected[name].shape)
+        x = uniform(16, *expected[name].shape) if w == 4 else y_0
+        actual = reconstruct(unet, x, y_0, schedule=SCHEDULE, w=w, start=int(start), skip=int(skip), eta=eta, draw=stream(17, y_0.shape))
+        assert_golden(actual, expected[name])
+
+
+def test_strides_are_the_published_ones():
+    assert strides(250, 25) == [(t, t - 25) for t in range(225, 0, -25)] + [(0, -1)]
+    assert strides(250, 30)[:2] == [(240, 210), (210, 180)]
+
+
+@properties
+@given(w=st.floats(0, 12), eta=st.floats(0, 1), start=st.integers(2, 900), divisor=st.integers(1, 10))
+def test_a_perfect_denoiser_gives_the_picture_back(w, eta, start, divisor):
+    picture = uniform(1, 2, 3, 8, 8).double()
+
+    def perfect(x_t, t):
+        alpha_bar = SCHEDULE.alpha_bar(t).view(-1, 1, 1, 1)
+        return (x_t - alpha_bar.sqrt() * picture) / (1 - alpha_bar).sqrt()
+
+    rng = np.random.default_rng(2)
+    draw = lambda: torch.from_numpy(rng.standard_normal(picture.shape))  # noqa: E731
+    back = reconstruct(perfect, picture, picture, schedule=SCHEDULE, w=w, start=start, skip=max(1, start // divisor), eta=eta, draw=draw)
+    torch.testing.assert_close(back, picture, rtol=0, atol=1e-9)
+
+
+@properties
+@given(w=st.floats(0, 12), t=st.integers(1, 900))
+def test_the_pull_moves_the_predicted_picture_towards_the_target(w, t):
+    """One step from t: x_0 ← x_0 + w·(1 − alpha_bar)·(y_0 − x_0)."""
+    y_0, eps = uniform(3, 1, 3, 8, 8).double(), normal(4, 1, 3, 8, 8).double()
+    noise = normal(5, 1, 3, 8, 8).double()
+    start = t + 1
+    x_t = SCHEDULE.add_noise(y_0, start, noise)
+    alpha_bar = float(SCHEDULE.alpha_bar(0))
+    single = reconstruct(lambda x, t: eps, y_0, y_0, schedule=SCHEDULE, w=w, start=start, skip=start, eta=1, draw=lambda: noise)
+    x_0 = (x_t - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)
+    torch.testing.assert_close(single, x_0 + w * (1 - alpha_bar) * (y_0 - x_0), rtol=1e-9, atol=1e-9)
+
+
+def test_noise_is_drawn_once_at_the_start_and_once_a_step():
+    drawn = []
+
+    def draw():
+        drawn.append(1)
+        return torch.zeros(1, 3, 8, 8)
+
+    reconstruct(lambda x, t: x * 0, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), schedule=SCHEDULE, w=0, draw=draw)
+    assert len(drawn) == 11
+
+
+def test_the_network_is_told_the_published_steps():
+    told = []
+
+    def unet(x, t):
+        told.extend(t.tolist())
+        return x * 0
+
+    zeros = torch.zeros(1, 3, 8, 8)
+    reconstruct(unet, zeros, zeros, schedule=SCHEDULE, w=0, draw=lambda: zeros)
+    assert told == [225, 200, 175, 150, 125, 100, 75, 50, 25, 0]

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+from golden_weights import assert_golden
+
+import domain_adaptation
+from domain_adaptation import adaptation_loss, adaptation_steps
+from feature_extractor import FeatureExtractor
+
+
+@pytest.mark.parametrize("distillation", [0.1, 0.01])
+def test_loss_is_the_published_one(distillation, golden):
+    expected = golden("anomaly_map_resnet50_64")
+    lists = [[torch.from_numpy(expected[f"da_{j}_{layer}"]) for layer in range(3)] for j in range(4)]
+    assert_golden(adaptation_loss(*lists, distillation), expected[f"da_loss_{distillation}"])
+
+
+def test_loss_is_zero_for_a_perfect_reconstruction_and_untouched_features():
+    features = [torch.rand(2, 4, 8, 8), torch.rand(2, 8, 4, 4)]
+    torch.testing.assert_close(adaptation_loss(features, features, features, features, 0.1), torch.tensor(0.0), rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def extractor():
+    torch.manual_seed(0)
+    extractor = FeatureExtractor("efficientnet_lite0")
+    extractor.minimum_size = 0  # speed
+    return extractor
+
+
+def steps(extractor, rebuild, epochs):
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (5, 3, 64, 64), dtype=np.uint8))
+    return list(
+        adaptation_steps(extractor, rebuild, pixels, epochs=epochs, batch_size=4, distillation=0.1, generator=torch.Generator().manual_seed(0))
+    )
+
+
+def test_the_first_half_of_a_batch_is_the_target_the_second_the_start(extractor, monkeypatch):
+    seen = []
+
+    def rebuild(start_from, target):
+        seen.append((start_from, target))
+        return target
+
+    monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))
+    pixels = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 64, 64).contiguous()
+    next(adaptation_steps(extractor, rebuild, pixels, epochs=1, batch_size=4, distillation=0.1, generator=torch.Generator().manual_seed(0)))
+    start_from, target = seen[0]
+    assert (((target[:, 0, 0, 0] + 1) * 127.5).round().tolist(), ((start_from[:, 0, 0, 0] + 1) * 127.5).round().tolist()) == ([0, 1], [2, 3])
+
+
+def test_adaptation_brings_the_features_of_reconstructions_closer(extractor):
+    torch.manual_seed(1)
+    pattern = 0.3 * torch.randn(1, 3, 64, 64)
+    progress = steps(extractor, lambda start_from, target: (target + pattern).clamp(-1, 1), epochs=12)
+    assert [p.epoch_ends for p in progress] == [True] * 12  # 5 pictures, batches of 4: the incomplete one is dropped
+    assert progress[-1].loss < 0.9 * progress[0].loss
+
+
+def test_the_learning_rate_is_the_published_one():
+    assert domain_adaptation.LEARNING_RATE == 1e-4

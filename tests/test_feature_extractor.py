@@ -1,0 +1,87 @@
+import pytest
+import timm
+import torch
+
+import feature_extractor
+from feature_extractor import FeatureExtractor, embedded_state
+
+
+@pytest.mark.parametrize("name", ["resnet50", "wide_resnet50_2", "wide_resnet101_2"])
+def test_resnets_have_the_published_names_without_layer4_and_fc(name, golden):
+    with torch.device("meta"):
+        found = {key: list(value.shape) for key, value in FeatureExtractor(name, "random").network.state_dict().items()}
+    assert found == {key: shape for key, shape in golden("resnet_state_dict")[name].items() if not key.startswith(("layer4.", "fc."))}
+
+
+def test_pictures_are_normalised_for_imagenet():
+    extractor = FeatureExtractor("resnet50", "random").eval()
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        for actual, expected in zip(extractor(x), extractor.features(((x + 1) / 2 - mean) / std), strict=True):
+            torch.testing.assert_close(actual, expected)
+
+
+def test_the_embedded_weights_land_where_they_belong():
+    """Whole model, loaded in order, against the trunk: equal features; and they tell pictures apart, as trained weights do."""
+    trunk, whole = FeatureExtractor("efficientnet_lite0").eval(), timm.create_model("tf_efficientnet_lite0").eval()
+    whole.load_state_dict(dict(zip(whole.state_dict(), embedded_state().values(), strict=True)))
+    x = torch.rand(1, 3, 256, 256) * 2 - 1
+    with torch.no_grad():
+        expected = whole.forward_intermediates((((x + 1) / 2) - trunk.mean) / trunk.std, indices=(1, 2, 3), intermediates_only=True)
+        for actual, feature_map in zip(trunk(x), expected, strict=True):
+            torch.testing.assert_close(actual, feature_map)
+
+
+def test_small_pictures_are_enlarged_and_strides_are_4_8_16():
+    extractor = FeatureExtractor("efficientnet_lite0").eval()
+    with torch.no_grad():
+        assert [feature_map.shape[-1] for feature_map in extractor(torch.zeros(1, 3, 64, 64))] == [64, 32, 16]
+        assert [feature_map.shape[-1] for feature_map in extractor(torch.zeros(1, 3, 320, 320))] == [80, 40, 20]
+
+
+def test_grey_pictures_become_three_equal_channels():
+    extractor = FeatureExtractor("efficientnet_lite0").eval()
+    grey = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(extractor(grey), extractor(grey.expand(1, 3, 64, 64)), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_any_timm_model_with_features_serves():
+    extractor = FeatureExtractor("timm/mobilenetv3_small_050", "random").eval()
+    with torch.no_grad():
+        assert [feature_map.shape[-1] for feature_map in extractor(torch.zeros(1, 3, 256, 256))] == [64, 32, 16]
+
+
+def test_weights_come_from_a_local_file_by_either_name(tmp_path):
+    source = FeatureExtractor("resnet50", "random")
+    torch.save({f"module.{name}": value for name, value in source.network.state_dict().items()}, tmp_path / "weights")
+    again = FeatureExtractor("resnet50", tmp_path / "weights")
+    torch.testing.assert_close(again.network.state_dict(), source.network.state_dict())
+
+
+def test_imagenet_weights_are_downloaded_with_a_checked_hash(monkeypatch):
+    source, calls = FeatureExtractor("resnet50", "random"), []
+
+    def download(url, **options):
+        calls.append((url, options))
+        return source.network.state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    FeatureExtractor("resnet50")
+    ((url, options),) = calls
+    assert url.endswith("resnet50-0676ba61.pth") and options["check_hash"] and options["weights_only"]
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="'resnet51'; known are wide_resnet101_2"):
+        FeatureExtractor("resnet51")
+
+
+def test_cached_weights_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert feature_extractor.cached_weights("resnet50") is None
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").touch()
+    assert feature_extractor.cached_weights("resnet50").name == "resnet50-0676ba61.pth"

@@ -1,0 +1,189 @@
+"""Whole runs through main.py."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from golden_weights import state_dict
+from PIL import Image
+from test_config import OFFICIAL
+
+import checkpoint
+import main
+import metrics
+
+ROOT = Path(__file__).parents[1]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp_path):
+    code, out, err = run_main("--train", "--domain_adaptation", "--detection", "model.DA_chp=latest")
+    assert code == 0, err
+    checkpoints, results = tmp_path / "checkpoints" / "nut", tmp_path / "results"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "feat0", "feat1"]
+    assert "efficientnet_lite0 from" in out and "feat1" in out
+    table = rows(results)
+    assert [(row["path"], row["label"]) for row in table] == [
+        (f"test/{kind}/{number:03}.png", label) for kind, label in (("crack", "1"), ("good", "0")) for number in range(3)
+    ]
+    figures = json.loads((results / "metrics.json").read_text())
+    scores = [float(row["score"]) for row in table]
+    assert figures["image_auroc"] == pytest.approx(metrics.image_auroc(scores, [1, 1, 1, 0, 0, 0]))
+    assert set(figures) == {"image_auroc", "pixel_auroc", "pro"} and all(0 <= value <= 1 for value in figures.values())
+    assert f"image AUROC  {100 * figures['image_auroc']:5.1f} %" in out
+    drawn = sorted(path.relative_to(results).as_posix() for path in results.rglob("*.png"))
+    assert drawn == [f"figures/{kind}/{number:03}.png" for kind in ("crack", "good") for number in range(3)]
+    assert Image.open(results / drawn[0]).size == (1578, 304)
+
+
+def test_a_stage_says_what_it_will_do_before_it_does_it(run_main, tmp_path, category):
+    code, out, _ = run_main("--train", "model.w=4")
+    before, _, after = out.partition("trained nut")
+    assert code == 0 and after
+    for words in ("w=4.0", "cpu", f"reads:      {category / 'train'} (8 pictures)", f"writes:     {tmp_path / 'checkpoints' / 'nut'}"):
+        assert words in before
+
+
+@pytest.mark.parametrize("value", ["False", "false", "FALSE"])
+def test_false_does_nothing(run_main, tmp_path, value):
+    code, out, _ = run_main("--train", value, "--detection", value)
+    assert code == 2 and "usage:" in out and not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--train"], ["--train", "True"], ["--train", "true", "model.w=2"], ["--train", "model.w=2"], ["model.w=2", "--train"]]
+)
+def test_flags_are_bare_or_true_beside_settings(arguments):
+    options = main.parse(arguments)
+    assert options.train is True and options.settings == [word for word in arguments if "=" in word]
+
+
+def test_a_run_is_repeated_exactly(run_main, tmp_path):
+    for name in ("one", "two"):
+        code, _, err = run_main("--train", "--detection", f"model.checkpoint_dir={tmp_path / name}", "--output", str(tmp_path / name / "results"))
+        assert code == 0, err
+    first, second = (checkpoint.read_state(tmp_path / name / "nut" / "2")["weights"] for name in ("one", "two"))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert (tmp_path / "one" / "results" / "scores.csv").read_bytes() == (tmp_path / "two" / "results" / "scores.csv").read_bytes()
+
+
+def test_training_learns(run_main, tmp_path):
+    code, out, _ = run_main(
+        "--train", "model.epochs=60", "training.optimizer=adamw", "training.schedule=cosine", "training.warmup_steps=5", "training.ema=0.9"
+    )
+    loss = float(re.search(r"loss ([\d.]+) \(last", out)[1])
+    assert code == 0 and loss < 0.7 * 3 * 32 * 32  # a network that knows nothing has the loss C·H·W
+    assert "average" in checkpoint.read_state(tmp_path / "checkpoints" / "nut" / "60")
+
+
+def test_checkpoints_come_every_so_many_epochs_and_last(run_main, tmp_path):
+    run_main("--train", "model.epochs=5", "training.checkpoint_epochs=2")
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()) == ["2", "4", "5"]
+
+
+def test_save_model_false_saves_nothing(run_main, tmp_path):
+    code, out, _ = run_main("--train", "model.save_model=False")
+    assert code == 0 and "nowhere" in out and not (tmp_path / "checkpoints").exists()
+
+
+def test_misclassifications_are_listed(run_main, tmp_path):
+    run_main("--train", "--detection", "metrics.misclassifications=True", "metrics.visualisation=False")
+    with (tmp_path / "results" / "misclassifications.csv").open(encoding="utf-8", newline="") as file:
+        listed = {row["path"]: row["error"] for row in csv.DictReader(file)}
+    table = rows(tmp_path / "results")
+    threshold = metrics.youden_threshold([float(row["score"]) for row in table], [int(row["label"]) for row in table])
+    expected = {row["path"] for row in table if (float(row["score"]) >= threshold - 1e-9) != (row["label"] == "1")}
+    assert set(listed) == expected
+
+
+def test_metrics_that_the_data_do_not_allow_are_left_out_with_a_word(run_main, tmp_path, category):
+    run_main("--train")
+    code, out, err = run_main("--detection", "data.mask=False")
+    assert code == 0, err
+    assert set(json.loads((tmp_path / "results" / "metrics.json").read_text())) == {"image_auroc"}
+    assert "no masks: data.mask is False" in out
+    for path in (category / "test" / "good").iterdir():
+        path.unlink()
+    (category / "test" / "good").rmdir()
+    code, out, _ = run_main("--detection")
+    assert code == 0 and "needs normal and defective pictures" in out
+
+
+@pytest.mark.parametrize("network", ["ddad_s_32"])
+def test_official_files_run_unchanged(tmp_path, category, golden, capsys, monkeypatch, network):
+    """A released configuration, UNet and feat files: adaptation and detection; then training from the same file."""
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load(OFFICIAL)
+    content["data"] |= {"data_dir": str(category.parent), "category": category.name, "image_size": 32, "batch_size": 4, "DA_batch_size": 4}
+    content["model"] |= {"DDADS": True, "feature_extractor": "resnet50", "epochs": 1, "load_chp": 2000, "DA_epochs": 1, "DA_chp": 3}
+    Path("config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    folder = Path("checkpoints/MVTec") / category.name
+    folder.mkdir(parents=True)
+    unet = {f"module.{name}": value for name, value in state_dict(golden("unet_state_dict")[network]).items()}
+    features = {f"module.{name}": value for name, value in state_dict(golden("resnet_state_dict")["resnet50"]).items()}
+    torch.save(unet, folder / "2000.zip")
+    for name in ("feat0", "feat3"):
+        torch.save(features, folder / name)
+    assert main.main(["--domain_adaptation", "True", "--detection", "True"]) == 0
+    out = capsys.readouterr().out
+    assert "2000.zip" in out and "resnet50 from checkpoints/MVTec/nut/feat3" in out and "checkpoint_name is accepted and has no effect" in out
+    assert len(rows(Path("results/default/nut"))) == 6
+    assert main.main(["--train", "True"]) == 0
+    assert (folder / "1").is_file()
+
+
+def test_grey_input(run_main):
+    code, _, err = run_main("--train", "--domain_adaptation", "--detection", "data.input_channel=1")
+    assert code == 0, err
+
+
+def test_published_maps_depend_on_the_batch(run_main, tmp_path):
+    """Batch maxima and one stream of noise: the behaviour users compare with."""
+    run_main("--train", "model.epochs=20")
+    scores = []
+    for size in (1, 6):
+        run_main("--detection", f"data.test_batch_size={size}", "metrics.visualisation=False")
+        scores.append(np.array([float(row["score"]) for row in rows(tmp_path / "results")]))
+    assert np.abs(scores[0] - scores[1]).max() > 1e-3
+
+
+def test_help_answers_without_loading_torch():
+    code = "import sys, main; code = main.main(['--train', 'False']); sys.exit(9 if 'torch' in sys.modules or 'numpy' in sys.modules else code)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "--domain_adaptation" in done.stdout
+    done = subprocess.run([sys.executable, "main.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "--config" in done.stdout
+
+
+def test_ctrl_c_ends_with_one_line_and_nothing_half_written(tiny_config, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-u", ROOT / "main.py", "--train", "--config", tiny_config, "model.epochs=100000", "training.checkpoint_epochs=1"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "checkpoints" / "nut"
+    for _ in range(600):
+        if len(list(folder.glob("*"))) > 3:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.strip().splitlines()[-1].startswith("stopped") and "Traceback" not in err
+    assert not list(folder.glob(".*"))
+    for path in folder.iterdir():
+        checkpoint.read_state(path)

@@ -1,0 +1,52 @@
+"""The house: which room may import which, and that nothing happens on import."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics"}
+FILES = {"dataset", "checkpoint", "report"}
+ALLOWED: dict[str, set[str]] = {
+    **{room: set() for room in (*METHOD, "dataset", "report", "config", "runtime", "preparation")},
+    "checkpoint": {"unet", "feature_extractor"},  # it builds the networks that it loads
+    "train": METHOD | FILES | {"config", "runtime"},
+    "domain_adaptation": METHOD | FILES | {"config", "runtime"},
+    "detection": METHOD | FILES | {"config", "runtime"},
+    "main": {"config", "train", "domain_adaptation", "detection", "preparation"},
+}
+ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
+
+
+def imports_of(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module, tuple(alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_follow_the_arrows(room):
+    tree = ast.parse((ROOT / f"{room}.py").read_text(encoding="utf-8"))
+    for module, names in imports_of(tree):
+        if module in ROOMS:
+            assert module in ALLOWED[room], f"{room} may not import {module}"
+            assert not [name for name in names if name.startswith("_") or name == "*"], f"{room} imports private names of {module}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_importing_has_no_effect(room):
+    tree = ast.parse((ROOT / f"{room}.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        calls = isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)
+        assert not calls and not isinstance(node, (ast.For, ast.While, ast.With)), f"{room}.py line {node.lineno} does something on import"
+
+
+def test_the_method_rooms_know_neither_files_nor_configuration():
+    for room in METHOD - {"feature_extractor"}:
+        source = (ROOT / f"{room}.py").read_text(encoding="utf-8")
+        assert not {"open(", "Path", "torch.load", "torch.save", "print("} & {
+            word for word in ("open(", "Path", "torch.load", "torch.save", "print(") if word in source
+        }

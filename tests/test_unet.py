@@ -1,0 +1,98 @@
+import pytest
+import torch
+from golden_weights import assert_golden, normal, state_dict
+
+from unet import UNet, published_multipliers
+
+PUBLISHED = {"ddad_s_32": (32, 32, 2), "ddad_s_64": (64, 32, 2), "ddad_256": (256, 64, 4)}  # image_size, base_channels, heads
+
+
+def published_unet(network: str) -> UNet:
+    image_size, base_channels, heads = PUBLISHED[network]
+    return UNet(image_size, base_channels, heads=heads)
+
+
+@pytest.mark.parametrize("network", PUBLISHED)
+def test_parameters_have_the_published_names_and_shapes(network, golden):
+    shapes = {name: list(value.shape) for name, value in published_unet(network).state_dict().items()}
+    assert shapes == golden("unet_state_dict")[network]
+
+
+@pytest.mark.parametrize("network", ["ddad_s_32", "ddad_s_64"])
+def test_output_is_the_published_one(network, golden):
+    unet = published_unet(network).eval()
+    unet.load_state_dict(state_dict(golden("unet_state_dict")[network]))
+    size = PUBLISHED[network][0]
+    with torch.no_grad():
+        assert_golden(unet(normal(12, 2, 3, size, size), torch.tensor([7, 430])), golden(f"unet_{network}")["y"])
+
+
+def test_output_of_the_large_network_is_the_published_one(golden):
+    unet = published_unet("ddad_256").eval()
+    unet.load_state_dict(state_dict(golden("unet_state_dict")["ddad_256"]))
+    with torch.no_grad():
+        y = unet(normal(12, 1, 3, 256, 256), torch.tensor([7]))
+    expected = golden("unet_ddad_256")
+    corner = next(name for name, value in expected.items() if value.shape[-2:] == (8, 8))
+    assert_golden(y[..., :8, :8].reshape(expected[corner].shape), expected[corner])
+    for name, statistic in (("mean", y.mean(dim=(0, 2, 3))), ("std", y.std(dim=(0, 2, 3), correction=0))):
+        found = next(value for key, value in expected.items() if name in key)
+        torch.testing.assert_close(statistic, torch.from_numpy(found).reshape(-1).to(statistic), rtol=1e-4, atol=1e-4 * float(y.abs().max()))
+
+
+@pytest.mark.parametrize(("base_channels", "count"), [(64, 32_952_707), (32, 8_257_731)])
+def test_published_networks_have_the_published_number_of_parameters(base_channels, count):
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in UNet(256, base_channels).parameters()) == count
+
+
+def test_output_is_zero_at_initialisation():
+    unet = UNet(32, 8, channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=(16,), heads=2)
+    assert not unet(torch.randn(2, 3, 32, 32), torch.tensor([0, 999])).any()
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 96, 128, 192, 256, 320, 512])
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_published_shapes_take_any_size_that_their_levels_divide(image_size, in_channels):
+    with torch.device("meta"):
+        unet = UNet(image_size, 32, heads=2, in_channels=in_channels)
+        x = torch.zeros(1, in_channels, image_size, image_size)
+        assert unet(x, torch.zeros(1)).shape == x.shape
+
+
+def test_every_picture_of_a_batch_has_its_own_step():
+    """In groups of several channels; a group of one takes the time embedding out again (32 channels, as in DDAD-S)."""
+    torch.manual_seed(0)
+    unet = UNet(32, 64, channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=(16,), heads=2).eval()
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(3, 3, 32, 32), torch.tensor([0, 400, 999])
+    alone = torch.cat([unet(x[i : i + 1], t[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(unet(x, t), alone, rtol=1e-5, atol=1e-5)
+    assert (unet(x[:1], t[:1]) - unet(x[:1], t[1:2])).abs().max() > 1e-3
+
+
+def test_its_architecture_rebuilds_it():
+    unet = UNet(32, 8, channel_multipliers=(0.5, 2), blocks_per_level=1, attention_sizes=(16,), heads=2, dropout=0.1, in_channels=1)
+    again = UNet(**unet.architecture)
+    assert again.architecture == unet.architecture
+    again.load_state_dict(unet.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"image_size": 100}, "image_size is 100"),
+        ({"image_size": 16}, "image_size is 16"),
+        ({"image_size": 1024}, "image_size is 1024"),
+        ({"image_size": 64, "heads": 3}, "heads is 3"),
+        ({"image_size": 64, "base_channels": 33}, "base_channels is 33"),
+    ],
+)
+def test_impossible_shapes_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        UNet(**{"base_channels": 32, "heads": 2} | arguments)
+
+
+def test_multipliers_between_published_sizes_are_those_of_the_smaller():
+    assert published_multipliers(320) == published_multipliers(256) == (1, 1, 2, 2, 4, 4)
