@@ -2,48 +2,72 @@
 
     <checkpoint_dir>/<category>/2000        UNet after epoch 2000 (2000.zip is the same file)
     <checkpoint_dir>/<category>/feat3       feature extractor after adaptation epoch 3; feat0 is the untouched one
+    <checkpoint_dir>/<category>/calibration.json
 
 A released file is a state dict whose names may stand behind `module.`. Ours is a dict with `format`, `network`, `weights` and more.
 Files are read by torch's weights_only loader, which runs no code, and written under a temporary name, then renamed.
 """
 
-import contextlib
+import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
+from calibration import Calibration
 from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, cached_weights, load_trunk, read_state
 from unet import UNet
 
 FORMAT = "ddad-1"
 FEATURES_PREFIX = "feat"
+CALIBRATION = "calibration.json"
 AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
 TEMPORARY_SUFFIX = ".part"
 WITHOUT_WEIGHTS = {"dropout"}  # parts of the architecture that do not change what a state dict holds
 
 
-def save(path: str | Path, state: dict[str, Any]) -> None:
-    """Write `state` whole or not at all. Raises OSError, the earlier file untouched."""
-    path = Path(path)
+def ensure_writable(folder: Path) -> None:
+    """Make the folder, and raise OSError now rather than after hours of work where nothing can be written to it."""
+    probe = folder / f".writable{TEMPORARY_SUFFIX}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"can't write to {folder}: {error.strerror}; change model.checkpoint_dir, or set model.save_model=False") from error
+
+
+@contextmanager
+def whole_file(path: Path, remedy: str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file that appears under its name only when it is complete. Raises OSError with `remedy`, an earlier file untouched."""
     temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(state, file)
+        with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk may be full"
-        raise OSError(f"can't write {path}: {reason}; free some space or change model.checkpoint_dir") from error
+        raise OSError(f"can't write {path}: {reason}; free some space or {remedy}") from error
     finally:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def save(path: str | Path, state: dict[str, Any]) -> None:
+    """Write `state` whole or not at all."""
+    with whole_file(Path(path), "change model.checkpoint_dir") as file:
+        torch.save(state, file)
 
 
 def save_unet(path: str | Path, unet: UNet, *, average: nn.Module | None = None, **notes: Any) -> None:
@@ -54,6 +78,22 @@ def save_unet(path: str | Path, unet: UNet, *, average: nn.Module | None = None,
 
 def save_features(path: str | Path, extractor: FeatureExtractor, **notes: Any) -> None:
     save(path, {"format": FORMAT, "network": "features", "extractor": extractor.name, "weights": extractor.network.state_dict(), **notes})
+
+
+def save_calibration(folder: Path, calibration: Calibration) -> None:
+    with whole_file(folder / CALIBRATION, "change model.checkpoint_dir", "w") as file:
+        json.dump(asdict(calibration), file, indent=2)
+
+
+def load_calibration(folder: Path) -> Calibration | None:
+    """The category's calibration, if it has one. Raises ValueError where the file is damaged."""
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        return Calibration(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged; remove it, and detection measures it again") from error
 
 
 def load_unet(path: str | Path, unet: UNet) -> None:

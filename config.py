@@ -110,6 +110,12 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class ScoreSettings:
+    protocol: str = key("per_image", one_of=("per_image", "published"))
+    normal_pictures: int = key(32, least=1)
+
+
+@dataclass(frozen=True)
 class MetricsSettings:
     auroc: bool = key(True)
     pro: bool = key(True)
@@ -122,8 +128,9 @@ class MetricsSettings:
 class Settings:
     data: DataSettings
     model: ModelSettings
-    metrics: MetricsSettings
     training: TrainingSettings
+    score: ScoreSettings
+    metrics: MetricsSettings
 
     def unet_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `UNet`."""
@@ -249,7 +256,7 @@ def converted(path: str, kind: Any, value: Any, words: Iterable[str] = ()) -> An
     if kind is bool and isinstance(value, bool):
         return value
     if kind in (str, Path) and isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
-        return kind(str(value))
+        return Path(str(value)).expanduser() if kind is Path else str(value)
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", Path: "a path"}[kind]
     raise ValueError(f"{path} is {value!r}; it should be {' or '.join([wanted, *words])}")
 
@@ -307,6 +314,8 @@ def check_together(settings: Settings) -> None:
         raise ValueError(f"data.category is {data.category!r} and model.exp_name {model.exp_name!r}; they name folders and can't leave them")
     if data.input_channel == 2:
         raise ValueError("data.input_channel is 2; it should be 1 (grey) or 3 (colour)")
+    if round(settings.metrics.centre_crop * data.image_size) < 1:
+        raise ValueError(f"metrics.centre_crop is {settings.metrics.centre_crop}, which leaves none of {data.image_size} pixels; raise it (1: all)")
     if model.beta_start > model.beta_end:
         raise ValueError(f"model.beta_start is {model.beta_start}, above model.beta_end {model.beta_end}; noise grows from start to end")
     for steps, skip in (("test_trajectoy_steps", "skip"), ("test_trajectoy_steps_DA", "skip_DA")):

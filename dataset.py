@@ -5,6 +5,7 @@
 <data_dir>/<category>/ground_truth/<defect>/<stem>_mask.*  (or <stem>.*)
 """
 
+import copy
 import difflib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,12 @@ class ImageFolder:
             mask = read_mask(sample.mask, picture.size, sample.picture, self.image_size)
         resized = resize(picture, self.image_size)
         return Item(to_unit_range(resized), mask, sample.kind != NORMAL, sample.picture.relative_to(self.category_dir).as_posix())
+
+    def thinned(self, count: int) -> "ImageFolder":
+        """At most `count` of the pictures, evenly spaced."""
+        fewer = copy.copy(self)
+        fewer.samples = [self.samples[index * len(self) // count] for index in range(count)] if count < len(self) else self.samples
+        return fewer
 
     def batches(self, size: int, workers: int) -> Iterator[list[Item]]:
         """Items in order, `size` at a time, decoded by `workers` threads one batch ahead."""

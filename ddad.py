@@ -13,6 +13,7 @@
 | t, s        | steps          | the present step and the next, earlier one (−1: no noise)    |
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 
@@ -94,6 +95,18 @@ def reconstruct(
 def gaussian_draws(shape: torch.Size, generator: torch.Generator) -> Callable[[], Tensor]:
     """draw() for `reconstruct`: standard normal tensors of `shape` from one stream, on the generator's device."""
     return lambda: torch.randn(shape, generator=generator, device=generator.device)
+
+
+def picture_draws(pictures: Tensor, seed: int) -> Callable[[], Tensor]:
+    """draw() for `reconstruct`: each picture (of a batch (B, C, H, W) in [−1, 1]) has a stream of its own, which follows from `seed` and
+    its content alone, so that its noise is the same in any batch, under any name and on any device."""
+    generators = [torch.Generator().manual_seed(content_seed(picture, seed)) for picture in pictures]
+    return lambda: torch.stack([torch.randn(pictures.shape[1:], generator=generator) for generator in generators]).to(pictures.device)
+
+
+def content_seed(picture: Tensor, seed: int) -> int:
+    content = ((picture + 1) * 127.5).round().byte().cpu().contiguous().numpy().tobytes()
+    return int.from_bytes(hashlib.sha256(f"{seed} {tuple(picture.shape)} ".encode() + content).digest()[:7], "big")
 
 
 def strides(start: int, skip: int) -> list[tuple[int, int]]:

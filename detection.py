@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
+import calibration
 import checkpoint
 import metrics
 import report
 import runtime
 from anomaly_map import combine, feature_distance, pixel_distance, smooth
+from calibration import Calibration
 from config import Settings
-from dataset import ImageFolder, masks_or_empty
-from ddad import NoiseSchedule, gaussian_draws, reconstruct
+from dataset import ImageFolder, Item, masks_or_empty
+from ddad import NoiseSchedule, gaussian_draws, picture_draws, reconstruct
 from runtime import Progress
 
 
@@ -35,6 +37,7 @@ class Detector:
     skip: int
     eta: float
     blur_sigma: float
+    balance: float | None = None
 
     def reconstruct(self, pictures: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """The pictures (B, C, H, W) as they would be without defects: started from and pulled towards themselves."""
@@ -47,8 +50,8 @@ class Detector:
         return d_feature, pixel_distance(reconstructions, pictures)
 
     def anomaly_map(self, d_feature: Tensor, d_pixel: Tensor) -> Tensor:
-        """(B, 1, H, W); D_f and D_p balanced by their maxima over the batch, as published."""
-        return smooth(combine(d_feature, d_pixel, self.v), self.blur_sigma)
+        """(B, 1, H, W); without a `balance` of D_f and D_p their maxima over the batch decide, as published."""
+        return smooth(combine(d_feature, d_pixel, self.v, self.balance), self.blur_sigma)
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def run(settings: Settings, output: Path | None = None) -> None:
         blur_sigma=model.blur_sigma,
     )
     began = time.monotonic()
+    if settings.score.protocol == "per_image":
+        detector = replace(detector, balance=calibrated_balance(detector, settings, folder, device))
     results, panels = detect(detector, pictures, settings, device)
     writer.scores(results.paths, results.labels, results.scores)
     figures = evaluate(results, settings)
@@ -116,39 +121,94 @@ def run(settings: Settings, output: Path | None = None) -> None:
     print(f"results in {output}: {', '.join(writer.written)}", flush=True)
 
 
-def detect(detector: Detector, pictures: ImageFolder, settings: Settings, device: torch.device) -> tuple[Results, list[report.Panel]]:
-    """Anomaly maps and scores of all pictures, batch by batch; one stream of noise for all, as published."""
-    generator = torch.Generator(device).manual_seed(settings.model.seed)
+@dataclass(frozen=True)
+class Mapped:
+    """A batch of items on its way: pictures and reconstructions (B, C, S, S), D_f and D_p (B, 1, S, S)."""
+
+    items: list[Item]
+    pictures: Tensor
+    reconstructions: Tensor
+    d_feature: Tensor
+    d_pixel: Tensor
+
+
+def mapped_batches(detector: Detector, folder: ImageFolder, settings: Settings, device: torch.device) -> Iterator[Mapped]:
+    """Distances of all pictures, batch by batch. The noise follows from each picture, or (published) is one stream for all."""
+    stream = torch.Generator(device).manual_seed(settings.model.seed)
+    for items in folder.batches(settings.data.test_batch_size, settings.model.num_workers):
+        pictures = torch.stack([item.picture for item in items]).to(device)
+        published = settings.score.protocol == "published"
+        draw = gaussian_draws(pictures.shape, stream) if published else picture_draws(pictures, settings.model.seed)
+        reconstructions = detector.reconstruct(pictures, draw)
+        yield Mapped(items, pictures, reconstructions, *detector.distances(pictures, reconstructions))
+
+
+def calibrated_balance(detector: Detector, settings: Settings, folder: Path, device: torch.device) -> float:
+    """The balance kept in the category's checkpoint folder, if it is of these networks and settings; else measured on train/good and kept."""
+    data, model, count = settings.data, settings.model, settings.score.normal_pictures
+    matters = {name: getattr(detector, name) for name in ("w", "start", "skip", "eta", "blur_sigma")}
+    matters |= {"image_size": data.image_size, "seed": model.seed, "normal_pictures": count}
+    matters |= {"schedule": [model.trajectory_steps, model.beta_start, model.beta_end]}
+    fingerprint = calibration.fingerprint([detector.unet, detector.extractor], matters)
+    kept = checkpoint.load_calibration(folder)
+    if kept is not None and kept.fingerprint == fingerprint:
+        print(f"balance of D_f and D_p: {kept.balance:.4g}, from {folder / checkpoint.CALIBRATION}", flush=True)
+        return kept.balance
+    normal = ImageFolder(data.data_dir / data.category, "train", data.image_size, data.input_channel).thinned(count)
+    top_feature: list[Tensor] = []
+    top_pixel: list[Tensor] = []
+
+    def steps() -> Iterator[Progress]:
+        for batch in mapped_batches(detector, normal, settings, device):
+            top_feature.append(smooth(batch.d_feature, detector.blur_sigma).amax(dim=(1, 2, 3)).cpu())
+            top_pixel.append(smooth(batch.d_pixel, detector.blur_sigma).amax(dim=(1, 2, 3)).cpu())
+            yield Progress(sum(len(tops) for tops in top_pixel))
+
+    for _ in runtime.follow(steps(), len(normal), "calibrating", "picture"):
+        pass
+    balance = calibration.normal_balance(torch.cat(top_feature), torch.cat(top_pixel))
+    try:
+        checkpoint.save_calibration(folder, Calibration(balance, len(normal), fingerprint))
+    except OSError as error:
+        print(f"the balance is not kept: {error}")
+    print(f"balance of D_f and D_p: {balance:.4g}, measured on {len(normal)} pictures of train/good", flush=True)
+    return balance
+
+
+def detect(detector: Detector, folder: ImageFolder, settings: Settings, device: torch.device) -> tuple[Results, list[report.Panel]]:
+    """Anomaly maps and scores of all pictures."""
     size = round(settings.metrics.centre_crop * settings.data.image_size)
-    paths: list[str] = []
-    labels: list[bool] = []
-    maps, masks = [], []
+    items: list[Item] = []
+    maps: list[NDArray[np.float32]] = []
     panels: list[report.Panel] = []
 
     def steps() -> Iterator[Progress]:
-        for items in pictures.batches(settings.data.test_batch_size, settings.model.num_workers):
-            batch = torch.stack([item.picture for item in items]).to(device)
-            reconstructions = detector.reconstruct(batch, gaussian_draws(batch.shape, generator))
-            d_feature, d_pixel = detector.distances(batch, reconstructions)
-            anomaly = detector.anomaly_map(d_feature, d_pixel)
-            paths.extend(item.path for item in items)
-            labels.extend(item.label for item in items)
+        for batch in mapped_batches(detector, folder, settings, device):
+            anomaly = detector.anomaly_map(batch.d_feature, batch.d_pixel)
             maps.append(center_crop(anomaly, [size, size]).squeeze(1).cpu().numpy())
-            if settings.data.mask:
-                whole = masks_or_empty(items, settings.data.image_size)
-                masks.append(center_crop(torch.from_numpy(whole), [size, size]).numpy())
             if settings.metrics.visualisation:
-                stack = torch.cat([d_pixel, d_feature, anomaly], dim=1).half().cpu().numpy()
-                panels.extend(
-                    report.Panel(item.path, report.as_pixels(x), report.as_pixels(x_0), d_p, d_f, a, item.mask)
-                    for item, x, x_0, (d_p, d_f, a) in zip(items, batch.cpu(), reconstructions.cpu(), stack, strict=True)
-                )
-            yield Progress(len(paths))
+                panels.extend(panels_of(batch, anomaly))
+            items.extend(item._replace(picture=item.picture[:0]) for item in batch.items)  # pictures would fill the memory
+            yield Progress(len(items))
 
-    for _ in runtime.follow(steps(), len(pictures), "detecting", "picture"):
+    for _ in runtime.follow(steps(), len(folder), "detecting", "picture"):
         pass
     stacked = np.concatenate(maps)
-    return Results(paths, np.array(labels), stacked.max(axis=(1, 2)), stacked, np.concatenate(masks) if masks else None), panels
+    if not np.isfinite(stacked).all():
+        raise ValueError(f"the anomaly maps are not finite; lower model.w, {detector.w}, or model.v, {detector.v}, or train again")
+    masks = None
+    if settings.data.mask:
+        masks = center_crop(torch.from_numpy(masks_or_empty(items, settings.data.image_size)), [size, size]).numpy()
+    labels = np.array([item.label for item in items])
+    return Results([item.path for item in items], labels, stacked.max(axis=(1, 2)), stacked, masks), panels
+
+
+def panels_of(batch: Mapped, anomaly: Tensor) -> Iterator[report.Panel]:
+    maps = torch.cat([batch.d_pixel, batch.d_feature, anomaly], dim=1).half().cpu().numpy()
+    for item, picture, reconstruction, (d_pixel, d_feature, a) in zip(
+        batch.items, batch.pictures.cpu(), batch.reconstructions.cpu(), maps, strict=True
+    ):
+        yield report.Panel(item.path, report.as_pixels(picture), report.as_pixels(reconstruction), d_pixel, d_feature, a, item.mask)
 
 
 def evaluate(results: Results, settings: Settings) -> dict[str, float]:

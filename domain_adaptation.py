@@ -51,6 +51,8 @@ def run(settings: Settings) -> None:
         count = len(pictures)
         raise ValueError(f"data.DA_batch_size is {data.DA_batch_size}, but train/good holds {count} pictures; set data.DA_batch_size={count} or less")
     weights = checkpoint.find(folder, model.load_chp)
+    if model.save_model:
+        checkpoint.ensure_writable(folder)
     unet = checkpoint.restore_unet(weights, settings.unet_arguments())
     tuned, origin = checkpoint.restore_features(folder, 0, model.feature_extractor, model.backbone_weights)
     steps = model.DA_epochs * (len(pictures) // data.DA_batch_size)

@@ -13,6 +13,7 @@ import logging
 import pickle
 import struct
 import sys
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, cast
@@ -175,7 +176,9 @@ def load_trunk(network: nn.Module, state: dict[str, Tensor], name: str, source: 
 
 def read_state(path: str | Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # the error below says what to do about it
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"no weights at {path}; check model.backbone_weights") from None
     except OSError as error:

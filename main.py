@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import os
 import re
 import sys
@@ -55,7 +56,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Flags and settings in any order: a bare stage flag does not swallow the setting behind it."""
     parser = build_parser()
     spelt = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="--"):
         bare = argument.removeprefix("--") in STAGES and argument.startswith("--")
         spelt.append(f"{argument}=True" if bare and (following.startswith("-") or "=" in following) else argument)
     options, rest = parser.parse_known_intermixed_args(spelt)
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 an error (one line says which), 130 stopped by Ctrl-C."""
+    """Exit code: 0 done, 2 an error (one line says which), 130 stopped by Ctrl-C, 141 stopped as nobody reads what it prints (head)."""
     show_traceback = False
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141
     except (ValueError, OSError) as error:
         if show_traceback:
             raise

@@ -27,15 +27,18 @@ Mask = NDArray[np.bool_]
 
 
 def ensure_sample(data_dir: Path, seed: int) -> None:
-    """Make the sample set in `data_dir`, unless it holds the one of this seed. Raises ValueError where it holds something else."""
+    """Make the sample set in `data_dir`, unless it holds the one of this seed; one that was not finished, or of another seed, is replaced.
+
+    Raises ValueError where the folder holds something else, OSError where it can't be written.
+    """
     note = {"made by": MAKER, "version": VERSION, "seed": seed}
-    if found_note(data_dir) == note:
+    if maker_note(data_dir) == note:
         return
     count = TRAINING_PICTURES + NORMAL_PICTURES + len(DEFECTS) * PICTURES_PER_DEFECT
     print(f"making the sample set in {data_dir} (seed {seed}): {', '.join(TEXTURES)}, {count} pictures each", flush=True)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        (data_dir / NOTE).write_text(json.dumps({"made by": MAKER}), encoding="utf-8")  # a set that is stopped on the way is made again
+        (data_dir / NOTE).write_text(json.dumps({"made by": MAKER}), encoding="utf-8")  # ours, but not finished
         for index, texture in enumerate(TEXTURES):
             shutil.rmtree(data_dir / texture, ignore_errors=True)
             make_category(data_dir / texture, texture, np.random.default_rng([seed, index]))
@@ -44,18 +47,19 @@ def ensure_sample(data_dir: Path, seed: int) -> None:
         raise OSError(f"can't make the sample set in {data_dir}: {error.strerror}; free some space or change data.data_dir") from error
 
 
-def found_note(data_dir: Path) -> dict[str, object] | None:
-    """What the sample set in `data_dir` says of itself; None where there is nothing yet."""
+def maker_note(data_dir: Path) -> dict[str, object]:
+    """What the sample set in `data_dir` says of itself; nothing where there is no folder, or an empty one."""
     if not data_dir.exists() or (data_dir.is_dir() and not any(data_dir.iterdir())):
-        return None
-    if not (data_dir / NOTE).is_file():
+        return {}
+    path = data_dir / NOTE
+    if not path.is_file():
         raise ValueError(f"data.data_dir is {data_dir}, which holds other files; name a new folder for the sample set, or change data.name")
     try:
-        note = json.loads((data_dir / NOTE).read_text(encoding="utf-8"))
+        note = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         note = None
     if not isinstance(note, dict) or note.get("made by") != MAKER:
-        raise ValueError(f"{data_dir / NOTE} is not the sample set's; remove {data_dir}, or name a new folder with data.data_dir")
+        raise ValueError(f"{path} is damaged or another program's; name a new folder with data.data_dir")
     return note
 
 
@@ -85,12 +89,12 @@ def save(path: Path, picture: Grey) -> None:
 
 
 def scratch(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """A straight, nearly white or black stroke of 2 to 4 pixels."""
+    """A straight stroke of 3 or 4 pixels."""
     angle, length = rng.uniform(0, np.pi), rng.uniform(0.4, 0.7) * CROP
     middle = rng.uniform(0.35, 0.65, 2) * CROP
     reach = length / 2 * np.array([np.cos(angle), np.sin(angle)])
-    mask = stroke([middle - reach, middle + reach], width=int(rng.integers(2, 5)))
-    return painted(picture, mask, tone=rng.choice([0.02, 0.98]), opacity=0.85), mask
+    mask = stroke([middle - reach, middle + reach], width=int(rng.integers(3, 5)))
+    return painted(picture, mask, opacity=0.9), mask
 
 
 def bent_line(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
@@ -101,17 +105,17 @@ def bent_line(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Gre
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     points = np.stack([along * rng.uniform(0.2, 0.35) * CROP, bend], axis=1) @ turn.T + middle
     mask = stroke(points, width=int(rng.integers(3, 6)))
-    return painted(picture, mask, tone=rng.choice([0.05, 0.95]), opacity=0.9), mask
+    return painted(picture, mask, opacity=0.9), mask
 
 
 def stain(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """A dark or bright blot with a frayed edge, through which the texture shows."""
+    """A blot with a frayed edge, through which the texture shows."""
     middle, radius = rng.uniform(0.3, 0.7, 2) * CROP, rng.uniform(0.10, 0.18) * CROP
     rows, columns = np.mgrid[:CROP, :CROP]
     distance = np.hypot(rows - middle[0], columns - middle[1]) / radius
     fray = gaussian(rng.standard_normal(picture.shape), CROP / 24)
     mask = distance + 0.3 * fray / fray.std() < 1
-    return painted(picture, mask, tone=rng.choice([0.0, 1.0]), opacity=rng.uniform(0.6, 0.8)), mask
+    return painted(picture, mask, opacity=rng.uniform(0.6, 0.8)), mask
 
 
 def foreign_patch(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
@@ -125,7 +129,10 @@ def foreign_patch(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple
     return np.where(mask, piece, picture).astype(np.float32), mask
 
 
-def painted(picture: Grey, mask: Mask, tone: float, opacity: float) -> Grey:
+def painted(picture: Grey, mask: Mask, opacity: float) -> Grey:
+    """Black or white, whichever is further from the greys that the surface shows, laid over what the mask marks."""
+    darkest, brightest = np.percentile(picture, [1, 99])
+    tone = 0.0 if darkest > 1 - brightest else 1.0
     return np.where(mask, (1 - opacity) * picture + opacity * tone, picture).astype(np.float32)
 
 

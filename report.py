@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from checkpoint import whole_file
+
+REMEDY = "choose another folder with --output"
 PANEL_SIZE = 256  # pixels
 CAPTION_HEIGHT = 24
 GAP = 6
@@ -80,31 +83,14 @@ class Writer:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[IO[str]]:
-        with whole_file(self.folder / name, "w") as file:
+        with whole_file(self.folder / name, REMEDY, "w") as file:
             yield file
         self.written.append(name)
 
     @contextmanager
     def _binary(self, name: str) -> Iterator[IO[bytes]]:
-        with whole_file(self.folder / name, "wb") as file:
+        with whole_file(self.folder / name, REMEDY) as file:
             yield file
-
-
-@contextmanager
-def whole_file(path: Path, mode: str) -> Iterator[IO]:
-    """A file that appears under its name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-        with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
-            yield file
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(f"can't write {path}: {error.strerror or error}; free some space or choose another folder with --output") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def figure_name(path: str) -> str:

@@ -40,7 +40,7 @@ def choose_device(wanted: str) -> torch.device:
 
 def announce(stage: str, device: torch.device, settings: Mapping[str, Mapping[str, object]], places: Mapping[str, object]) -> None:
     """Say what a stage is about to do: settings by section, the device, where it reads and where it writes."""
-    print(f"\n{stage} on {device_name(device)}")
+    print(f"{stage} on {device_name(device)}")
     for section, values in settings.items():
         print(f"  {section + ':':12}{'  '.join(f'{name}={value}' for name, value in values.items())}")
     for label, place in places.items():

@@ -31,6 +31,8 @@ def run(settings: Settings) -> None:
     folder = Path(model.checkpoint_dir) / data.category
     pictures = ImageFolder(data.data_dir / data.category, "train", data.image_size, data.input_channel)
     steps = model.epochs * steps_per_epoch(len(pictures), data.batch_size)
+    if model.save_model:
+        checkpoint.ensure_writable(folder)
     unet = UNet(**settings.unet_arguments())
     weights = sum(parameter.numel() for parameter in unet.parameters())
     runtime.announce(
@@ -60,6 +62,8 @@ def run(settings: Settings) -> None:
     losses: list[Tensor] = []
     for progress in runtime.follow(loop, steps, "training"):
         losses = [*losses[-99:], progress.loss] if progress.loss is not None else losses
+        if progress.epoch_ends and not torch.isfinite(losses[-1]):
+            raise ValueError(f"the loss is {losses[-1]} after epoch {progress.epoch}; lower model.learning_rate, {model.learning_rate}")
         if progress.epoch_ends and model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.step == steps):
             saved = folder / str(progress.epoch)
             average_network = average.module if average is not None else None

@@ -55,7 +55,7 @@ class UNet(nn.Module):
         in_channels: int = 3,
     ):
         super().__init__()
-        multipliers = tuple(channel_multipliers) if channel_multipliers else published_multipliers(image_size)
+        multipliers = published_multipliers(image_size) if channel_multipliers is None else tuple(channel_multipliers)
         widths = [int(base_channels * multiplier) for multiplier in multipliers]
         check_shape(image_size, base_channels, widths, attention_sizes, heads)
         self.architecture = {
@@ -200,15 +200,18 @@ def zeroed(module: Module) -> Module:
 
 
 def check_shape(image_size: int, base_channels: int, widths: Sequence[int], attention_sizes: Sequence[int], heads: int) -> None:
+    if not widths:
+        raise ValueError("channel_multipliers is empty; it needs a number a level, such as [1, 2]")
     factor = 2 ** (len(widths) - 1)
     if image_size % factor:
-        lower = image_size // factor * factor
+        lower = max(image_size // factor, 1) * factor
         raise ValueError(
-            f"image_size is {image_size}, which {len(widths)} levels do not divide; "
-            f"take {max(lower, factor)} or {lower + factor}, or fewer channel_multipliers"
+            f"image_size is {image_size}, which {len(widths)} levels do not divide; take {lower} or {lower + factor}, or fewer channel_multipliers"
         )
     if base_channels < 2 or base_channels % 2:
         raise ValueError(f"base_channels is {base_channels}; the time embedding needs an even number")
+    if min(widths) < 1:
+        raise ValueError(f"channel_multipliers leave a level without channels (of base_channels, {base_channels}); raise one of them")
     attended = {width for level, width in enumerate(widths) if image_size >> level in attention_sizes} | {widths[-1]}
     for width in sorted(attended):
         if width % heads:

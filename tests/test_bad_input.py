@@ -1,9 +1,12 @@
 """What a user can get wrong: each mistake costs one line that names the thing, its value and the remedy, and exit code 2."""
 
+import errno
 import functools
 import os
 import pickle
 import shutil
+import signal
+import subprocess
 import urllib.error
 import zipfile
 from collections.abc import Callable
@@ -19,9 +22,21 @@ from conftest import PICTURE_SIZE, write_picture
 import checkpoint
 import config
 import feature_extractor
+import main
+import preparation
 from unet import UNet
 
+pytestmark = pytest.mark.filterwarnings("error")  # a warning would stand above the one line
+
 TRAIN, ADAPT, DETECT = ("--train",), ("--domain_adaptation",), ("--detection",)
+FEW_STEPS = (  # one to an epoch
+    "data.batch_size=8",
+    "data.DA_batch_size=8",
+    "data.image_size=16",
+    "model.attention_sizes=[8]",
+    "model.skip=100",
+    "model.skip_DA=100",
+)
 CRACK = "test/crack/001.png"
 CRACK_MASK = "ground_truth/crack/001_mask.png"
 
@@ -42,9 +57,22 @@ class Scene:
     def architecture(self, **changes) -> dict:
         return config.load(self.config).unet_arguments() | changes
 
+    def place(self, text: str) -> str:
+        return text.replace("{tmp}", str(self.tmp))
+
     def outputs(self) -> dict[Path, bytes]:
-        """Content of every checkpoint and result."""
-        return {path: path.read_bytes() for folder in ("checkpoints", "results") for path in (self.tmp / folder).rglob("*") if path.is_file()}
+        """Content of every checkpoint and result; a calibration is whole, whatever happens after it."""
+        files = (path for folder in ("checkpoints", "results") for path in (self.tmp / folder).rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in files if path.name != checkpoint.CALIBRATION}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two wait for each other where the machine is busy, for seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -61,6 +89,7 @@ class Case:
     arguments: tuple[str, ...]
     fragments: tuple[str, ...]
     prepare: Callable[[Scene], object] = lambda scene: None
+    config: str = "{tmp}/tiny.yaml"
 
 
 # Ways to spoil a scene
@@ -248,7 +277,7 @@ CASES = (
     ),
     Case("sample set over a file", (*TRAIN, "data.name=sample", "data.data_dir={tmp}/taken"), ("{tmp}/taken", "new folder"), file_in_the_way),
     Case("sample set under a file", (*TRAIN, "data.name=sample", "data.data_dir={tmp}/taken/s"), ("{tmp}/taken/s", "data.data_dir"), file_in_the_way),
-    Case("sample note broken", (*TRAIN, "data.name=sample", "data.data_dir={tmp}/sample"), ("sample/sample.json", "remove"), broken_sample_note),
+    Case("sample note broken", (*TRAIN, "data.name=sample", "data.data_dir={tmp}/sample"), ("sample/sample.json", "new folder"), broken_sample_note),
     Case("batch above the training set", (*TRAIN, "data.batch_size=9"), ("data.batch_size is 9", "8 pictures", "data.batch_size=8 or less")),
     Case("DA batch above the training set", (*ADAPT, "data.DA_batch_size=9"), ("data.DA_batch_size is 9", "8 pictures", "data.DA_batch_size=8")),
     # Flags
@@ -293,14 +322,18 @@ CASES = (
     Case("two channels", (*TRAIN, "data.input_channel=2"), ("data.input_channel is 2", "1 (grey) or 3 (colour)")),
     Case("size that levels do not divide", (*TRAIN, "data.image_size=33"), ("image_size is 33", "take 32 or 34")),
     Case("size above the published", (*TRAIN, "model.channel_multipliers=null", "data.image_size=1024"), ("image_size is 1024", "32 to 512")),
+    Case("size below the levels'", (*TRAIN, "data.image_size=9", "model.channel_multipliers=[1, 1, 1, 1, 1]"), ("image_size is 9", "take 16 or 32")),
+    Case("no channels", (*TRAIN, "model.channel_multipliers=[1, 0.1]"), ("channel_multipliers", "base_channels, 8", "raise one")),
+    Case("nothing in the centre", (*DETECT, "metrics.centre_crop=0.001"), ("metrics.centre_crop is 0.001", "32 pixels", "raise it")),
     Case("heads that do not divide", (*TRAIN, "model.heads=3"), ("heads is 3", "16 channels", "change heads")),
     Case("odd base_channels", (*TRAIN, "model.base_channels=7"), ("base_channels is 7", "even number")),
     Case("a network beyond memory", (*TRAIN, "model.base_channels=2000000"), ("memory", "lower", "model.base_channels")),
     Case("nonsense device", (*TRAIN, "model.device=gpu"), ("model.device is 'gpu'", "auto, cuda, mps or cpu")),
     Case("nothing published", (*DETECT, "model.w=auto"), ("category 'nut'", "give model.w a value in place of auto")),
     # The configuration file
-    Case("no file", (*TRAIN, "--config", "{tmp}/none.yaml"), ("no configuration at {tmp}/none.yaml", "--config")),
-    Case("a folder", (*TRAIN, "--config", "{tmp}"), ("{tmp}", "folder", "--config")),
+    Case("no file", TRAIN, ("no configuration at {tmp}/none.yaml", "--config"), config="{tmp}/none.yaml"),
+    Case("a folder", TRAIN, ("can't read {tmp}", "directory", "--config takes a YAML file"), config="{tmp}"),
+    Case("under a file", TRAIN, ("can't read {tmp}/tiny.yaml/x", "Not a directory", "--config"), config="{tmp}/tiny.yaml/x"),
     Case("not YAML", TRAIN, ("tiny.yaml", "not YAML", "line 2"), use(config_holds, "data: {\nmodel: [}\n")),
     Case("a tab for a space", TRAIN, ("tiny.yaml", "not YAML", "line 2"), use(config_holds, "data:\n\tname: x\n")),
     Case("empty", TRAIN, ("tiny.yaml", "holds no sections", "it needs data, model"), use(config_holds, "")),
@@ -380,9 +413,17 @@ CASES = (
     ),
     # Places that cannot be written
     Case(
-        "checkpoint_dir under a file", (*TRAIN, "model.checkpoint_dir={tmp}/taken/c"), ("{tmp}/taken/c/nut", "model.checkpoint_dir"), file_in_the_way
+        "checkpoint_dir under a file",
+        (*TRAIN, *FEW_STEPS, "model.checkpoint_dir={tmp}/taken/c"),
+        ("{tmp}/taken/c/nut", "model.checkpoint_dir"),
+        file_in_the_way,
     ),
-    Case("checkpoint_dir is a file", (*TRAIN, "model.checkpoint_dir={tmp}/taken"), ("{tmp}/taken/nut", "model.checkpoint_dir"), file_in_the_way),
+    Case(
+        "checkpoint_dir is a file",
+        (*TRAIN, *FEW_STEPS, "model.checkpoint_dir={tmp}/taken"),
+        ("{tmp}/taken/nut", "model.checkpoint_dir"),
+        file_in_the_way,
+    ),
     Case(
         "features under a file",
         (*ADAPT, "model.checkpoint_dir={tmp}/taken"),
@@ -396,15 +437,120 @@ CASES = (
 def test_mistake_costs_one_line(case, scene, run_main):
     case.prepare(scene)
     before = scene.outputs()
-    code, out, err = run_main(*(argument.replace("{tmp}", str(scene.tmp)) for argument in case.arguments))
+    code, out, err = run_main(*map(scene.place, case.arguments), config=Path(scene.place(case.config)))
     print(err, end="")
     assert code == 2
     assert_one_error_line(out, err)
     for fragment in case.fragments:
-        assert fragment.replace("{tmp}", str(scene.tmp)) in err
+        assert scene.place(fragment) in err
+    assert_nothing_half_written(scene, before)
+    assert not (scene.tmp / "owned").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["model.w=3"], ["--train", "False"]])
+def test_no_stage_shows_the_help(arguments, capsys):
+    assert main.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert err == "" and "usage:" in out and "--detection" in out
+
+
+def test_traceback_is_shown_on_request(run_main):
+    with pytest.raises(ValueError, match=r"model\.w is 'abc'"):
+        run_main("--train", "model.w=abc", "--traceback")
+
+
+@pytest.mark.parametrize("arguments", [TRAIN, ADAPT], ids=["training", "adapting"])
+def test_full_disk_leaves_the_earlier_weights(scene, run_main, arguments):
+    trained(scene, image_size=16, attention_sizes=(8,))
+    checkpoint.save_features(scene.weights / "feat0", feature_extractor.FeatureExtractor("efficientnet_lite0"), epoch=0)
+    before = scene.outputs()
+
+    def refuse(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    scene.monkeypatch.setattr(os, "fsync", refuse)
+    code, out, err = run_main(*arguments, *FEW_STEPS)
+    assert code == 2
+    assert_one_error_line(out, err)
+    name = "2" if arguments == TRAIN else "feat0"
+    assert f"can't write {scene.weights / name}: No space left" in err and "free some space or change model.checkpoint_dir" in err
+    assert_nothing_half_written(scene, before)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB, smaller than the tiny network."""
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_really_full_disk_while_weights_are_written(scene, run_main, small_disk):
+    code, out, err = run_main("--train", *FEW_STEPS, f"model.checkpoint_dir={small_disk}")
+    assert code == 2
+    assert_one_error_line(out, err)
+    assert f"can't write {small_disk}/nut/2" in err and "free some space" in err
+    assert not [path for path in small_disk.rglob("*") if path.is_file()]
+
+
+def test_really_full_disk_while_results_are_written(scene, run_main, small_disk):
+    trained(scene, image_size=16, attention_sizes=(8,))
+    code, out, err = run_main("--detection", *FEW_STEPS, "--output", str(small_disk))
+    assert code == 2
+    assert_one_error_line(out, err)
+    assert f"can't write {small_disk}/figures/crack/000.png: No space left" in err and "--output" in err
+    assert sorted(path.name for path in small_disk.rglob("*") if path.is_file()) == ["metrics.json", "scores.csv"]
+
+
+def test_place_that_even_root_cannot_write(scene, run_main):
+    if not Path("/proc/self").exists():
+        pytest.skip("no /proc here")
+    code, out, err = run_main("--train", *FEW_STEPS, "model.checkpoint_dir=/proc/ddad")
+    assert code == 2
+    assert_one_error_line(out, err)
+    assert "can't write to /proc/ddad/nut" in err and "model.checkpoint_dir" in err
+    trained(scene)
+    code, out, err = run_main("--detection", "--output", "/proc/ddad")
+    assert code == 2
+    assert_one_error_line(out, err)
+    assert "can't write results to /proc/ddad" in err and "--output" in err
+
+
+def test_ctrl_c_while_weights_are_written(scene, run_main):
+    trained(scene)
+    before = scene.outputs()
+    scene.monkeypatch.setattr(os, "fsync", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    code, out, err = run_main("--train", *FEW_STEPS)
+    assert (code, err) == (130, "stopped; files written so far are whole\n")
+    assert "Traceback" not in out
+    assert_nothing_half_written(scene, before)
+
+
+def test_ctrl_c_while_the_sample_set_is_made(scene, run_main):
+    """What was begun is made again; it does not count as other files."""
+    folder, save = scene.tmp / "sample", preparation.save
+    scene.monkeypatch.setattr(preparation, "TEXTURES", ("brick", "grass"))
+    scene.monkeypatch.setattr(preparation, "TRAINING_PICTURES", 2)
+
+    def stop(path, picture):
+        save(path, picture)
+        raise KeyboardInterrupt
+
+    scene.monkeypatch.setattr(preparation, "save", stop)
+    code, _, _ = run_main("--train", "data.name=sample", f"data.data_dir={folder}", "data.category=brick")
+    assert code == 130 and len(list(folder.rglob("*.png"))) == 1
+    scene.monkeypatch.setattr(preparation, "save", save)
+    preparation.ensure_sample(folder, seed=42)
+    assert len(list((folder / "brick" / "train" / "good").iterdir())) == 2
+
+
+def assert_nothing_half_written(scene: Scene, before: dict[Path, bytes]) -> None:
     assert scene.outputs() == before
     assert not list(scene.tmp.rglob("*.part"))
-    assert not (scene.tmp / "owned").exists()
 
 
 def assert_one_error_line(out: str, err: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_unet import PUBLISHED, published_unet
 
-from ddad import NoiseSchedule, noise_loss, reconstruct, strides
+from ddad import NoiseSchedule, noise_loss, picture_draws, reconstruct, strides
 
 SCHEDULE = NoiseSchedule()
 properties = settings(deadline=None, derandomize=True, max_examples=20)
@@ -113,3 +113,14 @@ def test_the_network_is_told_the_published_steps():
     zeros = torch.zeros(1, 3, 8, 8)
     reconstruct(unet, zeros, zeros, schedule=SCHEDULE, w=0, draw=lambda: zeros)
     assert told == [225, 200, 175, 150, 125, 100, 75, 50, 25, 0]
+
+
+def test_a_picture_has_the_same_noise_in_any_batch():
+    pictures = uniform(6, 3, 3, 8, 8)
+    together, alone, reversed_ = picture_draws(pictures, 1), picture_draws(pictures[1:2], 1), picture_draws(pictures.flip(0), 1)
+    for _ in range(3):
+        batch = together()
+        torch.testing.assert_close(alone(), batch[1:2], rtol=0, atol=0)
+        torch.testing.assert_close(reversed_().flip(0), batch, rtol=0, atol=0)
+        assert (batch[0] != batch[1]).any()
+    assert (picture_draws(pictures, 2)() != picture_draws(pictures, 1)()).any()

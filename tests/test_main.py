@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -33,7 +32,7 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
     code, out, err = run_main("--train", "--domain_adaptation", "--detection", "model.DA_chp=latest")
     assert code == 0, err
     checkpoints, results = tmp_path / "checkpoints" / "nut", tmp_path / "results"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "feat0", "feat1"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "calibration.json", "feat0", "feat1"]
     assert "efficientnet_lite0 from" in out and "feat1" in out
     table = rows(results)
     assert [(row["path"], row["label"]) for row in table] == [
@@ -82,7 +81,13 @@ def test_a_run_is_repeated_exactly(run_main, tmp_path):
 
 def test_training_learns(run_main, tmp_path):
     code, out, _ = run_main(
-        "--train", "model.epochs=60", "training.optimizer=adamw", "training.schedule=cosine", "training.warmup_steps=5", "training.ema=0.9"
+        "--train",
+        "model.epochs=60",
+        "model.learning_rate=2e-3",
+        "training.optimizer=adamw",
+        "training.schedule=cosine",
+        "training.warmup_steps=5",
+        "training.ema=0.9",
     )
     loss = float(re.search(r"loss ([\d.]+) \(last", out)[1])
     assert code == 0 and loss < 0.7 * 3 * 32 * 32  # a network that knows nothing has the loss C·H·W
@@ -150,14 +155,45 @@ def test_grey_input(run_main):
     assert code == 0, err
 
 
-def test_published_maps_depend_on_the_batch(run_main, tmp_path):
-    """Batch maxima and one stream of noise: the behaviour users compare with."""
+def scores_of(run_main, tmp_path, *arguments):
+    code, _, err = run_main("--detection", "metrics.visualisation=False", *arguments)
+    assert code == 0, err
+    return {row["path"]: float(row["score"]) for row in rows(tmp_path / "results")}
+
+
+def test_a_score_belongs_to_the_picture(run_main, tmp_path, category):
+    """Alone, in any batch, with any number of threads, among other files: the same score."""
     run_main("--train", "model.epochs=20")
-    scores = []
-    for size in (1, 6):
-        run_main("--detection", f"data.test_batch_size={size}", "metrics.visualisation=False")
-        scores.append(np.array([float(row["score"]) for row in rows(tmp_path / "results")]))
-    assert np.abs(scores[0] - scores[1]).max() > 1e-3
+    scores = scores_of(run_main, tmp_path, "data.test_batch_size=6")
+    spread = max(scores.values())
+    for arguments in (["data.test_batch_size=1"], ["data.test_batch_size=4", "model.num_workers=0"]):
+        assert scores_of(run_main, tmp_path, *arguments) == pytest.approx(scores, abs=1e-5 * spread)
+    (category / "test" / "crack" / "001.png").rename(category / "test" / "good" / "000 moved.png")
+    (category / "test" / "good" / "002.png").unlink()
+    others = scores_of(run_main, tmp_path)
+    assert others.pop("test/good/000 moved.png") == pytest.approx(scores["test/crack/001.png"], abs=1e-5 * spread)
+    assert others == pytest.approx({path: scores[path] for path in others}, abs=1e-5 * spread)
+
+
+def test_published_scores_depend_on_the_batch(run_main, tmp_path):
+    """Batch maxima and one stream of noise: the behaviour that users compare with."""
+    run_main("--train", "model.epochs=20")
+    alone, together = (scores_of(run_main, tmp_path, "score.protocol=published", f"data.test_batch_size={size}") for size in (1, 6))
+    assert max(abs(alone[path] - together[path]) for path in alone) > 1e-3
+
+
+def test_the_balance_is_measured_once_and_again_when_something_that_matters_changes(run_main, tmp_path):
+    run_main("--train")
+    assert "measured on 8 pictures of train/good" in run_main("--detection")[1]
+    out = run_main("--detection", "model.v=2", "data.test_batch_size=2")[1]
+    assert "calibration.json" in out and "measured on" not in out
+    assert "measured on 5 pictures" in run_main("--detection", "score.normal_pictures=5")[1]
+    assert "measured on 5 pictures" in run_main("--detection", "score.normal_pictures=5", "model.w=2")[1]
+    run_main("--train", "model.seed=7")
+    assert "measured on 8 pictures" in run_main("--detection")[1]
+    (tmp_path / "checkpoints" / "nut" / "calibration.json").write_text("{")
+    code, _, err = run_main("--detection")
+    assert code == 2 and "calibration.json is damaged; remove it" in err
 
 
 def test_help_answers_without_loading_torch():
@@ -187,3 +223,20 @@ def test_ctrl_c_ends_with_one_line_and_nothing_half_written(tiny_config, tmp_pat
     assert not list(folder.glob(".*"))
     for path in folder.iterdir():
         checkpoint.read_state(path)
+
+
+def test_weights_that_cannot_be_written_are_noticed_before_the_work(run_main, tmp_path):
+    (tmp_path / "taken").touch()
+    code, out, err = run_main("--train", f"model.checkpoint_dir={tmp_path / 'taken'}")
+    assert code == 2 and "can't write to" in err and "Training" not in out
+
+
+def test_a_loss_that_explodes_stops_the_run(run_main, tmp_path):
+    code, _, err = run_main("--train", "model.learning_rate=1e30", "model.epochs=20")
+    assert code == 2 and "lower model.learning_rate" in err and not list((tmp_path / "checkpoints" / "nut").iterdir())
+
+
+def test_maps_that_overflow_leave_no_results(run_main, tmp_path):
+    run_main("--train")
+    code, _, err = run_main("--detection", "model.w=1e300")
+    assert code == 2 and "lower model.w" in err and not list((tmp_path / "results").iterdir())

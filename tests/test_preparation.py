@@ -65,3 +65,15 @@ def test_a_set_of_another_seed_is_made_again_and_foreign_files_are_left_alone(tm
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="holds other files; name a new folder"):
         ensure_sample(tmp_path / "mine", seed=1)
+
+
+def test_a_set_that_was_not_finished_is_made_again(tmp_path, monkeypatch):
+    def killed(folder, texture, rng):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparation, "make_category", killed)
+        ensure_sample(tmp_path / "set", seed=1)
+    monkeypatch.setattr(preparation, "TRAINING_PICTURES", 2)
+    ensure_sample(tmp_path / "set", seed=1)
+    assert len(list((tmp_path / "set" / "grass" / "train" / "good").iterdir())) == 2

@@ -9,11 +9,12 @@ ROOT = Path(__file__).parents[1]
 METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics"}
 FILES = {"dataset", "checkpoint", "report"}
 ALLOWED: dict[str, set[str]] = {
-    **{room: set() for room in (*METHOD, "dataset", "report", "config", "runtime", "preparation")},
-    "checkpoint": {"unet", "feature_extractor"},  # it builds the networks that it loads
+    **{room: set() for room in (*METHOD, "dataset", "config", "runtime", "preparation", "calibration")},
+    "checkpoint": {"unet", "feature_extractor", "calibration"},  # it builds what it loads
+    "report": {"checkpoint"},  # for its way of writing files whole
     "train": METHOD | FILES | {"config", "runtime"},
     "domain_adaptation": METHOD | FILES | {"config", "runtime"},
-    "detection": METHOD | FILES | {"config", "runtime"},
+    "detection": METHOD | FILES | {"calibration", "config", "runtime"},
     "main": {"config", "train", "domain_adaptation", "detection", "preparation"},
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))

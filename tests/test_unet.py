@@ -87,6 +87,7 @@ def test_its_architecture_rebuilds_it():
         ({"image_size": 1024}, "image_size is 1024"),
         ({"image_size": 64, "heads": 3}, "heads is 3"),
         ({"image_size": 64, "base_channels": 33}, "base_channels is 33"),
+        ({"image_size": 64, "channel_multipliers": []}, "channel_multipliers is empty"),
     ],
 )
 def test_impossible_shapes_are_named(arguments, words):
