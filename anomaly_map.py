@@ -12,12 +12,12 @@ KERNEL_REACH = 4  # half-width of the Gaussian kernel, in sigmas: 33×33 for sig
 
 
 def pixel_distance(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """D_p: mean over the channels of |reconstruction − target|; (B, C, H, W) → (B, 1, H, W). Eq. 8."""
+    """D_p: mean over the channels of |reconstruction − target|; (B, C, H, W) → (B, 1, H, W)."""
     return (reconstruction - target).abs().mean(dim=1, keepdim=True)
 
 
 def feature_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor], size: int) -> Tensor:
-    """D_f: cosine distance of the patch features, summed over all layers but the first; → (B, 1, size, size). Eqs. 9 and 10.
+    """D_f: cosine distance of the patch features, summed over all layers but the first; → (B, 1, size, size).
 
     `features_a` and `features_b` are lists of feature maps (B, C_j, H_j, W_j), layer1 first; each layer adds 0 to 2.
     """
@@ -29,7 +29,7 @@ def feature_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor],
 
 
 def combine(d_feature: Tensor, d_pixel: Tensor, v: float, ratio: float | None = None) -> Tensor:
-    """A = D_f + v·ratio·D_p (Eq. 11). `ratio=None` takes max D_f / max D_p over the whole batch, as published."""
+    """A = D_f + v·ratio·D_p. `ratio=None` takes max D_f / max D_p over the whole batch, as published."""
     if ratio is None:
         return d_feature + v * (d_feature.max() / d_pixel.max().clamp_min(torch.finfo(d_pixel.dtype).tiny)) * d_pixel
     return d_feature + v * ratio * d_pixel

@@ -1,11 +1,12 @@
 """What normal pictures tell of a detector: the balance between D_f and D_p that stands in for the published batch maxima.
 
-Published maps weigh D_p by max D_f / max D_p over the test batch (Eq. 11), so that a picture's score depends on its neighbours.
+Published maps weigh D_p by max D_f / max D_p over the test batch, so that a picture's score depends on its neighbours.
 Here the weight is a property of the trained networks, measured once on normal pictures and kept beside the weights.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -29,10 +30,12 @@ def normal_balance(top_feature: Tensor, top_pixel: Tensor) -> float:
 
     With it, v = 1 lets both distances lift a normal picture's score alike. Raises ValueError where D_p is zero on all pictures.
     """
-    mean_pixel = top_pixel.double().mean().item()
-    if not mean_pixel > 0:
+    mean_feature, mean_pixel = top_feature.double().mean().item(), top_pixel.double().mean().item()
+    if not (math.isfinite(mean_feature) and math.isfinite(mean_pixel)):
+        raise ValueError("the distances on normal pictures are not finite; lower model.w, or train again")
+    if mean_pixel == 0:
         raise ValueError("the reconstructions equal the normal pictures in every pixel; lower model.w, or take a higher test_trajectory_steps")
-    return top_feature.double().mean().item() / mean_pixel
+    return mean_feature / mean_pixel
 
 
 def fingerprint(networks: Iterable[nn.Module], settings: Mapping[str, object]) -> str:

@@ -8,6 +8,7 @@ A released file is a state dict whose names may stand behind `module.`. Ours is 
 Files are read by torch's weights_only loader, which runs no code, and written under a temporary name, then renamed.
 """
 
+import errno
 import json
 import os
 import re
@@ -30,7 +31,7 @@ CALIBRATION = "calibration.json"
 AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
 TEMPORARY_SUFFIX = ".part"
-WITHOUT_WEIGHTS = {"dropout"}  # parts of the architecture that do not change what a state dict holds
+WITHOUT_WEIGHTS = {"dropout"}  # parts of the architecture that do not change what a trained network computes
 
 
 def ensure_writable(folder: Path) -> None:
@@ -48,7 +49,7 @@ def ensure_writable(folder: Path) -> None:
 def whole_file(path: Path, remedy: str, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that appears under its name only when it is complete. Raises OSError with `remedy`, an earlier file untouched."""
     temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "surrogateescape"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
@@ -56,9 +57,8 @@ def whole_file(path: Path, remedy: str, mode: str = "wb") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk may be full"
-        raise OSError(f"can't write {path}: {reason}; free some space or {remedy}") from error
+    except OSError as error:
+        raise OSError(f"can't write {path}: {error.strerror or error}; free some space or {remedy}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -67,7 +67,10 @@ def whole_file(path: Path, remedy: str, mode: str = "wb") -> Iterator[IO[Any]]:
 def save(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state` whole or not at all."""
     with whole_file(Path(path), "change model.checkpoint_dir") as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # what torch's writer makes of a full disk
+            raise OSError(errno.ENOSPC, "the disk may be full") from error
 
 
 def save_unet(path: str | Path, unet: UNet, *, average: nn.Module | None = None, **notes: Any) -> None:
@@ -114,10 +117,15 @@ def load_unet(path: str | Path, unet: UNet) -> None:
 
 def load_features(path: str | Path, extractor: FeatureExtractor) -> None:
     """Load a released `feat{n}` (a full ResNet state dict, layer4 and fc unused) or an own one. Raises ValueError as `load_unet`."""
-    content = read_state(path)
+    load_feature_state(path, read_state(path), extractor)
+
+
+def load_feature_state(path: str | Path, content: dict[str, Any], extractor: FeatureExtractor) -> None:
     if content.get("format") == FORMAT:
-        found = content.get("extractor", "a UNet")
-        if found != extractor.name:
+        if content["network"] != "features":
+            raise ValueError(f"{path} holds a UNet, not feature weights; rename it to its epoch, or adapt again")
+        if content["extractor"] != extractor.name:
+            found = content["extractor"]
             raise ValueError(f"{path} is of {found}, the configuration asks for {extractor.name}; set model.feature_extractor={found} or adapt again")
         check_complete(path, content, "weights")
         content = content["weights"]
@@ -130,25 +138,28 @@ def restore_unet(path: Path, arguments: dict[str, Any]) -> UNet:
     return unet
 
 
-def restore_features(folder: Path, epoch: int | str, name: str, weights: Path | None = None) -> tuple[FeatureExtractor, str]:
-    """The extractor after adaptation epoch `epoch` ('latest': the last), and where its weights come from.
+def restore_features(folder: Path, epoch: int | str, name: str, weights: Path | None = None) -> tuple[FeatureExtractor, Path | str]:
+    """The extractor after adaptation epoch `epoch` ('latest': written last), and where its weights come from: a file here, or words.
 
-    It is read from feat{epoch}; epoch 0 without a file is the pretrained network (`weights` or its ImageNet ones). The name 'auto'
-    takes what feat{epoch} is of; without it wide_resnet101_2 where its weights are at hand, else the embedded efficientnet_lite0.
+    It is read from feat{epoch}. Epoch 0 is the pretrained network: of the file `weights`, of feat0, or else its ImageNet weights; a feat0
+    of another network is passed over. The name 'auto' takes what feat{epoch} is of; without one wide_resnet101_2 where its weights are at
+    hand, else the embedded efficientnet_lite0.
     """
     there = epochs_in(folder, FEATURES_PREFIX)
     if epoch == LATEST:
         epoch = latest(there) or 0
-    path = find(folder, epoch, FEATURES_PREFIX) if epoch in there or epoch != 0 else None
-    found = read_state(path).get("extractor", None if name in RESNETS else PUBLISHED_EXTRACTOR) if path else None
-    if path and (epoch != 0 or found in (None, name) or name == AUTO):  # a feat0 of another network is no more than that network untouched
-        extractor = FeatureExtractor(found or name if name == AUTO else name, "random")
-        load_features(path, extractor)
-        return extractor, f"{extractor.name} from {path}"
+    if epoch != 0 or (0 in there and weights is None):
+        path = find(folder, epoch, FEATURES_PREFIX)
+        content = read_state(path)
+        found = content.get("extractor", name if name in RESNETS else PUBLISHED_EXTRACTOR)
+        wanted = found if name == AUTO else name
+        if epoch != 0 or found == wanted:
+            extractor = FeatureExtractor(wanted, "random")
+            load_feature_state(path, content, extractor)
+            return extractor, path
     if name == AUTO and weights is None and cached_weights(PUBLISHED_EXTRACTOR) is None:
-        return FeatureExtractor(EMBEDDED), f"{EMBEDDED}, embedded weights (none of {PUBLISHED_EXTRACTOR} are at hand)"
-    name = PUBLISHED_EXTRACTOR if name == AUTO else name
-    return FeatureExtractor(name, weights), f"{name}, {weights or 'ImageNet weights'}"
+        return FeatureExtractor(EMBEDDED), f"its package (no weights of {PUBLISHED_EXTRACTOR} are at hand)"
+    return FeatureExtractor(PUBLISHED_EXTRACTOR if name == AUTO else name, weights), str(weights or "its ImageNet weights")
 
 
 def find(folder: Path, epoch: int | str, prefix: str = "") -> Path:

@@ -5,6 +5,7 @@ Every key is declared once, below, with its type, its default and its bounds. `a
 """
 
 import csv
+import datetime
 import difflib
 import functools
 import types
@@ -25,13 +26,14 @@ BY_CATEGORY: dict[str, tuple[str, Any, Any]] = {  # key → column of published.
     "w": ("w", float, None),
     "epochs": ("epochs", int, None),
     "load_chp": ("epochs", int, None),
-    "DA_epochs": ("DA_chp", int, None),
-    "DA_chp": ("DA_chp", int, None),
+    "DA_epochs": ("DA_chp", int, 0),
+    "DA_chp": ("DA_chp", int, 0),
     "v": ("v", float, 1),
     "DLlambda": ("DLlambda", float, 0.1),
     "DA_batch_size": ("DA_batch_size", int, 16),
     "test_batch_size": ("test_batch_size", int, 16),
 }
+NOT_TEXT = (int, float, datetime.date)  # what YAML makes of 01 or 2024-01-02
 NO_EFFECT = {"model.checkpoint_name": "checkpoints are found by model.load_chp"}
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an impossible date; RecursionError: endless brackets
 SPELLINGS = {
@@ -111,7 +113,8 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    protocol: str = key("per_image", one_of=("per_image", "published"))
+    protocol: str = key("published", one_of=("per_image", "published"))
+    draws: int = key(1, least=1)
     normal_pictures: int = key(32, least=1)
 
 
@@ -131,6 +134,20 @@ class Settings:
     training: TrainingSettings
     score: ScoreSettings
     metrics: MetricsSettings
+
+    @property
+    def category_dir(self) -> Path:
+        """Where the category's pictures are."""
+        return self.data.data_dir / self.data.category
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where the category's weights are."""
+        return self.model.checkpoint_dir / self.data.category
+
+    def schedule_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `NoiseSchedule`."""
+        return {"steps": self.model.trajectory_steps, "beta_start": self.model.beta_start, "beta_end": self.model.beta_end}
 
     def unet_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `UNet`."""
@@ -188,8 +205,15 @@ def with_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dict
             raise ValueError(f"{section} should be a section with keys, not {merged[section]!r}")
         for spelling in {leaf, *(other.partition(".")[2] for pair in SPELLINGS.items() if name in pair for other in pair)}:
             merged[section].pop(spelling, None)
-        merged[section][leaf] = value
+        merged[section][leaf] = text if wants_text(name) and isinstance(value, NOT_TEXT) else value
     return merged
+
+
+def wants_text(path: str) -> bool:
+    """Whether a key holds a name or a path, which YAML would read as a number or a date where it looks like one (01, 2024)."""
+    section, _, leaf = SPELLINGS.get(path, path).partition(".")
+    kinds = {f.name: f.type for f in fields(SECTIONS[section])} if section in SECTIONS else {}
+    return kinds.get(leaf) in (str, Path, str | None, Path | None)
 
 
 def build(content: Mapping[str, Any]) -> Settings:
@@ -255,7 +279,9 @@ def converted(path: str, kind: Any, value: Any, words: Iterable[str] = ()) -> An
                 return value if isinstance(value, int) else int(number)  # beyond 2**53 a float is another number
     if kind is bool and isinstance(value, bool):
         return value
-    if kind in (str, Path) and isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
+    if kind in (str, Path) and isinstance(value, NOT_TEXT) and not isinstance(value, bool):
+        raise ValueError(f"{path} is {value!r}, which YAML takes for a number or a date; write it in quotes")
+    if kind in (str, Path) and isinstance(value, str) and value.strip():
         return Path(str(value)).expanduser() if kind is Path else str(value)
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", Path: "a path"}[kind]
     raise ValueError(f"{path} is {value!r}; it should be {' or '.join([wanted, *words])}")
@@ -281,6 +307,8 @@ def resolved(sections: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any
     by_network = {leaf: pair[small] for leaf, pair in BY_NETWORK.items()}
     by_network["blur_sigma"] = BLUR_SIGMA_AT_256 * data["image_size"] / 256
     row = published_table().get(data["category"], {})
+    if row.get("data_set", "").lower() != str(data["name"]).lower():
+        row = {}
     values, unpublished = dict(sections[name]), []
     for leaf in (leaf for leaf, value in values.items() if value == AUTO):
         if leaf in by_network:
@@ -293,7 +321,7 @@ def resolved(sections: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any
                 values[leaf] = kind(row.get(column, otherwise))
     if unpublished:
         raise ValueError(
-            f"nothing is published for category {data['category']!r}{nearest(data['category'], published_table())}; "
+            f"nothing is published for category {data['category']!r} of {data['name']}{nearest(data['category'], published_table())}; "
             f"give {', '.join(unpublished)} a value in place of auto"
         )
     return values
@@ -312,6 +340,8 @@ def check_together(settings: Settings) -> None:
     parts = (data.category, model.exp_name)
     if any(Path(part).is_absolute() or ".." in Path(part).parts for part in parts):
         raise ValueError(f"data.category is {data.category!r} and model.exp_name {model.exp_name!r}; they name folders and can't leave them")
+    if 4 * model.blur_sigma >= data.image_size:
+        raise ValueError(f"model.blur_sigma is {model.blur_sigma}; its kernel reaches 4 sigmas, beyond data.image_size, {data.image_size}; lower it")
     if data.input_channel == 2:
         raise ValueError("data.input_channel is 2; it should be 1 (grey) or 3 (colour)")
     if round(settings.metrics.centre_crop * data.image_size) < 1:

@@ -7,7 +7,8 @@
 
 import copy
 import difflib
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ NORMAL = "good"
 MASK_ENDING = "_mask"
 SIXTEEN_TO_EIGHT_BIT = 257  # 65535 / 255
 LARGEST_LABEL = 127  # masks with no value above it hold labels 0…n, of which any but 0 is a defect
-BACKGROUND = "white"  # behind transparent pixels
 
 
 class Item(NamedTuple):
@@ -96,8 +96,30 @@ def to_unit_range(pixels: Tensor) -> Tensor:
     return pixels.float().div(127.5).sub(1)
 
 
+def shuffled_batches(pixels: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Pictures in [−1, 1] on the generator's device, in a new order; the last incomplete batch is dropped. `pixels` (N, C, H, W) uint8."""
+    order = torch.randperm(len(pixels), generator=generator, device=generator.device).cpu()
+    for batch in order[: len(order) // size * size].split(size):
+        yield to_unit_range(pixels[batch].to(generator.device))
+
+
+def full_batches(pictures: int, size: int, key: str) -> int:
+    """How many batches of `size` an epoch has. Raises ValueError where it has none; `key` names the setting."""
+    if pictures < size:
+        raise ValueError(f"{key} is {size}, but train/good holds {pictures} pictures; set {key}={pictures} or less")
+    return pictures // size
+
+
 def read_picture(path: Path, channels: int = 3) -> Image.Image:
     """The picture upright, as RGB or (channels = 1) grey, 8 bit; 16-bit values are scaled, transparency is put on white."""
+    picture = open_upright(path)
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow opens as I;16 or I
+        picture = Image.fromarray((np.asarray(picture, np.float32) / SIXTEEN_TO_EIGHT_BIT).clip(0, 255).round().astype(np.uint8))
+    return on_background(picture, "white").convert("L" if channels == 1 else "RGB")
+
+
+def open_upright(path: Path) -> Image.Image:
+    """The picture as it is stored, turned as its EXIF says."""
     try:
         with Image.open(path) as opened:
             opened.load()
@@ -106,15 +128,21 @@ def read_picture(path: Path, channels: int = 3) -> Image.Image:
         raise FileNotFoundError(f"no picture at {path}") from None
     except PermissionError:
         raise PermissionError(f"no permission to read {path}; change it and run again") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path} has more pixels than Pillow opens safely, {2 * (Image.MAX_IMAGE_PIXELS or 0):,}; make it smaller") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         reason = "it is empty" if path.stat().st_size == 0 else "it is cut short" if "truncated" in str(error) else "its content is not a picture"
         raise ValueError(f"{path} can't be read: {reason}; replace or remove it") from error
-    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow opens as I;16 or I
-        picture = Image.fromarray((np.asarray(picture, np.float32) / SIXTEEN_TO_EIGHT_BIT).clip(0, 255).round().astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, BACKGROUND), picture)
-    return picture.convert("L" if channels == 1 else "RGB")
+    if picture.mode == "F":
+        raise ValueError(f"{path} can't be read: its pixels are floating-point numbers; save it with 8 or 16 bits")
+    return picture
+
+
+def on_background(picture: Image.Image, colour: str) -> Image.Image:
+    if not picture.has_transparency_data:
+        return picture
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, colour), picture)
 
 
 def resize(picture: Image.Image, size: int) -> Tensor:
@@ -125,14 +153,16 @@ def resize(picture: Image.Image, size: int) -> Tensor:
 
 def read_mask(path: Path, picture_size: tuple[int, int], picture_path: Path, size: int) -> NDArray[np.bool_]:
     """(size, size), true where defective; binary after the resize, not before."""
-    values = np.asarray(read_picture(path, channels=1))
+    picture = open_upright(path)
+    labels = picture.mode == "P" or picture.mode.startswith("I")  # palette indices and deep values count as they are
+    values = np.asarray(picture if labels else on_background(picture, "black").convert("L"))
     if values.shape[::-1] != picture_size:
         raise ValueError(
             f"mask {path} is {values.shape[1]}×{values.shape[0]}, its picture {picture_path} {picture_size[0]}×{picture_size[1]}; "
             "make them the same, or set data.mask=False"
         )
-    defective = values > (LARGEST_LABEL if values.max() > LARGEST_LABEL else 0)
-    resized = Image.fromarray(defective.astype(np.uint8) * 255).resize((size, size), Image.Resampling.BILINEAR)
+    grey = values if not labels and values.max() > LARGEST_LABEL else np.where(values > 0, 255, 0)
+    resized = Image.fromarray(grey.astype(np.uint8)).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(resized) > LARGEST_LABEL
 
 
@@ -142,7 +172,7 @@ def check_category(category_dir: Path) -> None:
     data_dir = category_dir.parent
     if not data_dir.is_dir():
         raise FileNotFoundError(f"no data at {data_dir}; set data.data_dir to the folder that holds the categories")
-    there = sorted(folder.name for folder in data_dir.iterdir() if folder.is_dir())
+    there = [folder.name for folder in folders_in(data_dir)]
     close = difflib.get_close_matches(category_dir.name, there, n=1)
     hint = f"did you mean {close[0]}?" if close else f"it holds {', '.join(there[:20]) or 'no folders'}"
     raise FileNotFoundError(f"no category {category_dir.name!r} in {data_dir}; {hint}")
@@ -157,7 +187,7 @@ def test_samples(category_dir: Path, masks: bool) -> Iterator[Sample]:
     test_dir = category_dir / "test"
     if not test_dir.is_dir():
         raise FileNotFoundError(f"no test pictures: {test_dir} is not a folder; put good and defective pictures in its subfolders")
-    kinds = sorted(folder for folder in test_dir.iterdir() if folder.is_dir())
+    kinds = folders_in(test_dir)
     if not kinds:
         raise FileNotFoundError(
             f"{test_dir} has no subfolders; put normal pictures in {test_dir / NORMAL}, defective ones in folders named after the defect"
@@ -193,10 +223,9 @@ def pictures_in(folder: Path) -> list[Path]:
     return found
 
 
+def folders_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def masks_or_empty(items: Iterable[Item], size: int) -> NDArray[np.bool_]:
-    """(N, size, size); nothing is defective where an item has no mask."""
-    return np.stack([np.zeros((size, size), bool) if item.mask is None else item.mask for item in items])

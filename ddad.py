@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 NoisePredictor = Callable[[Tensor, Tensor], Tensor]
+LEAST_SIGNAL = 1e-12  # of alpha_bar; below it dividing by its root says nothing
 
 
 class NoiseSchedule:
@@ -35,27 +36,24 @@ class NoiseSchedule:
         self.steps = steps
         betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
         self._alpha_bars = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, dim=0)])  # index t + 1
+        if self._alpha_bars[-1] < LEAST_SIGNAL:
+            raise ValueError(f"schedule of {steps} steps from {beta_start} to {beta_end} leaves no signal; lower beta_end or the number of steps")
 
     def alpha_bar(self, t: Tensor | int) -> Tensor:
-        """alpha_bar at t = −1…steps−1, float64, of t's shape and device; alpha_bar(−1) = 1."""
-        if isinstance(t, int):
-            return self._alpha_bars[self._checked(t) + 1]
-        return self._alpha_bars.to(t.device)[t + 1]
+        """alpha_bar at t = −1…steps−1, float64 on the CPU, of t's shape; alpha_bar(−1) = 1. Raises ValueError for a step outside."""
+        steps = torch.as_tensor(t).cpu()
+        if not (steps.min() >= -1 and steps.max() < self.steps):
+            raise ValueError(f"step {t} is outside −1…{self.steps - 1}")
+        return self._alpha_bars[steps + 1]
 
     def add_noise(self, x_0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
-        """x_t = √alpha_bar(t)·x_0 + √(1 − alpha_bar(t))·noise; x_0 and noise (B, C, H, W), t (B,) or one step for all. Eq. 2."""
-        alpha_bar = self.alpha_bar(t)
-        signal, spread = (coefficient.to(x_0).view(-1, 1, 1, 1) for coefficient in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
-        return signal * x_0 + spread * noise
-
-    def _checked(self, t: int) -> int:
-        if not -1 <= t < self.steps:
-            raise ValueError(f"step {t} is outside −1…{self.steps - 1}")
-        return t
+        """x_t = √alpha_bar(t)·x_0 + √(1 − alpha_bar(t))·noise; x_0 and noise (B, C, H, W), t (B,) or one step for all."""
+        signal, spread = (table.to(x_0.dtype).to(x_0.device) for table in (self._alpha_bars.sqrt(), (1 - self._alpha_bars).sqrt()))
+        return signal[t + 1].view(-1, 1, 1, 1) * x_0 + spread[t + 1].view(-1, 1, 1, 1) * noise
 
 
 def noise_loss(unet: NoisePredictor, x0: Tensor, t: Tensor, noise: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """Mean over the batch of ‖noise − unet(x_t, t)‖², summed over channels and pixels; x0, noise (B, C, H, W), t (B,). Eq. 4."""
+    """Mean over the batch of ‖noise − unet(x_t, t)‖², summed over channels and pixels; x0, noise (B, C, H, W), t (B,)."""
     predicted = unet(schedule.add_noise(x0, t, noise), t)
     return (noise - predicted).square().sum(dim=(1, 2, 3)).mean()
 
@@ -73,7 +71,7 @@ def reconstruct(
     eta: float = 1.0,
     draw: Callable[[], Tensor],
 ) -> Tensor:
-    """Noise x to step `start`, then denoise it in strides of `skip` while pulling it towards `target` (Algorithm 1, Eqs. 5 to 7).
+    """Noise x to step `start`, then denoise it in strides of `skip` while pulling it towards `target` (Algorithm 1).
 
     x and target are (B, C, H, W) in [−1, 1]; `draw()` gives noise of that shape: once at the start, then once a step.
     As published, the first network call is told start − skip (for a multiple of it) although x was noised to `start`.

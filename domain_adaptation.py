@@ -12,20 +12,22 @@ from torch import Tensor
 import checkpoint
 import runtime
 from config import Settings
-from dataset import ImageFolder, to_unit_range
+from dataset import ImageFolder, full_batches, shuffled_batches
 from ddad import NoiseSchedule, gaussian_draws, reconstruct
 from feature_extractor import FeatureExtractor
 from runtime import Progress
+from unet import UNet
 
 LEARNING_RATE = 1e-4  # AdamW, as published
 
 Features = Sequence[Tensor]
+Rebuild = Callable[[Tensor, Tensor], Tensor]  # (picture to start from, target) → reconstruction
 
 
 def adaptation_loss(
     tuned_reconstruction: Features, tuned_target: Features, frozen_target: Features, frozen_reconstruction: Features, distillation: float
 ) -> Tensor:
-    """d(φ(x̂_0), φ(y_0)) + λ·[d(φ(y_0), ψ(y_0)) + d(φ(x̂_0), ψ(x̂_0))]: tuned φ, frozen ψ, λ = `distillation` (Eqs. 12 to 14).
+    """d(φ(x̂_0), φ(y_0)) + λ·[d(φ(y_0), ψ(y_0)) + d(φ(x̂_0), ψ(x̂_0))]: tuned φ, frozen ψ, λ = `distillation`.
 
     Each argument is a list of feature maps (B, C_j, H_j, W_j), all layers.
     """
@@ -40,37 +42,63 @@ def layer_distance(a: Features, b: Features) -> Tensor:
     return torch.stack(distances).sum()
 
 
+def check(settings: Settings) -> ImageFolder:
+    """The pictures to adapt on; raises what would stop the stage later."""
+    pictures = ImageFolder(settings.category_dir, "train", settings.data.image_size, settings.data.input_channel)
+    full_batches(len(pictures), settings.data.DA_batch_size, "data.DA_batch_size")
+    if settings.model.save_model:
+        checkpoint.ensure_writable(settings.checkpoint_folder)
+    return pictures
+
+
 def run(settings: Settings) -> None:
     """Fine-tune the feature extractor on train/good; leave feat0 (untouched) to feat<DA_epochs> in the category's checkpoint folder."""
-    data, model = settings.data, settings.model
+    data, model, folder = settings.data, settings.model, settings.checkpoint_folder
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)
-    folder = Path(model.checkpoint_dir) / data.category
-    pictures = ImageFolder(data.data_dir / data.category, "train", data.image_size, data.input_channel)
-    if len(pictures) < data.DA_batch_size:
-        count = len(pictures)
-        raise ValueError(f"data.DA_batch_size is {data.DA_batch_size}, but train/good holds {count} pictures; set data.DA_batch_size={count} or less")
+    pictures = check(settings)
     weights = checkpoint.find(folder, model.load_chp)
-    if model.save_model:
-        checkpoint.ensure_writable(folder)
-    unet = checkpoint.restore_unet(weights, settings.unet_arguments())
+    unet = checkpoint.restore_unet(weights, settings.unet_arguments()).to(device).eval()
     tuned, origin = checkpoint.restore_features(folder, 0, model.feature_extractor, model.backbone_weights)
-    steps = model.DA_epochs * (len(pictures) // data.DA_batch_size)
+    steps = model.DA_epochs * full_batches(len(pictures), data.DA_batch_size, "data.DA_batch_size")
     runtime.announce(
         f"Adapting {tuned.name} to {data.category}: {model.DA_epochs} epochs, {steps} steps",
         device,
         settings.as_dict(),
         {
-            "reads": f"{data.data_dir / data.category / 'train'} ({len(pictures)} pictures)",
+            "reads": f"{settings.category_dir / 'train'} ({len(pictures)} pictures)",
             "unet": weights,
-            "features": origin,
+            "features": f"{tuned.name} from {origin}",
             "writes": folder if model.save_model else "nothing",
         },
     )
-    unet.to(device).eval()
-    tuned.to(device)
-    schedule = NoiseSchedule(model.trajectory_steps, model.beta_start, model.beta_end)
+    began = time.monotonic()
+    if model.save_model and not isinstance(origin, Path):
+        checkpoint.save_features(folder / "feat0", tuned, epoch=0)
     generator = torch.Generator(device).manual_seed(model.seed)
+    loop = adaptation_steps(
+        tuned.to(device),
+        reconstruction_of(unet, settings, generator),
+        pictures.pixels(model.num_workers),
+        epochs=model.DA_epochs,
+        batch_size=data.DA_batch_size,
+        distillation=model.DLlambda,
+        generator=generator,
+    )
+    result = "untouched"
+    for progress in runtime.follow(loop, steps, "adapting"):
+        if progress.epoch_ends:
+            runtime.check_loss(progress, "lower model.DLlambda or model.w_DA")
+            result = f"{model.DA_epochs} epochs, last loss {progress.loss:.4g}"
+            if model.save_model:
+                checkpoint.save_features(folder / f"feat{progress.epoch}", tuned, epoch=progress.epoch, settings=settings.as_dict())
+    print(f"adapted {tuned.name} to {data.category} in {(time.monotonic() - began) / 60:.1f} min: {result}")
+    saved = f"in {folder}, feat0 to feat{model.DA_epochs}" if model.save_model else "nowhere (model.save_model is False)"
+    print(f"features {saved}", flush=True)
+
+
+def reconstruction_of(unet: UNet, settings: Settings, generator: torch.Generator) -> Rebuild:
+    model, schedule = settings.model, NoiseSchedule(**settings.schedule_arguments())
 
     def rebuild(start_from: Tensor, target: Tensor) -> Tensor:
         return reconstruct(
@@ -85,34 +113,12 @@ def run(settings: Settings) -> None:
             draw=gaussian_draws(target.shape, generator),
         )
 
-    loop = adaptation_steps(
-        tuned,
-        rebuild,
-        pictures.pixels(model.num_workers),
-        epochs=model.DA_epochs,
-        batch_size=data.DA_batch_size,
-        distillation=model.DLlambda,
-        generator=generator,
-    )
-    began = time.monotonic()
-    saved = [0]
-    if model.save_model:
-        checkpoint.save_features(folder / "feat0", tuned, epoch=0)
-    for progress in runtime.follow(loop, steps, "adapting"):
-        if progress.epoch_ends and model.save_model:
-            checkpoint.save_features(folder / f"feat{progress.epoch}", tuned, epoch=progress.epoch, settings=settings.as_dict())
-            saved.append(progress.epoch)
-    minutes = (time.monotonic() - began) / 60
-    print(f"adapted {tuned.name} to {data.category} for {model.DA_epochs} epochs in {minutes:.1f} min")
-    print(
-        f"features in {folder}: feat{saved[0]} to feat{saved[-1]}" if model.save_model else "features not saved (model.save_model is False)",
-        flush=True,
-    )
+    return rebuild
 
 
 def adaptation_steps(
     tuned: FeatureExtractor,
-    rebuild: Callable[[Tensor, Tensor], Tensor],
+    rebuild: Rebuild,
     pixels: Tensor,
     *,
     epochs: int,
@@ -124,16 +130,12 @@ def adaptation_steps(
 
     The first half of a batch is the targets, the second the pictures to start from; batch norm is in train mode.
     """
-    device = generator.device
     frozen = copy.deepcopy(tuned).eval().requires_grad_(False)
     tuned.train()
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=LEARNING_RATE)
-    step, half = 0, batch_size // 2
+    step, batches, half = 0, len(pixels) // batch_size, batch_size // 2
     for epoch in range(1, epochs + 1):
-        order = torch.randperm(len(pixels), generator=generator, device=device).cpu()
-        batches = order[: len(order) // batch_size * batch_size].split(batch_size)
-        for position, batch in enumerate(batches, start=1):
-            pictures = to_unit_range(pixels[batch].to(device))
+        for position, pictures in enumerate(shuffled_batches(pixels, batch_size, generator), start=1):
             target, start_from = pictures[:half], pictures[half : 2 * half]
             reconstruction = rebuild(start_from, target)
             loss = adaptation_loss(tuned(reconstruction), tuned(target), frozen(target), frozen(reconstruction), distillation)
@@ -141,4 +143,4 @@ def adaptation_steps(
             loss.backward()
             optimizer.step()
             step += 1
-            yield Progress(step, epoch, position == len(batches), loss.detach())
+            yield Progress(step, epoch, position == batches, loss.detach())

@@ -43,7 +43,7 @@ DAMAGED = (  # what torch.load raises on a file that is damaged or holds more th
 
 
 class FeatureExtractor(nn.Module):
-    """Called on pictures (B, 1 or 3, H, W) in [−1, 1] → list of three feature maps (B, C_j, H_j, W_j), layer1 first.
+    """Called on square pictures (B, 1 or 3, S, S) in [−1, 1] → list of three feature maps (B, C_j, H_j, W_j), layer1 first.
 
     `weights` is None (the network's ImageNet weights: embedded, cached or downloaded), a path to a state dict, or "random".
     A resnet's `network.state_dict()` has torchvision's names, without layer4 and fc.
@@ -59,13 +59,17 @@ class FeatureExtractor(nn.Module):
         self.name = name
         self.layers: tuple[str, ...] = ()
         self.minimum_size = 0
+        self.only_size: int | None = None
+        self.channels_last = False
         mean, std = IMAGENET_MEAN, IMAGENET_STD
         if name in RESNETS:
             self.network, self.layers = resnet_trunk(name, weights), RESNET_LAYERS
         elif name == EMBEDDED or name.startswith(TIMM_PREFIX):
             self.network, published = timm_trunk(name, weights)
             mean, std = published["mean"], published["std"]
-            self.minimum_size = published["input_size"][-1] if published.get("fixed_input_size") else MINIMUM_SIZE  # a ViT takes one size
+            self.minimum_size = MINIMUM_SIZE
+            self.only_size = published["input_size"][-1] if published.get("fixed_input_size") else None  # as a ViT has
+            self.channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"  # as Swin gives them
         else:
             raise ValueError(f"feature_extractor is {name!r}; known are {', '.join(NAMES)}")
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -75,12 +79,13 @@ class FeatureExtractor(nn.Module):
         return self.features(((pictures + 1) / 2 - self.mean) / self.std)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps of pictures (B, 3, H, W) that are already normalised."""
-        if min(x.shape[-2:]) < self.minimum_size:
-            factor = self.minimum_size / min(x.shape[-2:])
-            x = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+        """Feature maps of pictures (B, 3, S, S) that are already normalised."""
+        size = self.only_size or max(self.minimum_size, x.shape[-1])
+        if x.shape[-1] != size:
+            x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
         if not self.layers:
-            return self.network(x)
+            feature_maps = self.network(x)
+            return [feature_map.permute(0, 3, 1, 2) for feature_map in feature_maps] if self.channels_last else feature_maps
         collected = []
         for name, module in self.network.named_children():
             x = module(x)
@@ -133,7 +138,7 @@ def timm_trunk(name: str, weights: str | Path | None) -> tuple[nn.Module, dict[s
         download = weights is None and name != EMBEDDED
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury the one line that says what to do
         network = timm.create_model(model_name, features_only=True, out_indices=indices, pretrained=download)
-    except (RuntimeError, AttributeError, TypeError) as error:
+    except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
         raise ValueError(f"feature_extractor is {name!r}, which timm has no features of: {error}; take another of timm.list_models()") from error
     except OSError as error:
         raise OSError(f"no weights for {name}: {error}; set model.backbone_weights to a local file") from error

@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import importlib
+import io
 import itertools
 import os
 import re
@@ -74,29 +76,24 @@ def run(options: argparse.Namespace) -> None:
     settings = config.load(options.config, options.settings)
     for line in config.accepted_without_effect(settings):
         print(line)
-    if options.detection and options.output and Path(options.output).is_file():
-        raise ValueError(f"--output is {options.output}, a file; name a folder")
     if settings.data.name == config.SAMPLE:
         import preparation
 
         preparation.ensure_sample(settings.data.data_dir, settings.model.seed)
-    if options.train:
-        import train
-
-        train.run(settings)
-    if options.domain_adaptation:
-        import domain_adaptation
-
-        domain_adaptation.run(settings)
-    if options.detection:
-        import detection
-
-        detection.run(settings, Path(options.output) if options.output else None)
+    output = [Path(options.output).expanduser()] if options.output else []
+    stages = [(importlib.import_module(stage), output if stage == "detection" else []) for stage in STAGES if getattr(options, stage)]
+    for stage, arguments in stages:
+        stage.check(settings, *arguments)
+    for stage, arguments in stages:
+        stage.run(settings, *arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 an error (one line says which), 130 stopped by Ctrl-C, 141 stopped as nobody reads what it prints (head)."""
     show_traceback = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names and signs that the terminal's encoding lacks
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         show_traceback = options.traceback
@@ -115,6 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if show_traceback:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if show_traceback:
+            raise
+        print(f"error: the package {error.name} is missing; python -m pip install -r requirements.txt", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if show_traceback or not memory_spent(error):

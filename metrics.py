@@ -1,4 +1,4 @@
-"""How well scores and maps find defects: AUROC, PRO and the published threshold. Exact, by one sort each.
+"""How well scores and maps find defects: AUROC, AP, F1-max, PRO and the published threshold. Exact, by one sort each.
 
 Scores are (N,), maps and masks (N, H, W); higher means more anomalous; masks and labels are true or above 0 where defective.
 """
@@ -42,6 +42,18 @@ def pro(maps: ArrayLike, masks: ArrayLike, limit: float = 0.3) -> float:
     return float((np.bincount(regions, weights=area) / np.bincount(regions)).mean())
 
 
+def average_precision(values: ArrayLike, labels: ArrayLike) -> float:
+    """Area under the precision-recall curve as a step function (scikit-learn's AP), of scores or of whole maps against masks."""
+    found, false_alarms = _counts_at_anomalous(values, labels)
+    return float((found / (found + false_alarms)).mean())
+
+
+def f1_max(values: ArrayLike, labels: ArrayLike) -> float:
+    """Largest F1 over all thresholds, of scores or of whole maps against masks; it lies at the value of an anomalous entry."""
+    found, false_alarms = _counts_at_anomalous(values, labels)
+    return float((2 * found / (found + false_alarms + len(found))).max())
+
+
 def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
     """The score at which true- minus false-positive rate is largest (Youden 1950): the published threshold, which needs defects."""
     false_positive_rate, true_positive_rate, thresholds = roc_curve(np.asarray(labels) > 0, np.asarray(scores))
@@ -67,6 +79,13 @@ def _insertion_points(anomalous: NDArray, normal: NDArray) -> tuple[NDArray, NDA
     left[order] = np.searchsorted(normal, queries, side="left")
     right[order] = np.searchsorted(normal, queries, side="right")
     return left, right
+
+
+def _counts_at_anomalous(values: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray]:
+    """For each anomalous entry: how many anomalous and how many normal entries are at least as high."""
+    anomalous, normal = _split(np.asarray(values), np.asarray(labels) > 0, "pixels" if np.ndim(values) > 1 else "pictures")
+    left, _ = _insertion_points(anomalous, normal)
+    return len(anomalous) - np.searchsorted(np.sort(anomalous), anomalous, side="left"), len(normal) - left
 
 
 def _rank_share(anomalous: NDArray, normal: NDArray) -> NDArray:

@@ -40,7 +40,8 @@ def ensure_sample(data_dir: Path, seed: int) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         (data_dir / NOTE).write_text(json.dumps({"made by": MAKER}), encoding="utf-8")  # ours, but not finished
         for index, texture in enumerate(TEXTURES):
-            shutil.rmtree(data_dir / texture, ignore_errors=True)
+            if (data_dir / texture).exists():
+                shutil.rmtree(data_dir / texture)
             make_category(data_dir / texture, texture, np.random.default_rng([seed, index]))
         (data_dir / NOTE).write_text(json.dumps(note), encoding="utf-8")
     except OSError as error:

@@ -25,9 +25,10 @@ OVERLAY = 0.55  # share of the heat colour over the picture
 
 
 class Panel(NamedTuple):
-    """What a figure shows of one picture: pictures (S, S, C) uint8, maps and mask (S, S)."""
+    """What a figure shows of one picture: its path and score, pictures (S, S, 3) uint8, maps and mask (S, S)."""
 
     path: str
+    score: float
     picture: NDArray[np.uint8]
     reconstruction: NDArray[np.uint8]
     d_pixel: NDArray[np.floating]
@@ -71,8 +72,9 @@ class Writer:
         """One picture each: picture, reconstruction, D_p, D_f, map over the picture, mask; each map on one scale for all."""
         tops = [max(float(getattr(panel, name).max()) for panel in panels) for name in ("d_pixel", "d_feature", "anomaly")]
         for panel in panels:
-            with self._binary(figure_name(panel.path)) as file:
-                draw_figure(panel, *tops).save(file, format="PNG")
+            figure = draw_figure(panel, *tops)
+            with whole_file(self.folder / figure_name(panel.path), REMEDY) as file:
+                figure.save(file, format="PNG")
         self.written.append(f"figures ({len(panels)})")
 
     def _table(self, name: str, header: list[str], rows: Iterable[Sequence[object]]) -> None:
@@ -86,11 +88,6 @@ class Writer:
         with whole_file(self.folder / name, REMEDY, "w") as file:
             yield file
         self.written.append(name)
-
-    @contextmanager
-    def _binary(self, name: str) -> Iterator[IO[bytes]]:
-        with whole_file(self.folder / name, REMEDY) as file:
-            yield file
 
 
 def figure_name(path: str) -> str:
@@ -125,7 +122,9 @@ def draw_figure(panel: Panel, top_pixel: float, top_feature: float, top_anomaly:
     }
     figure = Image.new("RGB", (len(parts) * (PANEL_SIZE + GAP) + GAP, PANEL_SIZE + 2 * CAPTION_HEIGHT), "white")
     pen, font = ImageDraw.Draw(figure), ImageFont.load_default(14)
-    pen.text((GAP, 3), f"{panel.path}   highest {float(panel.anomaly.max()):.3g} of {top_anomaly:.3g}", fill="black", font=font)
+    pen.text(
+        (GAP, 3), f"{panel.path}   score {panel.score:.3g}   (the hottest colour of the anomaly map is {top_anomaly:.3g})", fill="black", font=font
+    )
     for position, (caption, pixels) in enumerate(parts.items()):
         left = GAP + position * (PANEL_SIZE + GAP)
         pen.text((left, CAPTION_HEIGHT + 3), caption, fill="#555555", font=font)

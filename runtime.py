@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 PLAIN_LINE_SECONDS = 10.0  # between two lines where there is no terminal
+NO_LOSS = torch.tensor(float("nan"))  # of steps that have none
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,13 @@ class Progress:
     step: int
     epoch: int = 1
     epoch_ends: bool = False
-    loss: Tensor | None = None
+    loss: Tensor = NO_LOSS
+
+
+def check_loss(progress: Progress, remedy: str) -> None:
+    """Raises ValueError where the loss is not finite."""
+    if not torch.isfinite(progress.loss):
+        raise ValueError(f"the loss is {progress.loss.item()} after epoch {progress.epoch}; {remedy}")
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -60,16 +67,13 @@ def follow(steps: Iterable[Progress], total: int, label: str, unit: str = "step"
     began = last = time.monotonic()
     with tqdm(total=total, desc=label, unit=unit, disable=not terminal, dynamic_ncols=True, leave=False) as bar:
         for progress in steps:
-            bar.update(progress.step - bar.n if terminal else 0)
+            bar.update(progress.step - bar.n)
             now = time.monotonic()
             if now - last > (1.0 if terminal else PLAIN_LINE_SECONDS):
                 last = now
-                loss = "" if progress.loss is None else f"loss {progress.loss.item():.4g}"
-                bar.set_postfix_str(f"epoch {progress.epoch} {loss}", refresh=False)
+                detail = "" if progress.loss is NO_LOSS else f"epoch {progress.epoch}, loss {progress.loss.item():.4g}, "
+                bar.set_postfix_str(detail.rstrip(", "), refresh=False)
                 if not terminal:
-                    rate = progress.step / (now - began)
-                    remaining = tqdm.format_interval((total - progress.step) / rate)
-                    print(
-                        f"{label}: {unit} {progress.step}/{total}, epoch {progress.epoch}, {loss + ', ' if loss else ''}ETA {remaining}", flush=True
-                    )
+                    remaining = tqdm.format_interval((total - progress.step) * (now - began) / progress.step)
+                    print(f"{label}: {unit} {progress.step}/{total}, {detail}ETA {remaining}", flush=True)
             yield progress

@@ -1,7 +1,8 @@
-"""Stage 1: the UNet learns what normal pictures look like (Eq. 4, section 5 of the paper)."""
+"""Stage 1: the UNet learns what normal pictures look like (DDPM's simple loss)."""
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,46 +13,51 @@ from torch.optim.swa_utils import AveragedModel
 import checkpoint
 import runtime
 from config import Settings
-from dataset import ImageFolder, to_unit_range
+from dataset import ImageFolder, full_batches, shuffled_batches
 from ddad import NoiseSchedule, noise_loss
 from runtime import Progress
 from unet import UNet
 
+SHOWN_LOSSES = 100  # steps over which the final loss is averaged
 AVERAGE_RAMP = 10  # steps; a young moving average forgets faster: decay = min(ema, (1 + n) / (10 + n))
 
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
+def check(settings: Settings) -> ImageFolder:
+    """The training pictures; raises what would stop the stage later."""
+    pictures = ImageFolder(settings.category_dir, "train", settings.data.image_size, settings.data.input_channel)
+    full_batches(len(pictures), settings.data.batch_size, "data.batch_size")
+    if settings.model.save_model:
+        checkpoint.ensure_writable(settings.checkpoint_folder)
+    return pictures
+
+
 def run(settings: Settings) -> None:
     """Train on train/good and leave weights in the category's checkpoint folder."""
-    data, model, training = settings.data, settings.model, settings.training
+    data, model, training, folder = settings.data, settings.model, settings.training, settings.checkpoint_folder
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)
-    folder = Path(model.checkpoint_dir) / data.category
-    pictures = ImageFolder(data.data_dir / data.category, "train", data.image_size, data.input_channel)
-    steps = model.epochs * steps_per_epoch(len(pictures), data.batch_size)
-    if model.save_model:
-        checkpoint.ensure_writable(folder)
+    pictures = check(settings)
+    steps = model.epochs * full_batches(len(pictures), data.batch_size, "data.batch_size")
     unet = UNet(**settings.unet_arguments())
     weights = sum(parameter.numel() for parameter in unet.parameters())
     runtime.announce(
         f"Training {data.category}: {weights:,} weights, {model.epochs} epochs, {steps} steps",
         device,
         settings.as_dict(),
-        {"reads": f"{data.data_dir / data.category / 'train'} ({len(pictures)} pictures)", "writes": folder if model.save_model else "nothing"},
+        {"reads": f"{settings.category_dir / 'train'} ({len(pictures)} pictures)", "writes": folder if model.save_model else "nothing"},
     )
-    unet.to(device)
-    average = AveragedModel(unet, multi_avg_fn=ramped_average(training.ema)) if training.ema else None
-    optimizer = build_optimizer(unet, training.optimizer, model.learning_rate, model.weight_decay)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(training.schedule, training.warmup_steps, steps))
+    average = AveragedModel(unet.to(device), multi_avg_fn=ramped_average(training.ema)) if training.ema else None
+    optimizer = build_optimizer(unet.to(device), training.optimizer, model.learning_rate, model.weight_decay)
     began = time.monotonic()
     loop = training_steps(
         unet,
         pictures.pixels(model.num_workers),
-        NoiseSchedule(model.trajectory_steps, model.beta_start, model.beta_end),
+        NoiseSchedule(**settings.schedule_arguments()),
         optimizer,
-        rate,
+        torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(training.schedule, training.warmup_steps, steps)),
         epochs=model.epochs,
         batch_size=data.batch_size,
         highest_step=training.highest_step or model.trajectory_steps,
@@ -59,17 +65,18 @@ def run(settings: Settings) -> None:
         average=average,
     )
     saved: Path | str = "nowhere (model.save_model is False)"
-    losses: list[Tensor] = []
+    losses: deque[Tensor] = deque(maxlen=SHOWN_LOSSES)
     for progress in runtime.follow(loop, steps, "training"):
-        losses = [*losses[-99:], progress.loss] if progress.loss is not None else losses
-        if progress.epoch_ends and not torch.isfinite(losses[-1]):
-            raise ValueError(f"the loss is {losses[-1]} after epoch {progress.epoch}; lower model.learning_rate, {model.learning_rate}")
-        if progress.epoch_ends and model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.step == steps):
-            saved = folder / str(progress.epoch)
-            average_network = average.module if average is not None else None
-            checkpoint.save_unet(saved, unet, average=average_network, epoch=progress.epoch, settings=settings.as_dict())
+        losses.append(progress.loss)
+        if progress.epoch_ends:
+            runtime.check_loss(progress, "lower model.learning_rate")
+            if model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.epoch == model.epochs):
+                saved = folder / str(progress.epoch)
+                averaged = average.module if average is not None else None
+                checkpoint.save_unet(saved, unet, average=averaged, epoch=progress.epoch, settings=settings.as_dict())
     minutes = (time.monotonic() - began) / 60
-    print(f"trained {data.category} for {model.epochs} epochs in {minutes:.1f} min; loss {torch.stack(losses).mean():.4g} (last {len(losses)} steps)")
+    loss = torch.stack(list(losses)).mean()
+    print(f"trained {data.category} for {model.epochs} epochs in {minutes:.1f} min; loss {loss:.4g} (last {len(losses)} steps)")
     print(f"weights in {saved}", flush=True)
 
 
@@ -90,16 +97,12 @@ def training_steps(
 
     Steps t are drawn from 0…highest_step − 1. Order, steps and noise come from `generator`, whose device is the network's.
     """
-    device = generator.device
     unet.train()
-    step = 0
+    step, batches = 0, len(pixels) // batch_size
     for epoch in range(1, epochs + 1):
-        order = torch.randperm(len(pixels), generator=generator, device=device).cpu()
-        batches = order[: len(order) // batch_size * batch_size].split(batch_size)
-        for position, batch in enumerate(batches, start=1):
-            x_0 = to_unit_range(pixels[batch].to(device))
-            t = torch.randint(highest_step, (len(batch),), generator=generator, device=device)
-            noise = torch.randn(x_0.shape, generator=generator, device=device)
+        for position, x_0 in enumerate(shuffled_batches(pixels, batch_size, generator), start=1):
+            t = torch.randint(highest_step, (len(x_0),), generator=generator, device=generator.device)
+            noise = torch.randn(x_0.shape, generator=generator, device=generator.device)
             loss = noise_loss(unet, x_0, t, noise, schedule)
             optimizer.zero_grad()
             loss.backward()
@@ -108,13 +111,7 @@ def training_steps(
             if average is not None:
                 average.update_parameters(unet)
             step += 1
-            yield Progress(step, epoch, position == len(batches), loss.detach())
-
-
-def steps_per_epoch(pictures: int, batch_size: int) -> int:
-    if pictures < batch_size:
-        raise ValueError(f"data.batch_size is {batch_size}, but train/good holds {pictures} pictures; set data.batch_size={pictures} or less")
-    return pictures // batch_size
+            yield Progress(step, epoch, position == batches, loss.detach())
 
 
 def build_optimizer(unet: nn.Module, name: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -71,8 +71,8 @@ class UNet(nn.Module):
         embedding = TIME_EMBEDDING_FACTOR * base_channels
         sizes = [image_size >> level for level in range(len(widths))]
 
-        def block(channels: int, width: int, **resample: bool) -> ResidualBlock:
-            return ResidualBlock(channels, width, embedding, dropout, **resample)
+        def block(channels: int, width: int, resample: nn.Module | None = None) -> ResidualBlock:
+            return ResidualBlock(channels, width, embedding, dropout, resample)
 
         def attention(size: int, width: int) -> list[nn.Module]:
             return [SelfAttention(width, heads)] if size in attention_sizes else []
@@ -90,7 +90,7 @@ class UNet(nn.Module):
                 channels = width
                 skips.append(channels)
             if level < len(widths) - 1:
-                self.down.append(TimedSequential(block(channels, channels, down=True)))
+                self.down.append(TimedSequential(block(channels, channels, nn.AvgPool2d(2))))
                 skips.append(channels)
 
         self.middle = TimedSequential(block(channels, channels), SelfAttention(channels, heads), block(channels, channels))
@@ -101,7 +101,7 @@ class UNet(nn.Module):
                 layers = [block(channels + skips.pop(), width), *attention(size, width)]
                 channels = width
                 if level > 0 and position == blocks_per_level:
-                    layers.append(block(channels, channels, up=True))
+                    layers.append(block(channels, channels, nn.Upsample(scale_factor=2, mode="nearest")))
                 self.up.append(TimedSequential(*layers))
 
         self.out = nn.Sequential(group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, in_channels, 3, padding=1)))
@@ -121,12 +121,12 @@ class UNet(nn.Module):
 class ResidualBlock(nn.Module):
     """GroupNorm·SiLU·conv, plus the time embedding, GroupNorm·SiLU·dropout·conv, plus the shortcut.
 
-    With `down` (2×2 mean) or `up` (nearest, ×2) both branches change resolution after the first norm and activation.
+    With `resample` (2×2 mean, or nearest ×2) both branches change resolution after the first norm and activation.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, *, down: bool = False, up: bool = False):
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, resample: nn.Module | None = None):
         super().__init__()
-        self.resample = nn.AvgPool2d(2) if down else nn.Upsample(scale_factor=2, mode="nearest") if up else nn.Identity()
+        self.resample = resample or nn.Identity()
         self.in_layers = nn.Sequential(group_norm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
         self.embed_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
         self.out_layers = nn.Sequential(

@@ -90,6 +90,7 @@ def tiny_config(tmp_path, category) -> Path:
             "skip_DA": 50,
             "device": "cpu",
         },
+        "score": {"protocol": "per_image"},
     }
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -286,7 +286,12 @@ CASES = (
     Case("flag with a wrong value", ("--train", "maybe"), ("--train", "'maybe' is neither True nor False")),
     Case("flag with a wrong value behind =", ("--detection=ja",), ("--detection", "'ja' is neither True nor False")),
     Case("flag without its value", (*DETECT, "--output"), ("--output", "expected one argument", "--help")),
-    Case("--output is a file", (*DETECT, "--output", "{tmp}/taken"), ("--output is {tmp}/taken", "name a folder"), file_in_the_way),
+    Case(
+        "--output is a file",
+        (*DETECT, "--output", "{tmp}/taken"),
+        ("can't write results to {tmp}/taken", "choose another with --output"),
+        file_in_the_way,
+    ),
     Case("--output under a file", (*DETECT, "--output", "{tmp}/taken/results"), ("{tmp}/taken/results", "--output"), taken_and_trained),
     # Settings
     Case("unknown key", (*TRAIN, "model.wieght=3"), ("unknown key model.wieght", "did you mean w")),
@@ -427,7 +432,7 @@ CASES = (
     Case(
         "features under a file",
         (*ADAPT, "model.checkpoint_dir={tmp}/taken"),
-        ("{tmp}/taken/nut", "has none", "run --train True first"),
+        ("can't write to {tmp}/taken/nut", "change model.checkpoint_dir"),
         file_in_the_way,
     ),
 )
@@ -472,7 +477,7 @@ def test_full_disk_leaves_the_earlier_weights(scene, run_main, arguments):
     code, out, err = run_main(*arguments, *FEW_STEPS)
     assert code == 2
     assert_one_error_line(out, err)
-    name = "2" if arguments == TRAIN else "feat0"
+    name = "2" if arguments == TRAIN else "feat1"
     assert f"can't write {scene.weights / name}: No space left" in err and "free some space or change model.checkpoint_dir" in err
     assert_nothing_half_written(scene, before)
 

@@ -29,7 +29,7 @@ def test_released_features_load_though_they_are_a_whole_resnet(golden, tmp_path)
     weights = state_dict(golden("resnet_state_dict")["resnet50"])
     torch.save({f"module.{name}": value for name, value in weights.items()}, tmp_path / "feat3")
     extractor, origin = checkpoint.restore_features(tmp_path, 3, "resnet50")
-    assert "feat3" in origin
+    assert origin == tmp_path / "feat3"
     for name, value in extractor.network.state_dict().items():
         torch.testing.assert_close(value, weights[name])
 
@@ -100,4 +100,13 @@ def test_an_untouched_feat0_of_another_network_is_passed_over(folder):
 def test_without_weights_at_hand_auto_takes_the_embedded_network_and_says_so(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     extractor, origin = checkpoint.restore_features(folder, 0, "auto")
-    assert extractor.name == "efficientnet_lite0" and "none of wide_resnet101_2 are at hand" in origin
+    assert extractor.name == "efficientnet_lite0" and "no weights of wide_resnet101_2 are at hand" in origin
+
+
+def test_given_weights_go_before_feat0(folder, tmp_path):
+    source = FeatureExtractor("resnet50", "random")
+    torch.save(source.network.state_dict(), tmp_path / "weights")
+    checkpoint.save_features(folder / "feat0", FeatureExtractor("resnet50", "random"))
+    extractor, origin = checkpoint.restore_features(folder, 0, "resnet50", tmp_path / "weights")
+    assert origin == str(tmp_path / "weights")
+    torch.testing.assert_close(extractor.network.state_dict(), source.network.state_dict())

@@ -98,7 +98,7 @@ def test_auto_is_the_published_value_of_each_category():
     table = config.published_table()
     assert len(table) == 27
     for category, row in table.items():
-        loaded = config.load(ROOT / "config.yaml", [f"data.category={category}", "model.load_chp=auto"])
+        loaded = config.load(ROOT / "config.yaml", [f"data.name={row['data_set']}", f"data.category={category}", "model.load_chp=auto"])
         model, data = loaded.model, loaded.data
         assert (model.w, model.v, model.DLlambda) == (float(row["w"]), float(row["v"]), float(row["DLlambda"]))
         assert (model.epochs, model.load_chp, model.DA_chp) == (int(row["epochs"]), int(row["epochs"]), int(row["DA_chp"]))
@@ -120,8 +120,23 @@ def test_the_small_network_has_its_own_defaults():
 
 
 def test_a_category_without_published_values_must_be_given_some():
-    with pytest.raises(ValueError, match=r"'screww'; did you mean screw\?; give model.epochs, .*model.w a value in place of auto"):
+    with pytest.raises(ValueError, match=r"'screww' of MVTec; did you mean screw\?; give model.epochs, model.w a value in place of auto"):
         config.load(ROOT / "config.yaml", ["data.category=screww"])
+
+
+def test_published_values_are_of_the_data_set_that_is_named():
+    with pytest.raises(ValueError, match="nothing is published for category 'screw' of own"):
+        config.load(ROOT / "config.yaml", ["data.category=screw", "data.name=own"])
+
+
+def test_a_file_that_writes_a_name_as_a_number_is_told_to_quote_it():
+    with pytest.raises(ValueError, match="data.category is 1, which YAML takes for a number or a date; write it in quotes"):
+        config.build({"data": {"name": "BTAD", "data_dir": "d", "category": 1}, "model": {"w": 1, "epochs": 1}})
+
+
+def test_an_old_file_means_the_published_scores(official):
+    assert config.load(official).score.protocol == "published"
+    assert config.load(ROOT / "config.yaml").score.protocol == "per_image"
 
 
 def test_blur_keeps_its_share_of_the_picture():
@@ -141,6 +156,8 @@ def test_blur_keeps_its_share_of_the_picture():
         ("model.test_trajectoy_steps=500", "model", "test_trajectoy_steps", 500),
         ("data.data_dir=a folder/of mine", "data", "data_dir", Path("a folder/of mine")),
         ("model.exp_name=2024", "model", "exp_name", "2024"),
+        ("model.exp_name=01", "model", "exp_name", "01"),
+        ("model.exp_name=2024-01-02", "model", "exp_name", "2024-01-02"),
         ("metrics.pro=False", "metrics", "pro", False),
     ],
 )
@@ -159,6 +176,9 @@ def test_overrides_go_above_the_file(override, section, name, value):
 )
 def test_whatever_the_file_holds_is_settings_or_a_clear_error(content):
     try:
-        config.build(content if isinstance(content, dict) else {"data": content})
+        given = content if isinstance(content, dict) else {"model": content}
+        known = {"name": "own", "data_dir": "d", "category": "c"}
+        data = given.get("data", {})
+        config.build({"model": {"w": 1, "epochs": 1}} | given | {"data": known | data if isinstance(data, dict) else data})
     except ValueError as error:
         assert str(error)

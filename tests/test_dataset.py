@@ -109,6 +109,50 @@ def test_masks_are_binary_whatever_their_values(tmp_path, values):
     np.testing.assert_array_equal(read, np.tile(np.arange(16) >= 8, (16, 1)))
 
 
+def test_masks_are_binary_after_the_resize_not_before(tmp_path):
+    mask = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    write_picture(tmp_path / "m.png", mask)
+    resized = np.asarray(Image.fromarray(mask).resize((16, 16), Image.Resampling.BILINEAR))
+    before = np.asarray(Image.fromarray((mask > 127).astype(np.uint8) * 255).resize((16, 16), Image.Resampling.BILINEAR)) > 127
+    read = read_mask(tmp_path / "m.png", (32, 32), tmp_path / "x.png", 16)
+    np.testing.assert_array_equal(read, resized > 127)
+    assert (read != before).any()
+
+
+def test_masks_of_any_mode_are_read(tmp_path):
+    truth = np.tile(np.arange(32) >= 16, (24, 1))
+    palette = Image.new("P", (32, 24))
+    palette.putdata(truth.astype(np.uint8).ravel().tolist())
+    palette.putpalette([0, 0, 0, 40, 0, 0, 255, 255, 255])
+    palette.save(tmp_path / "palette.png")
+    Image.fromarray(truth.astype(np.uint16)).save(tmp_path / "deep labels.png")
+    Image.fromarray(truth.astype(np.uint16) * 65535).save(tmp_path / "deep.png")
+    Image.fromarray(truth).save(tmp_path / "bits.png")
+    Image.fromarray(np.repeat(truth[..., None] * np.uint8(255), 4, axis=2)).save(tmp_path / "clear.png")
+    for name in ("palette", "deep labels", "deep", "bits", "clear"):
+        read = read_mask(tmp_path / f"{name}.png", (32, 24), tmp_path / "x.png", 16)
+        np.testing.assert_array_equal(read, np.tile(np.arange(16) >= 8, (16, 1)), err_msg=name)
+
+
+def test_floating_point_pictures_are_refused_by_name(tmp_path):
+    Image.fromarray(RAMP.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match=r"float\.tif can't be read: its pixels are floating-point numbers; save it with 8 or 16 bits"):
+        read_picture(tmp_path / "float.tif")
+
+
+def test_hidden_folders_are_no_defects(category):
+    (category / "test" / ".ipynb_checkpoints").mkdir()
+    assert len(ImageFolder(category, "test", 32)) == 6
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 20])
+def test_a_thinned_folder_is_spread_over_the_whole(category, count):
+    whole = ImageFolder(category, "train", 32)
+    numbers = [int(sample.picture.stem) for sample in whole.thinned(count).samples]
+    assert numbers == sorted(set(numbers)) and len(numbers) == min(count, 8) and len(whole) == 8
+    assert count != 3 or numbers == [0, 2, 5]
+
+
 def test_other_files_are_passed_over(category):
     for name in ("Thumbs.db", ".hidden.png", "notes.txt"):
         (category / "train" / "good" / name).write_text("x")

@@ -57,7 +57,6 @@ def test_adaptation_brings_the_features_of_reconstructions_closer(extractor):
     generator = torch.Generator().manual_seed(0)
     rebuild = lambda start_from, target: (target + pattern).clamp(-1, 1)  # noqa: E731
     progress = list(adaptation_steps(extractor, rebuild, pixels, epochs=12, batch_size=4, distillation=0, generator=generator))
-    print([float(p.loss) for p in progress])
     assert progress[-1].loss < 0.8 * progress[0].loss
 
 
@@ -66,5 +65,22 @@ def test_the_incomplete_batch_is_dropped_and_epochs_end(extractor):
     assert [(p.step, p.epoch, p.epoch_ends) for p in progress] == [(1, 1, True), (2, 2, True)]
 
 
-def test_the_learning_rate_is_the_published_one():
-    assert domain_adaptation.LEARNING_RATE == 1e-4
+def test_the_tuned_network_is_in_train_mode_and_the_frozen_one_stays_as_it_was(extractor, monkeypatch):
+    before = {name: value.clone() for name, value in extractor.network.state_dict().items()}
+    modes, loss = [], domain_adaptation.adaptation_loss
+    originals = []
+
+    def spy(tuned_reconstruction, tuned_target, frozen_target, frozen_reconstruction, distillation):
+        modes.append((extractor.training, [f[0].requires_grad for f in (tuned_reconstruction, tuned_target, frozen_target, frozen_reconstruction)]))
+        originals.append(frozen_target[0].clone())
+        return loss(tuned_reconstruction, tuned_target, frozen_target, frozen_reconstruction, distillation)
+
+    monkeypatch.setattr(domain_adaptation, "adaptation_loss", spy)
+    monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))
+    steps(extractor, lambda start_from, target: target, epochs=2)
+    assert modes == [(True, [True, True, False, False])] * 2
+    torch.testing.assert_close(originals[0], originals[1], rtol=0, atol=0)
+    after = extractor.network.state_dict()
+    assert any((after[name] != before[name]).any() for name in before if name.endswith("running_mean"))
+    changed = [(after[name] - before[name]).abs().max().item() for name in before if name.endswith("conv_pw.weight")]
+    assert 0 < max(changed) <= 2.1e-4  # two steps of AdamW at 1e-4

@@ -54,6 +54,14 @@ def test_any_timm_model_with_features_serves():
         assert [feature_map.shape[-1] for feature_map in extractor(torch.zeros(1, 3, 256, 256))] == [64, 32, 16]
 
 
+def test_models_of_one_size_and_models_that_put_channels_last_serve_too():
+    for name in ("timm/vit_tiny_patch16_224", "timm/swin_tiny_patch4_window7_224"):
+        extractor = FeatureExtractor(name, "random").eval()
+        with torch.no_grad():
+            for feature_map in extractor(torch.zeros(1, 3, 64, 64)):
+                assert feature_map.shape[2] == feature_map.shape[3] <= 56 and feature_map.shape[1] >= 96
+
+
 def test_weights_come_from_a_local_file_by_either_name(tmp_path):
     source = FeatureExtractor("resnet50", "random")
     torch.save({f"module.{name}": value for name, value in source.network.state_dict().items()}, tmp_path / "weights")

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from PIL import Image
 from test_config import OFFICIAL
 
 import checkpoint
+import detection
 import main
 import metrics
 
@@ -41,8 +43,8 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
     figures = json.loads((results / "metrics.json").read_text())
     scores = [float(row["score"]) for row in table]
     assert figures["image_auroc"] == pytest.approx(metrics.image_auroc(scores, [1, 1, 1, 0, 0, 0]))
-    assert set(figures) == {"image_auroc", "pixel_auroc", "pro"} and all(0 <= value <= 1 for value in figures.values())
-    assert f"image AUROC  {100 * figures['image_auroc']:5.1f} %" in out
+    assert set(figures) == {metric.key for metric in detection.METRICS} and all(0 <= value <= 1 for value in figures.values())
+    assert f"image AUROC       {100 * figures['image_auroc']:5.1f} %" in out
     drawn = sorted(path.relative_to(results).as_posix() for path in results.rglob("*.png"))
     assert drawn == [f"figures/{kind}/{number:03}.png" for kind in ("crack", "good") for number in range(3)]
     assert Image.open(results / drawn[0]).size == (1578, 304)
@@ -118,7 +120,7 @@ def test_metrics_that_the_data_do_not_allow_are_left_out_with_a_word(run_main, t
     run_main("--train")
     code, out, err = run_main("--detection", "data.mask=False")
     assert code == 0, err
-    assert set(json.loads((tmp_path / "results" / "metrics.json").read_text())) == {"image_auroc"}
+    assert set(json.loads((tmp_path / "results" / "metrics.json").read_text())) == {"image_auroc", "image_ap", "image_f1_max"}
     assert "no masks: data.mask is False" in out
     for path in (category / "test" / "good").iterdir():
         path.unlink()
@@ -175,11 +177,35 @@ def test_a_score_belongs_to_the_picture(run_main, tmp_path, category):
     assert others == pytest.approx({path: scores[path] for path in others}, abs=1e-5 * spread)
 
 
+def test_a_released_feat0_is_not_written_over(run_main, tmp_path, golden):
+    features = {f"module.{name}": value for name, value in state_dict(golden("resnet_state_dict")["resnet50"]).items()}
+    run_main("--train")
+    released = tmp_path / "checkpoints" / "nut" / "feat0"
+    torch.save(features, released)
+    before = released.read_bytes()
+    code, _, err = run_main("--domain_adaptation", "model.feature_extractor=resnet50")
+    assert code == 0, err
+    assert released.read_bytes() == before
+
+
+def test_faults_of_a_later_stage_are_found_before_the_first(run_main, tmp_path, category):
+    (category / "ground_truth" / "crack" / "001_mask.png").unlink()
+    code, out, err = run_main("--train", "--detection")
+    assert code == 2 and "no mask for" in err and "Training" not in out
+
+
 def test_published_scores_depend_on_the_batch(run_main, tmp_path):
     """Batch maxima and one stream of noise: the behaviour that users compare with."""
     run_main("--train", "model.epochs=20")
     alone, together = (scores_of(run_main, tmp_path, "score.protocol=published", f"data.test_batch_size={size}") for size in (1, 6))
     assert max(abs(alone[path] - together[path]) for path in alone) > 1e-3
+
+
+def test_maps_are_averaged_over_draws(run_main, tmp_path):
+    """The first draw is that of a single one, so that the mean of many lies nearer to another mean of many than to it."""
+    run_main("--train", "model.epochs=20")
+    one, eight, nine = (np.array(list(scores_of(run_main, tmp_path, f"score.draws={count}").values())) for count in (1, 8, 9))
+    assert 0 < np.abs(eight - nine).max() < np.abs(one - nine).max()
 
 
 def test_the_balance_is_measured_once_and_again_when_something_that_matters_changes(run_main, tmp_path):

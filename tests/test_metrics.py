@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.measure import label
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 import metrics
 
@@ -68,6 +68,16 @@ def test_auroc_is_that_of_scikit_learn(seed, levels):
     assert metrics.pixel_auroc(maps, masks) == pytest.approx(expected, abs=1e-12)
     assert metrics.image_auroc(maps.ravel(), masks.ravel()) == pytest.approx(expected, abs=1e-12)
     assert metrics.pixel_auroc(np.exp(3.0 * maps), masks) == pytest.approx(expected, abs=1e-12)
+
+
+@properties
+@given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 2, 3, 40]))
+def test_average_precision_and_f1_max_are_those_of_scikit_learn(seed, levels):
+    maps, masks = random_case(seed, levels)
+    assert metrics.average_precision(maps, masks) == pytest.approx(average_precision_score(masks.ravel(), maps.ravel()), abs=1e-12)
+    precision, recall, _ = precision_recall_curve(masks.ravel(), maps.ravel())
+    expected = (2 * precision * recall / np.maximum(precision + recall, 1e-300)).max()
+    assert metrics.f1_max(maps.ravel(), masks.ravel()) == pytest.approx(expected, abs=1e-12)
 
 
 def test_pro_of_perfect_inverted_and_constant_maps():

@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+import runtime
+from runtime import Progress, choose_device, follow
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_cuda_without_one_is_said_and_falls_to_what_there_is(capsys):
+    device = choose_device("cuda")
+    assert device == choose_device("auto") and f"device cuda is not here; taking {device}" in capsys.readouterr().out
+
+
+def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch):
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=cuda: there)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=mps: there)
+        assert choose_device("auto").type == expected
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ValueError, match="model.device is 'gpu'; it should be auto, cuda, mps or cpu"):
+        choose_device("gpu")
+
+
+def test_without_a_terminal_progress_is_plain_lines(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: float(next(clock)))
+    steps = [Progress(step, 1, False, torch.tensor(2.5)) for step in range(1, 9)]
+    assert list(follow(steps, 8, "training")) == steps
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "training: step 2/8, epoch 1, loss 2.5, ETA 00:36" and len(lines) == 4
+
+
+def test_steps_without_a_loss_show_none(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 30))
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: float(next(clock)))
+    list(follow([Progress(4), Progress(8)], 8, "detecting", "picture"))
+    assert capsys.readouterr().out.splitlines()[-1] == "detecting: picture 8/8, ETA 00:00"
