@@ -75,30 +75,24 @@ def run(settings: Settings) -> None:
     began = time.monotonic()
     if model.save_model and not isinstance(origin, Path):
         checkpoint.save_features(folder / "feat0", tuned, epoch=0)
-    generator = torch.Generator(device).manual_seed(model.seed)
-    loop = adaptation_steps(
-        tuned.to(device),
-        reconstruction_of(unet, settings, generator),
-        pictures.pixels(model.num_workers),
-        epochs=model.DA_epochs,
-        batch_size=data.DA_batch_size,
-        distillation=model.DLlambda,
-        generator=generator,
-    )
+    loop = adaptation_loop(tuned.to(device), unet, pictures.pixels(model.num_workers), settings, device)
     result = "untouched"
     for progress in runtime.follow(loop, steps, "adapting"):
-        if progress.epoch_ends:
-            runtime.check_loss(progress, "lower model.DLlambda or model.w_DA")
-            result = f"{model.DA_epochs} epochs, last loss {progress.loss:.4g}"
-            if model.save_model:
-                checkpoint.save_features(folder / f"feat{progress.epoch}", tuned, epoch=progress.epoch, settings=settings.as_dict())
+        if not progress.epoch_ends:
+            continue
+        runtime.check_loss(progress, "lower model.DLlambda or model.w_DA")
+        result = f"{model.DA_epochs} epochs, last loss {progress.loss:.4g}"
+        if model.save_model:
+            checkpoint.save_features(folder / f"feat{progress.epoch}", tuned, epoch=progress.epoch, settings=settings.as_dict())
     print(f"adapted {tuned.name} to {data.category} in {(time.monotonic() - began) / 60:.1f} min: {result}")
     saved = f"in {folder}, feat0 to feat{model.DA_epochs}" if model.save_model else "nowhere (model.save_model is False)"
     print(f"features {saved}", flush=True)
 
 
-def reconstruction_of(unet: UNet, settings: Settings, generator: torch.Generator) -> Rebuild:
+def adaptation_loop(tuned: FeatureExtractor, unet: UNet, pixels: Tensor, settings: Settings, device: torch.device) -> Iterator[Progress]:
+    """`adaptation_steps` as the settings want it; order and noise come from one stream."""
     model, schedule = settings.model, NoiseSchedule(**settings.schedule_arguments())
+    generator = torch.Generator(device).manual_seed(model.seed)
 
     def rebuild(start_from: Tensor, target: Tensor) -> Tensor:
         return reconstruct(
@@ -113,7 +107,15 @@ def reconstruction_of(unet: UNet, settings: Settings, generator: torch.Generator
             draw=gaussian_draws(target.shape, generator),
         )
 
-    return rebuild
+    return adaptation_steps(
+        tuned,
+        rebuild,
+        pixels,
+        epochs=model.DA_epochs,
+        batch_size=settings.data.DA_batch_size,
+        distillation=model.DLlambda,
+        generator=generator,
+    )
 
 
 def adaptation_steps(

@@ -49,35 +49,44 @@ def run(settings: Settings) -> None:
         settings.as_dict(),
         {"reads": f"{settings.category_dir / 'train'} ({len(pictures)} pictures)", "writes": folder if model.save_model else "nothing"},
     )
-    average = AveragedModel(unet.to(device), multi_avg_fn=ramped_average(training.ema)) if training.ema else None
-    optimizer = build_optimizer(unet.to(device), training.optimizer, model.learning_rate, model.weight_decay)
     began = time.monotonic()
-    loop = training_steps(
-        unet,
-        pictures.pixels(model.num_workers),
-        NoiseSchedule(**settings.schedule_arguments()),
-        optimizer,
-        torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(training.schedule, training.warmup_steps, steps)),
-        epochs=model.epochs,
-        batch_size=data.batch_size,
-        highest_step=training.highest_step or model.trajectory_steps,
-        generator=torch.Generator(device).manual_seed(model.seed),
-        average=average,
-    )
+    average = AveragedModel(unet.to(device), multi_avg_fn=ramped_average(training.ema)) if training.ema else None
+    loop = training_loop(unet.to(device), average, pictures.pixels(model.num_workers), steps, settings, device)
     saved: Path | str = "nowhere (model.save_model is False)"
     losses: deque[Tensor] = deque(maxlen=SHOWN_LOSSES)
     for progress in runtime.follow(loop, steps, "training"):
         losses.append(progress.loss)
-        if progress.epoch_ends:
-            runtime.check_loss(progress, "lower model.learning_rate")
-            if model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.epoch == model.epochs):
-                saved = folder / str(progress.epoch)
-                averaged = average.module if average is not None else None
-                checkpoint.save_unet(saved, unet, average=averaged, epoch=progress.epoch, settings=settings.as_dict())
+        if not progress.epoch_ends:
+            continue
+        runtime.check_loss(progress, "lower model.learning_rate")
+        if model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.epoch == model.epochs):
+            saved = folder / str(progress.epoch)
+            averaged = average.module if average is not None else None
+            checkpoint.save_unet(saved, unet, average=averaged, epoch=progress.epoch, settings=settings.as_dict())
     minutes = (time.monotonic() - began) / 60
     loss = torch.stack(list(losses)).mean()
     print(f"trained {data.category} for {model.epochs} epochs in {minutes:.1f} min; loss {loss:.4g} (last {len(losses)} steps)")
     print(f"weights in {saved}", flush=True)
+
+
+def training_loop(
+    unet: UNet, average: AveragedModel | None, pixels: Tensor, steps: int, settings: Settings, device: torch.device
+) -> Iterator[Progress]:
+    """`training_steps` as the settings want it."""
+    model, training = settings.model, settings.training
+    optimizer = build_optimizer(unet, training.optimizer, model.learning_rate, model.weight_decay)
+    return training_steps(
+        unet,
+        pixels,
+        NoiseSchedule(**settings.schedule_arguments()),
+        optimizer,
+        torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(training.schedule, training.warmup_steps, steps)),
+        epochs=model.epochs,
+        batch_size=settings.data.batch_size,
+        highest_step=training.highest_step or model.trajectory_steps,
+        generator=torch.Generator(device).manual_seed(model.seed),
+        average=average,
+    )
 
 
 def training_steps(
