@@ -46,10 +46,10 @@ class NoiseSchedule:
             raise ValueError(f"step {t} is outside −1…{self.steps - 1}")
         return self._alpha_bars[steps + 1]
 
-    def add_noise(self, x_0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
-        """x_t = √alpha_bar(t)·x_0 + √(1 − alpha_bar(t))·noise; x_0 and noise (B, C, H, W), t (B,) or one step for all."""
-        signal, spread = (table.to(x_0.dtype).to(x_0.device) for table in (self._alpha_bars.sqrt(), (1 - self._alpha_bars).sqrt()))
-        return signal[t + 1].view(-1, 1, 1, 1) * x_0 + spread[t + 1].view(-1, 1, 1, 1) * noise
+    def add_noise(self, x0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """x_t = √alpha_bar(t)·x0 + √(1 − alpha_bar(t))·noise; x0 and noise (B, C, H, W), t (B,) or one step for all."""
+        signal, spread = (table.to(x0.dtype).to(x0.device) for table in (self._alpha_bars.sqrt(), (1 - self._alpha_bars).sqrt()))
+        return signal[t + 1].view(-1, 1, 1, 1) * x0 + spread[t + 1].view(-1, 1, 1, 1) * noise
 
 
 def noise_loss(unet: NoisePredictor, x0: Tensor, t: Tensor, noise: Tensor, schedule: NoiseSchedule) -> Tensor:
