@@ -1,4 +1,7 @@
+import dataclasses
 import itertools
+import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -132,3 +135,228 @@ def test_metrics_without_one_of_the_classes_say_so(labels):
 def test_scores_that_are_not_numbers_are_refused():
     with pytest.raises(ValueError, match="not finite"):
         metrics.image_auroc([0.1, np.nan], [0, 1])
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1]])
+def test_all_figures_without_one_of_the_classes_say_so(labels):
+    for figure in (metrics.rank, metrics.intervals, metrics.youden_threshold, metrics.f1_max):
+        with pytest.raises(ValueError, match=r"no (normal|defective) pictures; this metric needs both normal and defective"):
+            figure([0.1, 0.2, 0.3], labels)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 8, 8), (3, 0, 8)])
+def test_no_pictures_are_refused(shape):
+    for figure in (metrics.rank, metrics.intervals, metrics.average_precision):
+        with pytest.raises(ValueError, match="no scores"):
+            figure(np.zeros(shape), np.zeros(shape))
+
+
+def test_shapes_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="do not match"):
+        metrics.rank(np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match=r"\(N, H, W\)"):
+        metrics.pro(np.zeros(3), np.ones(3))
+    with pytest.raises(ValueError, match="limit is 1.5"):
+        metrics.pro(*random_case(0, 0), limit=1.5)
+    with pytest.raises(ValueError, match="limit is 0"):
+        metrics.intervals(*random_case(0, 0), pro_limits=[0])
+
+
+@properties
+@given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 2, 3, 7, 40]))
+def test_a_ranking_counts_what_it_says(seed, levels):
+    maps, masks = random_case(seed, levels)
+    ranking = metrics.rank(maps, masks)
+    anomalous, normal = np.sort(maps[masks]), maps[~masks]
+    np.testing.assert_array_equal(ranking.values, anomalous)
+    np.testing.assert_array_equal(ranking.below, [(normal < value).sum() for value in anomalous])
+    np.testing.assert_array_equal(ranking.up_to, [(normal <= value).sum() for value in anomalous])
+    np.testing.assert_array_equal(ranking.found, [(anomalous >= value).sum() for value in anomalous])
+    assert ranking.normals == len(normal)
+    expected = [
+        (index, *np.sort(anomaly_map[numbered == number]))
+        for index, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True))
+        for numbered in [label(mask, connectivity=2)]
+        for number in np.unique(numbered)[1:]
+    ]
+    regions = [(picture, *ranking.values[ranking.regions == number]) for number, picture in enumerate(ranking.region_pictures)]
+    assert sorted(regions) == sorted(expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 99, 250])
+@pytest.mark.parametrize("levels", [0, 3])
+def test_chunks_and_memory_maps_change_nothing(monkeypatch, tmp_path, chunk, levels):
+    maps, masks = random_case(1, levels)
+    masks[1] = False
+    masks[2, 5:] = False  # few anomalous pixels, or the chunks are as large as these
+    maps = np.concatenate([maps, maps[:, ::-1] + 1]).astype(np.float32)
+    masks = np.concatenate([masks, np.zeros_like(masks)])
+    whole, whole_intervals = metrics.rank(maps, masks), metrics.intervals(maps, masks, pro_limits=[0.3], resamples=20)
+    for name, array, dtype in (("maps", maps, np.float32), ("masks", 255 * masks, np.uint8)):
+        np.memmap(tmp_path / name, dtype, "w+", shape=array.shape)[:] = array
+    stored = np.memmap(tmp_path / "maps", np.float32, "r", shape=maps.shape), np.memmap(tmp_path / "masks", np.uint8, "r", shape=masks.shape)
+    monkeypatch.setattr(metrics, "CHUNK", chunk)
+    monkeypatch.setattr(metrics, "RESAMPLES_AT_ONCE", 7)
+    for arrays in ((maps, masks), stored):
+        ranking = metrics.rank(*arrays)
+        for field in dataclasses.fields(metrics.Ranking):
+            np.testing.assert_array_equal(getattr(ranking, field.name), getattr(whole, field.name))
+        for name, interval in metrics.intervals(*arrays, pro_limits=[0.3], resamples=20).items():
+            assert interval == pytest.approx(whole_intervals[name], abs=1e-12)
+    maps[-1, -1, -1] = np.inf
+    with pytest.raises(ValueError, match=f"1 of {maps.size} scores are not finite"):
+        metrics.rank(maps, masks)
+
+
+LIMITS = (0.05, 0.3, 1.0)
+
+
+def exact_figures(values, truth, limits=LIMITS):
+    ranking = metrics.rank(values, truth)
+    figures = {"auroc": ranking.auroc(), "average_precision": ranking.average_precision(), "f1_max": ranking.f1_max()}
+    return figures | {f"pro_{limit:g}": ranking.pro(limit) for limit in limits}
+
+
+def resampled_figures(values, truth, multiplicities, limits=LIMITS):
+    figures = metrics.count_by_picture(values, truth).figures([multiplicities], limits)
+    return {name: float(drawn[0]) for name, drawn in figures.items()}
+
+
+@properties
+@given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 2, 3, 7, 40]))
+def test_resampled_maps_are_maps_that_stand_there_as_often(seed, levels):
+    maps, masks = random_case(seed, levels)
+    assert resampled_figures(maps, masks, [1, 1, 1]) == pytest.approx(exact_figures(maps, masks), abs=1e-12)
+    times = np.random.default_rng(seed).integers(0, 4, len(maps))
+    times[0] += 1
+    expected = exact_figures(np.repeat(maps, times, axis=0), np.repeat(masks, times, axis=0))
+    assert resampled_figures(maps, masks, times) == pytest.approx(expected, abs=1e-12)
+
+
+@properties
+@given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 2, 5, 40]))
+def test_resampled_scores_are_scores_that_stand_there_as_often(seed, levels):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(30) % 3 > 0)
+    scores = rng.random(30) + 0.3 * labels if levels == 0 else rng.integers(0, levels, 30)
+    assert resampled_figures(scores, labels, np.ones(30), ()) == pytest.approx(exact_figures(scores, labels, ()), abs=1e-12)
+    times = rng.integers(0, 3, 30)
+    times[[np.argmin(labels), np.argmax(labels)]] = 1
+    expected = exact_figures(np.repeat(scores, times), np.repeat(labels, times), ())
+    assert resampled_figures(scores, labels, times, ()) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.5, 4.0])
+def test_more_values_than_are_counted_at_change_little(strength):
+    rng = np.random.default_rng(0)
+    masks = np.zeros((12, 64, 64), bool)
+    for index, size in enumerate([1, 2, 3, 12, 20, 25, 30, 40]):
+        masks[index, 5 : 5 + size, 9 : 9 + size] = True
+    masks[:4, 50:60, 2:40] = True
+    maps = rng.standard_normal(masks.shape) + strength * rng.random((12, 1, 1)) * masks
+    assert len(np.unique(maps[masks])) > 3 * metrics.EDGES
+    times = rng.integers(1, 4, len(maps))
+    expected = exact_figures(np.repeat(maps, times, axis=0), np.repeat(masks, times, axis=0))
+    assert resampled_figures(maps, masks, times) == pytest.approx(expected, abs=1e-3)
+
+
+def normal_scores(seed, pictures, distance=1.2):
+    labels = np.arange(pictures) % 2
+    return np.random.default_rng(seed).standard_normal(pictures) + distance * labels, labels
+
+
+def test_intervals_hold_the_figure_repeat_by_seed_and_shrink_with_the_pictures():
+    few, many = normal_scores(0, 40), normal_scores(0, 1000)
+    drawn = metrics.intervals(*few, resamples=300)
+    assert drawn == metrics.intervals(*few, resamples=300, seed=0) != metrics.intervals(*few, resamples=300, seed=1)
+    narrow, half = metrics.intervals(*many, resamples=300), metrics.intervals(*few, resamples=300, confidence=0.5)
+    for name, figure in exact_figures(*few, ()).items():
+        low, high = drawn[name]
+        assert 0 <= low < figure < high <= 1
+        assert narrow[name][1] - narrow[name][0] < (high - low) / 2
+        assert low < half[name][0] < half[name][1] < high
+
+
+def test_an_interval_is_the_quantiles_of_repeated_sets():
+    """The same draws, made by hand: normal and defective pictures are drawn apart, each to their own number."""
+    scores, labels = normal_scores(3, 20)
+    rng, times = np.random.default_rng(5), np.zeros((50, 20), int)
+    times[:, labels == 0] = rng.multinomial(10, np.full(10, 0.1), size=50)
+    times[:, labels == 1] = rng.multinomial(10, np.full(10, 0.1), size=50)
+    aurocs = [metrics.image_auroc(np.repeat(scores, row), np.repeat(labels, row)) for row in times]
+    drawn = metrics.intervals(scores, labels, resamples=50, confidence=0.8, seed=5)
+    assert drawn["auroc"] == pytest.approx(np.quantile(aurocs, [0.1, 0.9]), abs=1e-12)
+
+
+def test_intervals_cover_the_true_value_about_as_often_as_they_say():
+    distance, sets = 1.2, 200
+    true_auroc = NormalDist().cdf(distance / math.sqrt(2))
+    covered = 0
+    for seed in range(sets):
+        low, high = metrics.intervals(*normal_scores(seed, 80, distance), resamples=200, confidence=0.9)["auroc"]
+        covered += low <= true_auroc <= high
+    assert 0.83 <= covered / sets <= 0.96  # 0.9 within three standard errors
+
+
+def test_a_side_with_a_single_picture_leaves_the_other():
+    scores, labels = np.array([0.35, 0.4, 0.3, 0.6, 0.2]), np.array([1, 0, 0, 0, 0])
+    low, high = metrics.intervals(scores, labels)["auroc"]
+    assert low < metrics.image_auroc(scores, labels) == 0.5 < high
+    assert metrics.intervals(scores[:2], labels[:2])["auroc"] == (0, 0)
+    both = metrics.intervals(*(array[:2] for array in random_case(0, 0)), pro_limits=[0.3])
+    assert all(0 <= low <= high <= 1 for low, high in both.values())
+
+
+def test_defective_pictures_with_empty_masks_count_as_normal_in_maps():
+    maps, masks = random_case(4, 0)
+    masks[1:] = False
+    drawn = metrics.intervals(maps, masks, pro_limits=LIMITS, resamples=100)
+    assert set(drawn) == set(exact_figures(maps, masks))
+    assert all(low <= figure <= high for (low, high), figure in zip(drawn.values(), exact_figures(maps, masks).values(), strict=True))
+    with pytest.raises(ValueError, match="no defective pixels"):
+        metrics.intervals(maps, np.zeros_like(masks))
+
+
+def test_constant_maps_have_the_intervals_of_chance():
+    _, masks = random_case(0, 0)
+    drawn = metrics.intervals(np.zeros(masks.shape), masks, pro_limits=[0.3], resamples=50)
+    assert drawn["auroc"] == pytest.approx((0.5, 0.5))
+    assert drawn["pro_0.3"] == pytest.approx((0.15, 0.15))
+
+
+def test_resamples_without_a_normal_pixel_are_left_out():
+    masks = np.ones((2, 4, 4), bool)
+    masks[1, 0] = False
+    maps = np.random.default_rng(0).random(masks.shape)
+    assert np.isfinite(list(metrics.intervals(maps, masks, pro_limits=[0.3]).values())).all()
+    with pytest.raises(ValueError, match="none of 1 resamples holds a normal entry"):
+        for seed in range(20):
+            metrics.intervals(maps, masks, resamples=1, seed=seed)
+
+
+@pytest.mark.parametrize("wrong", [{"resamples": 0}, {"confidence": 1.0}, {"confidence": 0.0}])
+def test_intervals_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} "):
+        metrics.intervals([0.1, 0.2], [0, 1], **wrong)
+
+
+def test_an_operating_point_by_hand():
+    point = metrics.operating_point([0.1, 0.5, 0.6, 0.4, 0.5, 0.7, 0.8], [0, 0, 0, 1, 1, 1, 1], 0.5)  # 0.5 itself is not above
+    assert point == metrics.OperatingPoint(
+        threshold=0.5,
+        true_positives=2,
+        false_positives=1,
+        true_negatives=2,
+        false_negatives=2,
+        recall=0.5,
+        false_positive_rate=pytest.approx(1 / 3),
+        precision=pytest.approx(2 / 3),
+    )
+    nothing = metrics.operating_point([0.1, 0.2], [0, 1], 1)
+    assert (nothing.recall, nothing.false_positive_rate, nothing.precision) == (0, 0, None)
+    normals, defects = metrics.operating_point([0.1, 0.2], [0, 0], 0.15), metrics.operating_point([0.1, 0.2], [1, 1], 0.15)
+    assert (normals.recall, normals.false_positive_rate, normals.precision) == (None, 0.5, 0)
+    assert (defects.recall, defects.false_positive_rate, defects.precision) == (0.5, None, 1)
+    for scores, threshold in (([0.1, np.nan], 0.5), ([0.1, 0.2], np.nan)):
+        with pytest.raises(ValueError, match="not finite"):
+            metrics.operating_point(scores, [0, 1], threshold)
