@@ -28,11 +28,16 @@ def feature_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor],
     return total
 
 
-def combine(d_feature: Tensor, d_pixel: Tensor, v: float, ratio: float | None = None) -> Tensor:
+def combine(d_feature: Tensor, d_pixel: Tensor, v: float, ratio: float | Tensor | None = None) -> Tensor:
     """A = D_f + v·ratio·D_p. `ratio=None` takes max D_f / max D_p over the whole batch, as published."""
     if ratio is None:
-        return d_feature + v * (d_feature.max() / d_pixel.max().clamp_min(torch.finfo(d_pixel.dtype).tiny)) * d_pixel
+        return d_feature + v * batch_ratio(d_feature, d_pixel) * d_pixel
     return d_feature + v * ratio * d_pixel
+
+
+def batch_ratio(d_feature: Tensor, d_pixel: Tensor) -> Tensor:
+    """max D_f / max D_p over all maps given."""
+    return d_feature.max() / d_pixel.max().clamp_min(torch.finfo(d_pixel.dtype).tiny)
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:

@@ -85,7 +85,7 @@ def save_features(path: str | Path, extractor: FeatureExtractor, **notes: Any) -
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
     with whole_file(folder / CALIBRATION, "change model.checkpoint_dir", "w") as file:
-        json.dump(asdict(calibration), file, indent=2)
+        json.dump(asdict(calibration), file)
 
 
 def load_calibration(folder: Path) -> Calibration | None:
@@ -94,9 +94,10 @@ def load_calibration(folder: Path) -> Calibration | None:
     if not path.is_file():
         return None
     try:
-        return Calibration(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged; remove it, and detection measures it again") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Calibration(**content | {name: tuple(map(float, content[name])) for name in ("scores", "pixels")})
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{path} is damaged, or of an earlier version; remove it, and detection measures it again") from error
 
 
 def load_unet(path: str | Path, unet: UNet) -> None:
@@ -138,6 +139,11 @@ def restore_unet(path: Path, arguments: dict[str, Any]) -> UNet:
     return unet
 
 
+def held_out(path: Path) -> list[str]:
+    """The pictures of train/good that the UNet of this file was not trained on; a released file says nothing of any."""
+    return list(read_state(path).get("held_out", []))
+
+
 def restore_features(folder: Path, epoch: int | str, name: str, weights: Path | None = None) -> tuple[FeatureExtractor, Path | str]:
     """The extractor after adaptation epoch `epoch` ('latest': written last), and where its weights come from: a file here, or words.
 
@@ -173,6 +179,11 @@ def find(folder: Path, epoch: int | str, prefix: str = "") -> Path:
         f"no weights {prefix}{epoch} in {folder}; it has {', '.join(f'{prefix}{number}' for number in sorted(there)) or 'none'}; "
         f"{remedy}, or set model.{'DA_chp' if prefix else 'load_chp'} to one it has"
     )
+
+
+def epoch_of(path: Path) -> int:
+    """2000, 2000.zip → 2000; feat3 → 3."""
+    return int(path.stem.removeprefix(FEATURES_PREFIX))
 
 
 def epochs_in(folder: Path, prefix: str = "") -> dict[int, Path]:

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 AUTO, LATEST = "auto", "latest"
+PER_IMAGE = "per_image"
 SAMPLE = "sample"  # data.name of the embedded sample set
 PUBLISHED_TABLE = Path(__file__).with_name("published.csv")
 BLUR_SIGMA_AT_256 = 4.0  # pixels, as published; `auto` scales it with image_size
@@ -33,6 +34,7 @@ BY_CATEGORY: dict[str, tuple[str, Any, Any]] = {  # key → column of published.
     "DA_batch_size": ("DA_batch_size", int, 16),
     "test_batch_size": ("test_batch_size", int, 16),
 }
+HELD_OUT = 0.2  # `auto` share of train/good kept for calibration where scores are per picture; the published runs train on all
 NOT_TEXT = (int, float, datetime.date)  # what YAML makes of 01 or 2024-01-02
 NO_EFFECT = {"model.checkpoint_name": "checkpoints are found by model.load_chp"}
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an impossible date; RecursionError: endless brackets
@@ -60,6 +62,7 @@ class DataSettings:
     test_batch_size: int = key(AUTO, least=1)
     mask: bool = key(True)
     input_channel: int = key(3, least=1, most=3)
+    tiles: int | None = key(None, least=1)
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,15 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    protocol: str = key("published", one_of=("per_image", "published"))
+    protocol: str = key(PER_IMAGE, one_of=(PER_IMAGE, "published"))
     draws: int = key(1, least=1)
-    normal_pictures: int = key(32, least=1)
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    share: float = key(AUTO, least=0, most=0.9)
+    pictures: int = key(100, least=1)
+    false_positive_rate: float = key(0.01, above=0, most=0.5)
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,10 @@ class MetricsSettings:
     pro: bool = key(True)
     misclassifications: bool = key(False)
     visualisation: bool = key(True)
+    raw_maps: bool | None = key(None)
     centre_crop: float = key(0.875, above=0, most=1)
+    size: int = key(256, least=8)
+    resamples: int = key(1000, least=0)
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,7 @@ class Settings:
     model: ModelSettings
     training: TrainingSettings
     score: ScoreSettings
+    calibration: CalibrationSettings
     metrics: MetricsSettings
 
     @property
@@ -144,6 +157,14 @@ class Settings:
     def checkpoint_folder(self) -> Path:
         """Where the category's weights are."""
         return self.model.checkpoint_dir / self.data.category
+
+    def view_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `View`: how the network is shown a picture."""
+        return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles}
+
+    def split_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `ImageFolder.split`: which pictures are held out of training."""
+        return {"share": self.calibration.share, "most": self.calibration.pictures, "seed": self.model.seed}
 
     def schedule_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `NoiseSchedule`."""
@@ -306,6 +327,7 @@ def resolved(sections: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any
     data, small = sections["data"], sections["model"]["DDADS"]
     by_network = {leaf: pair[small] for leaf, pair in BY_NETWORK.items()}
     by_network["blur_sigma"] = BLUR_SIGMA_AT_256 * data["image_size"] / 256
+    by_network["share"] = HELD_OUT if sections["score"]["protocol"] == PER_IMAGE else 0.0
     row = published_table().get(data["category"], {})
     if row.get("data_set", "").lower() != str(data["name"]).lower():
         row = {}
@@ -344,6 +366,8 @@ def check_together(settings: Settings) -> None:
         raise ValueError(f"model.blur_sigma is {model.blur_sigma}; its kernel reaches 4 sigmas, beyond data.image_size, {data.image_size}; lower it")
     if data.input_channel == 2:
         raise ValueError("data.input_channel is 2; it should be 1 (grey) or 3 (colour)")
+    if data.tiles is not None and settings.score.protocol != PER_IMAGE:
+        raise ValueError(f"data.tiles is {data.tiles}, which the published system has not; set score.protocol=per_image, or data.tiles=null")
     if round(settings.metrics.centre_crop * data.image_size) < 1:
         raise ValueError(f"metrics.centre_crop is {settings.metrics.centre_crop}, which leaves none of {data.image_size} pixels; raise it (1: all)")
     if model.beta_start > model.beta_end:

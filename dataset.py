@@ -7,12 +7,13 @@
 
 import copy
 import difflib
+import hashlib
 import struct
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,14 +27,46 @@ MASK_ENDING = "_mask"
 SIXTEEN_TO_EIGHT_BIT = 257  # 65535 / 255
 LARGEST_LABEL = 127  # masks with no value above it hold labels 0…n, of which any but 0 is a defect
 
+Key = TypeVar("Key")
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class View:
+    """How the network is shown a picture: squashed to a square of `size` pixels, or, with `tiles`, in its own proportions, as many tiles
+    of that size along the shorter side as `tiles` says (and overlapping ones from there)."""
+
+    size: int
+    channels: int = 3
+    tiles: int | None = None
+
+    def shape(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) at which a picture of that size is shown."""
+        if self.tiles is None:
+            return self.size, self.size
+        shorter = self.size * self.tiles
+        return max(shorter, round(width * shorter / min(width, height))), max(shorter, round(height * shorter / min(width, height)))
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """(C, H, W) uint8 of an upright 8-bit picture; resized bilinearly, antialiased."""
+        pixels = np.array(picture.resize(self.shape(*picture.size), Image.Resampling.BILINEAR))
+        return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
+
 
 class Item(NamedTuple):
-    """One picture (C, H, W) in [−1, 1], its mask (H, W) or None where there is none, whether it is defective, and its path in the category."""
+    """One picture as the network is shown it (C, H, W) in [−1, 1], its mask (S, S) or None where there is none, its kind (of defect, or
+    good), its path in the category and its own (width, height)."""
 
     picture: Tensor
     mask: NDArray[np.bool_] | None
-    label: bool
+    kind: str
     path: str
+    size: tuple[int, int]
+
+    @property
+    def label(self) -> bool:
+        """Whether it is defective."""
+        return self.kind != NORMAL
 
 
 @dataclass(frozen=True)
@@ -46,14 +79,14 @@ class Sample:
 
 
 class ImageFolder:
-    """The pictures of one split, sorted by path. Items are read when asked for.
+    """The pictures of one split, sorted by path. Items are read when asked for; masks are squares of `mask_size` (or the view's) pixels.
 
     Raises FileNotFoundError where a folder, its pictures or a mask is missing, ValueError for a file that is not a picture.
     """
 
-    def __init__(self, category_dir: Path, split: str, image_size: int, channels: int = 3, *, masks: bool = True):
+    def __init__(self, category_dir: Path, split: str, view: View, *, masks: bool = True, mask_size: int | None = None):
         check_category(category_dir)
-        self.category_dir, self.image_size, self.channels = category_dir, image_size, channels
+        self.category_dir, self.view, self.mask_size = category_dir, view, mask_size or view.size
         self.samples = list(train_samples(category_dir) if split == "train" else test_samples(category_dir, masks))
 
     def __len__(self) -> int:
@@ -61,34 +94,59 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> Item:
         sample = self.samples[index]
-        picture = read_picture(sample.picture, self.channels)
+        picture = read_picture(sample.picture, self.view.channels)
         mask = None
         if sample.mask is not None:
-            mask = read_mask(sample.mask, picture.size, sample.picture, self.image_size)
-        resized = resize(picture, self.image_size)
-        return Item(to_unit_range(resized), mask, sample.kind != NORMAL, sample.picture.relative_to(self.category_dir).as_posix())
+            mask = read_mask(sample.mask, picture.size, sample.picture, self.mask_size)
+        return Item(to_unit_range(self.view.pixels(picture)), mask, sample.kind, self.name(sample), picture.size)
 
-    def thinned(self, count: int) -> "ImageFolder":
-        """At most `count` of the pictures, evenly spaced."""
+    def name(self, sample: Sample) -> str:
+        """The picture's path in the category."""
+        return sample.picture.relative_to(self.category_dir).as_posix()
+
+    def names(self) -> list[str]:
+        return [self.name(sample) for sample in self.samples]
+
+    def only(self, names: Collection[str]) -> "ImageFolder":
+        """The pictures of these names, of those that are here."""
         fewer = copy.copy(self)
-        fewer.samples = [self.samples[index * len(self) // count] for index in range(count)] if count < len(self) else self.samples
+        fewer.samples = [sample for sample in self.samples if self.name(sample) in names]
         return fewer
 
-    def batches(self, size: int, workers: int) -> Iterator[list[Item]]:
-        """Items in order, `size` at a time, decoded by `workers` threads one batch ahead."""
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            pending: list[list] = []
-            for first in range(0, len(self), size):
-                pending.append([pool.submit(self.__getitem__, index) for index in range(first, min(first + size, len(self)))])
-                if len(pending) == 2:
-                    yield [future.result() for future in pending.pop(0)]
-            for batch in pending:
-                yield [future.result() for future in batch]
+    def without(self, names: Collection[str]) -> "ImageFolder":
+        """All pictures but these."""
+        return self.only(set(self.names()) - set(names))
 
-    def pixels(self, workers: int) -> Tensor:
-        """All pictures at image_size as one uint8 tensor (N, C, H, W), decoded by `workers` threads."""
+    def split(self, share: float, most: int, seed: int) -> tuple["ImageFolder", "ImageFolder"]:
+        """(pictures to learn from, pictures held out): the latter `share` of all, `most` at most, drawn by a hash of seed and name, so that
+        one more picture changes the choice by one at most. No side is left without a picture, unless share is 0."""
+        kept = self.drawn(max(1, min(round(share * len(self)), most, len(self) - 1)) if share else 0, seed)
+        return self.without(kept.names()), kept
+
+    def drawn(self, count: int, seed: int) -> "ImageFolder":
+        """`count` of the pictures, or all there are."""
+        return self.only(sorted(self.names(), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())[:count])
+
+    def batches(self, size: int, workers: int) -> Iterator[list[Item]]:
+        """Items in order, `size` at a time."""
+        return read_ahead(self.__getitem__, range(len(self)), size, workers)
+
+    def pixels(self, workers: int) -> list[Tensor]:
+        """All pictures as the network is shown them, each (C, H, W) uint8, decoded by `workers` threads."""
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            return torch.stack(list(pool.map(lambda sample: resize(read_picture(sample.picture, self.channels), self.image_size), self.samples)))
+            return list(pool.map(lambda sample: self.view.pixels(read_picture(sample.picture, self.view.channels)), self.samples))
+
+
+def read_ahead(read: Callable[[Key], Read], keys: Sequence[Key], size: int, workers: int) -> Iterator[list[Read]]:
+    """What `read` gives for each key, in order and `size` at a time; `workers` threads are one batch ahead."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        pending: list[list[Future[Read]]] = []
+        for first in range(0, len(keys), size):
+            pending.append([pool.submit(read, key) for key in keys[first : first + size]])
+            if len(pending) == 2:
+                yield [future.result() for future in pending.pop(0)]
+        for batch in pending:
+            yield [future.result() for future in batch]
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:
@@ -96,23 +154,40 @@ def to_unit_range(pixels: Tensor) -> Tensor:
     return pixels.float().div(127.5).sub(1)
 
 
-def shuffled_batches(pixels: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Pictures in [−1, 1] on the generator's device, in a new order; the last incomplete batch is dropped. `pixels` (N, C, H, W) uint8."""
-    order = torch.randperm(len(pixels), generator=generator, device=generator.device).cpu()
-    for batch in order[: len(order) // size * size].split(size):
-        yield to_unit_range(pixels[batch].to(generator.device))
+def shuffled_batches(pixels: Sequence[Tensor], size: int, window: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Pictures (size, C, window, window) in [−1, 1] on the generator's device, in a new order; the last incomplete batch is dropped.
+
+    `pixels` are (C, H, W) uint8; of a picture larger than `window` a random square of that side is taken.
+    """
+    order = torch.randperm(len(pixels), generator=generator, device=generator.device).tolist()
+    for first in range(0, len(order) // size * size, size):
+        batch = [pixels[index] for index in order[first : first + size]]
+        if any(picture.shape[1:] != (window, window) for picture in batch):
+            places = torch.rand(size, 2, generator=generator, device=generator.device).tolist()
+            batch = [square(picture, window, *place) for picture, place in zip(batch, places, strict=True)]
+        yield to_unit_range(torch.stack(batch).to(generator.device))
+
+
+def square(picture: Tensor, side: int, down: float, across: float) -> Tensor:
+    """The square of `side` pixels whose corner lies at these shares, 0…1, of the way that there is."""
+    top, left = (int(share * (extent - side + 1)) for share, extent in zip((down, across), picture.shape[1:], strict=True))
+    return picture[:, top : top + side, left : left + side]
 
 
 def full_batches(pictures: int, size: int, key: str) -> int:
     """How many batches of `size` an epoch has. Raises ValueError where it has none; `key` names the setting."""
     if pictures < size:
-        raise ValueError(f"{key} is {size}, but train/good holds {pictures} pictures; set {key}={pictures} or less")
+        raise ValueError(f"{key} is {size}, but train/good holds {pictures} pictures to learn from; set {key}={pictures} or less")
     return pictures // size
 
 
 def read_picture(path: Path, channels: int = 3) -> Image.Image:
-    """The picture upright, as RGB or (channels = 1) grey, 8 bit; 16-bit values are scaled, transparency is put on white."""
-    picture = open_upright(path)
+    """The picture upright, as RGB or (channels = 1) grey, 8 bit."""
+    return standardised(open_upright(path), channels)
+
+
+def standardised(picture: Image.Image, channels: int = 3) -> Image.Image:
+    """RGB or (channels = 1) grey, 8 bit; 16-bit values are scaled, transparency is put on white."""
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow opens as I;16 or I
         picture = Image.fromarray((np.asarray(picture, np.float32) / SIXTEEN_TO_EIGHT_BIT).clip(0, 255).round().astype(np.uint8))
     return on_background(picture, "white").convert("L" if channels == 1 else "RGB")
@@ -143,12 +218,6 @@ def on_background(picture: Image.Image, colour: str) -> Image.Image:
         return picture
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, colour), picture)
-
-
-def resize(picture: Image.Image, size: int) -> Tensor:
-    """(C, size, size) uint8; bilinear, antialiased."""
-    pixels = np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
-    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
 
 
 def read_mask(path: Path, picture_size: tuple[int, int], picture_path: Path, size: int) -> NDArray[np.bool_]:
@@ -220,6 +289,27 @@ def pictures_in(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if is_picture(path))
     if not found:
         raise FileNotFoundError(f"no pictures in {folder}; it should hold {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def pictures_below(source: Path, besides: Path) -> list[Path]:
+    """All pictures in a folder and its subfolders but those in `besides`, in order; or the one picture that `source` is.
+
+    Raises FileNotFoundError where there is none.
+    """
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise FileNotFoundError(f"no picture or folder at {source}; check --input")
+    found = sorted(
+        path
+        for path in source.rglob("*")
+        if is_picture(path)
+        and besides.resolve() not in path.resolve().parents
+        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+    )
+    if not found:
+        raise FileNotFoundError(f"no pictures in {source}; it should hold {', '.join(sorted(SUFFIXES))}")
     return found
 
 

@@ -1,68 +1,82 @@
-"""Stage 3: reconstruct each test picture, map what changed, score it and say how well defects were found (sections 4.1, 4.2 and 5)."""
+"""Stage 3's engine: reconstruct each picture, map what changed, score and judge it (sections 4.1 and 4.2 of the paper).
 
-import time
-from collections.abc import Callable, Iterator
+`evaluation.py` runs it over the test pictures of a category, `inspection.py` over pictures without labels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
+from skimage.measure import label, regionprops
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
 import calibration
 import checkpoint
-import metrics
-import report
+import config
 import runtime
-from anomaly_map import combine, feature_distance, pixel_distance, smooth
+import tiles
+from anomaly_map import batch_ratio, combine, feature_distance, pixel_distance, smooth
 from calibration import Calibration
 from config import Settings
-from dataset import ImageFolder, Item
+from dataset import ImageFolder, Item, View, read_picture, standardised, to_unit_range
 from ddad import NoiseSchedule, gaussian_draws, picture_draws, reconstruct
-from runtime import Progress
+
+EIGHT_CONNECTED = 2  # skimage's connectivity
+Draws = Callable[[Tensor], Callable[[], Tensor]]  # pictures (B, C, S, S) of one pass → draw()
+Picture = Image.Image | NDArray[Any] | str | Path
 
 
-class Metric(NamedTuple):
-    """A figure of metrics.json: of scores and labels (pictures) or of maps and masks (pixels), asked for by a key of `metrics`."""
+class Region(NamedTuple):
+    """A defect: its box (left, top, right, bottom; the latter two outside), its area and its highest pixel score, in the picture's pixels."""
 
-    key: str
-    name: str
-    of: str
-    asked_by: str
-    measure: Callable[..., float]
+    box: tuple[int, int, int, int]
+    area: int
+    peak: float
 
 
-METRICS = (
-    Metric("image_auroc", "image AUROC", "pictures", "auroc", metrics.image_auroc),
-    Metric("image_ap", "image AP", "pictures", "auroc", metrics.average_precision),
-    Metric("image_f1_max", "image F1-max", "pictures", "auroc", metrics.f1_max),
-    Metric("pixel_auroc", "pixel AUROC", "pixels", "auroc", metrics.pixel_auroc),
-    Metric("pixel_ap", "pixel AP", "pixels", "auroc", metrics.average_precision),
-    Metric("pixel_f1_max", "pixel F1-max", "pixels", "auroc", metrics.f1_max),
-    Metric("pro", "PRO (FPR to 0.3)", "pixels", "pro", metrics.pro),
-    Metric("pro_0.05", "PRO (FPR to 0.05)", "pixels", "pro", partial(metrics.pro, limit=0.05)),
-)
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """What is said of one picture: `p_value` is the chance that a normal one scores as high; `map` holds its pixel scores and `mask` is true
+    in its `regions`, both (H, W) in the picture's own size. A normal picture has no regions, an anomalous one at least one."""
+
+    score: float
+    p_value: float
+    is_anomalous: bool
+    map: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    regions: list[Region]
+
+
+class Finding(NamedTuple):
+    """What detection made of one picture, at the size at which the network was shown it: the reconstruction (C, H, W), D_f, D_p and the
+    anomaly map (H, W), and the image score, the map's maximum within the crop."""
+
+    reconstruction: Tensor
+    d_feature: Tensor
+    d_pixel: Tensor
+    anomaly: Tensor
+    score: float
 
 
 @dataclass(frozen=True)
-class Detector:
-    """The trained networks and the settings that turn pictures into anomaly maps."""
+class Networks:
+    """The trained networks and how a reconstruction is made with them."""
 
     unet: nn.Module
     extractor: nn.Module
     schedule: NoiseSchedule
     w: float
-    v: float
     start: int
     skip: int
     eta: float
-    blur_sigma: float
     draws: int = 1
-    balance: float | None = None
 
     @torch.no_grad()
     def compare(self, pictures: Tensor, draw: Callable[[], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,225 +95,245 @@ class Detector:
             d_pixels.append(pixel_distance(x_0, pictures))
         return mean(reconstructions), mean(d_features), mean(d_pixels)
 
-    def anomaly_map(self, d_feature: Tensor, d_pixel: Tensor) -> Tensor:
-        """(B, 1, H, W); without a `balance` of D_f and D_p their maxima over the batch decide, as published."""
-        return smooth(combine(d_feature, d_pixel, self.v, self.balance), self.blur_sigma)
-
 
 @dataclass(frozen=True)
-class Results:
-    """What detection found, in the order of the pictures. Maps and masks are (N, S, S), cropped as they are scored."""
+class Detector:
+    """Finds defects in pictures. `Detector.load(folder)` reads one from a category's checkpoint folder; `detector(picture)` is a `Detection`.
 
-    paths: list[str]
-    labels: NDArray[np.bool_]
-    scores: NDArray[np.float32]
-    maps: NDArray[np.float32]
-    masks: NDArray[np.bool_] | None
+    Without a calibration maps are weighed by the maxima of their batch, as published, and there are no verdicts.
+    """
 
+    networks: Networks
+    view: View
+    v: float
+    blur_sigma: float
+    crop: float
+    seed: int
+    batch_size: int
+    device: torch.device
+    calibration: Calibration | None = None
+    false_positive_rate: float = 0.01
 
-def check(settings: Settings, output: Path | None = None) -> tuple[ImageFolder, report.Writer]:
-    """The test pictures, and the writer of the results; raises what would stop the stage later."""
-    data = settings.data
-    pictures = ImageFolder(settings.category_dir, "test", data.image_size, data.input_channel, masks=data.mask)
-    return pictures, report.Writer(output or Path("results") / settings.model.exp_name / data.category)
+    @classmethod
+    def load(cls, folder: str | Path, device: str = config.AUTO) -> "Detector":
+        """The detector that the calibration in a category's checkpoint folder describes; the folder may have been moved.
 
+        Raises FileNotFoundError where there is no calibration, ValueError where it is of other weights than those in the folder.
+        """
+        folder = Path(folder)
+        kept = checkpoint.load_calibration(folder)
+        if kept is None:
+            raise FileNotFoundError(f"no {checkpoint.CALIBRATION} in {folder}; run python main.py --detection True first")
+        settings = config.build(kept.settings)
+        detector, *_ = build(settings, folder, runtime.choose_device(device))
+        stale = kept.staleness(fingerprint(detector, settings))
+        if stale:
+            raise ValueError(f"{folder / checkpoint.CALIBRATION} is stale: {stale}; run python main.py --detection True to measure it again")
+        return replace(detector, calibration=kept)
 
-def run(settings: Settings, output: Path | None = None) -> None:
-    """Score the test pictures and leave scores.csv, metrics.json and the figures in `output` (results/<exp_name>/<category>)."""
-    data, model = settings.data, settings.model
-    device = runtime.choose_device(model.device)
-    torch.manual_seed(model.seed)
-    pictures, writer = check(settings, output)
-    detector, origins = build_detector(settings, device)
-    runtime.announce(
-        f"Detecting defects of {data.category}",
-        device,
-        settings.as_dict(),
-        {"reads": f"{settings.category_dir / 'test'} ({len(pictures)} pictures)", **origins, "writes": writer.folder},
-    )
-    began = time.monotonic()
-    if settings.score.protocol == "per_image":
-        detector = replace(detector, balance=calibrated_balance(detector, settings, device))
-    results, panels = detect(detector, pictures, settings, device)
-    figures = evaluate(results, settings)
-    write(writer, results, figures, panels, settings)
-    seconds, side = time.monotonic() - began, results.maps.shape[-1]
-    normal, defective = np.count_nonzero(~results.labels), np.count_nonzero(results.labels)
-    print(
-        f"{data.category}: {len(pictures)} pictures ({normal} normal, {defective} defective) in {seconds:.0f} s, "
-        f"scored on the centre {side} of {data.image_size} pixels"
-    )
-    for line in metric_lines(figures, settings):
-        print(line)
-    print(f"results in {writer.folder}: {', '.join(writer.written)}", flush=True)
+    def __call__(self, picture: Picture) -> Detection:
+        return self.detect([picture])[0]
 
+    def detect(self, pictures: Sequence[Picture]) -> list[Detection]:
+        """One `Detection` a picture: PIL images, arrays (H, W) or (H, W, 3 or 4) of 8 or 16 bits, or paths. Each gets what it gets alone.
 
-def build_detector(settings: Settings, device: torch.device) -> tuple[Detector, dict[str, object]]:
-    """The detector of the category's checkpoint folder, not yet balanced, and where its weights come from."""
-    model, folder = settings.model, settings.checkpoint_folder
-    weights = checkpoint.find(folder, model.load_chp)
-    unet = checkpoint.restore_unet(weights, settings.unet_arguments())
-    extractor, origin = checkpoint.restore_features(folder, model.DA_chp, model.feature_extractor, model.backbone_weights)
-    detector = Detector(
-        unet.to(device).eval(),
-        extractor.to(device).eval(),
-        NoiseSchedule(**settings.schedule_arguments()),
-        w=model.w,
-        v=model.v,
-        start=model.test_trajectoy_steps,
-        skip=model.skip,
-        eta=model.eta,
-        blur_sigma=model.blur_sigma,
-        draws=settings.score.draws,
-    )
-    return detector, {"unet": weights, "features": f"{extractor.name} from {origin}"}
+        Raises ValueError for what is not a picture, and without a calibration.
+        """
+        if not pictures:
+            return []
+        opened = [as_image(picture, self.view.channels) for picture in pictures]
+        findings = self.find([to_unit_range(self.view.pixels(picture)) for picture in opened], self.picture_noise)
+        return [self.judge(finding, picture.size) for finding, picture in zip(findings, opened, strict=True)]
 
+    @property
+    def threshold(self) -> float:
+        """The image score above which a picture is anomalous. Raises ValueError without a calibration."""
+        if self.calibration is None:
+            raise ValueError("the detector has no calibration, hence no threshold; load it by Detector.load(folder), or set score.protocol=per_image")
+        return self.calibration.threshold(self.false_positive_rate)
 
-def write(writer: report.Writer, results: Results, figures: dict[str, float], panels: list[report.Panel], settings: Settings) -> None:
-    writer.scores(results.paths, results.labels, results.scores)
-    writer.metrics(figures)
-    if settings.metrics.misclassifications and results.labels.any() and not results.labels.all():
-        writer.misclassifications(results.paths, results.labels, results.scores, metrics.youden_threshold(results.scores, results.labels))
-    if settings.metrics.visualisation:
-        writer.figures(panels)
+    def judge(self, finding: Finding, size: tuple[int, int]) -> Detection:
+        """The verdict on a picture of `size` (width, height).
 
+        A region is what is connected above the pixel threshold and somewhere above that of the image score.
+        """
+        threshold, kept, shape = self.threshold, cast(Calibration, self.calibration), size[::-1]
+        whole = finding.anomaly[None, None]
+        scored = F.pad(self.cropped(whole), margins(whole, self.cropped(whole)))  # nothing is found where nothing is scored
+        peaks = F.adaptive_max_pool2d(scored, shape)[0, 0] > threshold  # none is lost to a resize
+        above = resized(scored, shape)[0, 0] > kept.pixel_threshold(self.false_positive_rate)
+        enlarged = resized(whole, shape)[0, 0].numpy()
+        mask, regions = regions_of(enlarged, (above | peaks).numpy(), peaks.numpy())
+        return Detection(finding.score, kept.p_value(finding.score), finding.score > threshold, enlarged, mask, regions)
 
-@dataclass(frozen=True)
-class Mapped:
-    """A batch of items on its way: pictures and reconstructions (B, C, S, S), D_f and D_p (B, 1, S, S)."""
+    def find(self, pictures: Sequence[Tensor], noise: Draws) -> list[Finding]:
+        """Pictures as the network is to be shown them, each (C, H, W) in [−1, 1]; published maxima are over all of them."""
+        cut = [tiles.cut(picture, self.view.size) for picture in pictures]
+        passes = torch.cat(cut).to(self.device).split(self.batch_size)
+        compared = [torch.cat(parts) for parts in zip(*(self.networks.compare(batch, noise(batch)) for batch in passes), strict=True)]
+        counts = [len(pieces) for pieces in cut]
+        merged = [[tiles.merge(piece, *picture.shape[1:]) for piece, picture in zip(part.split(counts), pictures, strict=True)] for part in compared]
+        ratio = self.calibration.balance if self.calibration else batch_ratio(compared[1], compared[2])
+        return [self.finding(x_0, d_feature, d_pixel, ratio) for x_0, d_feature, d_pixel in zip(*merged, strict=True)]
 
-    items: list[Item]
-    pictures: Tensor
-    reconstructions: Tensor
-    d_feature: Tensor
-    d_pixel: Tensor
+    def finding(self, reconstruction: Tensor, d_feature: Tensor, d_pixel: Tensor, ratio: float | Tensor) -> Finding:
+        anomaly = smooth(combine(d_feature[None], d_pixel[None], self.v, ratio), self.blur_sigma)
+        return Finding(reconstruction.cpu(), d_feature[0].cpu(), d_pixel[0].cpu(), anomaly[0, 0].cpu(), self.cropped(anomaly).max().item())
 
+    def cropped(self, maps: Tensor) -> Tensor:
+        """The centre of maps (…, H, W) that is scored."""
+        return center_crop(maps, [round(self.crop * extent) for extent in maps.shape[-2:]])
 
-DrawsFor = Callable[[Tensor], Callable[[], Tensor]]  # pictures of a batch → draw()
-
-
-def draws_for(settings: Settings, device: torch.device) -> DrawsFor:
-    """Noise that follows from each picture, or (published) one stream for all."""
-    seed = settings.model.seed
-    if settings.score.protocol == "per_image":
-        return lambda pictures: picture_draws(pictures, seed)
-    stream = torch.Generator(device).manual_seed(seed)
-    return lambda pictures: gaussian_draws(pictures.shape, stream)
+    def picture_noise(self, pictures: Tensor) -> Callable[[], Tensor]:
+        return picture_draws(pictures, self.seed)
 
 
-def mapped_batches(detector: Detector, folder: ImageFolder, noise: DrawsFor, device: torch.device, size: int, workers: int) -> Iterator[Mapped]:
-    """Distances of all pictures, `size` at a time."""
-    for items in folder.batches(size, workers):
-        pictures = torch.stack([item.picture for item in items]).to(device)
-        yield Mapped(items, pictures, *detector.compare(pictures, noise(pictures)))
+def regions_of(scores: NDArray[np.float32], above: NDArray[np.bool_], peaks: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], list[Region]]:
+    """The 8-connected regions of `above` that hold a peak, highest first, and their union; all (H, W)."""
+    numbered = label(above, connectivity=EIGHT_CONNECTED)
+    kept = np.unique(numbered[peaks])
+    found = []
+    for part in regionprops(np.where(np.isin(numbered, kept), numbered, 0), intensity_image=scores):
+        top, left, bottom, right = part.bbox
+        found.append(Region((left, top, right, bottom), int(part.area), float(part.intensity_max)))
+    return np.isin(numbered, kept) & above, sorted(found, key=lambda region: -region.peak)
 
 
-def calibrated_balance(detector: Detector, settings: Settings, device: torch.device) -> float:
-    """The balance kept in the category's checkpoint folder, if it is of these networks, settings and normal pictures; else it is measured."""
-    data, model, folder = settings.data, settings.model, settings.checkpoint_folder
-    normal = ImageFolder(settings.category_dir, "train", data.image_size, data.input_channel).thinned(settings.score.normal_pictures)
-    matters = {name: getattr(detector, name) for name in ("w", "start", "skip", "eta", "blur_sigma", "draws")}
-    matters |= {"image_size": data.image_size, "seed": model.seed, "schedule": settings.schedule_arguments()}
-    matters |= {"pictures": [(sample.picture.name, sample.picture.stat().st_size) for sample in normal.samples]}
-    fingerprint = calibration.fingerprint([detector.unet, detector.extractor], matters)
-    kept = checkpoint.load_calibration(folder)
-    if kept is not None and kept.fingerprint == fingerprint:
-        print(f"balance of D_f and D_p: {kept.balance:.4g}, from {folder / checkpoint.CALIBRATION}", flush=True)
-        return kept.balance
-    batches = mapped_batches(detector, normal, draws_for(settings, device), device, data.test_batch_size, model.num_workers)
-    balance = measured_balance(batches, len(normal), detector.blur_sigma)
-    print(f"balance of D_f and D_p: {balance:.4g}, measured on {len(normal)} pictures of train/good", flush=True)
-    if model.save_model:
+def as_image(picture: Picture, channels: int) -> Image.Image:
+    if isinstance(picture, (str, Path)):
+        return read_picture(Path(picture), channels)
+    if isinstance(picture, np.ndarray):
         try:
-            checkpoint.save_calibration(folder, Calibration(balance, len(normal), fingerprint))
-        except OSError as error:
-            print(f"the balance is not kept: {error}")
-    return balance
+            return standardised(Image.fromarray(picture), channels)
+        except TypeError as error:
+            raise ValueError(f"an array of {picture.dtype}, {picture.shape} is not a picture; give (H, W) or (H, W, 3) of 8 bits") from error
+    return standardised(picture, channels)
 
 
-def measured_balance(batches: Iterator[Mapped], total: int, blur_sigma: float) -> float:
-    tops: list[Tensor] = []
-
-    def steps() -> Iterator[Progress]:
-        done = 0
-        for batch in batches:
-            distances = torch.cat([batch.d_feature, batch.d_pixel], dim=1)
-            tops.append(smooth(distances, blur_sigma).amax(dim=(2, 3)).cpu())
-            done += len(batch.items)
-            yield Progress(done)
-
-    for _ in runtime.follow(steps(), total, "calibrating", "picture"):
-        pass
-    top_feature, top_pixel = torch.cat(tops).unbind(dim=1)
-    return calibration.normal_balance(top_feature, top_pixel)
+def margins(whole: Tensor, centre: Tensor) -> list[int]:
+    """(left, right, top, bottom) that `center_crop` has taken away."""
+    (height, width), (inner_height, inner_width) = whole.shape[-2:], centre.shape[-2:]
+    top, left = round((height - inner_height) / 2.0), round((width - inner_width) / 2.0)
+    return [left, width - inner_width - left, top, height - inner_height - top]
 
 
-def detect(detector: Detector, folder: ImageFolder, settings: Settings, device: torch.device) -> tuple[Results, list[report.Panel]]:
-    """Anomaly maps and scores of all pictures."""
-    data, size = settings.data, round(settings.metrics.centre_crop * settings.data.image_size)
-    paths: list[str] = []
-    labels: list[bool] = []
-    maps: list[Tensor] = []
-    masks: list[Tensor] = []
-    panels: list[report.Panel] = []
-
-    def steps() -> Iterator[Progress]:
-        batches = mapped_batches(detector, folder, draws_for(settings, device), device, data.test_batch_size, settings.model.num_workers)
-        for batch in batches:
-            anomaly = detector.anomaly_map(batch.d_feature, batch.d_pixel)
-            maps.append(center_crop(anomaly, [size, size]).squeeze(1).cpu())
-            paths.extend(item.path for item in batch.items)
-            labels.extend(item.label for item in batch.items)
-            if data.mask:
-                masks.append(center_crop(masks_of(batch.items, data.image_size), [size, size]))
-            if settings.metrics.visualisation:
-                panels.extend(panels_of(batch, anomaly, maps[-1].amax(dim=(1, 2))))
-            yield Progress(len(paths))
-
-    for _ in runtime.follow(steps(), len(folder), "detecting", "picture"):
-        pass
-    stacked = torch.cat(maps).numpy()
-    if not np.isfinite(stacked).all():
-        raise ValueError(f"the anomaly maps are not finite; lower model.w, {detector.w}, or model.v, {detector.v}, or train again")
-    return Results(paths, np.array(labels), stacked.max(axis=(1, 2)), stacked, torch.cat(masks).numpy() if masks else None), panels
-
-
-def masks_of(items: list[Item], size: int) -> Tensor:
-    """(B, size, size); nothing is defective where an item has no mask."""
-    return torch.stack([torch.zeros(size, size, dtype=torch.bool) if item.mask is None else torch.from_numpy(item.mask) for item in items])
+def resized(maps: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(B, 1, H, W) at another size, bilinearly, antialiased where it shrinks."""
+    if maps.shape[-2:] == shape:
+        return maps
+    return F.interpolate(maps, size=shape, mode="bilinear", align_corners=False, antialias=True)
 
 
 def mean(tensors: list[Tensor]) -> Tensor:
     return torch.stack(tensors).mean(dim=0)
 
 
-def panels_of(batch: Mapped, anomaly: Tensor, scores: Tensor) -> Iterator[report.Panel]:
-    maps = torch.cat([batch.d_pixel, batch.d_feature, anomaly], dim=1).half().cpu().numpy()
-    pictures, reconstructions = batch.pictures.cpu(), batch.reconstructions.cpu()
-    for item, score, x, x_0, (d_pixel, d_feature, a) in zip(batch.items, scores, pictures, reconstructions, maps, strict=True):
-        yield report.Panel(item.path, score.item(), report.as_pixels(x), report.as_pixels(x_0), d_pixel, d_feature, a, item.mask)
+def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detector, Settings, dict[str, object]]:
+    """The detector of a checkpoint folder, not yet calibrated; the settings with the files found in place of `auto` and `latest`; and where
+    the weights come from."""
+    model = settings.model
+    weights = checkpoint.find(folder, model.load_chp)
+    unet = checkpoint.restore_unet(weights, settings.unet_arguments())
+    extractor, origin = checkpoint.restore_features(folder, model.DA_chp, model.feature_extractor, model.backbone_weights)
+    model = replace(
+        model,
+        load_chp=checkpoint.epoch_of(weights),
+        DA_chp=checkpoint.epoch_of(origin) if isinstance(origin, Path) else 0,
+        feature_extractor=extractor.name,
+        backbone_weights=model.backbone_weights and model.backbone_weights.resolve(),
+    )
+    networks = Networks(
+        unet.to(device).eval(),
+        extractor.to(device).eval(),
+        NoiseSchedule(**settings.schedule_arguments()),
+        w=model.w,
+        start=model.test_trajectoy_steps,
+        skip=model.skip,
+        eta=model.eta,
+        draws=settings.score.draws,
+    )
+    detector = Detector(
+        networks,
+        View(**settings.view_arguments()),
+        v=model.v,
+        blur_sigma=model.blur_sigma,
+        crop=settings.metrics.centre_crop,
+        seed=model.seed,
+        batch_size=settings.data.test_batch_size,
+        device=device,
+        false_positive_rate=settings.calibration.false_positive_rate,
+    )
+    return detector, replace(settings, model=model), {"unet": weights, "features": f"{extractor.name} from {origin}"}
 
 
-def evaluate(results: Results, settings: Settings) -> dict[str, float]:
-    """The metrics that were asked for and that the data allow, as fractions."""
-    figures = {}
-    for metric in asked_for(settings):
-        values, truth = (results.scores, results.labels) if metric.of == "pictures" else (results.maps, results.masks)
-        if truth is not None and truth.any() and not truth.all():
-            figures[metric.key] = metric.measure(values, truth)
-    return figures
+def fingerprint(detector: Detector, settings: Settings) -> dict[str, Any]:
+    """All that a score depends on beside the picture, as a file holds it."""
+    networks = detector.networks
+    matters = {name: getattr(networks, name) for name in ("w", "start", "skip", "eta", "draws")}
+    matters |= {name: getattr(detector, name) for name in ("v", "blur_sigma", "crop", "seed")}
+    matters |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments(), "pictures": settings.calibration.pictures}
+    return calibration.as_stored(matters | {"weights": calibration.weights_hash([networks.unet, networks.extractor])})
 
 
-def metric_lines(figures: dict[str, float], settings: Settings) -> Iterator[str]:
-    """One line a metric, in percent, with a word on why one is missing."""
-    for metric in asked_for(settings):
-        if metric.key in figures:
-            yield f"  {metric.name:18}{100 * figures[metric.key]:5.1f} %"
-        elif metric.of == "pixels" and not settings.data.mask:
-            yield f"  {metric.name:18}    – (no masks: data.mask is False)"
-        else:
-            yield f"  {metric.name:18}    – (needs normal and defective {metric.of} in test)"
+def calibrated(detector: Detector, settings: Settings) -> Detector:
+    """With the calibration of the category's checkpoint folder, if it is of these networks and settings; else it is measured and kept there.
+
+    Raises FileNotFoundError or ValueError where it has to be measured and train/good is not at hand.
+    """
+    folder = settings.checkpoint_folder
+    kept, now = checkpoint.load_calibration(folder), fingerprint(detector, settings)
+    stale = "" if kept is None else kept.staleness(now)
+    if kept is None or stale:
+        if stale:
+            print(f"calibration is stale: {stale}")
+        try:
+            whole = ImageFolder(settings.category_dir, "train", detector.view)
+        except FileNotFoundError as error:
+            found = f"{folder / checkpoint.CALIBRATION} is stale ({stale})" if stale else f"no {checkpoint.CALIBRATION} in {folder}"
+            raise FileNotFoundError(f"{found}, and without normal pictures it can't be measured: {error}") from error
+        kept = measured(detector, whole, now, settings)
+        if settings.model.save_model:
+            try:
+                checkpoint.save_calibration(folder, kept)
+            except OSError as error:
+                print(f"the calibration is not kept: {error}")
+    print(kept.describe(detector.false_positive_rate), flush=True)
+    return replace(detector, calibration=kept)
 
 
-def asked_for(settings: Settings) -> list[Metric]:
-    return [metric for metric in METRICS if getattr(settings.metrics, metric.asked_by)]
+def measured(detector: Detector, whole: ImageFolder, made_with: dict[str, Any], settings: Settings) -> Calibration:
+    """On the pictures that training held out; on others of train/good where it held out none, as released weights did."""
+    weights = checkpoint.find(settings.checkpoint_folder, settings.model.load_chp)
+    normal = whole.only(checkpoint.held_out(weights))
+    held_out = len(normal) > 0
+    normal = (normal if held_out else whole).drawn(settings.calibration.pictures, settings.model.seed)
+    findings = [
+        finding._replace(reconstruction=torch.empty(0))
+        for _, finding in runtime.count(found(detector, normal, detector.picture_noise, settings.model.num_workers), len(normal), "calibrating")
+    ]
+    feature, pixel = calibration.mean_tops(
+        [smooth(finding.d_feature[None, None], detector.blur_sigma) for finding in findings],
+        [smooth(finding.d_pixel[None, None], detector.blur_sigma) for finding in findings],
+    )
+    balanced = [detector.finding(finding.reconstruction, finding.d_feature[None], finding.d_pixel[None], feature / pixel) for finding in findings]
+    return Calibration(
+        feature,
+        pixel,
+        scores=tuple(sorted(finding.score for finding in balanced)),
+        pixels=calibration.pixel_quantiles(detector.cropped(finding.anomaly).numpy() for finding in balanced),
+        held_out=held_out,
+        made_with=made_with,
+        settings=settings.as_dict(),
+    )
+
+
+def found(detector: Detector, folder: ImageFolder, noise: Draws, workers: int) -> Iterator[tuple[Item, Finding]]:
+    """All pictures of a folder with what was found in them, a batch at a time."""
+    for items in folder.batches(detector.batch_size, workers):
+        yield from zip(items, detector.find([item.picture for item in items], noise), strict=True)
+
+
+def stream_noise(seed: int, device: torch.device) -> Draws:
+    """One stream of noise for all pictures, as published."""
+    stream = torch.Generator(device).manual_seed(seed)
+    return lambda pictures: gaussian_draws(pictures.shape, stream)

@@ -12,7 +12,7 @@ from torch import Tensor
 import checkpoint
 import runtime
 from config import Settings
-from dataset import ImageFolder, full_batches, shuffled_batches
+from dataset import ImageFolder, View, full_batches, shuffled_batches
 from ddad import NoiseSchedule, gaussian_draws, reconstruct
 from feature_extractor import FeatureExtractor
 from runtime import Progress
@@ -43,12 +43,12 @@ def layer_distance(a: Features, b: Features) -> Tensor:
 
 
 def check(settings: Settings) -> ImageFolder:
-    """The pictures to adapt on; raises what would stop the stage later."""
-    pictures = ImageFolder(settings.category_dir, "train", settings.data.image_size, settings.data.input_channel)
-    full_batches(len(pictures), settings.data.DA_batch_size, "data.DA_batch_size")
+    """All of train/good; raises what would stop the stage later."""
+    whole = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
+    full_batches(len(whole.split(**settings.split_arguments())[0]), settings.data.DA_batch_size, "data.DA_batch_size")
     if settings.model.save_model:
         checkpoint.ensure_writable(settings.checkpoint_folder)
-    return pictures
+    return whole
 
 
 def run(settings: Settings) -> None:
@@ -56,8 +56,9 @@ def run(settings: Settings) -> None:
     data, model, folder = settings.data, settings.model, settings.checkpoint_folder
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)
-    pictures = check(settings)
+    whole = check(settings)
     weights = checkpoint.find(folder, model.load_chp)
+    pictures = whole.without(checkpoint.held_out(weights))
     unet = checkpoint.restore_unet(weights, settings.unet_arguments()).to(device).eval()
     tuned, origin = checkpoint.restore_features(folder, 0, model.feature_extractor, model.backbone_weights)
     steps = model.DA_epochs * full_batches(len(pictures), data.DA_batch_size, "data.DA_batch_size")
@@ -89,7 +90,7 @@ def run(settings: Settings) -> None:
     print(f"features {saved}", flush=True)
 
 
-def adaptation_loop(tuned: FeatureExtractor, unet: UNet, pixels: Tensor, settings: Settings, device: torch.device) -> Iterator[Progress]:
+def adaptation_loop(tuned: FeatureExtractor, unet: UNet, pixels: Sequence[Tensor], settings: Settings, device: torch.device) -> Iterator[Progress]:
     """`adaptation_steps` as the settings want it; order and noise come from one stream."""
     model, schedule = settings.model, NoiseSchedule(**settings.schedule_arguments())
     generator = torch.Generator(device).manual_seed(model.seed)
@@ -113,6 +114,7 @@ def adaptation_loop(tuned: FeatureExtractor, unet: UNet, pixels: Tensor, setting
         pixels,
         epochs=model.DA_epochs,
         batch_size=settings.data.DA_batch_size,
+        window=settings.data.image_size,
         distillation=model.DLlambda,
         generator=generator,
     )
@@ -121,14 +123,16 @@ def adaptation_loop(tuned: FeatureExtractor, unet: UNet, pixels: Tensor, setting
 def adaptation_steps(
     tuned: FeatureExtractor,
     rebuild: Rebuild,
-    pixels: Tensor,
+    pixels: Sequence[Tensor],
     *,
     epochs: int,
     batch_size: int,
+    window: int,
     distillation: float,
     generator: torch.Generator,
 ) -> Iterator[Progress]:
-    """One optimisation step of `tuned` a turn. `pixels` (N, C, H, W) uint8; `rebuild(x, target)` gives the reconstruction.
+    """One optimisation step of `tuned` a turn. `pixels` are (C, H, W) uint8, of which squares of side `window` serve;
+    `rebuild(x, target)` gives the reconstruction.
 
     The first half of a batch is the targets, the second the pictures to start from; batch norm is in train mode.
     """
@@ -137,7 +141,7 @@ def adaptation_steps(
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=LEARNING_RATE)
     step, batches, half = 0, len(pixels) // batch_size, batch_size // 2
     for epoch in range(1, epochs + 1):
-        for position, pictures in enumerate(shuffled_batches(pixels, batch_size, generator), start=1):
+        for position, pictures in enumerate(shuffled_batches(pixels, batch_size, window, generator), start=1):
             target, start_from = pictures[:half], pictures[half : 2 * half]
             reconstruction = rebuild(start_from, target)
             loss = adaptation_loss(tuned(reconstruction), tuned(target), frozen(target), frozen(reconstruction), distillation)

@@ -10,8 +10,10 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 STAGES = ("train", "domain_adaptation", "detection")
+INCOMPLETE = 3  # exit code
 WORDS = {"true": True, "false": False}
 MEMORY_SPENT = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")  # as torch says it
 MEMORY_EATERS = ("data.batch_size", "data.DA_batch_size or data.test_batch_size", "data.image_size", "model.base_channels")
@@ -42,7 +44,9 @@ def build_parser() -> Parser:
     for stage, text in zip(STAGES, helps, strict=True):
         parser.add_argument(f"--{stage}", nargs="?", const=True, default=False, type=truth, metavar="True|False", help=text)
     parser.add_argument("-cfg", "--config", default="config.yaml", metavar="PATH", help="settings (config.yaml)")
+    parser.add_argument("--input", metavar="PATH", help="a picture or a folder of them, without labels, for --detection to judge")
     parser.add_argument("--output", metavar="DIR", help="folder of detection's results (results/<exp_name>/<category>)")
+    parser.add_argument("--resume", action="store_true", help="continue the predictions of an earlier --input run")
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that go above the file's")
     return parser
@@ -69,8 +73,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace) -> None:
-    """The stages asked for. torch is loaded only here, so that --help and mistyped flags answer at once."""
+def run(options: argparse.Namespace) -> int:
+    """The stages asked for; returns the exit code. torch is loaded only here, so that --help and mistyped flags answer at once."""
     import config
 
     settings = config.load(options.config, options.settings)
@@ -80,16 +84,35 @@ def run(options: argparse.Namespace) -> None:
         import preparation
 
         preparation.ensure_sample(settings.data.data_dir, settings.model.seed)
-    output = [Path(options.output).expanduser()] if options.output else []
-    stages = [(importlib.import_module(stage), output if stage == "detection" else []) for stage in STAGES if getattr(options, stage)]
+    stages: list[tuple[ModuleType, tuple[object, ...]]] = [
+        (importlib.import_module(stage), ()) for stage in STAGES if getattr(options, stage) and stage != "detection"
+    ]
+    if options.detection:
+        stages.append(detection_stage(options))
     for stage, arguments in stages:
         stage.check(settings, *arguments)
-    for stage, arguments in stages:
-        stage.run(settings, *arguments)
+    left_out = [stage.run(settings, *arguments) for stage, arguments in stages]
+    return INCOMPLETE if any(left_out) else 0
+
+
+def detection_stage(options: argparse.Namespace) -> tuple[ModuleType, tuple[object, ...]]:
+    """The module that does it, for labelled test pictures or for those of --input, and its arguments behind the settings."""
+    output = Path(options.output).expanduser() if options.output else None
+    if options.input is None:
+        return importlib.import_module("evaluation"), (output,)
+    return importlib.import_module("inspection"), (Path(options.input).expanduser(), output, options.resume)
+
+
+def check_flags(options: argparse.Namespace) -> None:
+    if options.input is not None and not options.detection:
+        raise ValueError(f"--input is {options.input}, but --detection is not asked for; add --detection True")
+    if options.resume and options.input is None:
+        raise ValueError("--resume continues a run on --input; name its pictures with --input")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 an error (one line says which), 130 stopped by Ctrl-C, 141 stopped as nobody reads what it prints (head)."""
+    """Exit code: 0 done, 2 an error (one line says which), 3 done but for pictures that could not be read, 130 stopped by Ctrl-C,
+    141 stopped as nobody reads what it prints (head)."""
     show_traceback = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -97,10 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         show_traceback = options.traceback
+        check_flags(options)
         if not any(getattr(options, stage) for stage in STAGES):
             build_parser().print_help()
             return 2
-        run(options)
+        return run(options)
     except KeyboardInterrupt:
         below_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
         print(f"{below_echo}stopped; files written so far are whole", file=sys.stderr)
@@ -123,7 +147,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: out of memory; lower {', '.join(MEMORY_EATERS)}", file=sys.stderr)
         return 2
-    return 0
 
 
 def memory_spent(error: BaseException) -> bool:

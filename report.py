@@ -1,31 +1,39 @@
 """Results on disk: scores.csv, metrics.json and a figure a picture."""
 
 import csv
+import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from checkpoint import whole_file
 
 REMEDY = "choose another folder with --output"
-PANEL_SIZE = 256  # pixels
+PANEL_HEIGHT = 256  # pixels
 CAPTION_HEIGHT = 24
 GAP = 6
 COLOUR_MAP = matplotlib.colormaps["turbo"]
 OVERLAY = 0.55  # share of the heat colour over the picture
+HOTTEST = 2  # times what normal pictures reach gets the hottest colour
+OUTLINE = (255, 0, 80)  # colour of a defect's border
+PIXELS_PER_LINE = 400  # a picture of so many pixels has its borders a pixel thicker
+PREDICTIONS = "predictions"
+PREDICTION_COLUMNS = ("path", "verdict", "score", "p_value", "regions", "area", "boxes", "error")
+FORMATS = {".png": "PNG", ".tiff": "TIFF"}
 
 
 class Panel(NamedTuple):
-    """What a figure shows of one picture: its path and score, pictures (S, S, 3) uint8, maps and mask (S, S)."""
+    """What a figure shows of one picture: its path and score, pictures (H, W, 3) uint8, maps (H, W), mask (S, S), and its own (width, height)."""
 
     path: str
     score: float
@@ -35,6 +43,47 @@ class Panel(NamedTuple):
     d_feature: NDArray[np.floating]
     anomaly: NDArray[np.floating]
     mask: NDArray[np.bool_] | None
+    size: tuple[int, int]
+
+
+class Tops(NamedTuple):
+    """The values that get the hottest colour."""
+
+    d_pixel: float
+    d_feature: float
+    anomaly: float
+
+    @classmethod
+    def of(cls, *normal: float) -> "Tops":
+        """HOTTEST times what normal pictures reach."""
+        return cls(*(HOTTEST * value for value in normal))
+
+    @classmethod
+    def reached(cls, panels: Sequence[Panel]) -> "Tops":
+        """The maxima of all these panels."""
+        return cls(*(max(float(getattr(panel, name).max()) for panel in panels) for name in cls._fields))
+
+
+class Spool:
+    """Arrays of one shape and type, kept on disk one by one and read as one array, of which only the parts in use are in memory."""
+
+    def __init__(self, file: IO[bytes], folder: Path):
+        self._file, self._folder, self._count = file, folder, 0
+        self._shape: tuple[int, ...] = ()
+        self._kind = np.dtype(np.float32)
+
+    def add(self, array: NDArray) -> None:
+        self._shape, self._kind, self._count = array.shape, array.dtype, self._count + 1
+        content = array.tobytes()
+        try:
+            if self._file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(f"can't keep maps in {self._folder}: {error.strerror}; free some space or {REMEDY}") from error
+
+    def array(self) -> NDArray:
+        """(N, …), also after the spool is closed."""
+        return np.memmap(self._file, self._kind, "r", shape=(self._count, *self._shape))  # type: ignore[call-overload]
 
 
 class Writer:
@@ -42,40 +91,64 @@ class Writer:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.written: list[str] = []
+        self._written: dict[str, int] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(13, "Permission denied")
         except OSError as error:
-            raise OSError(f"can't write results to {folder}: {error.strerror}; choose another with --output") from error
+            raise OSError(f"can't write results to {folder}: {error.strerror}; {REMEDY}") from error
 
-    def scores(self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float]) -> None:
-        rows = ([path, int(label), f"{score:.8g}"] for path, label, score in zip(paths, labels, scores, strict=True))
-        self._table("scores.csv", ["path", "label", "score"], rows)
+    @property
+    def written(self) -> list[str]:
+        return [f"{name} ({count})" if count else name for name, count in self._written.items()]
 
-    def metrics(self, figures: dict[str, float]) -> None:
+    @contextmanager
+    def spool(self) -> Iterator[Spool]:
+        with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
+            yield Spool(file, self.folder)
+
+    def scores(self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], p_values: Iterable[float] | None = None) -> None:
+        columns: list[Iterable[object]] = [paths, map(int, labels), (f"{score:.8g}" for score in scores)]
+        names = ["path", "label", "score"]
+        if p_values is not None:
+            columns, names = [*columns, (f"{p_value:.6g}" for p_value in p_values)], [*names, "p_value"]
+        self._table("scores.csv", names, zip(*columns, strict=True))
+
+    def metrics(self, figures: dict[str, Any]) -> None:
         with self._file("metrics.json") as file:
             json.dump(figures, file, indent=2)
             file.write("\n")
 
-    def misclassifications(self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], threshold: float) -> None:
-        """Missed and falsely alarmed pictures at `threshold`, which counts as anomalous."""
+    def misclassifications(
+        self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], verdicts: Iterable[bool], threshold: float
+    ) -> None:
+        """Missed and falsely alarmed pictures; `verdicts` are true where `threshold` calls them anomalous."""
         rows = (
             [path, "missed" if label else "false alarm", f"{score:.8g}", f"{threshold:.8g}"]
-            for path, label, score in zip(paths, labels, scores, strict=True)
-            if label != (score >= threshold)
+            for path, label, score, verdict in zip(paths, labels, scores, verdicts, strict=True)
+            if label != verdict
         )
         self._table("misclassifications.csv", ["path", "error", "score", "threshold"], rows)
 
-    def figures(self, panels: Sequence[Panel]) -> None:
-        """One picture each: picture, reconstruction, D_p, D_f, map over the picture, mask; each map on one scale for all."""
-        tops = [max(float(getattr(panel, name).max()) for panel in panels) for name in ("d_pixel", "d_feature", "anomaly")]
-        for panel in panels:
-            figure = draw_figure(panel, *tops)
-            with whole_file(self.folder / figure_name(panel.path), REMEDY) as file:
-                figure.save(file, format="PNG")
-        self.written.append(f"figures ({len(panels)})")
+    def figure(self, panel: Panel, tops: Tops) -> None:
+        """Picture, reconstruction, D_p, D_f, map over the picture, mask."""
+        self.picture(figure_name(panel.path), draw_figure(panel, tops), "figures")
+
+    def raw_map(self, category: str, path: str, values: NDArray[np.float32], *, whole_name: bool = False) -> None:
+        """A 32-bit TIFF of the picture's own size, named as MVTec's evaluation code reads it: `path` is test/<kind>/<picture>.
+
+        `whole_name` keeps the picture's ending in the name, for pictures that differ in it alone.
+        """
+        name = PurePosixPath("anomaly_maps", category, path)
+        name = name.with_name(f"{name.name}.tiff") if whole_name else name.with_suffix(".tiff")
+        self.picture(str(name), Image.fromarray(values), "anomaly_maps")
+
+    def picture(self, name: str, picture: Image.Image, counted: str) -> None:
+        """A picture whose ending says its format, counted among `counted`."""
+        with whole_file(self.folder / name, REMEDY) as file:
+            picture.save(file, format=FORMATS[PurePosixPath(name).suffix])
+        self._written[counted] = self._written.get(counted, 0) + 1
 
     def _table(self, name: str, header: list[str], rows: Iterable[Sequence[object]]) -> None:
         with self._file(name) as file:
@@ -87,7 +160,7 @@ class Writer:
     def _file(self, name: str) -> Iterator[IO[str]]:
         with whole_file(self.folder / name, REMEDY, "w") as file:
             yield file
-        self.written.append(name)
+        self._written[name] = 0
 
 
 def figure_name(path: str) -> str:
@@ -108,25 +181,107 @@ def heat(values: NDArray[np.floating], top: float) -> NDArray[np.uint8]:
     return COLOUR_MAP(np.clip(values.astype(np.float32) / max(top, np.finfo(np.float32).tiny), 0, 1), bytes=True)[..., :3]
 
 
-def draw_figure(panel: Panel, top_pixel: float, top_feature: float, top_anomaly: float) -> Image.Image:
-    hot = heat(panel.anomaly, top_anomaly)
-    overlay = ((1 - OVERLAY) * panel.picture + OVERLAY * hot).astype(np.uint8)
+def draw_figure(panel: Panel, tops: Tops) -> Image.Image:
+    overlay = overlaid(panel.picture, panel.anomaly, tops.anomaly)
     mask = np.zeros(panel.picture.shape, np.uint8) if panel.mask is None else np.repeat(panel.mask[..., None].astype(np.uint8) * 255, 3, axis=2)
     parts = {
         "picture": panel.picture,
         "reconstruction": panel.reconstruction,
-        "pixel distance": heat(panel.d_pixel, top_pixel),
-        "feature distance": heat(panel.d_feature, top_feature),
+        "pixel distance": heat(panel.d_pixel, tops.d_pixel),
+        "feature distance": heat(panel.d_feature, tops.d_feature),
         "anomaly map": overlay,
         "ground truth": mask,
     }
-    figure = Image.new("RGB", (len(parts) * (PANEL_SIZE + GAP) + GAP, PANEL_SIZE + 2 * CAPTION_HEIGHT), "white")
+    width = min(max(round(PANEL_HEIGHT * panel.size[0] / panel.size[1]), PANEL_HEIGHT // 2), 2 * PANEL_HEIGHT)
+    figure = Image.new("RGB", (len(parts) * (width + GAP) + GAP, PANEL_HEIGHT + 2 * CAPTION_HEIGHT), "white")
     pen, font = ImageDraw.Draw(figure), ImageFont.load_default(14)
-    pen.text(
-        (GAP, 3), f"{panel.path}   score {panel.score:.3g}   (the hottest colour of the anomaly map is {top_anomaly:.3g})", fill="black", font=font
-    )
+    title = f"{panel.path}   score {panel.score:.3g}   (the hottest colour of the anomaly map is {tops.anomaly:.3g})"
+    pen.text((GAP, 3), title, fill="black", font=font)
     for position, (caption, pixels) in enumerate(parts.items()):
-        left = GAP + position * (PANEL_SIZE + GAP)
+        left = GAP + position * (width + GAP)
         pen.text((left, CAPTION_HEIGHT + 3), caption, fill="#555555", font=font)
-        figure.paste(Image.fromarray(pixels).resize((PANEL_SIZE, PANEL_SIZE), Image.Resampling.BICUBIC), (left, 2 * CAPTION_HEIGHT))
+        figure.paste(Image.fromarray(pixels).resize((width, PANEL_HEIGHT), Image.Resampling.BICUBIC), (left, 2 * CAPTION_HEIGHT))
     return figure
+
+
+def overlaid(picture: NDArray[np.uint8], anomaly: NDArray[np.floating], top: float) -> NDArray[np.uint8]:
+    """The map's colours over the picture (H, W, 3)."""
+    return ((1 - OVERLAY) * picture + OVERLAY * heat(anomaly, top)).astype(np.uint8)
+
+
+def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The picture (H, W, 3) with the border of the mask drawn around it, thicker in larger pictures."""
+    reach = 1 + max(mask.shape) // PIXELS_PER_LINE
+    border = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * reach + 1))) > 0
+    drawn = picture.copy()
+    drawn[border & ~mask] = OUTLINE
+    return drawn
+
+
+class Predictions:
+    """A row a picture in predictions.jsonl and predictions.csv, added as they are done; the former is what a later run continues.
+
+    Rows that are there are kept, but for one cut short and those of pictures that could not be read. `run` names what the rows are made
+    with. Raises ValueError where those there were made with something else.
+    """
+
+    def __init__(self, folder: Path, run: dict[str, Any]):
+        self._lines, self._table, note = (folder / f"{PREDICTIONS}.{ending}" for ending in ("jsonl", "csv", "json"))
+        if self._lines.is_file() and read_json(note) != run:
+            raise ValueError(f"{folder} holds predictions by another detector, or of other pictures than asked for; {REMEDY}")
+        kept = [row for row in whole_rows(self._lines) if not row["error"]]
+        with whole_file(note, REMEDY, "w") as file:
+            json.dump(run, file)
+        with whole_file(self._lines, REMEDY, "w") as file:
+            file.writelines(json_line(row) for row in kept)
+        with whole_file(self._table, REMEDY, "w") as file:
+            csv.writer(file, lineterminator="\n").writerows([PREDICTION_COLUMNS, *map(table_row, kept)])
+        self.done = {row["path"] for row in kept}
+
+    @staticmethod
+    def refuse_others(folder: Path) -> None:
+        """Raises ValueError where the folder holds predictions."""
+        rows = sum(1 for _ in whole_rows(folder / f"{PREDICTIONS}.jsonl"))
+        if rows:
+            raise ValueError(f"{folder} holds predictions of {rows} pictures; continue them with --resume, or {REMEDY}")
+
+    def add(self, row: dict[str, Any]) -> None:
+        """A row with path, verdict, score, p_value, regions (each box, area and peak) and error."""
+        try:
+            with self._lines.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(json_line(row))
+            with self._table.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerow(table_row(row))
+        except OSError as error:
+            raise OSError(f"can't write {self._lines}: {error.strerror}; free some space, and continue with --resume") from error
+
+
+def json_line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def table_row(row: dict[str, Any]) -> list[object]:
+    """`boxes` are left top right bottom, apart by semicolons."""
+    boxes = "; ".join(" ".join(map(str, region["box"])) for region in row["regions"])
+    area = sum(region["area"] for region in row["regions"])
+    numbers = ["" if row[name] is None else f"{row[name]:.8g}" for name in ("score", "p_value")]
+    return [row["path"], row["verdict"], *numbers, len(row["regions"]), area, boxes, row["error"]]
+
+
+def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON-lines file, without a last one that was cut short."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+
+def read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -2,25 +2,28 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 PLAIN_LINE_SECONDS = 10.0  # between two lines where there is no terminal
-NO_LOSS = torch.tensor(float("nan"))  # of steps that have none
+
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a loop: its number from 1, its epoch from 1, whether the epoch ends with it, and its loss where there is one."""
+    """One step of a loop: its number from 1, its epoch from 1, whether the epoch ends with it, and its loss."""
 
     step: int
-    epoch: int = 1
-    epoch_ends: bool = False
-    loss: Tensor = NO_LOSS
+    epoch: int
+    epoch_ends: bool
+    loss: Tensor
 
 
 def check_loss(progress: Progress, remedy: str) -> None:
@@ -61,19 +64,38 @@ def device_name(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
-def follow(steps: Iterable[Progress], total: int, label: str, unit: str = "step") -> Iterator[Progress]:
-    """Pass `steps` on, showing loss and remaining time: a bar on a terminal, a line every 10 s elsewhere."""
+def follow(steps: Iterable[Progress], total: int, label: str) -> Iterator[Progress]:
+    """Pass the steps of a loop on, showing loss and remaining time."""
+    with meter(total, label, "step") as show:
+        for progress in steps:
+            show(progress.step, lambda progress=progress: f"epoch {progress.epoch}, loss {progress.loss.item():.4g}")
+            yield progress
+
+
+def count(things: Iterable[Thing], total: int, label: str, unit: str = "picture") -> Iterator[Thing]:
+    """Pass `things` on, showing how many they are and the remaining time."""
+    with meter(total, label, unit) as show:
+        for number, thing in enumerate(things, start=1):
+            show(number)
+            yield thing
+
+
+@contextmanager
+def meter(total: int, label: str, unit: str) -> Iterator[Callable[..., None]]:
+    """show(step, detail): a bar on a terminal, a line every 10 s elsewhere. `detail()` is asked for only when something is shown."""
     terminal = sys.stderr.isatty()
     began = last = time.monotonic()
     with tqdm(total=total, desc=label, unit=unit, disable=not terminal, dynamic_ncols=True, leave=False) as bar:
-        for progress in steps:
-            bar.update(progress.step - bar.n)
+
+        def show(step: int, detail: Callable[[], str] = str) -> None:
+            nonlocal last
+            bar.update(step - bar.n)
             now = time.monotonic()
             if now - last > (1.0 if terminal else PLAIN_LINE_SECONDS):
                 last = now
-                detail = "" if progress.loss is NO_LOSS else f"epoch {progress.epoch}, loss {progress.loss.item():.4g}, "
-                bar.set_postfix_str(detail.rstrip(", "), refresh=False)
+                bar.set_postfix_str(detail(), refresh=False)
                 if not terminal:
-                    remaining = tqdm.format_interval((total - progress.step) * (now - began) / progress.step)
-                    print(f"{label}: {unit} {progress.step}/{total}, {detail}ETA {remaining}", flush=True)
-            yield progress
+                    remaining = tqdm.format_interval((total - step) * (now - began) / step)
+                    print(f"{label}: {unit} {step}/{total}, {', '.join(filter(None, [detail(), f'ETA {remaining}']))}", flush=True)
+
+        yield show

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 import checkpoint
 import runtime
 from config import Settings
-from dataset import ImageFolder, full_batches, shuffled_batches
+from dataset import ImageFolder, View, full_batches, shuffled_batches
 from ddad import NoiseSchedule, noise_loss
 from runtime import Progress
 from unet import UNet
@@ -25,13 +25,14 @@ AVERAGE_RAMP = 10  # steps; a young moving average forgets faster: decay = min(e
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def check(settings: Settings) -> ImageFolder:
-    """The training pictures; raises what would stop the stage later."""
-    pictures = ImageFolder(settings.category_dir, "train", settings.data.image_size, settings.data.input_channel)
+def check(settings: Settings) -> tuple[ImageFolder, ImageFolder]:
+    """The pictures to learn from, and those held out for calibration; raises what would stop the stage later."""
+    whole = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
+    pictures, kept = whole.split(**settings.split_arguments())
     full_batches(len(pictures), settings.data.batch_size, "data.batch_size")
     if settings.model.save_model:
         checkpoint.ensure_writable(settings.checkpoint_folder)
-    return pictures
+    return pictures, kept
 
 
 def run(settings: Settings) -> None:
@@ -39,7 +40,7 @@ def run(settings: Settings) -> None:
     data, model, training, folder = settings.data, settings.model, settings.training, settings.checkpoint_folder
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)
-    pictures = check(settings)
+    pictures, kept = check(settings)
     steps = model.epochs * full_batches(len(pictures), data.batch_size, "data.batch_size")
     unet = UNet(**settings.unet_arguments())
     weights = sum(parameter.numel() for parameter in unet.parameters())
@@ -47,7 +48,10 @@ def run(settings: Settings) -> None:
         f"Training {data.category}: {weights:,} weights, {model.epochs} epochs, {steps} steps",
         device,
         settings.as_dict(),
-        {"reads": f"{settings.category_dir / 'train'} ({len(pictures)} pictures)", "writes": folder if model.save_model else "nothing"},
+        {
+            "reads": f"{settings.category_dir / 'train'} ({len(pictures)} pictures; {len(kept)} more are held out for calibration)",
+            "writes": folder if model.save_model else "nothing",
+        },
     )
     began = time.monotonic()
     average = AveragedModel(unet.to(device), multi_avg_fn=ramped_average(training.ema)) if training.ema else None
@@ -62,7 +66,7 @@ def run(settings: Settings) -> None:
         if model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.epoch == model.epochs):
             saved = folder / str(progress.epoch)
             averaged = average.module if average is not None else None
-            checkpoint.save_unet(saved, unet, average=averaged, epoch=progress.epoch, settings=settings.as_dict())
+            checkpoint.save_unet(saved, unet, average=averaged, held_out=kept.names(), epoch=progress.epoch, settings=settings.as_dict())
     minutes = (time.monotonic() - began) / 60
     loss = torch.stack(list(losses)).mean()
     print(f"trained {data.category} for {model.epochs} epochs in {minutes:.1f} min; loss {loss:.4g} (last {len(losses)} steps)")
@@ -70,7 +74,7 @@ def run(settings: Settings) -> None:
 
 
 def training_loop(
-    unet: UNet, average: AveragedModel | None, pixels: Tensor, steps: int, settings: Settings, device: torch.device
+    unet: UNet, average: AveragedModel | None, pixels: Sequence[Tensor], steps: int, settings: Settings, device: torch.device
 ) -> Iterator[Progress]:
     """`training_steps` as the settings want it."""
     model, training = settings.model, settings.training
@@ -83,6 +87,7 @@ def training_loop(
         torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(training.schedule, training.warmup_steps, steps)),
         epochs=model.epochs,
         batch_size=settings.data.batch_size,
+        window=settings.data.image_size,
         highest_step=training.highest_step or model.trajectory_steps,
         generator=torch.Generator(device).manual_seed(model.seed),
         average=average,
@@ -91,25 +96,27 @@ def training_loop(
 
 def training_steps(
     unet: nn.Module,
-    pixels: Tensor,
+    pixels: Sequence[Tensor],
     schedule: NoiseSchedule,
     optimizer: torch.optim.Optimizer,
     rate: torch.optim.lr_scheduler.LRScheduler,
     *,
     epochs: int,
     batch_size: int,
+    window: int,
     highest_step: int,
     generator: torch.Generator,
     average: AveragedModel | None = None,
 ) -> Iterator[Progress]:
-    """One optimisation step a turn. `pixels` (N, C, H, W) uint8; the last incomplete batch of an epoch is dropped.
+    """One optimisation step a turn. `pixels` are (C, H, W) uint8, of which squares of side `window` are learnt; the last
+    incomplete batch of an epoch is dropped.
 
     Steps t are drawn from 0…highest_step − 1. Order, steps and noise come from `generator`, whose device is the network's.
     """
     unet.train()
     step, batches = 0, len(pixels) // batch_size
     for epoch in range(1, epochs + 1):
-        for position, x_0 in enumerate(shuffled_batches(pixels, batch_size, generator), start=1):
+        for position, x_0 in enumerate(shuffled_batches(pixels, batch_size, window, generator), start=1):
             t = torch.randint(highest_step, (len(x_0),), generator=generator, device=generator.device)
             noise = torch.randn(x_0.shape, generator=generator, device=generator.device)
             loss = noise_loss(unet, x_0, t, noise, schedule)

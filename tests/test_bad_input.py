@@ -278,7 +278,11 @@ CASES = (
     Case("sample set over a file", (*TRAIN, "data.name=sample", "data.data_dir={tmp}/taken"), ("{tmp}/taken", "new folder"), file_in_the_way),
     Case("sample set under a file", (*TRAIN, "data.name=sample", "data.data_dir={tmp}/taken/s"), ("{tmp}/taken/s", "data.data_dir"), file_in_the_way),
     Case("sample note broken", (*TRAIN, "data.name=sample", "data.data_dir={tmp}/sample"), ("sample/sample.json", "new folder"), broken_sample_note),
-    Case("batch above the training set", (*TRAIN, "data.batch_size=9"), ("data.batch_size is 9", "8 pictures", "data.batch_size=8 or less")),
+    Case(
+        "batch above the training set",
+        (*TRAIN, "data.batch_size=9"),
+        ("data.batch_size is 9", "8 pictures to learn from", "data.batch_size=8 or less"),
+    ),
     Case("DA batch above the training set", (*ADAPT, "data.DA_batch_size=9"), ("data.DA_batch_size is 9", "8 pictures", "data.DA_batch_size=8")),
     # Flags
     Case("unknown flag", (*TRAIN, "--verbose"), ("unknown flag --verbose", "--help")),
@@ -289,8 +293,24 @@ CASES = (
     Case(
         "--output is a file",
         (*DETECT, "--output", "{tmp}/taken"),
-        ("can't write results to {tmp}/taken", "choose another with --output"),
+        ("can't write results to {tmp}/taken", "choose another folder with --output"),
         file_in_the_way,
+    ),
+    Case("--input without --detection", ("--input", "x"), ("--input is x", "add --detection True")),
+    Case("--resume without --input", (*DETECT, "--resume"), ("--resume", "name its pictures with --input")),
+    Case("--input missing", (*DETECT, "--input", "{tmp}/none"), ("no picture or folder at {tmp}/none", "--input"), trained),
+    Case("--input without pictures", (*DETECT, "--input", "{tmp}/checkpoints"), ("no pictures in {tmp}/checkpoints", ".png"), trained),
+    Case(
+        "--input with published scores",
+        (*DETECT, "--input", "{tmp}/data", "score.protocol=published"),
+        ("score.protocol is published", "set score.protocol=per_image"),
+        trained,
+    ),
+    Case(
+        "--input without a calibration or pictures for one",
+        (*DETECT, "--input", "{tmp}/data/nut/test", "data.category=nut", "data.data_dir={tmp}/elsewhere"),
+        ("no calibration.json in {tmp}/checkpoints/nut", "no data at {tmp}/elsewhere", "set data.data_dir"),
+        trained,
     ),
     Case("--output under a file", (*DETECT, "--output", "{tmp}/taken/results"), ("{tmp}/taken/results", "--output"), taken_and_trained),
     # Settings
@@ -324,6 +344,10 @@ CASES = (
     Case("DA skip above start", (*ADAPT, "model.skip_DA=101"), ("model.skip_DA is 101", "at most model.test_trajectoy_steps", "100")),
     Case("start above trajectory", (*DETECT, "model.trajectory_steps=100"), ("is 100", "below model.trajectory_steps, 100")),
     Case("beta_start above beta_end", (*TRAIN, "model.beta_start=0.03"), ("model.beta_start is 0.03", "model.beta_end 0.02", "grows")),
+    Case("tiles of published scores", (*TRAIN, "data.tiles=2", "score.protocol=published"), ("data.tiles is 2", "score.protocol=per_image")),
+    Case("all pictures held out", (*TRAIN, "calibration.share=1"), ("calibration.share is 1", "at most 0.9")),
+    Case("a rate of none", (*DETECT, "calibration.false_positive_rate=0"), ("calibration.false_positive_rate is 0", "above 0")),
+    Case("a metrics size of one", (*DETECT, "metrics.size=1"), ("metrics.size is 1", "at least 8")),
     Case("two channels", (*TRAIN, "data.input_channel=2"), ("data.input_channel is 2", "1 (grey) or 3 (colour)")),
     Case("size that levels do not divide", (*TRAIN, "data.image_size=33"), ("image_size is 33", "take 32 or 34")),
     Case("size above the published", (*TRAIN, "model.channel_multipliers=null", "data.image_size=1024"), ("image_size is 1024", "32 to 512")),
@@ -507,8 +531,12 @@ def test_really_full_disk_while_results_are_written(scene, run_main, small_disk)
     code, out, err = run_main("--detection", *FEW_STEPS, "--output", str(small_disk))
     assert code == 2
     assert_one_error_line(out, err)
+    assert f"can't keep maps in {small_disk}: No space left" in err and "--output" in err
+    code, out, err = run_main("--detection", *FEW_STEPS, "metrics.size=32", "--output", str(small_disk))
+    assert code == 2
+    assert_one_error_line(out, err)
     assert f"can't write {small_disk}/figures/crack/000.png: No space left" in err and "--output" in err
-    assert sorted(path.name for path in small_disk.rglob("*") if path.is_file()) == ["metrics.json", "scores.csv"]
+    assert not [path for path in small_disk.rglob("*") if path.is_file()]
 
 
 def test_place_that_even_root_cannot_write(scene, run_main):

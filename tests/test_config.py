@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -134,9 +135,18 @@ def test_a_file_that_writes_a_name_as_a_number_is_told_to_quote_it():
         config.build({"data": {"name": "BTAD", "data_dir": "d", "category": 1}, "model": {"w": 1, "epochs": 1}})
 
 
-def test_an_old_file_means_the_published_scores(official):
-    assert config.load(official).score.protocol == "published"
-    assert config.load(ROOT / "config.yaml").score.protocol == "per_image"
+def test_scores_are_per_picture_unless_asked_otherwise(official):
+    assert config.load(official).score.protocol == config.load(ROOT / "config.yaml").score.protocol == "per_image"
+    assert config.load(official).calibration.share == 0.2
+    assert config.load(official, ["score.protocol=published"]).calibration.share == 0  # the published runs train on all pictures
+    assert config.load(official, ["calibration.share=0.5"]).calibration.share == 0.5
+
+
+def test_settings_as_plain_values_build_the_same_settings(official):
+    """As calibration.json keeps them."""
+    for path in (official, ROOT / "config.yaml", ROOT / "demo.yaml"):
+        loaded = config.load(path)
+        assert config.build(json.loads(json.dumps(loaded.as_dict()))) == loaded
 
 
 def test_blur_keeps_its_share_of_the_picture():

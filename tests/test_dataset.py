@@ -4,7 +4,7 @@ import torch
 from conftest import write_picture
 from PIL import Image
 
-from dataset import SUFFIXES, ImageFolder, read_mask, read_picture, resize, to_unit_range
+from dataset import SUFFIXES, ImageFolder, View, pictures_below, read_mask, read_picture, shuffled_batches, to_unit_range
 
 RAMP = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 32 wide, 24 high
 COLOUR = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 90)], axis=2)
@@ -61,25 +61,25 @@ def test_exif_rotation_is_undone(tmp_path):
 
 
 def test_pictures_reach_the_network_in_minus_one_to_one(category):
-    item = ImageFolder(category, "test", 32)[0]
+    item = ImageFolder(category, "test", View(32))[0]
     assert item.picture.shape == (3, 32, 32) and item.picture.dtype == torch.float32
     torch.testing.assert_close(to_unit_range(torch.tensor([0, 255], dtype=torch.uint8)), torch.tensor([-1.0, 1.0]))
 
 
 def test_resizing_is_antialiased():
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32)))
-    assert resize(stripes, 16).float().std() < 5
+    assert View(16, channels=1).pixels(stripes).float().std() < 5
 
 
 def test_training_sees_good_pictures_only(category):
     write_picture(category / "train" / "crack" / "000.png", RAMP)
-    folder = ImageFolder(category, "train", 32)
-    assert {sample.kind for sample in folder.samples} == {"good"} and len(folder) == 8
-    assert folder.pixels(workers=2).shape == (8, 3, 32, 32)
+    folder = ImageFolder(category, "train", View(32))
+    assert {sample.kind for sample in folder.samples} == {"good"} and len(folder) == 10
+    assert [picture.shape for picture in folder.pixels(workers=2)] == [(3, 32, 32)] * 10
 
 
 def test_items_are_sorted_and_carry_label_mask_and_path(category):
-    items = [ImageFolder(category, "test", 32)[i] for i in range(6)]
+    items = [ImageFolder(category, "test", View(32))[i] for i in range(6)]
     assert [item.path for item in items] == [f"test/{kind}/{number:03}.png" for kind in ("crack", "good") for number in range(3)]
     assert [item.label for item in items] == [True] * 3 + [False] * 3
     assert all(item.mask.any() for item in items[:3]) and all(item.mask is None for item in items[3:])
@@ -87,7 +87,7 @@ def test_items_are_sorted_and_carry_label_mask_and_path(category):
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_hold_the_items_in_order(category, workers):
-    folder = ImageFolder(category, "test", 32)
+    folder = ImageFolder(category, "test", View(32))
     batches = list(folder.batches(4, workers))
     assert [len(batch) for batch in batches] == [4, 2]
     assert [item.path for batch in batches for item in batch] == [folder[i].path for i in range(6)]
@@ -97,7 +97,7 @@ def test_masks_may_lack_the_ending(category):
     truth = category / "ground_truth" / "crack"
     for path in truth.iterdir():
         path.rename(truth / path.name.replace("_mask", ""))
-    assert all(ImageFolder(category, "test", 32)[i].mask.any() for i in range(3))
+    assert all(ImageFolder(category, "test", View(32))[i].mask.any() for i in range(3))
 
 
 @pytest.mark.parametrize("values", [(0, 255), (0, 1), (0, 3)])
@@ -142,19 +142,61 @@ def test_floating_point_pictures_are_refused_by_name(tmp_path):
 
 def test_hidden_folders_are_no_defects(category):
     (category / "test" / ".ipynb_checkpoints").mkdir()
-    assert len(ImageFolder(category, "test", 32)) == 6
+    assert len(ImageFolder(category, "test", View(32))) == 6
 
 
-@pytest.mark.parametrize("count", [1, 3, 8, 20])
-def test_a_thinned_folder_is_spread_over_the_whole(category, count):
-    whole = ImageFolder(category, "train", 32)
-    numbers = [int(sample.picture.stem) for sample in whole.thinned(count).samples]
-    assert numbers == sorted(set(numbers)) and len(numbers) == min(count, 8) and len(whole) == 8
-    assert count != 3 or numbers == [0, 2, 5]
+def test_held_out_pictures_are_a_share_that_another_picture_hardly_changes(category):
+    whole = ImageFolder(category, "train", View(32))
+    learnt, kept = whole.split(share=0.3, most=100, seed=0)
+    assert len(kept) == 3 and sorted([*learnt.names(), *kept.names()]) == whole.names() and not set(learnt.names()) & set(kept.names())
+    assert kept.names() == whole.split(share=0.3, most=100, seed=0)[1].names() != whole.split(share=0.3, most=100, seed=1)[1].names()
+    write_picture(category / "train" / "good" / "0000.png", COLOUR)
+    again = ImageFolder(category, "train", View(32)).split(share=0.3, most=100, seed=0)[1]
+    assert len(set(again.names()) - set(kept.names())) <= 1
+
+
+@pytest.mark.parametrize(("share", "most", "expected"), [(0, 100, 0), (0.01, 100, 1), (0.5, 2, 2), (0.9, 100, 9), (0.99, 100, 9)])
+def test_no_side_of_the_split_is_empty_unless_nothing_is_held_out(category, share, most, expected):
+    learnt, kept = ImageFolder(category, "train", View(32)).split(share, most, seed=0)
+    assert len(kept) == expected and len(learnt) == 10 - expected
+
+
+def test_tiled_pictures_keep_their_proportions():
+    picture = Image.fromarray(np.zeros((200, 301, 3), np.uint8))
+    assert View(32).pixels(picture).shape == (3, 32, 32)
+    assert View(32, tiles=2).pixels(picture).shape == (3, 64, 96)
+    assert View(32, tiles=1).pixels(picture.rotate(90, expand=True)).shape == (3, 48, 32)
+
+
+def test_training_takes_random_squares_of_larger_pictures():
+    rows, columns = np.mgrid[:20, :30].astype(np.uint8)
+    picture = torch.from_numpy(np.stack([rows, columns]))
+    generator = torch.Generator().manual_seed(0)
+    corners = set()
+    for _ in range(300):
+        (batch,) = shuffled_batches([picture], 1, 18, generator)
+        square = ((batch[0] + 1) * 127.5).round().int()
+        top, left = square[:, 0, 0].tolist()
+        np.testing.assert_array_equal(square, picture[:, top : top + 18, left : left + 18])
+        corners.add((top, left))
+    assert {top for top, _ in corners} == set(range(3)) and {left for _, left in corners} == set(range(13))
+
+
+def test_pictures_are_found_in_all_subfolders_but_the_output(tmp_path):
+    for name in ("b.png", "a/2.JPG", "a/1.png", ".hidden/x.png", "out/heat.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = pictures_below(tmp_path, tmp_path / "out")
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/1.png", "a/2.JPG", "b.png"]
+    assert pictures_below(tmp_path / "notes.txt", tmp_path) == [tmp_path / "notes.txt"]
+    with pytest.raises(FileNotFoundError, match="check --input"):
+        pictures_below(tmp_path / "none", tmp_path)
+    with pytest.raises(FileNotFoundError, match="no pictures in"):
+        pictures_below(tmp_path / "a", tmp_path / "a")
 
 
 def test_other_files_are_passed_over(category):
     for name in ("Thumbs.db", ".hidden.png", "notes.txt"):
         (category / "train" / "good" / name).write_text("x")
-    assert len(ImageFolder(category, "train", 32)) == 8
+    assert len(ImageFolder(category, "train", View(32))) == 10
     assert ".png" in SUFFIXES

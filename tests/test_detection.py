@@ -1,13 +1,19 @@
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_weights import assert_golden, state_dict
+from PIL import Image
 from torch import nn
 
-import config
 import detection
-from dataset import ImageFolder
+from calibration import PIXEL_RATES, Calibration
+from dataset import ImageFolder, View
 from ddad import NoiseSchedule
+from feature_extractor import FeatureExtractor
 
 SCHEDULE = NoiseSchedule()
 
@@ -28,23 +34,27 @@ class Pyramid(nn.Module):
 
 
 @pytest.fixture
-def settings(tiny_config):
-    return lambda *overrides: config.load(tiny_config, overrides)
-
-
-@pytest.fixture
 def folder(category):
-    return ImageFolder(category, "test", 32)
+    return ImageFolder(category, "test", View(32))
 
 
-def detector(balance=None, draws=1):
-    return detection.Detector(Wavy(), Pyramid(), SCHEDULE, w=3, v=2, start=100, skip=50, eta=1, blur_sigma=0.5, draws=draws, balance=balance)
+CALIBRATION = Calibration(1.0, 1.0, (0.5, 0.6, 0.7), (0.3,) * len(PIXEL_RATES), True, {}, {})
 
 
-def test_the_published_protocol_is_one_stream_and_batch_maxima(settings, folder):
+def detector(kept=CALIBRATION, draws=1, **changes):
+    networks = detection.Networks(Wavy(), Pyramid(), SCHEDULE, w=3, start=100, skip=50, eta=1, draws=draws)
+    values = {"view": View(32), "v": 2, "blur_sigma": 0.5, "crop": 0.875, "seed": 5, "batch_size": 4} | changes
+    return detection.Detector(networks, **values, device=torch.device("cpu"), calibration=kept)
+
+
+def anomalies(made, folder, noise=None, workers=2):
+    return torch.stack([finding.anomaly for _, finding in detection.found(made, folder, noise or made.picture_noise, workers)])
+
+
+def test_the_published_protocol_is_one_stream_and_batch_maxima(folder):
     """Against the method written out: noise, two steps, distances, batch maxima, blur, crop, maximum."""
-    chosen = settings("score.protocol=published", "data.test_batch_size=4", "model.seed=5")
-    results, _ = detection.detect(detector(), folder, chosen, torch.device("cpu"))
+    made = detector(kept=None)
+    findings = [finding for _, finding in detection.found(made, folder, detection.stream_noise(5, torch.device("cpu")), workers=0)]
     stream = torch.Generator().manual_seed(5)
     expected = []
     for first in (0, 4):
@@ -68,32 +78,141 @@ def test_the_published_protocol_is_one_stream_and_batch_maxima(settings, folder)
         kernel = torch.exp(-0.5 * (torch.arange(-2.0, 3.0) / 0.5) ** 2)
         kernel = (kernel[:, None] * kernel[None, :] / kernel.sum() ** 2)[None, None]
         a_map = F.conv2d(F.pad(d_f + 2 * d_f.max() / d_p.max() * d_p, [2] * 4, mode="reflect"), kernel)
-        expected.append(a_map[:, 0, 2:30, 2:30])
+        expected.append(a_map[:, 0])
     expected = torch.cat(expected)
-    torch.testing.assert_close(torch.from_numpy(results.maps), expected, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(torch.from_numpy(results.scores), expected.amax(dim=(1, 2)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.stack([finding.anomaly for finding in findings]), expected, rtol=1e-3, atol=1e-4)
+    scores = torch.tensor([finding.score for finding in findings])
+    torch.testing.assert_close(scores, expected[:, 2:30, 2:30].amax(dim=(1, 2)), rtol=1e-3, atol=1e-4)
 
 
-def test_maps_and_masks_are_cropped_alike(settings, folder):
-    results, panels = detection.detect(detector(balance=1.0), folder, settings("metrics.centre_crop=0.5"), torch.device("cpu"))
-    assert results.maps.shape == results.masks.shape == (6, 16, 16)
-    np.testing.assert_array_equal(results.masks[0], folder[0].mask[8:24, 8:24])
-    assert not results.masks[3:].any() and [panel.score for panel in panels] == pytest.approx(results.scores.tolist())
-    np.testing.assert_allclose(panels[0].anomaly[8:24, 8:24], results.maps[0], rtol=1e-2)
+class Knowing(nn.Module):
+    """A noise predictor whose last step ends at a given reconstruction."""
+
+    def __init__(self, reconstruction):
+        super().__init__()
+        self.reconstruction = reconstruction
+
+    def forward(self, x, t):
+        a = SCHEDULE.alpha_bar(0).float()
+        return (x - a.sqrt() * self.reconstruction) / (1 - a).sqrt()
 
 
-def test_a_score_does_not_depend_on_the_batch(settings, folder):
-    scores = [
-        detection.detect(detector(balance=1.0), folder, settings(f"data.test_batch_size={size}"), torch.device("cpu"))[0].scores for size in (1, 2, 6)
-    ]
-    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
-    np.testing.assert_allclose(scores[0], scores[2], rtol=1e-5)
+def test_published_maps_of_a_batch_are_the_golden_ones(golden, tmp_path):
+    expected = golden("anomaly_map_resnet50_64")
+    weights = tmp_path / "resnet50"
+    torch.save({f"module.{name}": value for name, value in state_dict(golden("resnet_state_dict")["resnet50"]).items()}, weights)
+    unet, features = Knowing(torch.from_numpy(expected["recon"])), FeatureExtractor("resnet50", weights).eval()
+    networks = detection.Networks(unet, features, SCHEDULE, w=0, start=25, skip=25, eta=1)
+    for v in (1, 7):
+        made = replace(detector(kept=None, v=v, blur_sigma=4, batch_size=3, view=View(64)), networks=networks)
+        found = made.find(list(torch.from_numpy(expected["target"])), made.picture_noise)
+        assert_golden(torch.stack([finding.anomaly for finding in found])[:, None], expected[f"map_v{v}"])
+
+
+def test_maps_are_cropped_for_the_score_alone(folder):
+    made = detector(crop=0.5)
+    finding = next(finding for _, finding in detection.found(made, folder, made.picture_noise, workers=0))
+    assert finding.anomaly.shape == (32, 32) and finding.score == finding.anomaly[8:24, 8:24].max()
+
+
+def test_a_map_is_the_pictures_own_in_any_company(folder):
+    """Alone, in batches, backwards, with and without threads, and with other pictures gone."""
+    alone = anomalies(detector(batch_size=1), folder)
+    for size, workers in ((2, 0), (2, 2), (7, 2), (16, 0)):
+        torch.testing.assert_close(anomalies(detector(batch_size=size), folder, workers=workers), alone, rtol=0, atol=1e-5 * float(alone.max()))
+    backwards = copy.copy(folder)
+    backwards.samples = folder.samples[::-1]
+    torch.testing.assert_close(anomalies(detector(), backwards).flip(0), alone, rtol=0, atol=1e-5 * float(alone.max()))
+    torch.testing.assert_close(anomalies(detector(), folder.only(folder.names()[3:4])), alone[3:4], rtol=0, atol=1e-5 * float(alone.max()))
+
+
+def test_published_maps_depend_on_the_company(folder):
+    noise = lambda: detection.stream_noise(5, torch.device("cpu"))  # noqa: E731
+    together, alone = (anomalies(detector(kept=None, batch_size=size), folder, noise()) for size in (6, 1))
+    assert (together - alone).abs().max() > 1e-2 * alone.max()
 
 
 def test_maps_are_means_over_draws():
     pictures = torch.rand(2, 3, 32, 32)
     noise = [torch.randn(2, 3, 32, 32) for _ in range(6)]
-    (_, f_1, p_1), (_, f_2, p_2) = (detector().compare(pictures, iter(noise[i : i + 3]).__next__) for i in (0, 3))
-    _, d_feature, d_pixel = detector(draws=2).compare(pictures, iter(noise).__next__)
+    (_, f_1, p_1), (_, f_2, p_2) = (detector().networks.compare(pictures, iter(noise[i : i + 3]).__next__) for i in (0, 3))
+    _, d_feature, d_pixel = detector(draws=2).networks.compare(pictures, iter(noise).__next__)
     torch.testing.assert_close(d_feature, (f_1 + f_2) / 2)
     torch.testing.assert_close(d_pixel, (p_1 + p_2) / 2)
+
+
+def test_a_picture_in_any_form_gets_the_same_verdict(category):
+    path = category / "test" / "crack" / "000.png"
+    made = detector()
+    by_path, by_name, by_image, by_array = (made(form) for form in (path, str(path), Image.open(path), np.asarray(Image.open(path))))
+    for other in (by_name, by_image, by_array, made.detect([category / "test" / "good" / "000.png", path])[1]):
+        assert other.score == pytest.approx(by_path.score, rel=1e-5) and other.regions == by_path.regions
+        np.testing.assert_allclose(other.map, by_path.map, atol=1e-5)
+    grey = np.asarray(Image.open(path))[..., 0]
+    assert made(grey).score == made(grey.astype(np.uint16) * 257).score
+    assert made.detect([]) == []
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4, 7), np.uint8), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((4, 4), complex)])
+def test_an_array_that_is_no_picture_is_refused(array):
+    with pytest.raises(ValueError, match="is not a picture; give"):
+        detector()(array)
+
+
+def test_without_a_calibration_there_is_no_verdict(category):
+    with pytest.raises(ValueError, match=r"no calibration, hence no threshold; load it by Detector\.load"):
+        detector(kept=None)(category / "test" / "crack" / "000.png")
+
+
+def judged(anomaly, size, crop=1.0, scores=(1.0,) * 99, pixel=0.5):
+    kept = Calibration(1.0, 1.0, tuple(scores), (pixel,) * len(PIXEL_RATES), True, {}, {})
+    made = detector(kept, crop=crop)
+    empty = torch.empty(0)
+    return made.judge(detection.Finding(empty, empty, empty, anomaly, made.cropped(anomaly).max().item()), size)
+
+
+def test_regions_are_above_the_pixel_threshold_and_reach_that_of_the_picture():
+    anomaly = torch.zeros(32, 32)
+    anomaly[4:8, 4:12], anomaly[5, 6] = 0.7, 2.0  # reaches it
+    anomaly[20:24, 20:24] = 0.8  # does not
+    anomaly[28, 2] = 1.5
+    found = judged(anomaly, (32, 32))
+    assert found.is_anomalous and found.p_value == 0.01 and found.score == 2
+    assert [(region.box, region.area, region.peak) for region in found.regions] == [((4, 4, 12, 8), 32, 2.0), ((2, 28, 3, 29), 1, 1.5)]
+    assert found.mask.sum() == 33 and found.map.shape == (32, 32)
+
+
+def test_a_normal_picture_has_no_regions():
+    found = judged(torch.full((32, 32), 0.9), (100, 50))
+    assert not found.is_anomalous and found.regions == [] and not found.mask.any() and found.map.shape == (50, 100)
+
+
+def test_what_is_not_scored_is_no_defect():
+    anomaly = torch.zeros(32, 32)
+    anomaly[0:2, 0:2] = 9.0
+    assert not judged(anomaly, (32, 32), crop=0.75).is_anomalous and judged(anomaly, (32, 32), crop=0.75).map.max() == 9
+    anomaly[16, 16] = 2.0
+    assert [region.box for region in judged(anomaly, (32, 32), crop=0.75).regions] == [(16, 16, 17, 17)]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (97, 61), (20, 14), (320, 200), (5, 5)])
+def test_an_anomalous_picture_has_a_region_at_any_size(size):
+    for place in ((3, 3), (16, 9), (31, 0)):
+        anomaly = torch.zeros(32, 32)
+        anomaly[place] = 1.01
+        found = judged(anomaly, size)
+        (region,) = found.regions
+        left, top, right, bottom = region.box
+        x, y = (place[1] + 0.5) * size[0] / 32, (place[0] + 0.5) * size[1] / 32
+        assert left <= x <= right and top <= y <= bottom and 0 < found.mask.sum() == region.area
+
+
+def test_tiles_are_merged_into_one_map(category):
+    """The map of a tiled picture is that of its tiles, and the defect is where it lies in the picture."""
+    wide = np.tile(np.asarray(Image.open(category / "test" / "good" / "000.png")), (1, 2, 1))
+    made = detector(view=View(32, tiles=2))
+    tall = made.find([View(32, tiles=2).pixels(Image.fromarray(wide)).float() / 127.5 - 1], made.picture_noise)[0]
+    assert tall.anomaly.shape == (64, 128) and tall.reconstruction.shape == (3, 64, 128)
+    assert made(wide).map.shape == wide.shape[:2]
+    both = made.detect([wide, wide[:, ::-1].copy()])
+    np.testing.assert_allclose(both[0].map, made(wide).map, atol=1e-5)

@@ -31,7 +31,9 @@ def extractor():
 def steps(extractor, rebuild, epochs):
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (5, 3, 64, 64), dtype=np.uint8))
     return list(
-        adaptation_steps(extractor, rebuild, pixels, epochs=epochs, batch_size=4, distillation=0.1, generator=torch.Generator().manual_seed(0))
+        adaptation_steps(
+            extractor, rebuild, pixels, epochs=epochs, batch_size=4, window=64, distillation=0.1, generator=torch.Generator().manual_seed(0)
+        )
     )
 
 
@@ -44,7 +46,9 @@ def test_the_first_half_of_a_batch_is_the_target_the_second_the_start(extractor,
 
     monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))
     pixels = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 64, 64).contiguous()
-    next(adaptation_steps(extractor, rebuild, pixels, epochs=1, batch_size=4, distillation=0.1, generator=torch.Generator().manual_seed(0)))
+    next(
+        adaptation_steps(extractor, rebuild, pixels, epochs=1, batch_size=4, window=64, distillation=0.1, generator=torch.Generator().manual_seed(0))
+    )
     start_from, target = seen[0]
     assert (((target[:, 0, 0, 0] + 1) * 127.5).round().tolist(), ((start_from[:, 0, 0, 0] + 1) * 127.5).round().tolist()) == ([0, 1], [2, 3])
 
@@ -56,7 +60,7 @@ def test_adaptation_brings_the_features_of_reconstructions_closer(extractor):
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (5, 3, 64, 64), dtype=np.uint8))[:4]
     generator = torch.Generator().manual_seed(0)
     rebuild = lambda start_from, target: (target + pattern).clamp(-1, 1)  # noqa: E731
-    progress = list(adaptation_steps(extractor, rebuild, pixels, epochs=12, batch_size=4, distillation=0, generator=generator))
+    progress = list(adaptation_steps(extractor, rebuild, pixels, epochs=12, batch_size=4, window=64, distillation=0, generator=generator))
     assert progress[-1].loss < 0.8 * progress[0].loss
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 import yaml
 from golden_weights import state_dict
@@ -18,9 +20,10 @@ from PIL import Image
 from test_config import OFFICIAL
 
 import checkpoint
-import detection
+import evaluation
 import main
 import metrics
+from detection import Detector
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,8 +46,12 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
     figures = json.loads((results / "metrics.json").read_text())
     scores = [float(row["score"]) for row in table]
     assert figures["image_auroc"] == pytest.approx(metrics.image_auroc(scores, [1, 1, 1, 0, 0, 0]))
-    assert set(figures) == {metric.key for metric in detection.METRICS} and all(0 <= value <= 1 for value in figures.values())
-    assert f"image AUROC       {100 * figures['image_auroc']:5.1f} %" in out
+    keys = [metric.key for metric in evaluation.METRICS]
+    assert set(figures) == {*keys, "intervals", "size", "scored", "operating_points"} and all(0 <= figures[key] <= 1 for key in keys)
+    assert all(0 <= figures["intervals"][key][0] <= figures["intervals"][key][1] <= 1 for key in keys)
+    low, high = figures["intervals"]["image_auroc"]
+    assert f"image AUROC       {100 * figures['image_auroc']:5.1f} %   [{100 * low:.1f}, {100 * high:.1f}]" in out
+    assert "centre 224 of 256 pixels scored" in out and (figures["size"], figures["scored"]) == (256, 224)
     drawn = sorted(path.relative_to(results).as_posix() for path in results.rglob("*.png"))
     assert drawn == [f"figures/{kind}/{number:03}.png" for kind in ("crack", "good") for number in range(3)]
     assert Image.open(results / drawn[0]).size == (1578, 304)
@@ -54,7 +61,12 @@ def test_a_stage_says_what_it_will_do_before_it_does_it(run_main, tmp_path, cate
     code, out, _ = run_main("--train", "model.w=4")
     before, _, after = out.partition("trained nut")
     assert code == 0 and after
-    for words in ("w=4.0", "cpu", f"reads:      {category / 'train'} (8 pictures)", f"writes:     {tmp_path / 'checkpoints' / 'nut'}"):
+    for words in (
+        "w=4.0",
+        "cpu",
+        f"reads:      {category / 'train'} (8 pictures; 2 more are held out",
+        f"writes:     {tmp_path / 'checkpoints' / 'nut'}",
+    ):
         assert words in before
 
 
@@ -107,7 +119,7 @@ def test_save_model_false_saves_nothing(run_main, tmp_path):
 
 
 def test_misclassifications_are_listed(run_main, tmp_path):
-    run_main("--train", "--detection", "metrics.misclassifications=True", "metrics.visualisation=False")
+    run_main("--train", "--detection", "score.protocol=published", "metrics.misclassifications=True", "metrics.visualisation=False")
     with (tmp_path / "results" / "misclassifications.csv").open(encoding="utf-8", newline="") as file:
         listed = {row["path"]: row["error"] for row in csv.DictReader(file)}
     table = rows(tmp_path / "results")
@@ -116,17 +128,39 @@ def test_misclassifications_are_listed(run_main, tmp_path):
     assert set(listed) == expected
 
 
+def test_the_calibrated_threshold_needs_no_defects(run_main, tmp_path):
+    """Its verdicts are those of the p-values, its counts those of metrics.json."""
+    code, out, err = run_main("--train", "--detection", "model.epochs=20", "metrics.misclassifications=True", "calibration.false_positive_rate=0.5")
+    assert code == 0, err
+    table, figures = rows(tmp_path / "results"), json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert {round(3 * float(row["p_value"]), 4) for row in table} <= {1, 2, 3}
+    anomalous = {row["path"] for row in table if float(row["p_value"]) <= 0.5}
+    wrong = {row["path"] for row in table if (row["path"] in anomalous) != (row["label"] == "1")}
+    with (tmp_path / "results" / "misclassifications.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["path"] for row in csv.DictReader(file)} == wrong
+    point = figures["operating_points"]["all"]
+    assert point == figures["operating_points"]["crack"]
+    assert point["true_positives"] + point["false_positives"] == len(anomalous)
+    assert point["false_negatives"] + point["false_positives"] == len(wrong)
+    assert "threshold" in out and "from 2 normal pictures: 33.3 % false alarms expected" in out
+    assert f"crack {point['true_positives']} of 3" in out
+
+
 def test_metrics_that_the_data_do_not_allow_are_left_out_with_a_word(run_main, tmp_path, category):
     run_main("--train")
     code, out, err = run_main("--detection", "data.mask=False")
     assert code == 0, err
-    assert set(json.loads((tmp_path / "results" / "metrics.json").read_text())) == {"image_auroc", "image_ap", "image_f1_max"}
+    figures = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert set(figures["intervals"]) == {"image_auroc", "image_ap", "image_f1_max"} <= set(figures) and not {"pixel_auroc", "pro"} & set(figures)
     assert "no masks: data.mask is False" in out
     for path in (category / "test" / "good").iterdir():
         path.unlink()
     (category / "test" / "good").rmdir()
     code, out, _ = run_main("--detection")
-    assert code == 0 and "needs normal and defective pictures" in out
+    assert code == 0 and "needs normal and defective pictures" in out and "false alarms – (none)" in out
+    (category / "test" / "crack").rename(category / "test" / "good")
+    code, out, _ = run_main("--detection")
+    assert code == 0 and "needs normal and defective pixels" in out and "recall – (none)" in out
 
 
 @pytest.mark.parametrize("network", ["ddad_s_32"])
@@ -208,18 +242,103 @@ def test_maps_are_averaged_over_draws(run_main, tmp_path):
     assert 0 < np.abs(eight - nine).max() < np.abs(one - nine).max()
 
 
-def test_the_balance_is_measured_once_and_again_when_something_that_matters_changes(run_main, tmp_path):
+def test_the_calibration_is_kept_and_made_again_when_something_that_matters_changes(run_main, tmp_path, category):
     run_main("--train")
-    assert "measured on 8 pictures of train/good" in run_main("--detection")[1]
-    out = run_main("--detection", "model.v=2", "data.test_batch_size=2")[1]
-    assert "calibration.json" in out and "measured on" not in out
-    assert "measured on 5 pictures" in run_main("--detection", "score.normal_pictures=5")[1]
-    assert "measured on 5 pictures" in run_main("--detection", "score.normal_pictures=5", "model.w=2")[1]
+    kept = tmp_path / "checkpoints" / "nut" / "calibration.json"
+    out = run_main("--detection")[1]
+    before = kept.read_bytes()
+    assert "from 2 normal pictures" in out and json.loads(before)["held_out"]
+    out = run_main("--detection", "data.test_batch_size=2", "calibration.false_positive_rate=0.4")[1]
+    assert kept.read_bytes() == before and "stale" not in out and "33.3 % false alarms expected" in out
+    assert "calibration is stale: w was 3.0, is 2.0" in run_main("--detection", "model.w=2")[1] and kept.read_bytes() != before
     run_main("--train", "model.seed=7")
-    assert "measured on 8 pictures" in run_main("--detection")[1]
-    (tmp_path / "checkpoints" / "nut" / "calibration.json").write_text("{")
+    assert "stale: weights was" in run_main("--detection", "model.w=2")[1]
+    kept.write_text("{")
     code, _, err = run_main("--detection")
-    assert code == 2 and "calibration.json is damaged; remove it" in err
+    assert code == 2 and "calibration.json is damaged, or of an earlier version; remove it" in err
+    kept.unlink()
+    run_main("--detection")
+    shutil.rmtree(category / "train")
+    assert run_main("--detection")[0] == 0
+    code, _, err = run_main("--detection", "model.w=4")
+    assert code == 2 and "calibration.json is stale (w was 3.0, is 4.0)" in err and "put the pictures there" in err
+
+
+def test_no_stage_sees_the_pictures_held_out(run_main, tmp_path, category):
+    """Spoiling them changes neither the networks nor the features; spoiling another one does."""
+
+    def weights_of(name):
+        code, _, err = run_main("--train", "--domain_adaptation", f"model.checkpoint_dir={tmp_path / name}")
+        assert code == 0, err
+        states = [checkpoint.read_state(tmp_path / name / "nut" / part) for part in ("2", "feat1")]
+        return states[0]["held_out"], [state["weights"] for state in states]
+
+    kept, weights = weights_of("one")
+    assert len(kept) == 2
+    for name in kept:
+        Image.new("RGB", (48, 48), "red").save(category / name)
+    torch.testing.assert_close(weights_of("two")[1], weights, rtol=0, atol=0)
+    other = next(path for path in sorted((category / "train" / "good").iterdir()) if f"train/good/{path.name}" not in kept)
+    Image.new("RGB", (48, 48), "red").save(other)
+    after = weights_of("three")[1]
+    assert all(any((a[key] != b[key]).any() for key in a) for a, b in zip(after, weights, strict=True))
+
+
+def test_weights_that_held_nothing_out_are_calibrated_with_a_word(run_main):
+    run_main("--train", "score.protocol=published")
+    out = run_main("--detection", "calibration.pictures=6")[1]
+    assert "from 6 normal pictures" in out and "training has seen these pictures" in out
+
+
+def test_a_detector_is_loaded_from_its_folder_wherever_it_lies(run_main, tmp_path, category):
+    run_main("--train", "--detection", "model.epochs=20", "score.draws=2", "calibration.false_positive_rate=0.4")
+    scores = {row["path"]: row for row in rows(tmp_path / "results")}
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "checkpoints" / "nut", moved)
+    shutil.rmtree(tmp_path / "checkpoints")
+    detector = Detector.load(moved, device="cpu")
+    for path, row in scores.items():
+        found = detector(category / path)
+        assert found.score == pytest.approx(float(row["score"]), rel=1e-5) and found.p_value == pytest.approx(float(row["p_value"]), abs=1e-5)
+        assert found.is_anomalous == (found.p_value <= 0.4) == bool(found.regions)
+    run_main("--train", "model.seed=9", f"model.checkpoint_dir={tmp_path}", "data.category=nut", "model.epochs=20")
+    shutil.copy(tmp_path / "nut" / "20", moved / "20")
+    with pytest.raises(ValueError, match=r"calibration\.json is stale: weights was"):
+        Detector.load(moved, device="cpu")
+    (moved / "calibration.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no calibration\.json in .*; run python main\.py --detection True first"):
+        Detector.load(moved)
+
+
+def test_raw_maps_on_request(run_main, tmp_path):
+    run_main("--train", "--detection", "metrics.raw_maps=True")
+    folder = tmp_path / "results" / "anomaly_maps" / "nut" / "test"
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tiff")) == [
+        f"{kind}/{number:03}.tiff" for kind in ("crack", "good") for number in range(3)
+    ]
+    assert tifffile.imread(folder / "crack" / "000.tiff").shape == (48, 48)
+
+
+def test_figures_compare_across_sizes_of_pictures(run_main, tmp_path):
+    """Maps of any image_size are measured at metrics.size."""
+    for size in (16, 32):
+        run_main("--train", "--detection", f"data.image_size={size}", "model.attention_sizes=[8]", "metrics.size=40", "metrics.centre_crop=1")
+        figures = json.loads((tmp_path / "results" / "metrics.json").read_text())
+        assert (figures["size"], figures["scored"]) == (40, 40) and 0 <= figures["pro"] <= 1
+
+
+def test_tiles_run_through_all_stages(run_main, tmp_path, category):
+    """Wide pictures in their own proportions, 32 × 64 pixels at tiles = 1."""
+    for path in category.rglob("*.png"):
+        with Image.open(path) as picture:
+            wide = Image.new(picture.mode, (96, 48))
+            wide.paste(picture, (0, 0))
+            wide.paste(picture if "_mask" not in path.name else Image.new("L", (48, 48)), (48, 0))
+        wide.save(path)
+    code, out, err = run_main("--train", "--domain_adaptation", "--detection", "data.tiles=1", "metrics.raw_maps=True")
+    assert code == 0, err
+    assert tifffile.imread(tmp_path / "results" / "anomaly_maps" / "nut" / "test" / "crack" / "000.tiff").shape == (48, 96)
+    assert "image AUROC" in out
 
 
 def test_help_answers_without_loading_torch():

@@ -1,16 +1,18 @@
 import csv
+import json
 import os
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from report import Panel, Writer, figure_name
+from report import Panel, Predictions, Tops, Writer, figure_name, outlined
 
 
 def panel(path="test/crack/001.png", mask=True):
     grey, ramp = np.full((32, 32, 3), 90, np.uint8), np.tile(np.linspace(0, 1, 32), (32, 1))
-    return Panel(path, 0.5, grey, grey, ramp, ramp, ramp, ramp > 0.5 if mask else None)
+    return Panel(path, 0.5, grey, grey, ramp, ramp, ramp, ramp > 0.5 if mask else None, (48, 48))
 
 
 def test_no_two_pictures_share_a_figure():
@@ -19,7 +21,10 @@ def test_no_two_pictures_share_a_figure():
 
 
 def test_a_figure_shows_six_panels_and_the_mask(tmp_path):
-    Writer(tmp_path).figures([panel(), panel("test/good/001.png", mask=False)])
+    writer, panels = Writer(tmp_path), [panel(), panel("test/good/001.png", mask=False)]
+    for one in panels:
+        writer.figure(one, Tops.reached(panels))
+    assert writer.written == ["figures (2)"]
     pixels = np.asarray(Image.open(tmp_path / "figures" / "crack" / "001.png"))
     assert pixels.shape == (304, 6 * 262 + 6, 3)
     ground_truth = pixels[48:, 6 + 5 * 262 : 6 + 5 * 262 + 256]
@@ -37,6 +42,72 @@ def test_names_of_any_kind_stand_in_the_tables(tmp_path):
 
 
 def test_misclassified_pictures_are_those_on_the_wrong_side(tmp_path):
-    Writer(tmp_path).misclassifications(["a", "b", "c", "d"], [True, True, False, False], [0.9, 0.1, 0.5, 0.2], 0.5)
+    Writer(tmp_path).misclassifications(["a", "b", "c", "d"], [True, True, False, False], [0.9, 0.1, 0.5, 0.2], [True, False, True, False], 0.5)
     with (tmp_path / "misclassifications.csv").open(newline="") as file:
         assert [(row["path"], row["error"]) for row in csv.DictReader(file)] == [("b", "missed"), ("c", "false alarm")]
+
+
+def test_a_figure_keeps_the_proportions_of_its_picture(tmp_path):
+    Writer(tmp_path).figure(panel()._replace(size=(96, 64)), Tops(1, 1, 1))
+    assert Image.open(tmp_path / "figures" / "crack" / "001.png").size == (6 * (384 + 6) + 6, 304)
+
+
+def test_spooled_arrays_come_back_as_one(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = [rng.random((5, 7)).astype(np.float32) for _ in range(4)]
+    with Writer(tmp_path).spool() as spool:
+        for array in arrays:
+            spool.add(array)
+        together = spool.array()
+    np.testing.assert_array_equal(together, arrays)
+    assert not list(tmp_path.iterdir())
+
+
+def test_raw_maps_are_float_tiffs_in_the_layout_of_mvtecs_evaluation(tmp_path):
+    values = np.random.default_rng(0).random((20, 30)).astype(np.float32)
+    writer = Writer(tmp_path)
+    writer.raw_map("bottle", "test/crack/003.png", values)
+    writer.raw_map("bottle", "test/crack/003.jpg", values, whole_name=True)
+    read = tifffile.imread(tmp_path / "anomaly_maps" / "bottle" / "test" / "crack" / "003.tiff")
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, values)
+    assert (tmp_path / "anomaly_maps" / "bottle" / "test" / "crack" / "003.jpg.tiff").is_file() and writer.written == ["anomaly_maps (2)"]
+
+
+def test_outlines_lie_around_the_defect_and_leave_it_visible():
+    picture, mask = np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40), bool)
+    mask[10:20, 12:30] = True
+    drawn = outlined(picture, mask).any(axis=2)
+    assert not drawn[mask].any() and drawn[9, 12:30].all() and drawn[20, 12:30].all() and drawn[10:20, 11].all() and not drawn[5].any()
+
+
+def row(path, error="", regions=()):
+    return {"path": path, "verdict": "normal", "score": 0.5, "p_value": 0.25, "regions": list(regions), "error": error}
+
+
+def test_predictions_continue_after_a_row_cut_short(tmp_path):
+    first = Predictions(tmp_path, {"detector": 1})
+    first.add(row("a.png", regions=[{"box": (1, 2, 3, 4), "area": 4, "peak": 1.0}, {"box": (5, 5, 9, 6), "area": 3, "peak": 0.7}]))
+    first.add(row("=b.png", error="it is empty"))
+    first.add(row("c.png"))
+    with (tmp_path / "predictions.jsonl").open("a") as file:
+        file.write('{"path": "d.png", "verd')
+    with (tmp_path / "predictions.csv").open("a") as file:
+        file.write("d.p")
+    again = Predictions(tmp_path, {"detector": 1})
+    assert again.done == {"a.png", "c.png"}
+    for path in ("=b.png", "d.png"):
+        again.add(row(path))
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [one["path"] for one in table] == ["a.png", "c.png", "=b.png", "d.png"]
+    assert (table[0]["regions"], table[0]["area"], table[0]["boxes"]) == ("2", "7", "1 2 3 4; 5 5 9 6")
+    assert [json.loads(line)["path"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()] == [one["path"] for one in table]
+
+
+def test_predictions_of_others_are_not_continued(tmp_path):
+    Predictions(tmp_path, {"detector": 1}).add(row("a.png"))
+    with pytest.raises(ValueError, match="by another detector"):
+        Predictions(tmp_path, {"detector": 2})
+    with pytest.raises(ValueError, match="holds predictions of 1 pictures; continue them with --resume"):
+        Predictions.refuse_others(tmp_path)

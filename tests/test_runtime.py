@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import runtime
-from runtime import Progress, choose_device, follow
+from runtime import Progress, choose_device, count, follow
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
@@ -32,8 +32,8 @@ def test_without_a_terminal_progress_is_plain_lines(monkeypatch, capsys):
     assert lines[0] == "training: step 2/8, epoch 1, loss 2.5, ETA 00:36" and len(lines) == 4
 
 
-def test_steps_without_a_loss_show_none(monkeypatch, capsys):
+def test_things_are_counted_as_they_pass(monkeypatch, capsys):
     clock = iter(range(0, 1000, 30))
     monkeypatch.setattr(runtime.time, "monotonic", lambda: float(next(clock)))
-    list(follow([Progress(4), Progress(8)], 8, "detecting", "picture"))
-    assert capsys.readouterr().out.splitlines()[-1] == "detecting: picture 8/8, ETA 00:00"
+    assert list(count("abcd", 4, "detecting")) == list("abcd")
+    assert capsys.readouterr().out.splitlines()[-1] == "detecting: picture 4/4, ETA 00:00"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics"}
+METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics", "tiles"}
 FILES = {"dataset", "checkpoint", "report"}
 ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in (*METHOD, "dataset", "config", "runtime", "preparation", "calibration")},
@@ -14,7 +14,9 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"checkpoint"},  # for its way of writing files whole
     "train": METHOD | FILES | {"config", "runtime"},
     "domain_adaptation": METHOD | FILES | {"config", "runtime"},
-    "detection": METHOD | FILES | {"calibration", "config", "runtime"},
+    "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "runtime"},
+    "evaluation": METHOD | FILES | {"calibration", "config", "detection", "runtime"},  # stage 3 on labelled test pictures
+    "inspection": METHOD | FILES | {"calibration", "config", "detection", "runtime"},  # stage 3 on any pictures
     "main": {"config", "preparation"},  # and the stages, by name
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))

@@ -48,7 +48,7 @@ def test_the_moving_average_forgets_its_start_and_follows_the_weights():
 def test_epochs_see_each_picture_once_but_for_the_incomplete_batch():
     pixels = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     generator = torch.Generator().manual_seed(0)
-    epochs = [[((batch + 1) * 127.5).round().flatten().tolist() for batch in shuffled_batches(pixels, 4, generator)] for _ in range(2)]
+    epochs = [[((batch + 1) * 127.5).round().flatten().tolist() for batch in shuffled_batches(pixels, 4, 1, generator)] for _ in range(2)]
     for batches in epochs:
         assert [len(batch) for batch in batches] == [4, 4] and len({value for batch in batches for value in batch}) == 8
     assert epochs[0] != epochs[1]
@@ -56,7 +56,7 @@ def test_epochs_see_each_picture_once_but_for_the_incomplete_batch():
 
 def test_a_set_smaller_than_a_batch_is_refused():
     assert full_batches(10, 4, "data.batch_size") == 2
-    with pytest.raises(ValueError, match="data.batch_size is 16, but train/good holds 10 pictures; set data.batch_size=10 or less"):
+    with pytest.raises(ValueError, match="data.batch_size is 16, but train/good holds 10 pictures to learn from; set data.batch_size=10 or less"):
         full_batches(10, 16, "data.batch_size")
 
 
@@ -82,6 +82,7 @@ def test_steps_stay_below_the_highest_and_epochs_end():
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
         epochs=40,
         batch_size=4,
+        window=8,
         highest_step=50,
         generator=torch.Generator().manual_seed(0),
     )

@@ -1,0 +1,260 @@
+"""Stage 3 on a category's test pictures: how well defects are found, with intervals, and what the threshold does (section 5 of the paper)."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.transforms.functional import center_crop
+
+import metrics
+import report
+import runtime
+from config import PER_IMAGE, Settings
+from dataset import ImageFolder, Item, View
+from detection import Detector, Draws, Finding, build, calibrated, found, resized, stream_noise
+from metrics import Ranking
+
+Interval = tuple[float, float]
+
+
+class Metric(NamedTuple):
+    """A figure of metrics.json: of scores and labels (pictures) or of maps and masks (pixels), asked for by a key of `metrics`.
+
+    `drawn` is its name among the intervals.
+    """
+
+    key: str
+    name: str
+    of: str
+    asked_by: str
+    measure: Callable[[Ranking], float]
+    drawn: str
+
+
+PRO_LIMITS = (0.3, 0.05)
+METRICS = (
+    *(
+        Metric(f"{prefix}_{short}", f"{prefix} {name}", of, "auroc", measure, drawn)
+        for prefix, of in (("image", "pictures"), ("pixel", "pixels"))
+        for short, name, measure, drawn in (
+            ("auroc", "AUROC", Ranking.auroc, "auroc"),
+            ("ap", "AP", Ranking.average_precision, "average_precision"),
+            ("f1_max", "F1-max", Ranking.f1_max, "f1_max"),
+        )
+    ),
+    *(
+        Metric(key, f"PRO (FPR to {limit})", "pixels", "pro", partial(Ranking.pro, limit=limit), f"pro_{limit}")
+        for key, limit in zip(("pro", "pro_0.05"), PRO_LIMITS, strict=True)
+    ),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What detection found, in the order of the pictures. Maps and masks are (N, S, S), of the part that is scored."""
+
+    paths: list[str]
+    kinds: NDArray[np.str_]
+    labels: NDArray[np.bool_]
+    scores: NDArray[np.float64]
+    maps: NDArray[np.float32]
+    masks: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Metrics as fractions by key, their 95 % intervals, and what the threshold does, for all pictures and for each kind of defect."""
+
+    values: dict[str, float]
+    intervals: dict[str, Interval]
+    operating_points: dict[str, metrics.OperatingPoint]
+
+
+def check(settings: Settings, output: Path | None = None) -> tuple[ImageFolder, report.Writer]:
+    """The test pictures, and the writer of the results; raises what would stop the stage later."""
+    data = settings.data
+    pictures = ImageFolder(settings.category_dir, "test", View(**settings.view_arguments()), masks=data.mask, mask_size=settings.metrics.size)
+    return pictures, report.Writer(output or Path("results") / settings.model.exp_name / data.category)
+
+
+def run(settings: Settings, output: Path | None = None) -> None:
+    """Score the test pictures and leave scores.csv, metrics.json and the figures in `output` (results/<exp_name>/<category>)."""
+    data, model = settings.data, settings.model
+    device = runtime.choose_device(model.device)
+    torch.manual_seed(model.seed)
+    pictures, writer = check(settings, output)
+    detector, settings, origins = build(settings, settings.checkpoint_folder, device)
+    runtime.announce(
+        f"Detecting defects of {data.category}",
+        device,
+        settings.as_dict(),
+        {"reads": f"{settings.category_dir / 'test'} ({len(pictures)} pictures)", **origins, "writes": writer.folder},
+    )
+    began = time.monotonic()
+    if settings.score.protocol == PER_IMAGE:
+        detector = calibrated(detector, settings)
+    noise = detector.picture_noise if detector.calibration else stream_noise(model.seed, device)
+    results = scored(detector, pictures, noise, writer, settings)
+    figures = evaluate(results, detector, settings)
+    write(writer, results, figures, detector, settings)
+    print(f"{data.category}: {counted(results)} in {time.monotonic() - began:.0f} s; {scored_part(settings)}")
+    for line in (*metric_lines(figures, settings), *verdict_lines(figures)):
+        print(line)
+    print(f"results in {writer.folder}: {', '.join(writer.written)}", flush=True)
+
+
+def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: report.Writer, settings: Settings) -> Results:
+    """Scores, maps and masks of all pictures; raw maps and figures are written as they are done.
+
+    Figures share one scale: from the calibration, or (published) from all maps, for which they wait.
+    """
+    wanted, kept = settings.metrics, detector.calibration
+    items: list[Item] = []
+    scores: list[float] = []
+    waiting: list[report.Panel] = []
+    tops = report.Tops.of(kept.pixel, kept.feature, detector.threshold) if kept else None
+    with writer.spool() as maps, writer.spool() as masks:
+        findings = found(detector, folder, noise, settings.model.num_workers)
+        for item, finding in runtime.count(findings, len(folder), "detecting"):
+            if not torch.isfinite(finding.anomaly).all():
+                raise ValueError(f"the anomaly maps are not finite; lower model.w, {settings.model.w}, or model.v, {detector.v}, or train again")
+            maps.add(scored_map(finding, settings))
+            if settings.data.mask:
+                masks.add(scored_mask(item, settings))
+            if wanted.raw_maps:
+                writer.raw_map(settings.data.category, item.path, resized(finding.anomaly[None, None], item.size[::-1])[0, 0].numpy())
+            if wanted.visualisation and tops:
+                writer.figure(panel(item, finding), tops)
+            elif wanted.visualisation:
+                waiting.append(panel(item, finding))
+            items.append(item._replace(picture=torch.empty(0), mask=None))
+            scores.append(finding.score)
+        for one in waiting:
+            writer.figure(one, report.Tops.reached(waiting))
+        kinds, labels = np.array([item.kind for item in items]), np.array([item.label for item in items])
+        truth = masks.array() if settings.data.mask else None
+        return Results([item.path for item in items], kinds, labels, np.array(scores), maps.array(), truth)
+
+
+def scored_map(finding: Finding, settings: Settings) -> NDArray[np.float32]:
+    """The map at metrics.size, of the part that is scored."""
+    size = settings.metrics.size
+    return center_crop(resized(finding.anomaly[None, None], (size, size)), [scored_side(settings)] * 2)[0, 0].numpy()
+
+
+def scored_mask(item: Item, settings: Settings) -> NDArray[np.bool_]:
+    """The mask beside `scored_map`; nothing is defective where an item has none."""
+    size = settings.metrics.size
+    mask = torch.zeros(size, size, dtype=torch.bool) if item.mask is None else torch.from_numpy(item.mask)
+    return center_crop(mask, [scored_side(settings)] * 2).numpy()
+
+
+def scored_side(settings: Settings) -> int:
+    return round(settings.metrics.centre_crop * settings.metrics.size)
+
+
+def panel(item: Item, finding: Finding) -> report.Panel:
+    return report.Panel(
+        item.path,
+        finding.score,
+        report.as_pixels(item.picture),
+        report.as_pixels(finding.reconstruction),
+        finding.d_pixel.numpy(),
+        finding.d_feature.numpy(),
+        finding.anomaly.numpy(),
+        item.mask,
+        item.size,
+    )
+
+
+def evaluate(results: Results, detector: Detector, settings: Settings) -> Figures:
+    """The metrics that were asked for and that the data allow, and the operating point where there is a threshold."""
+    values: dict[str, float] = {}
+    intervals: dict[str, Interval] = {}
+    for of, measured, truth in (("pictures", results.scores, results.labels), ("pixels", results.maps, results.masks)):
+        wanted = [metric for metric in asked_for(settings) if metric.of == of]
+        if not wanted or truth is None or not truth.any() or truth.all():
+            continue
+        ranking = metrics.rank(measured, truth)
+        values |= {metric.key: metric.measure(ranking) for metric in wanted}
+        if settings.metrics.resamples:
+            drawn = metrics.intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=settings.metrics.resamples, seed=settings.model.seed)
+            intervals |= {metric.key: drawn[metric.drawn] for metric in wanted}
+    return Figures(values, intervals, operating_points(results, detector))
+
+
+def operating_points(results: Results, detector: Detector) -> dict[str, metrics.OperatingPoint]:
+    """What the threshold does to all pictures, and to each kind of defect beside the normal ones."""
+    if detector.calibration is None:
+        return {}
+    threshold, kinds = detector.threshold, np.unique(results.kinds[results.labels])
+    parts = {"all": np.ones(len(results.labels), bool)} | {str(kind): ~results.labels | (results.kinds == kind) for kind in kinds}
+    return {name: metrics.operating_point(results.scores[part], results.labels[part], threshold) for name, part in parts.items()}
+
+
+def write(writer: report.Writer, results: Results, figures: Figures, detector: Detector, settings: Settings) -> None:
+    kept = detector.calibration
+    p_values = [kept.p_value(score) for score in results.scores] if kept else None
+    writer.scores(results.paths, results.labels, results.scores, p_values)
+    content: dict[str, Any] = {**figures.values, "intervals": figures.intervals, "size": settings.metrics.size, "scored": scored_side(settings)}
+    if kept:
+        content["operating_points"] = {name: asdict(point) for name, point in figures.operating_points.items()}
+    writer.metrics(content)
+    both = results.labels.any() and not results.labels.all()
+    if settings.metrics.misclassifications and (kept or both):
+        threshold = detector.threshold if kept else metrics.youden_threshold(results.scores, results.labels)
+        anomalous = results.scores > threshold if kept else results.scores >= threshold
+        writer.misclassifications(results.paths, results.labels, results.scores, anomalous, threshold)
+
+
+def metric_lines(figures: Figures, settings: Settings) -> Iterator[str]:
+    """One line a metric, in percent with its interval, with a word on why one is missing."""
+    for metric in asked_for(settings):
+        if metric.key in figures.values:
+            low, high = figures.intervals.get(metric.key, (None, None))
+            interval = f"   [{100 * low:.1f}, {100 * high:.1f}]" if low is not None and high is not None else ""
+            yield f"  {metric.name:18}{100 * figures.values[metric.key]:5.1f} %{interval}"
+        elif metric.of == "pixels" and not settings.data.mask:
+            yield f"  {metric.name:18}    – (no masks: data.mask is False)"
+        else:
+            yield f"  {metric.name:18}    – (needs normal and defective {metric.of} in test)"
+
+
+def verdict_lines(figures: Figures) -> Iterator[str]:
+    """What the threshold does, with the counts behind each share; nothing without one."""
+    if "all" not in figures.operating_points:
+        return
+    whole, *kinds = figures.operating_points.items()
+    point = whole[1]
+    yield (
+        f"  at the threshold {point.threshold:.4g}: false alarms {share(point.false_positives, point.true_negatives)}, "
+        f"recall {share(point.true_positives, point.false_negatives)}, precision {share(point.true_positives, point.false_positives)}"
+    )
+    if kinds:
+        yield "  found by kind: " + ", ".join(f"{kind} {share(point.true_positives, point.false_negatives)}" for kind, point in kinds)
+
+
+def share(part: int, rest: int) -> str:
+    return f"{part} of {part + rest} ({part / (part + rest):.1%})" if part + rest else "– (none)"
+
+
+def counted(results: Results) -> str:
+    normal, defective = np.count_nonzero(~results.labels), np.count_nonzero(results.labels)
+    return f"{len(results.labels)} pictures ({normal} normal, {defective} defective)"
+
+
+def scored_part(settings: Settings) -> str:
+    side, size = scored_side(settings), settings.metrics.size
+    part = "maps measured whole" if side == size else f"centre {side} of {size} pixels scored"
+    within = f", 95 % intervals from {settings.metrics.resamples} resamples" if settings.metrics.resamples else ""
+    return f"{part}, at {size} × {size}{within}"
+
+
+def asked_for(settings: Settings) -> list[Metric]:
+    return [metric for metric in METRICS if getattr(settings.metrics, metric.asked_by)]

@@ -1,0 +1,123 @@
+"""Pictures without labels through `main.py --detection --input`."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def pictures(category, tmp_path) -> Path:
+    """<tmp>/new pictures: two as in the test set, one larger, one broken, one of the same stem as another."""
+    folder = tmp_path / "new pictures"
+    (folder / "sub").mkdir(parents=True)
+    shutil.copy(category / "test" / "good" / "000.png", folder / "a.png")
+    shutil.copy(category / "test" / "crack" / "000.png", folder / "sub" / "b.png")
+    Image.open(category / "test" / "crack" / "001.png").resize((130, 70)).save(folder / "sub" / "b.jpg", quality=98)
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+def predictions(folder: Path) -> dict[str, dict]:
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len({row["path"] for row in rows}) == len(rows)
+    return {row["path"]: row for row in rows}
+
+
+@pytest.fixture
+def inspect(run_main, pictures, tmp_path):
+    """A trained network, and inspect(*arguments) → (code, out, err) of a run over `pictures` into <tmp>/found."""
+    assert run_main("--train", "--detection", "model.epochs=20", "metrics.visualisation=False")[0] == 0
+    return lambda *arguments: run_main("--detection", "--input", str(pictures), "--output", str(tmp_path / "found"), *arguments)
+
+
+def test_each_picture_gets_a_verdict_and_its_pictures(inspect, tmp_path):
+    code, out, err = inspect("calibration.false_positive_rate=0.5")
+    found = tmp_path / "found"
+    assert code == 3 and err == "" and "1 unreadable" in out
+    rows = predictions(found)
+    assert list(rows) == ["a.png", "broken.png", "sub/b.jpg", "sub/b.png"]
+    assert rows["broken.png"]["verdict"] == "unreadable" and "broken.png can't be read" in rows["broken.png"]["error"]
+    with (found / "predictions.csv").open(newline="") as file:
+        table = {row["path"]: row for row in csv.DictReader(file)}
+    assert list(table) == list(rows)
+    for name in ("a.png", "sub/b.jpg", "sub/b.png"):
+        row = rows[name]
+        assert row["verdict"] == ("anomalous" if row["p_value"] <= 0.5 else "normal") == table[name]["verdict"]
+        assert bool(row["regions"]) == (row["verdict"] == "anomalous") and table[name]["regions"] == str(len(row["regions"]))
+        assert table[name]["score"] == f"{row['score']:.8g}"
+    maps = found / "anomaly_maps" / "nut" / "test"
+    sizes = {path.relative_to(maps).as_posix(): tifffile.imread(path).shape for path in maps.rglob("*.tiff")}
+    assert sizes == {"a.tiff": (48, 48), "sub/b.jpg.tiff": (70, 130), "sub/b.png.tiff": (48, 48)}
+    for kind in ("heatmaps", "outlines"):
+        shown = {path.relative_to(found / kind).as_posix(): Image.open(path).size for path in (found / kind).rglob("*.png")}
+        assert shown == {"a.png": (48, 48), "sub/b.jpg.png": (130, 70), "sub/b.png": (48, 48)}
+
+
+def test_a_picture_gets_the_score_it_has_in_the_test_set(inspect, tmp_path, run_main):
+    inspect()
+    with (tmp_path / "results" / "scores.csv").open(newline="") as file:
+        scores = {row["path"]: float(row["score"]) for row in csv.DictReader(file)}
+    rows = predictions(tmp_path / "found")
+    assert rows["a.png"]["score"] == pytest.approx(scores["test/good/000.png"], rel=1e-5)
+    assert rows["sub/b.png"]["score"] == pytest.approx(scores["test/crack/000.png"], rel=1e-5)
+
+
+def test_one_picture_alone(inspect, run_main, pictures, tmp_path):
+    code, _, err = run_main("--detection", "--input", str(pictures / "a.png"), "--output", str(tmp_path / "one"), "metrics.raw_maps=False")
+    assert code == 0, err
+    assert list(predictions(tmp_path / "one")) == ["a.png"] and not (tmp_path / "one" / "anomaly_maps").exists()
+
+
+def test_a_second_run_continues_only_when_asked_and_tries_unreadable_pictures_again(inspect, pictures, tmp_path):
+    inspect()
+    before = predictions(tmp_path / "found")
+    code, _, err = inspect()
+    assert code == 2 and "holds predictions of 4 pictures; continue them with --resume" in err
+    shutil.copy(pictures / "a.png", pictures / "broken.png")
+    shutil.copy(pictures / "a.png", pictures / "new.png")
+    code, out, err = inspect("--resume")
+    assert code == 0 and "3 of 5 pictures are done already" in out and "2 pictures in" in out, err
+    after = predictions(tmp_path / "found")
+    assert len(after) == 5 and after["broken.png"]["error"] == "" and after["a.png"] == before["a.png"]
+    assert after["broken.png"]["score"] == pytest.approx(before["a.png"]["score"], rel=1e-5)
+    code, out, _ = inspect("--resume")
+    assert code == 0 and "0 pictures in" in out
+    code, _, err = inspect("--resume", "model.w=2")
+    assert code == 2 and "by another detector" in err
+
+
+def test_a_killed_run_is_resumed_with_each_row_once(inspect, pictures, tiny_config, tmp_path):
+    for path in pictures.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(pictures / f"{number:03}.png")
+    command = [sys.executable, ROOT / "main.py", "--detection", "--input", pictures, "--output", tmp_path / "found", "--config", tiny_config]
+    command += ["model.epochs=20", "metrics.visualisation=False", "metrics.raw_maps=False", "--resume"]
+    written = tmp_path / "found" / "predictions.jsonl"
+    process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while process.poll() is None and not (written.exists() and written.read_text().count("\n") >= 5):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = written.read_text().count("\n")
+    assert 5 <= done < 60
+    code, out, err = inspect("--resume", "metrics.visualisation=False", "metrics.raw_maps=False", "model.epochs=20")
+    assert code == 0 and " of 60 pictures are done already" in out, err
+    assert sorted(predictions(tmp_path / "found")) == [f"{number:03}.png" for number in range(60)]
+    with (tmp_path / "found" / "predictions.csv").open(newline="") as file:
+        assert sorted(row["path"] for row in csv.DictReader(file)) == [f"{number:03}.png" for number in range(60)]

@@ -1,0 +1,46 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiles import OVERLAP, cut, merge, starts
+
+properties = settings(deadline=None, derandomize=True, max_examples=60)
+
+
+@properties
+@given(height=st.integers(8, 70), width=st.integers(8, 70), size=st.sampled_from([8, 16]))
+def test_tiles_put_together_are_the_picture(height, width, size):
+    picture = torch.rand(2, max(height, size), max(width, size))
+    tiles = cut(picture, size)
+    assert tiles.shape[1:] == (2, size, size)
+    torch.testing.assert_close(merge(tiles, *picture.shape[1:]), picture)
+
+
+@properties
+@given(extent=st.integers(1, 500), size=st.integers(1, 64))
+def test_tiles_reach_both_borders_and_share_their_overlap(extent, size):
+    if extent < size:
+        with pytest.raises(ValueError, match="hold no tile"):
+            starts(extent, size)
+        return
+    begins = starts(extent, size)
+    assert begins[0] == 0 and begins[-1] == extent - size
+    gaps = [after - before for before, after in itertools.pairwise(begins)]
+    assert all(0 < gap <= max(1, size * (1 - OVERLAP)) for gap in gaps)
+
+
+def test_a_picture_of_one_tile_is_left_as_it_is():
+    picture = torch.rand(3, 16, 16)
+    assert (merge(cut(picture, 16), 16, 16) == picture).all()
+
+
+def test_there_are_no_seams():
+    """Where neighbouring tiles disagree by 1, the merged map goes from one to the other in steps of a small share."""
+    tiles = cut(torch.zeros(1, 16, 28), 16)
+    assert len(tiles) == 2
+    merged = merge(torch.stack([torch.zeros(1, 16, 16), torch.ones(1, 16, 16)]), 16, 28)[0]
+    assert merged[:, 0].max() == 0 and merged[:, -1].min() == 1
+    assert 0 < (merged[:, 1:] - merged[:, :-1]).max() < 0.35
