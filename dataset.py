@@ -119,8 +119,8 @@ class ImageFolder:
 
     def split(self, share: float, most: int, seed: int) -> tuple["ImageFolder", "ImageFolder"]:
         """(pictures to learn from, pictures held out): the latter `share` of all, `most` at most, drawn by a hash of seed and name, so that
-        one more picture changes the choice by one at most. No side is left without a picture, unless share is 0."""
-        kept = self.drawn(max(1, min(round(share * len(self)), most, len(self) - 1)) if share else 0, seed)
+        one more picture changes the choice by one at most. Where two are there and share is not 0, each side has one."""
+        kept = self.drawn(min(max(1, round(share * len(self))), most, len(self) - 1) if share else 0, seed)
         return self.without(kept.names()), kept
 
     def drawn(self, count: int, seed: int) -> "ImageFolder":

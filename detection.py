@@ -29,6 +29,7 @@ from dataset import ImageFolder, Item, View, read_picture, standardised, to_unit
 from ddad import NoiseSchedule, gaussian_draws, picture_draws, reconstruct
 
 EIGHT_CONNECTED = 2  # skimage's connectivity
+GREY_TYPES = (np.uint8, np.uint16, np.bool_)
 Draws = Callable[[Tensor], Callable[[], Tensor]]  # pictures (B, C, S, S) of one pass → draw()
 Picture = Image.Image | NDArray[Any] | str | Path
 
@@ -135,7 +136,7 @@ class Detector:
         return self.detect([picture])[0]
 
     def detect(self, pictures: Sequence[Picture]) -> list[Detection]:
-        """One `Detection` a picture: PIL images, arrays (H, W) or (H, W, 3 or 4) of 8 or 16 bits, or paths. Each gets what it gets alone.
+        """One `Detection` a picture: PIL images, arrays (H, W) of 8 or 16 bits or (H, W, 3 or 4) of 8 bits, or paths. Each gets what it gets alone.
 
         Raises ValueError for what is not a picture, and without a calibration.
         """
@@ -144,6 +145,11 @@ class Detector:
         opened = [as_image(picture, self.view.channels) for picture in pictures]
         findings = self.find([to_unit_range(self.view.pixels(picture)) for picture in opened], self.picture_noise)
         return [self.judge(finding, picture.size) for finding, picture in zip(findings, opened, strict=True)]
+
+    @property
+    def pictures_at_once(self) -> int:
+        """How many pictures make a batch: a tiled one fills some alone."""
+        return self.batch_size if self.view.tiles is None else 1
 
     @property
     def threshold(self) -> float:
@@ -202,12 +208,12 @@ def regions_of(scores: NDArray[np.float32], above: NDArray[np.bool_], peaks: NDA
 def as_image(picture: Picture, channels: int) -> Image.Image:
     if isinstance(picture, (str, Path)):
         return read_picture(Path(picture), channels)
-    if isinstance(picture, np.ndarray):
-        try:
-            return standardised(Image.fromarray(picture), channels)
-        except TypeError as error:
-            raise ValueError(f"an array of {picture.dtype}, {picture.shape} is not a picture; give (H, W) or (H, W, 3) of 8 bits") from error
-    return standardised(picture, channels)
+    if not isinstance(picture, np.ndarray):
+        return standardised(picture, channels)
+    grey, colour = picture.ndim == 2 and picture.dtype in GREY_TYPES, picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype == np.uint8
+    if not (grey or colour) or picture.size == 0:
+        raise ValueError(f"an array {picture.shape} of {picture.dtype} is not a picture; give (H, W) of 8 or 16 bits, or (H, W, 3 or 4) of 8")
+    return standardised(Image.fromarray(picture), channels)
 
 
 def margins(whole: Tensor, centre: Tensor) -> list[int]:
@@ -329,7 +335,7 @@ def measured(detector: Detector, whole: ImageFolder, made_with: dict[str, Any], 
 
 def found(detector: Detector, folder: ImageFolder, noise: Draws, workers: int) -> Iterator[tuple[Item, Finding]]:
     """All pictures of a folder with what was found in them, a batch at a time."""
-    for items in folder.batches(detector.batch_size, workers):
+    for items in folder.batches(detector.pictures_at_once, workers):
         yield from zip(items, detector.find([item.picture for item in items], noise), strict=True)
 
 

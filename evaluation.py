@@ -16,9 +16,9 @@ import metrics
 import report
 import runtime
 from config import PER_IMAGE, Settings
-from dataset import ImageFolder, Item, View
+from dataset import NORMAL, ImageFolder, Item, View
 from detection import Detector, Draws, Finding, build, calibrated, found, resized, stream_noise
-from metrics import Ranking
+from metrics import OperatingPoint, Ranking, operating_point
 
 Interval = tuple[float, float]
 
@@ -61,19 +61,24 @@ class Results:
 
     paths: list[str]
     kinds: NDArray[np.str_]
-    labels: NDArray[np.bool_]
     scores: NDArray[np.float64]
     maps: NDArray[np.float32]
     masks: NDArray[np.bool_] | None
 
+    @property
+    def labels(self) -> NDArray[np.bool_]:
+        return self.kinds != NORMAL
+
 
 @dataclass(frozen=True)
 class Figures:
-    """Metrics as fractions by key, their 95 % intervals, and what the threshold does, for all pictures and for each kind of defect."""
+    """Metrics as fractions by key, their 95 % intervals, and what the threshold does (where there is one): to all pictures, and to each kind
+    of defect beside the normal ones."""
 
     values: dict[str, float]
     intervals: dict[str, Interval]
-    operating_points: dict[str, metrics.OperatingPoint]
+    operating_point: OperatingPoint | None
+    kinds: dict[str, OperatingPoint]
 
 
 def check(settings: Settings, output: Path | None = None) -> tuple[ImageFolder, report.Writer]:
@@ -115,10 +120,11 @@ def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: report
     Figures share one scale: from the calibration, or (published) from all maps, for which they wait.
     """
     wanted, kept = settings.metrics, detector.calibration
-    items: list[Item] = []
+    paths: list[str] = []
+    kinds: list[str] = []
     scores: list[float] = []
     waiting: list[report.Panel] = []
-    tops = report.Tops.of(kept.pixel, kept.feature, detector.threshold) if kept else None
+    tops = report.Tops(*(report.HOTTEST * normal for normal in (kept.pixel, kept.feature, detector.threshold))) if kept else None
     with writer.spool() as maps, writer.spool() as masks:
         findings = found(detector, folder, noise, settings.model.num_workers)
         for item, finding in runtime.count(findings, len(folder), "detecting"):
@@ -133,13 +139,12 @@ def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: report
                 writer.figure(panel(item, finding), tops)
             elif wanted.visualisation:
                 waiting.append(panel(item, finding))
-            items.append(item._replace(picture=torch.empty(0), mask=None))
+            paths.append(item.path)
+            kinds.append(item.kind)
             scores.append(finding.score)
         for one in waiting:
             writer.figure(one, report.Tops.reached(waiting))
-        kinds, labels = np.array([item.kind for item in items]), np.array([item.label for item in items])
-        truth = masks.array() if settings.data.mask else None
-        return Results([item.path for item in items], kinds, labels, np.array(scores), maps.array(), truth)
+        return Results(paths, np.array(kinds), np.array(scores), maps.array(), masks.array() if settings.data.mask else None)
 
 
 def scored_map(finding: Finding, settings: Settings) -> NDArray[np.float32]:
@@ -186,31 +191,32 @@ def evaluate(results: Results, detector: Detector, settings: Settings) -> Figure
         if settings.metrics.resamples:
             drawn = metrics.intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=settings.metrics.resamples, seed=settings.model.seed)
             intervals |= {metric.key: drawn[metric.drawn] for metric in wanted}
-    return Figures(values, intervals, operating_points(results, detector))
-
-
-def operating_points(results: Results, detector: Detector) -> dict[str, metrics.OperatingPoint]:
-    """What the threshold does to all pictures, and to each kind of defect beside the normal ones."""
     if detector.calibration is None:
-        return {}
-    threshold, kinds = detector.threshold, np.unique(results.kinds[results.labels])
-    parts = {"all": np.ones(len(results.labels), bool)} | {str(kind): ~results.labels | (results.kinds == kind) for kind in kinds}
-    return {name: metrics.operating_point(results.scores[part], results.labels[part], threshold) for name, part in parts.items()}
+        return Figures(values, intervals, None, {})
+    labels, threshold = results.labels, detector.threshold
+    beside = {str(kind): ~labels | (results.kinds == kind) for kind in np.unique(results.kinds[labels])}
+    kinds = {kind: operating_point(results.scores[part], labels[part], threshold) for kind, part in beside.items()}
+    return Figures(values, intervals, operating_point(results.scores, labels, threshold), kinds)
 
 
 def write(writer: report.Writer, results: Results, figures: Figures, detector: Detector, settings: Settings) -> None:
-    kept = detector.calibration
-    p_values = [kept.p_value(score) for score in results.scores] if kept else None
-    writer.scores(results.paths, results.labels, results.scores, p_values)
+    kept, labels, scores = detector.calibration, results.labels, results.scores
     content: dict[str, Any] = {**figures.values, "intervals": figures.intervals, "size": settings.metrics.size, "scored": scored_side(settings)}
-    if kept:
-        content["operating_points"] = {name: asdict(point) for name, point in figures.operating_points.items()}
+    verdicts = threshold = None
+    if kept and figures.operating_point:
+        threshold = detector.threshold
+        verdicts = scores > threshold
+        writer.scores(results.paths, labels, scores, p_value=[f"{kept.p_value(score):.6g}" for score in scores], anomalous=verdicts.astype(int))
+        content["operating_point"] = asdict(figures.operating_point)
+        content["kinds"] = {kind: asdict(point) for kind, point in figures.kinds.items()}
+    else:
+        writer.scores(results.paths, labels, scores)
+        if labels.any() and not labels.all():
+            threshold = metrics.youden_threshold(scores, labels)
+            verdicts = scores >= threshold
     writer.metrics(content)
-    both = results.labels.any() and not results.labels.all()
-    if settings.metrics.misclassifications and (kept or both):
-        threshold = detector.threshold if kept else metrics.youden_threshold(results.scores, results.labels)
-        anomalous = results.scores > threshold if kept else results.scores >= threshold
-        writer.misclassifications(results.paths, results.labels, results.scores, anomalous, threshold)
+    if settings.metrics.misclassifications and verdicts is not None and threshold is not None:
+        writer.misclassifications(results.paths, labels, scores, verdicts, threshold)
 
 
 def metric_lines(figures: Figures, settings: Settings) -> Iterator[str]:
@@ -228,16 +234,15 @@ def metric_lines(figures: Figures, settings: Settings) -> Iterator[str]:
 
 def verdict_lines(figures: Figures) -> Iterator[str]:
     """What the threshold does, with the counts behind each share; nothing without one."""
-    if "all" not in figures.operating_points:
+    point = figures.operating_point
+    if point is None:
         return
-    whole, *kinds = figures.operating_points.items()
-    point = whole[1]
     yield (
         f"  at the threshold {point.threshold:.4g}: false alarms {share(point.false_positives, point.true_negatives)}, "
         f"recall {share(point.true_positives, point.false_negatives)}, precision {share(point.true_positives, point.false_positives)}"
     )
-    if kinds:
-        yield "  found by kind: " + ", ".join(f"{kind} {share(point.true_positives, point.false_negatives)}" for kind, point in kinds)
+    if figures.kinds:
+        yield "  found by kind: " + ", ".join(f"{kind} {share(point.true_positives, point.false_negatives)}" for kind, point in figures.kinds.items())
 
 
 def share(part: int, rest: int) -> str:

@@ -60,7 +60,7 @@ def run(settings: Settings, source: Path, output: Path | None = None, resume: bo
     verdicts: Counter[str] = Counter()
     for name, picture, outcome in runtime.count(outcomes(left, pictures, detector, settings.model.num_workers), len(left), "inspecting"):
         if isinstance(outcome, Detection):
-            draw(writer, name, picture, outcome, settings, hottest(detector), whole_name=same_stem[Path(name).with_suffix("")] > 1)
+            draw(writer, name, picture, outcome, settings, report.HOTTEST * detector.threshold, whole_name=same_stem[Path(name).with_suffix("")] > 1)
         row = as_row(name, outcome)
         predictions.add(row)
         verdicts[row["verdict"]] += 1
@@ -81,7 +81,7 @@ def outcomes(
         except (ValueError, OSError) as error:
             return name, str(error)
 
-    for batch in read_ahead(read, names, detector.batch_size, workers):
+    for batch in read_ahead(read, names, detector.pictures_at_once, workers):
         readable = [picture for _, picture in batch if isinstance(picture, Image.Image)]
         found = iter(detector.detect(readable))
         for name, picture in batch:
@@ -99,11 +99,6 @@ def as_row(name: str, outcome: Detection | str) -> dict[str, Any]:
         "regions": [region._asdict() for region in outcome.regions],
         "error": "",
     }
-
-
-def hottest(detector: Detector) -> float:
-    """The pixel score that heat maps give the hottest colour."""
-    return report.Tops.of(*[detector.threshold] * 3).anomaly
 
 
 def draw(writer: report.Writer, name: str, picture: Image.Image, detection: Detection, settings: Settings, top: float, *, whole_name: bool) -> None:

@@ -54,11 +54,6 @@ class Tops(NamedTuple):
     anomaly: float
 
     @classmethod
-    def of(cls, *normal: float) -> "Tops":
-        """HOTTEST times what normal pictures reach."""
-        return cls(*(HOTTEST * value for value in normal))
-
-    @classmethod
     def reached(cls, panels: Sequence[Panel]) -> "Tops":
         """The maxima of all these panels."""
         return cls(*(max(float(getattr(panel, name).max()) for panel in panels) for name in cls._fields))
@@ -108,12 +103,10 @@ class Writer:
         with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
             yield Spool(file, self.folder)
 
-    def scores(self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], p_values: Iterable[float] | None = None) -> None:
-        columns: list[Iterable[object]] = [paths, map(int, labels), (f"{score:.8g}" for score in scores)]
-        names = ["path", "label", "score"]
-        if p_values is not None:
-            columns, names = [*columns, (f"{p_value:.6g}" for p_value in p_values)], [*names, "p_value"]
-        self._table("scores.csv", names, zip(*columns, strict=True))
+    def scores(self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], **further: Iterable[object]) -> None:
+        """A row a picture; `further` are more columns by name."""
+        columns = [paths, map(int, labels), (f"{score:.8g}" for score in scores), *further.values()]
+        self._table("scores.csv", ["path", "label", "score", *further], zip(*columns, strict=True))
 
     def metrics(self, figures: dict[str, Any]) -> None:
         with self._file("metrics.json") as file:

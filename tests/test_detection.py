@@ -153,7 +153,10 @@ def test_a_picture_in_any_form_gets_the_same_verdict(category):
     assert made.detect([]) == []
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4, 7), np.uint8), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((4, 4), complex)])
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((4, 4, 7), np.uint8), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((4, 4), complex), np.zeros((4, 4)), np.zeros((0, 4), np.uint8)],
+)
 def test_an_array_that_is_no_picture_is_refused(array):
     with pytest.raises(ValueError, match="is not a picture; give"):
         detector()(array)

@@ -47,7 +47,7 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
     scores = [float(row["score"]) for row in table]
     assert figures["image_auroc"] == pytest.approx(metrics.image_auroc(scores, [1, 1, 1, 0, 0, 0]))
     keys = [metric.key for metric in evaluation.METRICS]
-    assert set(figures) == {*keys, "intervals", "size", "scored", "operating_points"} and all(0 <= figures[key] <= 1 for key in keys)
+    assert set(figures) == {*keys, "intervals", "size", "scored", "operating_point", "kinds"} and all(0 <= figures[key] <= 1 for key in keys)
     assert all(0 <= figures["intervals"][key][0] <= figures["intervals"][key][1] <= 1 for key in keys)
     low, high = figures["intervals"]["image_auroc"]
     assert f"image AUROC       {100 * figures['image_auroc']:5.1f} %   [{100 * low:.1f}, {100 * high:.1f}]" in out
@@ -134,12 +134,13 @@ def test_the_calibrated_threshold_needs_no_defects(run_main, tmp_path):
     assert code == 0, err
     table, figures = rows(tmp_path / "results"), json.loads((tmp_path / "results" / "metrics.json").read_text())
     assert {round(3 * float(row["p_value"]), 4) for row in table} <= {1, 2, 3}
-    anomalous = {row["path"] for row in table if float(row["p_value"]) <= 0.5}
+    anomalous = {row["path"] for row in table if row["anomalous"] == "1"}
+    assert anomalous == {row["path"] for row in table if float(row["p_value"]) <= 0.5}
     wrong = {row["path"] for row in table if (row["path"] in anomalous) != (row["label"] == "1")}
     with (tmp_path / "results" / "misclassifications.csv").open(encoding="utf-8", newline="") as file:
         assert {row["path"] for row in csv.DictReader(file)} == wrong
-    point = figures["operating_points"]["all"]
-    assert point == figures["operating_points"]["crack"]
+    point = figures["operating_point"]
+    assert point == figures["kinds"]["crack"]
     assert point["true_positives"] + point["false_positives"] == len(anomalous)
     assert point["false_negatives"] + point["false_positives"] == len(wrong)
     assert "threshold" in out and "from 2 normal pictures: 33.3 % false alarms expected" in out
