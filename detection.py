@@ -249,8 +249,8 @@ def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detec
         backbone_weights=model.backbone_weights and model.backbone_weights.resolve(),
     )
     networks = Networks(
-        unet.to(device).eval(),
-        extractor.to(device).eval(),
+        unet.to(device=device, memory_format=torch.channels_last).eval(),  # a third faster on CPUs
+        extractor.to(device=device, memory_format=torch.channels_last).eval(),
         NoiseSchedule(**settings.schedule_arguments()),
         w=model.w,
         start=model.test_trajectoy_steps,
