@@ -122,7 +122,7 @@ def weights_hash(networks: Iterable[nn.Module]) -> str:
     for network in networks:
         for name, value in network.state_dict().items():
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else str(value.item()).encode())
+            digest.update(value.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:FINGERPRINT_DIGITS]
 
 

@@ -249,8 +249,8 @@ def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detec
         backbone_weights=model.backbone_weights and model.backbone_weights.resolve(),
     )
     networks = Networks(
-        unet.to(device=device, memory_format=torch.channels_last).eval(),  # a third faster on CPUs
-        extractor.to(device=device, memory_format=torch.channels_last).eval(),
+        ready(unet, device),
+        ready(extractor, device),
         NoiseSchedule(**settings.schedule_arguments()),
         w=model.w,
         start=model.test_trajectoy_steps,
@@ -270,6 +270,11 @@ def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detec
         false_positive_rate=settings.calibration.false_positive_rate,
     )
     return detector, replace(settings, model=model), {"unet": weights, "features": f"{extractor.name} from {origin}"}
+
+
+def ready(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network as it runs fastest."""
+    return network.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def fingerprint(detector: Detector, settings: Settings) -> dict[str, Any]:

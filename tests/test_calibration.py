@@ -79,9 +79,9 @@ def test_a_stale_calibration_says_what_differs():
 
 def test_the_hash_changes_with_any_weight():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Conv2d(4, 4, 1))
     before = weights_hash([network])
-    assert weights_hash([network]) == before
+    assert weights_hash([network.to(memory_format=torch.channels_last)]) == before
     network[1].num_batches_tracked += 1
     assert weights_hash([network]) != before
     network[1].num_batches_tracked -= 1
