@@ -1,14 +1,30 @@
-"""Distances between a picture and its reconstruction, and the anomaly map made of them (section 4.2 of the paper). Maps are (B, 1, H, W)."""
+"""Distances between a picture and its reconstruction, the anomaly map made of them (section 4.2 of the paper), and the defects in it.
+
+Maps are (B, 1, H, W) unless said otherwise.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from skimage.measure import label, regionprops
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 PATCH = 3  # side, in positions, of the neighbourhood whose features are averaged
+EIGHT_CONNECTED = 2  # skimage's connectivity
 KERNEL_REACH = 4  # half-width of the Gaussian kernel, in sigmas: 33×33 for sigma 4
+
+
+class Region(NamedTuple):
+    """A defect: its box (left, top, right, bottom; the latter two outside), its area in pixels and its highest pixel score."""
+
+    box: tuple[int, int, int, int]
+    area: int
+    peak: float
 
 
 def pixel_distance(reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -46,6 +62,24 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
         return maps
     reach = max(1, round(KERNEL_REACH * sigma))
     return gaussian_blur(maps, [2 * reach + 1, 2 * reach + 1], [sigma, sigma])
+
+
+def resized(maps: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(B, 1, H, W) at another size, bilinearly, antialiased where it shrinks."""
+    if maps.shape[-2:] == shape:
+        return maps
+    return F.interpolate(maps, size=shape, mode="bilinear", align_corners=False, antialias=True)
+
+
+def regions_of(scores: NDArray[np.float32], above: NDArray[np.bool_], threshold: float) -> tuple[NDArray[np.bool_], list[Region]]:
+    """The 8-connected regions of `above` in which the scores exceed the threshold somewhere, highest first, and where they lie; all (H, W)."""
+    numbered = label(above, connectivity=EIGHT_CONNECTED)
+    mask = above & np.isin(numbered, np.unique(numbered[scores > threshold]))
+    found = []
+    for part in regionprops(np.where(mask, numbered, 0), intensity_image=scores):
+        top, left, bottom, right = part.bbox
+        found.append(Region((left, top, right, bottom), int(part.area), float(part.intensity_max)))
+    return mask, sorted(found, key=lambda region: -region.peak)
 
 
 def patch_mean(features: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ Published maps weigh D_p by max D_f / max D_p over the test batch, and published
 pictures. Here both are properties of the trained networks, measured once on normal pictures that training has not seen.
 
 A score is judged by its rank among the n normal ones (split conformal prediction; Vovk et al. 2005, Bates et al. 2023): with
-p = (1 + normals at least as high) / (n + 1), a new normal picture has p ≤ α with a probability of at most α, whatever the distribution.
+p = (1 + normals at least as high) / (n + 1), a new normal picture has p ≤ α with a probability of at most α, whatever the distribution,
+once the balance is given. (The same pictures set the balance; in a simulation with heavy tails that made 2.5 % of 2.3 % at n = 42.)
 The smallest p is 1 / (n + 1): fewer than 1/α − 1 normal pictures cannot promise a rate of α.
 """
 
@@ -12,12 +13,11 @@ import bisect
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import betainc, betaincinv
 from torch import Tensor, nn
@@ -52,13 +52,19 @@ class Calibration:
     made_with: dict[str, Any]
     settings: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        numbers = np.array([self.feature, self.pixel, *self.scores, *self.pixels], np.float64)
+        right = np.isfinite(numbers).all() and self.pixel > 0 and len(self.scores) > 0 and len(self.pixels) == len(PIXEL_RATES)
+        if not (right and list(self.scores) == sorted(self.scores) and isinstance(self.made_with, dict) and isinstance(self.settings, dict)):
+            raise ValueError("a calibration holds finite numbers, scores in order and settings by name; measure it again")
+
     @property
     def balance(self) -> float:
         """D_f per D_p: with it, v = 1 lets both distances lift a normal picture's score alike."""
         return self.feature / self.pixel
 
     def p_value(self, score: float) -> float:
-        """The chance that a normal picture scores as high, from 1/(n + 1) to 1."""
+        """The share of normal pictures that score as high, this one counted among them: from 1/(n + 1) to 1."""
         as_high = len(self.scores) - bisect.bisect_left(self.scores, score)
         return (1 + as_high) / (len(self.scores) + 1)
 
@@ -83,7 +89,7 @@ class Calibration:
         seen = "" if self.held_out else "; training has seen these pictures, so that new normal ones may score higher"
         return (
             f"threshold {self.threshold(rate):.4g} from {n} normal pictures{short}: {100 * promise.rate:.1f} % false alarms expected, "
-            f"at most {100 * promise.at_most:.1f} % with {CONFIDENCE:.0%} confidence{seen}"
+            f"at most {100 * promise.at_most:.1f} % with {100 * CONFIDENCE:.0f} % confidence{seen}"
         )
 
     def staleness(self, now: Mapping[str, Any]) -> str:
@@ -97,12 +103,12 @@ def allowed(pictures: int, rate: float) -> int:
     return min(max(1, math.floor(rate * (pictures + 1) * (1 + 1e-12))), pictures)
 
 
-def mean_tops(d_feature: Sequence[Tensor], d_pixel: Sequence[Tensor]) -> tuple[float, float]:
-    """Means over normal pictures of the highest smoothed D_f and of the highest smoothed D_p; maps (H, W).
+def mean_tops(tops: Tensor) -> tuple[float, float]:
+    """Means over normal pictures of the highest smoothed D_f and of the highest smoothed D_p; `tops` (N, 2).
 
     Raises ValueError where D_p is zero on all pictures, or something is not finite.
     """
-    feature, pixel = (torch.stack([distance.max() for distance in maps]).double().mean().item() for maps in (d_feature, d_pixel))
+    feature, pixel = tops.double().mean(dim=0).tolist()
     if not (math.isfinite(feature) and math.isfinite(pixel)):
         raise ValueError("the distances on normal pictures are not finite; lower model.w, or train again")
     if pixel == 0:

@@ -27,7 +27,7 @@ from unet import UNet
 
 FORMAT = "ddad-1"
 FEATURES_PREFIX = "feat"
-CALIBRATION = "calibration.json"
+CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-1"
 AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
 TEMPORARY_SUFFIX = ".part"
@@ -85,19 +85,21 @@ def save_features(path: str | Path, extractor: FeatureExtractor, **notes: Any) -
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
     with whole_file(folder / CALIBRATION, "change model.checkpoint_dir", "w") as file:
-        json.dump(asdict(calibration), file)
+        json.dump({"format": CALIBRATION_FORMAT, **asdict(calibration)}, file)
 
 
 def load_calibration(folder: Path) -> Calibration | None:
-    """The category's calibration, if it has one. Raises ValueError where the file is damaged."""
+    """The category's calibration, if it has one of this format. Raises ValueError where the file is damaged."""
     path = folder / CALIBRATION
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Calibration(**content | {name: tuple(map(float, content[name])) for name in ("scores", "pixels")})
-    except (ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"{path} is damaged, or of an earlier version; remove it, and detection measures it again") from error
+        if content.pop("format", None) != CALIBRATION_FORMAT:
+            return None
+        return Calibration(**content | {name: tuple(content[name]) for name in ("scores", "pixels")})
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged; remove it, and detection measures it again") from error
 
 
 def load_unet(path: str | Path, unet: UNet) -> None:
@@ -140,7 +142,7 @@ def restore_unet(path: Path, arguments: dict[str, Any]) -> UNet:
 
 
 def held_out(path: Path) -> list[str]:
-    """The pictures of train/good that the UNet of this file was not trained on; a released file says nothing of any."""
+    """The pictures of train/good that the network of this file has not seen; a released file names none."""
     return list(read_state(path).get("held_out", []))
 
 

@@ -34,6 +34,7 @@ BY_CATEGORY: dict[str, tuple[str, Any, Any]] = {  # key → column of published.
     "DA_batch_size": ("DA_batch_size", int, 16),
     "test_batch_size": ("test_batch_size", int, 16),
 }
+DRAWS = 4  # `auto` number of reconstructions where scores are per picture; the published system makes one
 HELD_OUT = 0.2  # `auto` share of train/good kept for calibration where scores are per picture; the published runs train on all
 NOT_TEXT = (int, float, datetime.date)  # what YAML makes of 01 or 2024-01-02
 NO_EFFECT = {"model.checkpoint_name": "checkpoints are found by model.load_chp"}
@@ -117,7 +118,7 @@ class TrainingSettings:
 @dataclass(frozen=True)
 class ScoreSettings:
     protocol: str = key(PER_IMAGE, one_of=(PER_IMAGE, "published"))
-    draws: int = key(1, least=1)
+    draws: int = key(AUTO, least=1)
 
 
 @dataclass(frozen=True)
@@ -327,7 +328,8 @@ def resolved(sections: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any
     data, small = sections["data"], sections["model"]["DDADS"]
     by_network = {leaf: pair[small] for leaf, pair in BY_NETWORK.items()}
     by_network["blur_sigma"] = BLUR_SIGMA_AT_256 * data["image_size"] / 256
-    by_network["share"] = HELD_OUT if sections["score"]["protocol"] == PER_IMAGE else 0.0
+    per_image = sections["score"]["protocol"] == PER_IMAGE
+    by_network |= {"share": HELD_OUT, "draws": DRAWS} if per_image else {"share": 0.0, "draws": 1}
     row = published_table().get(data["category"], {})
     if row.get("data_set", "").lower() != str(data["name"]).lower():
         row = {}
@@ -368,8 +370,9 @@ def check_together(settings: Settings) -> None:
         raise ValueError("data.input_channel is 2; it should be 1 (grey) or 3 (colour)")
     if data.tiles is not None and settings.score.protocol != PER_IMAGE:
         raise ValueError(f"data.tiles is {data.tiles}, which the published system has not; set score.protocol=per_image, or data.tiles=null")
-    if round(settings.metrics.centre_crop * data.image_size) < 1:
-        raise ValueError(f"metrics.centre_crop is {settings.metrics.centre_crop}, which leaves none of {data.image_size} pixels; raise it (1: all)")
+    for size in (data.image_size, settings.metrics.size):
+        if round(settings.metrics.centre_crop * size) < 1:
+            raise ValueError(f"metrics.centre_crop is {settings.metrics.centre_crop}, which leaves none of {size} pixels; raise it (1: all)")
     if model.beta_start > model.beta_end:
         raise ValueError(f"model.beta_start is {model.beta_start}, above model.beta_end {model.beta_end}; noise grows from start to end")
     for steps, skip in (("test_trajectoy_steps", "skip"), ("test_trajectoy_steps_DA", "skip_DA")):

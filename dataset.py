@@ -27,6 +27,9 @@ MASK_ENDING = "_mask"
 SIXTEEN_TO_EIGHT_BIT = 257  # 65535 / 255
 LARGEST_LABEL = 127  # masks with no value above it hold labels 0…n, of which any but 0 is a defect
 
+NARROWEST = 50  # length in widths of the narrowest picture that is tiled
+GREY_TYPES = (np.uint8, np.uint16, np.bool_)
+
 Key = TypeVar("Key")
 Read = TypeVar("Read")
 
@@ -41,9 +44,11 @@ class View:
     tiles: int | None = None
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) at which a picture of that size is shown."""
+        """(width, height) at which a picture of that size is shown. Raises ValueError for one too narrow to be tiled."""
         if self.tiles is None:
             return self.size, self.size
+        if max(width, height) > NARROWEST * min(width, height):
+            raise ValueError(f"a picture of {width}×{height} is too narrow for data.tiles; cut it, or set data.tiles=null")
         shorter = self.size * self.tiles
         return max(shorter, round(width * shorter / min(width, height))), max(shorter, round(height * shorter / min(width, height)))
 
@@ -183,11 +188,37 @@ def full_batches(pictures: int, size: int, key: str) -> int:
 
 def read_picture(path: Path, channels: int = 3) -> Image.Image:
     """The picture upright, as RGB or (channels = 1) grey, 8 bit."""
-    return standardised(open_upright(path), channels)
+    picture = open_upright(path)
+    try:
+        return standardised(picture, channels)
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+
+
+def as_image(picture: object, channels: int = 3) -> Image.Image:
+    """A picture given as a path, a PIL image or an array, as `read_picture` gives it. Raises ValueError for anything else."""
+    if isinstance(picture, (str, Path)):
+        return read_picture(Path(picture), channels)
+    if isinstance(picture, Image.Image):
+        return standardised(picture, channels)
+    if not isinstance(picture, np.ndarray):
+        raise ValueError(f"{type(picture).__name__} is not a picture; give a path, a PIL image or an array")
+    grey, colour = picture.ndim == 2 and picture.dtype in GREY_TYPES, picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype == np.uint8
+    if not (grey or colour) or picture.size == 0:
+        raise ValueError(f"an array {picture.shape} of {picture.dtype} is not a picture; give (H, W) of 8 or 16 bits, or (H, W, 3 or 4) of 8")
+    return standardised(Image.fromarray(picture), channels)
 
 
 def standardised(picture: Image.Image, channels: int = 3) -> Image.Image:
-    """RGB or (channels = 1) grey, 8 bit; 16-bit values are scaled, transparency is put on white."""
+    """Upright as its EXIF says, RGB or (channels = 1) grey, 8 bit; 16-bit values are scaled, transparency is put on white.
+
+    Raises ValueError for pixels that are floating-point numbers, and where there are none.
+    """
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if 0 in picture.size:
+        raise ValueError("it has no pixels; replace or remove it")
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow opens as I;16 or I
         picture = Image.fromarray((np.asarray(picture, np.float32) / SIXTEEN_TO_EIGHT_BIT).clip(0, 255).round().astype(np.uint8))
     return on_background(picture, "white").convert("L" if channels == 1 else "RGB")
@@ -208,8 +239,6 @@ def open_upright(path: Path) -> Image.Image:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         reason = "it is empty" if path.stat().st_size == 0 else "it is cut short" if "truncated" in str(error) else "its content is not a picture"
         raise ValueError(f"{path} can't be read: {reason}; replace or remove it") from error
-    if picture.mode == "F":
-        raise ValueError(f"{path} can't be read: its pixels are floating-point numbers; save it with 8 or 16 bits")
     return picture
 
 
@@ -292,8 +321,8 @@ def pictures_in(folder: Path) -> list[Path]:
     return found
 
 
-def pictures_below(source: Path, besides: Path) -> list[Path]:
-    """All pictures in a folder and its subfolders but those in `besides`, in order; or the one picture that `source` is.
+def pictures_below(source: Path, leave_out: Collection[Path]) -> list[Path]:
+    """All pictures in a folder and its subfolders, but for those in the folders `leave_out`, in order; or the one picture that `source` is.
 
     Raises FileNotFoundError where there is none.
     """
@@ -301,16 +330,17 @@ def pictures_below(source: Path, besides: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise FileNotFoundError(f"no picture or folder at {source}; check --input")
+    others = {folder.resolve() for folder in leave_out}
     found = sorted(
-        path
-        for path in source.rglob("*")
-        if is_picture(path)
-        and besides.resolve() not in path.resolve().parents
-        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+        path for path in source.rglob("*") if is_picture(path) and not is_hidden(path, source) and others.isdisjoint(path.resolve().parents)
     )
     if not found:
         raise FileNotFoundError(f"no pictures in {source}; it should hold {', '.join(sorted(SUFFIXES))}")
     return found
+
+
+def is_hidden(path: Path, source: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(source).parts)
 
 
 def folders_in(folder: Path) -> list[Path]:

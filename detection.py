@@ -6,46 +6,37 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from skimage.measure import label, regionprops
 from torch import Tensor, nn
-from torchvision.transforms.functional import center_crop
 
 import calibration
 import checkpoint
 import config
 import runtime
 import tiles
-from anomaly_map import batch_ratio, combine, feature_distance, pixel_distance, smooth
+from anomaly_map import Region, batch_ratio, combine, feature_distance, pixel_distance, regions_of, resized, smooth
 from calibration import Calibration
 from config import Settings
-from dataset import ImageFolder, Item, View, read_picture, standardised, to_unit_range
+from dataset import ImageFolder, Item, View, as_image, to_unit_range
 from ddad import NoiseSchedule, gaussian_draws, picture_draws, reconstruct
 
-EIGHT_CONNECTED = 2  # skimage's connectivity
-GREY_TYPES = (np.uint8, np.uint16, np.bool_)
 Draws = Callable[[Tensor], Callable[[], Tensor]]  # pictures (B, C, S, S) of one pass → draw()
 Picture = Image.Image | NDArray[Any] | str | Path
 
 
-class Region(NamedTuple):
-    """A defect: its box (left, top, right, bottom; the latter two outside), its area and its highest pixel score, in the picture's pixels."""
-
-    box: tuple[int, int, int, int]
-    area: int
-    peak: float
-
-
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """What is said of one picture: `p_value` is the chance that a normal one scores as high; `map` holds its pixel scores and `mask` is true
-    in its `regions`, both (H, W) in the picture's own size. A normal picture has no regions, an anomalous one at least one."""
+    """What is said of one picture: `p_value` is the share of normal ones that score as high; `map` holds its pixel scores and `mask` is true
+    in its `regions`, both (H, W) in the picture's own size. A normal picture has no regions, an anomalous one at least one.
+
+    The map is resized, the score and the regions' peaks are not: in a picture smaller than the network's they lie above the map.
+    """
 
     score: float
     p_value: float
@@ -117,7 +108,8 @@ class Detector:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = config.AUTO) -> "Detector":
-        """The detector that the calibration in a category's checkpoint folder describes; the folder may have been moved.
+        """The detector that the calibration in a category's checkpoint folder describes; the folder may have been moved (but not a file of
+        model.backbone_weights).
 
         Raises FileNotFoundError where there is no calibration, ValueError where it is of other weights than those in the folder.
         """
@@ -140,11 +132,12 @@ class Detector:
 
         Raises ValueError for what is not a picture, and without a calibration.
         """
-        if not pictures:
-            return []
-        opened = [as_image(picture, self.view.channels) for picture in pictures]
-        findings = self.find([to_unit_range(self.view.pixels(picture)) for picture in opened], self.picture_noise)
-        return [self.judge(finding, picture.size) for finding, picture in zip(findings, opened, strict=True)]
+        judged = []
+        for first in range(0, len(pictures), self.pictures_at_once):
+            opened = [as_image(picture, self.view.channels) for picture in pictures[first : first + self.pictures_at_once]]
+            findings = self.find([to_unit_range(self.view.pixels(picture)) for picture in opened], self.picture_noise)
+            judged += [self.judge(finding, picture.size) for finding, picture in zip(findings, opened, strict=True)]
+        return judged
 
     @property
     def pictures_at_once(self) -> int:
@@ -152,28 +145,41 @@ class Detector:
         return self.batch_size if self.view.tiles is None else 1
 
     @property
-    def threshold(self) -> float:
-        """The image score above which a picture is anomalous. Raises ValueError without a calibration."""
+    def known_normals(self) -> Calibration:
+        """Its calibration. Raises ValueError where it has none."""
         if self.calibration is None:
             raise ValueError("the detector has no calibration, hence no threshold; load it by Detector.load(folder), or set score.protocol=per_image")
-        return self.calibration.threshold(self.false_positive_rate)
+        return self.calibration
+
+    @property
+    def threshold(self) -> float:
+        """The image score above which a picture is anomalous."""
+        return self.known_normals.threshold(self.false_positive_rate)
+
+    @property
+    def pixel_threshold(self) -> float:
+        """The pixel score above which a region reaches around what exceeds `threshold`."""
+        return self.known_normals.pixel_threshold(self.false_positive_rate)
 
     def judge(self, finding: Finding, size: tuple[int, int]) -> Detection:
         """The verdict on a picture of `size` (width, height).
 
         A region is what is connected above the pixel threshold and somewhere above that of the image score.
         """
-        threshold, kept, shape = self.threshold, cast(Calibration, self.calibration), size[::-1]
-        whole = finding.anomaly[None, None]
-        scored = F.pad(self.cropped(whole), margins(whole, self.cropped(whole)))  # nothing is found where nothing is scored
-        peaks = F.adaptive_max_pool2d(scored, shape)[0, 0] > threshold  # none is lost to a resize
-        above = resized(scored, shape)[0, 0] > kept.pixel_threshold(self.false_positive_rate)
-        enlarged = resized(whole, shape)[0, 0].numpy()
-        mask, regions = regions_of(enlarged, (above | peaks).numpy(), peaks.numpy())
-        return Detection(finding.score, kept.p_value(finding.score), finding.score > threshold, enlarged, mask, regions)
+        shape, whole = size[::-1], finding.anomaly[None, None]
+        scored = torch.zeros_like(whole)  # nothing is found where nothing is scored
+        self.cropped(scored).copy_(self.cropped(whole))
+        peaks = F.adaptive_max_pool2d(scored, shape)[0, 0]  # which a resize might lose
+        above = (resized(scored, shape)[0, 0] > self.pixel_threshold) | (peaks > self.threshold)
+        mask, regions = regions_of(peaks.numpy(), above.numpy(), self.threshold)
+        verdict, p_value = finding.score > self.threshold, self.known_normals.p_value(finding.score)
+        return Detection(finding.score, p_value, verdict, resized(whole, shape)[0, 0].numpy(), mask, regions)
 
     def find(self, pictures: Sequence[Tensor], noise: Draws) -> list[Finding]:
-        """Pictures as the network is to be shown them, each (C, H, W) in [−1, 1]; published maxima are over all of them."""
+        """Pictures as the network is to be shown them, each (C, H, W) in [−1, 1]; published maxima are over all of them.
+
+        Raises ValueError where a map is not finite.
+        """
         cut = [tiles.cut(picture, self.view.size) for picture in pictures]
         passes = torch.cat(cut).to(self.device).split(self.batch_size)
         compared = [torch.cat(parts) for parts in zip(*(self.networks.compare(batch, noise(batch)) for batch in passes), strict=True)]
@@ -184,50 +190,18 @@ class Detector:
 
     def finding(self, reconstruction: Tensor, d_feature: Tensor, d_pixel: Tensor, ratio: float | Tensor) -> Finding:
         anomaly = smooth(combine(d_feature[None], d_pixel[None], self.v, ratio), self.blur_sigma)
+        if not torch.isfinite(anomaly).all():
+            raise ValueError(f"the anomaly maps are not finite; lower model.w, {self.networks.w}, or model.v, {self.v}, or train again")
         return Finding(reconstruction.cpu(), d_feature[0].cpu(), d_pixel[0].cpu(), anomaly[0, 0].cpu(), self.cropped(anomaly).max().item())
 
     def cropped(self, maps: Tensor) -> Tensor:
-        """The centre of maps (…, H, W) that is scored."""
-        return center_crop(maps, [round(self.crop * extent) for extent in maps.shape[-2:]])
+        """The centre of maps (…, H, W) that is scored; a view."""
+        sides = [round(self.crop * extent) for extent in maps.shape[-2:]]
+        firsts = [round((extent - side) / 2) for extent, side in zip(maps.shape[-2:], sides, strict=True)]
+        return maps[..., firsts[0] : firsts[0] + sides[0], firsts[1] : firsts[1] + sides[1]]
 
     def picture_noise(self, pictures: Tensor) -> Callable[[], Tensor]:
         return picture_draws(pictures, self.seed)
-
-
-def regions_of(scores: NDArray[np.float32], above: NDArray[np.bool_], peaks: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], list[Region]]:
-    """The 8-connected regions of `above` that hold a peak, highest first, and their union; all (H, W)."""
-    numbered = label(above, connectivity=EIGHT_CONNECTED)
-    kept = np.unique(numbered[peaks])
-    found = []
-    for part in regionprops(np.where(np.isin(numbered, kept), numbered, 0), intensity_image=scores):
-        top, left, bottom, right = part.bbox
-        found.append(Region((left, top, right, bottom), int(part.area), float(part.intensity_max)))
-    return np.isin(numbered, kept) & above, sorted(found, key=lambda region: -region.peak)
-
-
-def as_image(picture: Picture, channels: int) -> Image.Image:
-    if isinstance(picture, (str, Path)):
-        return read_picture(Path(picture), channels)
-    if not isinstance(picture, np.ndarray):
-        return standardised(picture, channels)
-    grey, colour = picture.ndim == 2 and picture.dtype in GREY_TYPES, picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype == np.uint8
-    if not (grey or colour) or picture.size == 0:
-        raise ValueError(f"an array {picture.shape} of {picture.dtype} is not a picture; give (H, W) of 8 or 16 bits, or (H, W, 3 or 4) of 8")
-    return standardised(Image.fromarray(picture), channels)
-
-
-def margins(whole: Tensor, centre: Tensor) -> list[int]:
-    """(left, right, top, bottom) that `center_crop` has taken away."""
-    (height, width), (inner_height, inner_width) = whole.shape[-2:], centre.shape[-2:]
-    top, left = round((height - inner_height) / 2.0), round((width - inner_width) / 2.0)
-    return [left, width - inner_width - left, top, height - inner_height - top]
-
-
-def resized(maps: Tensor, shape: tuple[int, int]) -> Tensor:
-    """(B, 1, H, W) at another size, bilinearly, antialiased where it shrinks."""
-    if maps.shape[-2:] == shape:
-        return maps
-    return F.interpolate(maps, size=shape, mode="bilinear", align_corners=False, antialias=True)
 
 
 def mean(tensors: list[Tensor]) -> Tensor:
@@ -289,56 +263,57 @@ def fingerprint(detector: Detector, settings: Settings) -> dict[str, Any]:
 def calibrated(detector: Detector, settings: Settings) -> Detector:
     """With the calibration of the category's checkpoint folder, if it is of these networks and settings; else it is measured and kept there.
 
-    Raises FileNotFoundError or ValueError where it has to be measured and train/good is not at hand.
+    Raises FileNotFoundError where it has to be measured and train/good is not at hand.
     """
-    folder = settings.checkpoint_folder
-    kept, now = checkpoint.load_calibration(folder), fingerprint(detector, settings)
-    stale = "" if kept is None else kept.staleness(now)
-    if kept is None or stale:
-        if stale:
-            print(f"calibration is stale: {stale}")
+    folder, now = settings.checkpoint_folder, fingerprint(detector, settings)
+    there = checkpoint.load_calibration(folder)
+    stale = there.staleness(now) if there else f"no {checkpoint.CALIBRATION} of this version in {folder}"
+    if there and not stale:
+        kept = replace(there, settings=settings.as_dict())  # what does not matter to it may be new
+    else:
+        print(f"calibration is to be measured: {stale}", flush=True)
         try:
             whole = ImageFolder(settings.category_dir, "train", detector.view)
         except FileNotFoundError as error:
-            found = f"{folder / checkpoint.CALIBRATION} is stale ({stale})" if stale else f"no {checkpoint.CALIBRATION} in {folder}"
-            raise FileNotFoundError(f"{found}, and without normal pictures it can't be measured: {error}") from error
+            raise FileNotFoundError(f"{folder / checkpoint.CALIBRATION} can't be used ({stale}), nor measured again: {error}") from error
         kept = measured(detector, whole, now, settings)
-        if settings.model.save_model:
-            try:
-                checkpoint.save_calibration(folder, kept)
-            except OSError as error:
-                print(f"the calibration is not kept: {error}")
+    if settings.model.save_model and kept != there:
+        try:
+            checkpoint.save_calibration(folder, kept)
+        except OSError as error:
+            print(f"the calibration is not kept: {error}")
     print(kept.describe(detector.false_positive_rate), flush=True)
     return replace(detector, calibration=kept)
 
 
 def measured(detector: Detector, whole: ImageFolder, made_with: dict[str, Any], settings: Settings) -> Calibration:
-    """On the pictures that training held out; on others of train/good where it held out none, as released weights did."""
-    weights = checkpoint.find(settings.checkpoint_folder, settings.model.load_chp)
-    normal = whole.only(checkpoint.held_out(weights))
-    held_out = len(normal) > 0
-    normal = (normal if held_out else whole).drawn(settings.calibration.pictures, settings.model.seed)
-    findings = [
-        finding._replace(reconstruction=torch.empty(0))
-        for _, finding in runtime.count(found(detector, normal, detector.picture_noise, settings.model.num_workers), len(normal), "calibrating")
-    ]
-    feature, pixel = calibration.mean_tops(
-        [smooth(finding.d_feature[None, None], detector.blur_sigma) for finding in findings],
-        [smooth(finding.d_pixel[None, None], detector.blur_sigma) for finding in findings],
-    )
-    balanced = [detector.finding(finding.reconstruction, finding.d_feature[None], finding.d_pixel[None], feature / pixel) for finding in findings]
+    """On the pictures that no stage has seen; on others of train/good where there are none, as with released weights."""
+    unseen = whole.only(unseen_pictures(settings))
+    normal = (unseen or whole).drawn(settings.calibration.pictures, settings.model.seed)
+    findings = findings_of(detector, normal, detector.picture_noise, settings.model.num_workers)
+    distances = [(found.d_feature[None], found.d_pixel[None]) for _, found in runtime.count(findings, len(normal), "calibrating")]
+    tops = [[detector.cropped(smooth(distance[None], detector.blur_sigma)).max() for distance in pair] for pair in distances]
+    feature, pixel = calibration.mean_tops(torch.tensor(tops))
+    balanced = [detector.finding(torch.empty(0), d_feature, d_pixel, feature / pixel) for d_feature, d_pixel in distances]
     return Calibration(
         feature,
         pixel,
         scores=tuple(sorted(finding.score for finding in balanced)),
         pixels=calibration.pixel_quantiles(detector.cropped(finding.anomaly).numpy() for finding in balanced),
-        held_out=held_out,
+        held_out=len(unseen) > 0,
         made_with=made_with,
         settings=settings.as_dict(),
     )
 
 
-def found(detector: Detector, folder: ImageFolder, noise: Draws, workers: int) -> Iterator[tuple[Item, Finding]]:
+def unseen_pictures(settings: Settings) -> set[str]:
+    """The pictures of train/good that neither the UNet nor the adapted features were trained on, as far as their files say."""
+    folder, model = settings.checkpoint_folder, settings.model
+    unseen = set(checkpoint.held_out(checkpoint.find(folder, model.load_chp)))
+    return unseen & set(checkpoint.held_out(checkpoint.find(folder, model.DA_chp, checkpoint.FEATURES_PREFIX))) if model.DA_chp else unseen
+
+
+def findings_of(detector: Detector, folder: ImageFolder, noise: Draws, workers: int) -> Iterator[tuple[Item, Finding]]:
     """All pictures of a folder with what was found in them, a batch at a time."""
     for items in folder.batches(detector.pictures_at_once, workers):
         yield from zip(items, detector.find([item.picture for item in items], noise), strict=True)

@@ -58,7 +58,8 @@ def run(settings: Settings) -> None:
     torch.manual_seed(model.seed)
     whole = check(settings)
     weights = checkpoint.find(folder, model.load_chp)
-    pictures = whole.without(checkpoint.held_out(weights))
+    unseen = checkpoint.held_out(weights)
+    pictures = whole.without(unseen)
     unet = checkpoint.restore_unet(weights, settings.unet_arguments()).to(device).eval()
     tuned, origin = checkpoint.restore_features(folder, 0, model.feature_extractor, model.backbone_weights)
     steps = model.DA_epochs * full_batches(len(pictures), data.DA_batch_size, "data.DA_batch_size")
@@ -84,7 +85,7 @@ def run(settings: Settings) -> None:
         runtime.check_loss(progress, "lower model.DLlambda or model.w_DA")
         result = f"{model.DA_epochs} epochs, last loss {progress.loss:.4g}"
         if model.save_model:
-            checkpoint.save_features(folder / f"feat{progress.epoch}", tuned, epoch=progress.epoch, settings=settings.as_dict())
+            checkpoint.save_features(folder / f"feat{progress.epoch}", tuned, held_out=unseen, epoch=progress.epoch, settings=settings.as_dict())
     print(f"adapted {tuned.name} to {data.category} in {(time.monotonic() - began) / 60:.1f} min: {result}")
     saved = f"in {folder}, feat0 to feat{model.DA_epochs}" if model.save_model else "nowhere (model.save_model is False)"
     print(f"features {saved}", flush=True)

@@ -15,9 +15,11 @@ from torchvision.transforms.functional import center_crop
 import metrics
 import report
 import runtime
+from anomaly_map import resized
+from calibration import Calibration
 from config import PER_IMAGE, Settings
 from dataset import NORMAL, ImageFolder, Item, View
-from detection import Detector, Draws, Finding, build, calibrated, found, resized, stream_noise
+from detection import Detector, Draws, Finding, build, calibrated, findings_of, stream_noise
 from metrics import OperatingPoint, Ranking, operating_point
 
 Interval = tuple[float, float]
@@ -69,6 +71,11 @@ class Results:
     def labels(self) -> NDArray[np.bool_]:
         return self.kinds != NORMAL
 
+    @property
+    def vanished(self) -> int:
+        """How many defective pictures have no defect in their mask, at this size and in this part."""
+        return 0 if self.masks is None else sum(1 for mask, defective in zip(self.masks, self.labels, strict=True) if defective and not mask.any())
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -109,6 +116,8 @@ def run(settings: Settings, output: Path | None = None) -> None:
     figures = evaluate(results, detector, settings)
     write(writer, results, figures, detector, settings)
     print(f"{data.category}: {counted(results)} in {time.monotonic() - began:.0f} s; {scored_part(settings)}")
+    if results.vanished:
+        print(f"  {results.vanished} defective pictures have no defect left in their mask at this size; for pixels they count as normal")
     for line in (*metric_lines(figures, settings), *verdict_lines(figures)):
         print(line)
     print(f"results in {writer.folder}: {', '.join(writer.written)}", flush=True)
@@ -125,26 +134,32 @@ def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: report
     scores: list[float] = []
     waiting: list[report.Panel] = []
     tops = report.Tops(*(report.HOTTEST * normal for normal in (kept.pixel, kept.feature, detector.threshold))) if kept else None
+    stems = report.file_stems(folder.names())
     with writer.spool() as maps, writer.spool() as masks:
-        findings = found(detector, folder, noise, settings.model.num_workers)
+        findings = findings_of(detector, folder, noise, settings.model.num_workers)
         for item, finding in runtime.count(findings, len(folder), "detecting"):
-            if not torch.isfinite(finding.anomaly).all():
-                raise ValueError(f"the anomaly maps are not finite; lower model.w, {settings.model.w}, or model.v, {detector.v}, or train again")
             maps.add(scored_map(finding, settings))
             if settings.data.mask:
                 masks.add(scored_mask(item, settings))
             if wanted.raw_maps:
-                writer.raw_map(settings.data.category, item.path, resized(finding.anomaly[None, None], item.size[::-1])[0, 0].numpy())
+                own_size = resized(finding.anomaly[None, None], item.size[::-1])[0, 0]
+                writer.raw_map(stems[item.path], own_size.numpy(), settings.data.category)
             if wanted.visualisation and tops:
-                writer.figure(panel(item, finding), tops)
+                writer.figure(figure_stem(stems[item.path]), panel(item, finding), tops)
             elif wanted.visualisation:
                 waiting.append(panel(item, finding))
             paths.append(item.path)
             kinds.append(item.kind)
             scores.append(finding.score)
-        for one in waiting:
-            writer.figure(one, report.Tops.reached(waiting))
+        if waiting:
+            tops = report.Tops.reached(waiting)
+            for one in waiting:
+                writer.figure(figure_stem(stems[one.path]), one, tops)
         return Results(paths, np.array(kinds), np.array(scores), maps.array(), masks.array() if settings.data.mask else None)
+
+
+def figure_stem(stem: str) -> str:
+    return stem.removeprefix("test/")
 
 
 def scored_map(finding: Finding, settings: Settings) -> NDArray[np.float32]:
@@ -202,11 +217,13 @@ def evaluate(results: Results, detector: Detector, settings: Settings) -> Figure
 def write(writer: report.Writer, results: Results, figures: Figures, detector: Detector, settings: Settings) -> None:
     kept, labels, scores = detector.calibration, results.labels, results.scores
     content: dict[str, Any] = {**figures.values, "intervals": figures.intervals, "size": settings.metrics.size, "scored": scored_side(settings)}
+    content["vanished_defects"] = results.vanished
     verdicts = threshold = None
     if kept and figures.operating_point:
         threshold = detector.threshold
         verdicts = scores > threshold
         writer.scores(results.paths, labels, scores, p_value=[f"{kept.p_value(score):.6g}" for score in scores], anomalous=verdicts.astype(int))
+        content["calibration"] = calibration_of(kept, detector.false_positive_rate)
         content["operating_point"] = asdict(figures.operating_point)
         content["kinds"] = {kind: asdict(point) for kind, point in figures.kinds.items()}
     else:
@@ -219,17 +236,28 @@ def write(writer: report.Writer, results: Results, figures: Figures, detector: D
         writer.misclassifications(results.paths, labels, scores, verdicts, threshold)
 
 
+def calibration_of(kept: Calibration, wanted: float) -> dict[str, Any]:
+    """What the threshold was made from, and the rates of false alarms that were wanted and are promised."""
+    promise = kept.promise(wanted)._asdict()
+    return {"pictures": len(kept.scores), "held_out": kept.held_out, "balance": kept.balance, "wanted_rate": wanted, **promise}
+
+
 def metric_lines(figures: Figures, settings: Settings) -> Iterator[str]:
     """One line a metric, in percent with its interval, with a word on why one is missing."""
     for metric in asked_for(settings):
         if metric.key in figures.values:
-            low, high = figures.intervals.get(metric.key, (None, None))
-            interval = f"   [{100 * low:.1f}, {100 * high:.1f}]" if low is not None and high is not None else ""
-            yield f"  {metric.name:18}{100 * figures.values[metric.key]:5.1f} %{interval}"
+            yield f"  {metric.name:18}{100 * figures.values[metric.key]:5.1f} %{interval_words(figures.intervals.get(metric.key))}"
         elif metric.of == "pixels" and not settings.data.mask:
             yield f"  {metric.name:18}    – (no masks: data.mask is False)"
         else:
             yield f"  {metric.name:18}    – (needs normal and defective {metric.of} in test)"
+
+
+def interval_words(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    low, high = interval
+    return f"   [{100 * low:.1f}, {100 * high:.1f}]" if low < high else "   (the same in all resamples, so that they bound nothing)"
 
 
 def verdict_lines(figures: Figures) -> Iterator[str]:

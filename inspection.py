@@ -17,6 +17,7 @@ from dataset import pictures_below, read_ahead, read_picture
 from detection import Detection, Detector, build, calibrated, fingerprint
 
 FORMAT = "ddad-predictions-1"
+DRAWN = ("heatmaps", "outlines", "anomaly_maps")  # subfolders of the output
 ANOMALOUS, NORMAL, UNREADABLE = "anomalous", "normal", "unreadable"
 
 
@@ -27,7 +28,9 @@ def check(settings: Settings, source: Path, output: Path | None = None, resume: 
             "score.protocol is published, whose scores depend on the batch and have no threshold; set score.protocol=per_image for --input"
         )
     folder = output or Path("results") / settings.model.exp_name / settings.data.category / "predictions"
-    pictures = {path.name if path == source else path.relative_to(source).as_posix(): path for path in pictures_below(source, folder)}
+    inside = source.resolve() in folder.resolve().parents
+    leave_out = [folder] if inside else [folder / kind for kind in DRAWN]
+    pictures = {path.name if path == source else path.relative_to(source).as_posix(): path for path in pictures_below(source, leave_out)}
     writer = report.Writer(folder)
     if not resume:
         report.Predictions.refuse_others(folder)
@@ -51,16 +54,15 @@ def run(settings: Settings, source: Path, output: Path | None = None, resume: bo
     )
     began = time.monotonic()
     detector = calibrated(detector, settings)
-    made_with = {"format": FORMAT, "input": str(source.resolve()), "detector": fingerprint(detector, settings)}
-    predictions = report.Predictions(writer.folder, made_with)
+    predictions = report.Predictions(writer.folder, made_with(source, detector, settings))
     left = [name for name in pictures if name not in predictions.done]
     if resume:
         print(f"{len(pictures) - len(left)} of {len(pictures)} pictures are done already", flush=True)
-    same_stem = Counter(Path(name).with_suffix("") for name in pictures)
+    stems = report.file_stems(pictures)
     verdicts: Counter[str] = Counter()
     for name, picture, outcome in runtime.count(outcomes(left, pictures, detector, settings.model.num_workers), len(left), "inspecting"):
-        if isinstance(outcome, Detection):
-            draw(writer, name, picture, outcome, settings, report.HOTTEST * detector.threshold, whole_name=same_stem[Path(name).with_suffix("")] > 1)
+        if isinstance(outcome, Detection) and picture is not None:
+            draw(writer, stems[name], picture, outcome, detector.threshold, settings)
         row = as_row(name, outcome)
         predictions.add(row)
         verdicts[row["verdict"]] += 1
@@ -70,22 +72,29 @@ def run(settings: Settings, source: Path, output: Path | None = None, resume: bo
     return verdicts[UNREADABLE]
 
 
+def made_with(source: Path, detector: Detector, settings: Settings) -> dict[str, Any]:
+    """What rows must share to stand in one table."""
+    thresholds = [detector.known_normals.balance, detector.threshold, detector.pixel_threshold]
+    return {"format": FORMAT, "input": str(source.resolve()), "detector": fingerprint(detector, settings), "thresholds": thresholds}
+
+
 def outcomes(
     names: Sequence[str], pictures: Mapping[str, Path], detector: Detector, workers: int
-) -> Iterator[tuple[str, Image.Image, Detection | str]]:
-    """Each name with its picture and what was found in it, or (beside an empty picture) why it could not be read."""
+) -> Iterator[tuple[str, Image.Image | None, Detection | str]]:
+    """Each name with its picture and what was found in it, or why it could not be read."""
 
-    def read(name: str) -> tuple[str, Image.Image | str]:
+    def read(name: str) -> Image.Image | str:
         try:
-            return name, read_picture(pictures[name], detector.view.channels)
+            picture = read_picture(pictures[name], detector.view.channels)
+            detector.view.shape(*picture.size)
+            return picture
         except (ValueError, OSError) as error:
-            return name, str(error)
+            return str(error)
 
-    for batch in read_ahead(read, names, detector.pictures_at_once, workers):
-        readable = [picture for _, picture in batch if isinstance(picture, Image.Image)]
-        found = iter(detector.detect(readable))
+    for batch in read_ahead(lambda name: (name, read(name)), names, detector.pictures_at_once, workers):
+        found = iter(detector.detect([picture for _, picture in batch if isinstance(picture, Image.Image)]))
         for name, picture in batch:
-            yield (name, Image.new("L", (1, 1)), picture) if isinstance(picture, str) else (name, picture, next(found))
+            yield (name, None, picture) if isinstance(picture, str) else (name, picture, next(found))
 
 
 def as_row(name: str, outcome: Detection | str) -> dict[str, Any]:
@@ -101,12 +110,11 @@ def as_row(name: str, outcome: Detection | str) -> dict[str, Any]:
     }
 
 
-def draw(writer: report.Writer, name: str, picture: Image.Image, detection: Detection, settings: Settings, top: float, *, whole_name: bool) -> None:
+def draw(writer: report.Writer, stem: str, picture: Image.Image, detection: Detection, threshold: float, settings: Settings) -> None:
     """The picture's heat map, its outlined defects and its raw map, as far as they are wanted."""
-    pixels = np.asarray(picture.convert("RGB"))
     if settings.metrics.visualisation:
-        shown = name if name.lower().endswith(".png") else f"{name}.png"
-        writer.picture(f"heatmaps/{shown}", Image.fromarray(report.overlaid(pixels, detection.map, top)), "heatmaps")
-        writer.picture(f"outlines/{shown}", Image.fromarray(report.outlined(pixels, detection.mask)), "outlines")
+        pixels, top = np.asarray(picture.convert("RGB")), report.HOTTEST * threshold
+        writer.picture(f"{stem}.png", Image.fromarray(report.overlaid(pixels, detection.map, top)), "heatmaps")
+        writer.picture(f"{stem}.png", Image.fromarray(report.outlined(pixels, detection.mask)), "outlines")
     if settings.metrics.raw_maps is not False:
-        writer.raw_map(settings.data.category, f"test/{name}", detection.map, whole_name=whole_name)
+        writer.raw_map(f"test/{stem}", detection.map, settings.data.category)

@@ -106,6 +106,8 @@ def detection_stage(options: argparse.Namespace) -> tuple[ModuleType, tuple[obje
 def check_flags(options: argparse.Namespace) -> None:
     if options.input is not None and not options.detection:
         raise ValueError(f"--input is {options.input}, but --detection is not asked for; add --detection True")
+    if options.input == "":
+        raise ValueError("--input is empty; name a picture or a folder of them")
     if options.resume and options.input is None:
         raise ValueError("--resume continues a run on --input; name its pictures with --input")
 

@@ -1,11 +1,12 @@
-"""Results on disk: scores.csv, metrics.json and a figure a picture."""
+"""Results on disk: tables, metrics.json, figures, maps, and the rows of a run that may be resumed."""
 
 import csv
 import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -13,7 +14,8 @@ from typing import IO, Any, NamedTuple
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import maximum_filter
 from torch import Tensor
 
 from checkpoint import whole_file
@@ -124,24 +126,19 @@ class Writer:
         )
         self._table("misclassifications.csv", ["path", "error", "score", "threshold"], rows)
 
-    def figure(self, panel: Panel, tops: Tops) -> None:
+    def figure(self, stem: str, panel: Panel, tops: Tops) -> None:
         """Picture, reconstruction, D_p, D_f, map over the picture, mask."""
-        self.picture(figure_name(panel.path), draw_figure(panel, tops), "figures")
+        self.picture(f"{stem}.png", draw_figure(panel, tops), "figures")
 
-    def raw_map(self, category: str, path: str, values: NDArray[np.float32], *, whole_name: bool = False) -> None:
-        """A 32-bit TIFF of the picture's own size, named as MVTec's evaluation code reads it: `path` is test/<kind>/<picture>.
+    def raw_map(self, stem: str, values: NDArray[np.float32], category: str) -> None:
+        """A 32-bit TIFF of the picture's own size, where MVTec's evaluation code looks for it: `stem` is test/<kind>/<picture>."""
+        self.picture(f"{category}/{stem}.tiff", Image.fromarray(values), "anomaly_maps")
 
-        `whole_name` keeps the picture's ending in the name, for pictures that differ in it alone.
-        """
-        name = PurePosixPath("anomaly_maps", category, path)
-        name = name.with_name(f"{name.name}.tiff") if whole_name else name.with_suffix(".tiff")
-        self.picture(str(name), Image.fromarray(values), "anomaly_maps")
-
-    def picture(self, name: str, picture: Image.Image, counted: str) -> None:
-        """A picture whose ending says its format, counted among `counted`."""
-        with whole_file(self.folder / name, REMEDY) as file:
+    def picture(self, name: str, picture: Image.Image, kind: str) -> None:
+        """A picture in the subfolder `kind`; the ending of its name says its format."""
+        with whole_file(self.folder / kind / name, REMEDY) as file:
             picture.save(file, format=FORMATS[PurePosixPath(name).suffix])
-        self._written[counted] = self._written.get(counted, 0) + 1
+        self._written[kind] = self._written.get(kind, 0) + 1
 
     def _table(self, name: str, header: list[str], rows: Iterable[Sequence[object]]) -> None:
         with self._file(name) as file:
@@ -156,11 +153,11 @@ class Writer:
         self._written[name] = 0
 
 
-def figure_name(path: str) -> str:
-    """test/crack/003.png → figures/crack/003.png; other endings stay in the name, so that no two pictures share one."""
-    picture = PurePosixPath(path)
-    name = picture.name if picture.suffix == ".png" else f"{picture.name}.png"
-    return str(PurePosixPath("figures", picture.parent.name, name))
+def file_stems(names: Collection[str]) -> dict[str, str]:
+    """For each picture the name, without ending, of the files made of it: its own stem, or where others share that its whole name."""
+    short = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
+    count = Counter(short.values())
+    return {name: stem if count[stem] == 1 and stem not in short else name for name, stem in short.items()}
 
 
 def as_pixels(picture: Tensor) -> NDArray[np.uint8]:
@@ -205,9 +202,8 @@ def overlaid(picture: NDArray[np.uint8], anomaly: NDArray[np.floating], top: flo
 def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """The picture (H, W, 3) with the border of the mask drawn around it, thicker in larger pictures."""
     reach = 1 + max(mask.shape) // PIXELS_PER_LINE
-    border = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * reach + 1))) > 0
     drawn = picture.copy()
-    drawn[border & ~mask] = OUTLINE
+    drawn[maximum_filter(mask, 2 * reach + 1) & ~mask] = OUTLINE
     return drawn
 
 
@@ -220,9 +216,10 @@ class Predictions:
 
     def __init__(self, folder: Path, run: dict[str, Any]):
         self._lines, self._table, note = (folder / f"{PREDICTIONS}.{ending}" for ending in ("jsonl", "csv", "json"))
-        if self._lines.is_file() and read_json(note) != run:
-            raise ValueError(f"{folder} holds predictions by another detector, or of other pictures than asked for; {REMEDY}")
-        kept = [row for row in whole_rows(self._lines) if not row["error"]]
+        rows = list(whole_rows(self._lines))
+        if rows and read_json(note) != run:
+            raise ValueError(f"{folder} holds predictions by another detector or threshold, or of other pictures than asked for; {REMEDY}")
+        kept = [row for row in rows if not row["error"]]
         with whole_file(note, REMEDY, "w") as file:
             json.dump(run, file)
         with whole_file(self._lines, REMEDY, "w") as file:

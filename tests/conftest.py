@@ -90,7 +90,7 @@ def tiny_config(tmp_path, category) -> Path:
             "skip_DA": 50,
             "device": "cpu",
         },
-        "score": {"protocol": "per_image"},
+        "score": {"protocol": "per_image", "draws": 1},
     }
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -298,6 +298,7 @@ CASES = (
     ),
     Case("--input without --detection", ("--input", "x"), ("--input is x", "add --detection True")),
     Case("--resume without --input", (*DETECT, "--resume"), ("--resume", "name its pictures with --input")),
+    Case("--input empty", (*DETECT, "--input", ""), ("--input is empty", "name a picture or a folder")),
     Case("--input missing", (*DETECT, "--input", "{tmp}/none"), ("no picture or folder at {tmp}/none", "--input"), trained),
     Case("--input without pictures", (*DETECT, "--input", "{tmp}/checkpoints"), ("no pictures in {tmp}/checkpoints", ".png"), trained),
     Case(
@@ -309,7 +310,7 @@ CASES = (
     Case(
         "--input without a calibration or pictures for one",
         (*DETECT, "--input", "{tmp}/data/nut/test", "data.category=nut", "data.data_dir={tmp}/elsewhere"),
-        ("no calibration.json in {tmp}/checkpoints/nut", "no data at {tmp}/elsewhere", "set data.data_dir"),
+        ("calibration.json can't be used (no calibration.json of this version", "no data at {tmp}/elsewhere", "set data.data_dir"),
         trained,
     ),
     Case("--output under a file", (*DETECT, "--output", "{tmp}/taken/results"), ("{tmp}/taken/results", "--output"), taken_and_trained),

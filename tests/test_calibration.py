@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,16 +19,15 @@ def calibration(scores, pixels=None, held_out=True, made_with=None):
 
 
 def test_the_balance_lifts_a_normal_score_alike_by_both_distances():
-    feature, pixel = mean_tops([torch.tensor([[0.2, 1.0]]), torch.tensor([[3.0, 0.0]])], [torch.tensor([[0.1]]), torch.tensor([[0.3]])])
-    assert (feature, pixel) == pytest.approx((2.0, 0.2))
+    assert mean_tops(torch.tensor([[1.0, 0.1], [3.0, 0.3]])) == pytest.approx((2.0, 0.2))
     assert calibration([1]).balance == 4
 
 
 def test_reconstructions_without_any_error_are_refused():
     with pytest.raises(ValueError, match=r"lower model\.w"):
-        mean_tops([torch.ones(1, 2)], [torch.zeros(1, 2)])
+        mean_tops(torch.tensor([[1.0, 0.0]]))
     with pytest.raises(ValueError, match="not finite"):
-        mean_tops([torch.full((1, 2), math.nan)], [torch.ones(1, 2)])
+        mean_tops(torch.tensor([[math.nan, 1.0]]))
 
 
 @properties
@@ -69,6 +69,15 @@ def test_the_pixel_threshold_is_exceeded_by_its_share_of_normal_pixels(rate):
 def test_the_pixel_threshold_is_not_above_that_of_pictures():
     kept = calibration([0.1, 0.2], pixels=(5.0,) * len(PIXEL_RATES))
     assert kept.pixel_threshold(0.01) == kept.threshold(0.01) == 0.2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"pixel": 0.0}, {"feature": math.nan}, {"scores": ()}, {"scores": (2.0, 1.0)}, {"scores": (math.inf,)}, {"pixels": (1.0,)}, {"settings": []}],
+)
+def test_a_calibration_of_wrong_numbers_is_refused(wrong):
+    with pytest.raises(ValueError, match="measure it again"):
+        replace(calibration([1, 2]), **wrong)
 
 
 def test_a_stale_calibration_says_what_differs():

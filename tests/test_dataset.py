@@ -168,6 +168,12 @@ def test_tiled_pictures_keep_their_proportions():
     assert View(32, tiles=1).pixels(picture.rotate(90, expand=True)).shape == (3, 48, 32)
 
 
+def test_a_picture_too_narrow_for_tiles_is_refused():
+    with pytest.raises(ValueError, match="a picture of 2000×10 is too narrow for data.tiles; cut it, or set data.tiles=null"):
+        View(32, tiles=1).shape(2000, 10)
+    assert View(32).shape(2000, 10) == (32, 32)
+
+
 def test_training_takes_random_squares_of_larger_pictures():
     rows, columns = np.mgrid[:20, :30].astype(np.uint8)
     picture = torch.from_numpy(np.stack([rows, columns]))
@@ -186,13 +192,13 @@ def test_pictures_are_found_in_all_subfolders_but_the_output(tmp_path):
     for name in ("b.png", "a/2.JPG", "a/1.png", ".hidden/x.png", "out/heat.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = pictures_below(tmp_path, tmp_path / "out")
+    found = pictures_below(tmp_path, [tmp_path / "out"])
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/1.png", "a/2.JPG", "b.png"]
-    assert pictures_below(tmp_path / "notes.txt", tmp_path) == [tmp_path / "notes.txt"]
+    assert pictures_below(tmp_path / "notes.txt", []) == [tmp_path / "notes.txt"]
     with pytest.raises(FileNotFoundError, match="check --input"):
-        pictures_below(tmp_path / "none", tmp_path)
+        pictures_below(tmp_path / "none", [])
     with pytest.raises(FileNotFoundError, match="no pictures in"):
-        pictures_below(tmp_path / "a", tmp_path / "a")
+        pictures_below(tmp_path / "out", [tmp_path / "out"])
 
 
 def test_other_files_are_passed_over(category):

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import nn
 
 import detection
+import tiles
 from calibration import PIXEL_RATES, Calibration
-from dataset import ImageFolder, View
+from dataset import ImageFolder, View, to_unit_range
 from ddad import NoiseSchedule
 from feature_extractor import FeatureExtractor
 
@@ -48,13 +49,13 @@ def detector(kept=CALIBRATION, draws=1, **changes):
 
 
 def anomalies(made, folder, noise=None, workers=2):
-    return torch.stack([finding.anomaly for _, finding in detection.found(made, folder, noise or made.picture_noise, workers)])
+    return torch.stack([finding.anomaly for _, finding in detection.findings_of(made, folder, noise or made.picture_noise, workers)])
 
 
 def test_the_published_protocol_is_one_stream_and_batch_maxima(folder):
     """Against the method written out: noise, two steps, distances, batch maxima, blur, crop, maximum."""
     made = detector(kept=None)
-    findings = [finding for _, finding in detection.found(made, folder, detection.stream_noise(5, torch.device("cpu")), workers=0)]
+    findings = [finding for _, finding in detection.findings_of(made, folder, detection.stream_noise(5, torch.device("cpu")), workers=0)]
     stream = torch.Generator().manual_seed(5)
     expected = []
     for first in (0, 4):
@@ -111,7 +112,7 @@ def test_published_maps_of_a_batch_are_the_golden_ones(golden, tmp_path):
 
 def test_maps_are_cropped_for_the_score_alone(folder):
     made = detector(crop=0.5)
-    finding = next(finding for _, finding in detection.found(made, folder, made.picture_noise, workers=0))
+    finding = next(finding for _, finding in detection.findings_of(made, folder, made.picture_noise, workers=0))
     assert finding.anomaly.shape == (32, 32) and finding.score == finding.anomaly[8:24, 8:24].max()
 
 
@@ -151,6 +152,27 @@ def test_a_picture_in_any_form_gets_the_same_verdict(category):
     grey = np.asarray(Image.open(path))[..., 0]
     assert made(grey).score == made(grey.astype(np.uint16) * 257).score
     assert made.detect([]) == []
+
+
+def test_a_picture_in_memory_is_turned_as_its_exif_says(category, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(category / "test" / "crack" / "000.png").save(tmp_path / "turned.png", exif=exif)
+    made = detector()
+    assert (
+        made(Image.open(tmp_path / "turned.png")).score == made(tmp_path / "turned.png").score != made(category / "test" / "crack" / "000.png").score
+    )
+
+
+@pytest.mark.parametrize("thing", [None, torch.zeros(3, 8, 8), Image.new("F", (8, 8)), Image.new("L", (0, 8))])
+def test_what_is_no_picture_is_refused(thing):
+    with pytest.raises(ValueError, match=r"is not a picture|floating-point|no pixels"):
+        detector()(thing)
+
+
+def test_maps_that_are_not_finite_are_no_verdict(category):
+    with pytest.raises(ValueError, match=r"not finite; lower model\.w"):
+        detector(v=float("nan"))(category / "test" / "crack" / "000.png")
 
 
 @pytest.mark.parametrize(
@@ -210,12 +232,17 @@ def test_an_anomalous_picture_has_a_region_at_any_size(size):
         assert left <= x <= right and top <= y <= bottom and 0 < found.mask.sum() == region.area
 
 
-def test_tiles_are_merged_into_one_map(category):
-    """The map of a tiled picture is that of its tiles, and the defect is where it lies in the picture."""
-    wide = np.tile(np.asarray(Image.open(category / "test" / "good" / "000.png")), (1, 2, 1))
-    made = detector(view=View(32, tiles=2))
-    tall = made.find([View(32, tiles=2).pixels(Image.fromarray(wide)).float() / 127.5 - 1], made.picture_noise)[0]
-    assert tall.anomaly.shape == (64, 128) and tall.reconstruction.shape == (3, 64, 128)
-    assert made(wide).map.shape == wide.shape[:2]
-    both = made.detect([wide, wide[:, ::-1].copy()])
-    np.testing.assert_allclose(both[0].map, made(wide).map, atol=1e-5)
+def test_a_tiled_picture_is_its_tiles_merged(category):
+    """The distances of each tile alone, put together; then one map, in the picture's own size."""
+    paths = [category / "test" / kind / "000.png" for kind in ("good", "crack", "good")]
+    picture = Image.fromarray(np.vstack([np.hstack([np.asarray(Image.open(path)) for path in paths])] * 2))
+    tiled, alone = detector(view=View(32, tiles=2)), detector()
+    shown = to_unit_range(tiled.view.pixels(picture))
+    (found,) = tiled.find([shown], tiled.picture_noise)
+    parts = [alone.find([tile], alone.picture_noise)[0] for tile in tiles.cut(shown, 32)]
+    for name in ("d_feature", "d_pixel"):
+        expected = tiles.merge(torch.stack([getattr(part, name)[None] for part in parts]), 64, 96)[0]
+        torch.testing.assert_close(getattr(found, name), expected, rtol=0, atol=1e-5)
+    assert found.anomaly.shape == (64, 96) and found.reconstruction.shape == (3, 64, 96) and tiled(picture).map.shape == (96, 144)
+    both = tiled.detect([picture, picture.rotate(180)])
+    np.testing.assert_allclose(both[0].map, tiled(picture).map, atol=1e-5)

@@ -63,7 +63,7 @@ def test_each_picture_gets_a_verdict_and_its_pictures(inspect, tmp_path):
     assert sizes == {"a.tiff": (48, 48), "sub/b.jpg.tiff": (70, 130), "sub/b.png.tiff": (48, 48)}
     for kind in ("heatmaps", "outlines"):
         shown = {path.relative_to(found / kind).as_posix(): Image.open(path).size for path in (found / kind).rglob("*.png")}
-        assert shown == {"a.png": (48, 48), "sub/b.jpg.png": (130, 70), "sub/b.png": (48, 48)}
+        assert shown == {"a.png": (48, 48), "sub/b.jpg.png": (130, 70), "sub/b.png.png": (48, 48)}
 
 
 def test_a_picture_gets_the_score_it_has_in_the_test_set(inspect, tmp_path, run_main):
@@ -95,8 +95,19 @@ def test_a_second_run_continues_only_when_asked_and_tries_unreadable_pictures_ag
     assert after["broken.png"]["score"] == pytest.approx(before["a.png"]["score"], rel=1e-5)
     code, out, _ = inspect("--resume")
     assert code == 0 and "0 pictures in" in out
-    code, _, err = inspect("--resume", "model.w=2")
-    assert code == 2 and "by another detector" in err
+    for change in ("model.w=2", "calibration.false_positive_rate=0.4"):
+        code, _, err = inspect("--resume", change)
+        assert code == 2 and "by another detector or threshold" in err
+
+
+@pytest.mark.parametrize("output", ["new pictures", ".", "new pictures/found"])
+def test_the_output_may_lie_anywhere(inspect, run_main, pictures, tmp_path, output):
+    (pictures / "a.png").rename(pictures / "a.PNG")
+    for arguments in ([], ["--resume"]):
+        code, _, err = run_main("--detection", "--input", str(pictures), "--output", str(tmp_path / output), *arguments)
+        assert code == 3 and err == ""
+        assert sorted(predictions(tmp_path / output)) == ["a.PNG", "broken.png", "sub/b.jpg", "sub/b.png"]
+    assert (tmp_path / output / "heatmaps" / "a.png").is_file()
 
 
 def test_a_killed_run_is_resumed_with_each_row_once(inspect, pictures, tiny_config, tmp_path):

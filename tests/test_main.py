@@ -20,10 +20,12 @@ from PIL import Image
 from test_config import OFFICIAL
 
 import checkpoint
+import config
 import evaluation
 import main
 import metrics
-from detection import Detector
+from anomaly_map import resized
+from detection import Detector, Finding
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +49,9 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
     scores = [float(row["score"]) for row in table]
     assert figures["image_auroc"] == pytest.approx(metrics.image_auroc(scores, [1, 1, 1, 0, 0, 0]))
     keys = [metric.key for metric in evaluation.METRICS]
-    assert set(figures) == {*keys, "intervals", "size", "scored", "operating_point", "kinds"} and all(0 <= figures[key] <= 1 for key in keys)
+    assert set(figures) == {*keys, "intervals", "size", "scored", "vanished_defects", "calibration", "operating_point", "kinds"} and all(
+        0 <= figures[key] <= 1 for key in keys
+    )
     assert all(0 <= figures["intervals"][key][0] <= figures["intervals"][key][1] <= 1 for key in keys)
     low, high = figures["intervals"]["image_auroc"]
     assert f"image AUROC       {100 * figures['image_auroc']:5.1f} %   [{100 * low:.1f}, {100 * high:.1f}]" in out
@@ -250,19 +254,21 @@ def test_the_calibration_is_kept_and_made_again_when_something_that_matters_chan
     before = kept.read_bytes()
     assert "from 2 normal pictures" in out and json.loads(before)["held_out"]
     out = run_main("--detection", "data.test_batch_size=2", "calibration.false_positive_rate=0.4")[1]
-    assert kept.read_bytes() == before and "stale" not in out and "33.3 % false alarms expected" in out
-    assert "calibration is stale: w was 3.0, is 2.0" in run_main("--detection", "model.w=2")[1] and kept.read_bytes() != before
+    after = json.loads(kept.read_text())
+    assert "to be measured" not in out and "33.3 % false alarms expected" in out and after["scores"] == json.loads(before)["scores"]
+    assert Detector.load(kept.parent).false_positive_rate == 0.4
+    assert "calibration is to be measured: w was 3.0, is 2.0" in run_main("--detection", "model.w=2")[1] and kept.read_bytes() != before
     run_main("--train", "model.seed=7")
-    assert "stale: weights was" in run_main("--detection", "model.w=2")[1]
+    assert "to be measured: weights was" in run_main("--detection", "model.w=2")[1]
     kept.write_text("{")
     code, _, err = run_main("--detection")
-    assert code == 2 and "calibration.json is damaged, or of an earlier version; remove it" in err
-    kept.unlink()
-    run_main("--detection")
+    assert code == 2 and "calibration.json is damaged; remove it" in err
+    kept.write_text('{"balance": 3.1, "pictures": 32, "fingerprint": "of an earlier version"}')
+    assert "no calibration.json of this version" in run_main("--detection")[1]
     shutil.rmtree(category / "train")
     assert run_main("--detection")[0] == 0
     code, _, err = run_main("--detection", "model.w=4")
-    assert code == 2 and "calibration.json is stale (w was 3.0, is 4.0)" in err and "put the pictures there" in err
+    assert code == 2 and "calibration.json can't be used (w was 3.0, is 4.0), nor measured again" in err and "put the pictures there" in err
 
 
 def test_no_stage_sees_the_pictures_held_out(run_main, tmp_path, category):
@@ -283,6 +289,14 @@ def test_no_stage_sees_the_pictures_held_out(run_main, tmp_path, category):
     Image.new("RGB", (48, 48), "red").save(other)
     after = weights_of("three")[1]
     assert all(any((a[key] != b[key]).any() for key in a) for a, b in zip(after, weights, strict=True))
+
+
+def test_features_that_have_seen_the_pictures_held_out_are_owned_up_to(run_main):
+    run_main("--train", "--domain_adaptation", "score.protocol=published")
+    run_main("--train")
+    assert "training has seen these pictures" in run_main("--detection", "model.DA_chp=1")[1]
+    run_main("--domain_adaptation")
+    assert "training has seen" not in run_main("--detection", "model.DA_chp=1")[1]
 
 
 def test_weights_that_held_nothing_out_are_calibrated_with_a_word(run_main):
@@ -320,12 +334,24 @@ def test_raw_maps_on_request(run_main, tmp_path):
     assert tifffile.imread(folder / "crack" / "000.tiff").shape == (48, 48)
 
 
-def test_figures_compare_across_sizes_of_pictures(run_main, tmp_path):
-    """Maps of any image_size are measured at metrics.size."""
-    for size in (16, 32):
-        run_main("--train", "--detection", f"data.image_size={size}", "model.attention_sizes=[8]", "metrics.size=40", "metrics.centre_crop=1")
-        figures = json.loads((tmp_path / "results" / "metrics.json").read_text())
-        assert (figures["size"], figures["scored"]) == (40, 40) and 0 <= figures["pro"] <= 1
+def test_figures_compare_across_sizes_of_pictures(tiny_config):
+    """The same map at two sizes is measured alike, at metrics.size."""
+    settings = config.load(tiny_config, ["metrics.size=64", "metrics.centre_crop=0.75"])
+    small = torch.nn.functional.interpolate(torch.rand(1, 1, 4, 4), 16, mode="bilinear")
+    empty = torch.empty(0)
+    maps = [evaluation.scored_map(Finding(empty, empty, empty, resized(small, (size, size))[0, 0], 0.0), settings) for size in (16, 32, 64)]
+    assert all(one.shape == (48, 48) for one in maps)
+    np.testing.assert_allclose(maps[0], maps[2], atol=1e-6)
+    np.testing.assert_allclose(maps[1], maps[2], atol=0.1)
+
+
+def test_defects_too_small_to_be_seen_at_the_size_measured_are_counted(run_main, category, tmp_path):
+    dot = np.zeros((48, 48), np.uint8)
+    dot[24, 24] = 255
+    Image.fromarray(dot).save(category / "ground_truth" / "crack" / "001_mask.png")
+    code, out, err = run_main("--train", "--detection", "metrics.size=8")
+    assert code == 0 and "1 defective pictures have no defect left in their mask" in out, err
+    assert json.loads((tmp_path / "results" / "metrics.json").read_text())["vanished_defects"] == 1
 
 
 def test_tiles_run_through_all_stages(run_main, tmp_path, category):

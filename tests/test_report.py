@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from report import Panel, Predictions, Tops, Writer, figure_name, outlined
+from report import Panel, Predictions, Tops, Writer, file_stems, outlined
 
 
 def panel(path="test/crack/001.png", mask=True):
@@ -15,17 +15,19 @@ def panel(path="test/crack/001.png", mask=True):
     return Panel(path, 0.5, grey, grey, ramp, ramp, ramp, ramp > 0.5 if mask else None, (48, 48))
 
 
-def test_no_two_pictures_share_a_figure():
-    paths = ["test/crack/001.png", "test/good/001.png", "test/crack/001.jpg", "test/crack/001.PNG", "test/crack/1.001.png"]
-    assert figure_name(paths[0]) == "figures/crack/001.png" and len({figure_name(path) for path in paths}) == len(paths)
+def test_no_two_pictures_share_a_file():
+    assert file_stems(["test/crack/001.png", "test/good/001.PNG"]) == {"test/crack/001.png": "test/crack/001", "test/good/001.PNG": "test/good/001"}
+    names = ["a.png", "a.jpg", "a.jpg.png", "a.PNG", "b/a.png", "1.001.png", "c"]
+    stems = file_stems(names)
+    assert len(set(stems.values())) == len(names) and stems["b/a.png"] == "b/a" and stems["a.jpg"] == "a.jpg"
 
 
 def test_a_figure_shows_six_panels_and_the_mask(tmp_path):
     writer, panels = Writer(tmp_path), [panel(), panel("test/good/001.png", mask=False)]
     for one in panels:
-        writer.figure(one, Tops.reached(panels))
+        writer.figure(one.path.removesuffix(".png"), one, Tops.reached(panels))
     assert writer.written == ["figures (2)"]
-    pixels = np.asarray(Image.open(tmp_path / "figures" / "crack" / "001.png"))
+    pixels = np.asarray(Image.open(tmp_path / "figures" / "test" / "crack" / "001.png"))
     assert pixels.shape == (304, 6 * 262 + 6, 3)
     ground_truth = pixels[48:, 6 + 5 * 262 : 6 + 5 * 262 + 256]
     assert (ground_truth[:, 8:120] == 0).all() and (ground_truth[:, 136:248] == 255).all()
@@ -48,8 +50,8 @@ def test_misclassified_pictures_are_those_on_the_wrong_side(tmp_path):
 
 
 def test_a_figure_keeps_the_proportions_of_its_picture(tmp_path):
-    Writer(tmp_path).figure(panel()._replace(size=(96, 64)), Tops(1, 1, 1))
-    assert Image.open(tmp_path / "figures" / "crack" / "001.png").size == (6 * (384 + 6) + 6, 304)
+    Writer(tmp_path).figure("test/crack/001", panel()._replace(size=(96, 64)), Tops(1, 1, 1))
+    assert Image.open(tmp_path / "figures" / "test" / "crack" / "001.png").size == (6 * (384 + 6) + 6, 304)
 
 
 def test_spooled_arrays_come_back_as_one(tmp_path):
@@ -66,12 +68,11 @@ def test_spooled_arrays_come_back_as_one(tmp_path):
 def test_raw_maps_are_float_tiffs_in_the_layout_of_mvtecs_evaluation(tmp_path):
     values = np.random.default_rng(0).random((20, 30)).astype(np.float32)
     writer = Writer(tmp_path)
-    writer.raw_map("bottle", "test/crack/003.png", values)
-    writer.raw_map("bottle", "test/crack/003.jpg", values, whole_name=True)
+    writer.raw_map("test/crack/003", values, "bottle")
     read = tifffile.imread(tmp_path / "anomaly_maps" / "bottle" / "test" / "crack" / "003.tiff")
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, values)
-    assert (tmp_path / "anomaly_maps" / "bottle" / "test" / "crack" / "003.jpg.tiff").is_file() and writer.written == ["anomaly_maps (2)"]
+    assert writer.written == ["anomaly_maps (1)"]
 
 
 def test_outlines_lie_around_the_defect_and_leave_it_visible():
