@@ -53,8 +53,7 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
         0 <= figures[key] <= 1 for key in keys
     )
     assert all(0 <= figures["intervals"][key][0] <= figures["intervals"][key][1] <= 1 for key in keys)
-    low, high = figures["intervals"]["image_auroc"]
-    assert f"image AUROC       {100 * figures['image_auroc']:5.1f} %   [{100 * low:.1f}, {100 * high:.1f}]" in out
+    assert f"image AUROC       {100 * figures['image_auroc']:5.1f} %{evaluation.interval_words(figures['intervals']['image_auroc'])}" in out
     assert "centre 224 of 256 pixels scored" in out and (figures["size"], figures["scored"]) == (256, 224)
     drawn = sorted(path.relative_to(results).as_posix() for path in results.rglob("*.png"))
     assert drawn == [f"figures/{kind}/{number:03}.png" for kind in ("crack", "good") for number in range(3)]
@@ -183,7 +182,7 @@ def test_official_files_run_unchanged(tmp_path, category, golden, capsys, monkey
     torch.save(unet, folder / "2000.zip")
     for name in ("feat0", "feat3"):
         torch.save(features, folder / name)
-    assert main.main(["--domain_adaptation", "True", "--detection", "True"]) == 0
+    assert main.main(["--domain_adaptation", "True", "--detection", "True", "score.draws=1", "calibration.pictures=2"]) == 0  # seconds
     out = capsys.readouterr().out
     assert "2000.zip" in out and "resnet50 from checkpoints/MVTec/nut/feat3" in out and "checkpoint_name is accepted and has no effect" in out
     assert len(rows(Path("results/default/nut"))) == 6
@@ -343,6 +342,11 @@ def test_figures_compare_across_sizes_of_pictures(tiny_config):
     assert all(one.shape == (48, 48) for one in maps)
     np.testing.assert_allclose(maps[0], maps[2], atol=1e-6)
     np.testing.assert_allclose(maps[1], maps[2], atol=0.1)
+
+
+def test_an_interval_of_one_value_is_not_taken_for_certainty():
+    assert evaluation.interval_words((0.5, 0.75)) == "   [50.0, 75.0]" and evaluation.interval_words(None) == ""
+    assert "bound nothing" in evaluation.interval_words((1.0, 1.0))
 
 
 def test_defects_too_small_to_be_seen_at_the_size_measured_are_counted(run_main, category, tmp_path):
