@@ -52,9 +52,9 @@ def announce(stage: str, device: torch.device, settings: Mapping[str, Mapping[st
     """Say what a stage is about to do: settings by section, the device, where it reads and where it writes."""
     print(f"{stage} on {device_name(device)}")
     for section, values in settings.items():
-        print(f"  {section + ':':12}{'  '.join(f'{name}={value}' for name, value in values.items())}")
+        print(f"  {section + ':':13}{'  '.join(f'{name}={value}' for name, value in values.items())}")
     for label, place in places.items():
-        print(f"  {label + ':':12}{place}")
+        print(f"  {label + ':':13}{place}")
     sys.stdout.flush()
 
 

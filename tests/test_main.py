@@ -67,8 +67,8 @@ def test_a_stage_says_what_it_will_do_before_it_does_it(run_main, tmp_path, cate
     for words in (
         "w=4.0",
         "cpu",
-        f"reads:      {category / 'train'} (8 pictures; 2 more are held out",
-        f"writes:     {tmp_path / 'checkpoints' / 'nut'}",
+        f"reads:       {category / 'train'} (8 pictures; 2 more are held out",
+        f"writes:      {tmp_path / 'checkpoints' / 'nut'}",
     ):
         assert words in before
 
