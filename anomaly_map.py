@@ -32,15 +32,15 @@ def pixel_distance(reconstruction: Tensor, target: Tensor) -> Tensor:
     return (reconstruction - target).abs().mean(dim=1, keepdim=True)
 
 
-def feature_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor], size: int) -> Tensor:
-    """D_f: cosine distance of the patch features, summed over all layers but the first; → (B, 1, size, size).
+def feature_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor], size: int | tuple[int, int]) -> Tensor:
+    """D_f: cosine distance of the patch features, summed over all layers but the first; → (B, 1, size, size), or (B, 1, *size).
 
     `features_a` and `features_b` are lists of feature maps (B, C_j, H_j, W_j), layer1 first; each layer adds 0 to 2.
     """
-    total = torch.zeros(())
+    shape, total = (size, size) if isinstance(size, int) else size, torch.zeros(())
     for a, b in zip(features_a[1:], features_b[1:], strict=True):
-        distance = 1 - F.cosine_similarity(patch_mean(a), patch_mean(b), dim=1).unsqueeze(1)  # (B, 1, H_j, W_j)
-        total = total.to(distance) + F.interpolate(distance, size=(size, size), mode="bilinear", align_corners=True)
+        distance = 1 - F.cosine_similarity(patch_mean(a.float()), patch_mean(b.float()), dim=1).unsqueeze(1)  # (B, 1, H_j, W_j)
+        total = total.to(distance) + F.interpolate(distance, size=shape, mode="bilinear", align_corners=True)
     return total
 
 

@@ -94,8 +94,13 @@ class Calibration:
 
     def staleness(self, now: Mapping[str, Any]) -> str:
         """What differs between the networks and settings it was made with and those of `now`; empty where nothing does."""
-        differing = [name for name in {**self.made_with, **now} if self.made_with.get(name) != now.get(name)]
-        return ", ".join(f"{name} was {self.made_with.get(name)}, is {now.get(name)}" for name in differing)
+        return differences(self.made_with, now)
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which values changed, and from what to what; empty where none did."""
+    differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    return ", ".join(f"{name} was {then.get(name)}, is {now.get(name)}" for name in differing)
 
 
 def allowed(pictures: int, rate: float) -> int:

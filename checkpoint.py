@@ -3,6 +3,8 @@
     <checkpoint_dir>/<category>/2000        UNet after epoch 2000 (2000.zip is the same file)
     <checkpoint_dir>/<category>/feat3       feature extractor after adaptation epoch 3; feat0 is the untouched one
     <checkpoint_dir>/<category>/calibration.json
+    <checkpoint_dir>/<category>/training.state    all that a training step changes, to go on from; gone once the training is done
+    <checkpoint_dir>/<category>/training.jsonl    a line an epoch: loss, learning rate, pictures a second
 
 A released file is a state dict whose names may stand behind `module.`. Ours is a dict with `format`, `network`, `weights` and more.
 Files are read by torch's weights_only loader, which runs no code, and written under a temporary name, then renamed.
@@ -21,16 +23,18 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from calibration import Calibration
+from calibration import Calibration, as_stored, differences
 from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, cached_weights, load_trunk, read_state
 from unet import UNet
 
 FORMAT = "ddad-1"
 FEATURES_PREFIX = "feat"
-CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-1"
+TRAINING_STATE, TRAINING_LOG, TRAINING_FORMAT = "training.state", "training.jsonl", "ddad-training-1"
+CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-2"
 AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
 TEMPORARY_SUFFIX = ".part"
+REMEDY = "change model.checkpoint_dir"
 WITHOUT_WEIGHTS = {"dropout"}  # parts of the architecture that do not change what a trained network computes
 
 
@@ -66,7 +70,7 @@ def whole_file(path: Path, remedy: str, mode: str = "wb") -> Iterator[IO[Any]]:
 
 def save(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state` whole or not at all."""
-    with whole_file(Path(path), "change model.checkpoint_dir") as file:
+    with whole_file(Path(path), REMEDY) as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # what torch's writer makes of a full disk
@@ -75,7 +79,7 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
 
 def save_unet(path: str | Path, unet: UNet, *, average: nn.Module | None = None, **notes: Any) -> None:
     """The network with its shape; `average` is its moving average, kept beside the raw weights; `notes` are plain values."""
-    state = {"format": FORMAT, "network": "unet", "architecture": unet.architecture, "weights": unet.state_dict(), **notes}
+    state = {"format": FORMAT, "network": "unet", "architecture": unet.architecture, "weights": unet.state_dict(), **as_stored(notes)}
     save(path, state | ({"average": average.state_dict()} if average is not None else {}))
 
 
@@ -83,8 +87,58 @@ def save_features(path: str | Path, extractor: FeatureExtractor, **notes: Any) -
     save(path, {"format": FORMAT, "network": "features", "extractor": extractor.name, "weights": extractor.network.state_dict(), **notes})
 
 
+def save_training_state(folder: Path, state: dict[str, Any]) -> None:
+    save(folder / TRAINING_STATE, {"format": TRAINING_FORMAT, **state, "made_with": as_stored(state["made_with"])})
+
+
+def load_training_state(folder: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
+    """What an unfinished training kept, if there is one. Raises ValueError where it is of other settings or pictures than `made_with`."""
+    path = folder / TRAINING_STATE
+    if not path.exists():
+        return None
+    state = read_state(path)
+    if state.get("format") != TRAINING_FORMAT:
+        raise ValueError(f"{path} is not the state of a training of this version; train without --resume")
+    differing = differences(state["made_with"], as_stored(made_with))
+    if differing:
+        raise ValueError(f"{path} is of another training: {differing}; set that again, or train without --resume")
+    return state
+
+
+def has_training_state(folder: Path) -> bool:
+    return (folder / TRAINING_STATE).exists()
+
+
+def remove_training_state(folder: Path) -> None:
+    (folder / TRAINING_STATE).unlink(missing_ok=True)
+
+
+def is_trained(folder: Path, epoch: int, made_with: dict[str, Any]) -> bool:
+    """Whether the weights of this epoch are there and of these settings and pictures."""
+    path = epochs_in(folder).get(epoch)
+    return path is not None and read_state(path).get("made_with") == as_stored(made_with)
+
+
+class TrainingLog:
+    """`training.jsonl`, a line an epoch. The lines of an earlier run are kept up to the step that this one goes on from."""
+
+    def __init__(self, folder: Path, step: int):
+        self.path = folder / TRAINING_LOG
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if step and self.path.is_file() else []
+        with whole_file(self.path, REMEDY, "w") as file:
+            file.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+
+    def add(self, step: int, epoch: int, loss: float, learning_rate: float, pictures_per_second: float) -> None:
+        line = {"step": step, "epoch": epoch, "loss": loss, "learning_rate": learning_rate, "pictures_per_second": round(pictures_per_second, 3)}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OSError(f"can't write {self.path}: {error.strerror}; free some space or {REMEDY}") from error
+
+
 def save_calibration(folder: Path, calibration: Calibration) -> None:
-    with whole_file(folder / CALIBRATION, "change model.checkpoint_dir", "w") as file:
+    with whole_file(folder / CALIBRATION, REMEDY, "w") as file:
         json.dump({"format": CALIBRATION_FORMAT, **asdict(calibration)}, file)
 
 
@@ -102,8 +156,8 @@ def load_calibration(folder: Path) -> Calibration | None:
         raise ValueError(f"{path} is damaged; remove it, and detection measures it again") from error
 
 
-def load_unet(path: str | Path, unet: UNet) -> None:
-    """Load a released or an own file; of the latter the moving average where it has one.
+def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:
+    """Load a released or an own file; of the latter the moving average where it has one and unless `averaged` is False.
 
     Raises ValueError where the file is of another network, naming both sides.
     """
@@ -114,7 +168,7 @@ def load_unet(path: str | Path, unet: UNet) -> None:
             raise ValueError(f"{path} holds feature weights; the UNet's are named after their epoch alone, so rename it to {FEATURES_PREFIX}…")
         check_complete(path, content, "architecture", "weights")
         compare_architectures(path, content["architecture"], unet.architecture)
-        weights = content.get("average", content["weights"])
+        weights = content.get("average", content["weights"]) if averaged else content["weights"]
     load_strictly(path, unet, {name.removeprefix("module."): value for name, value in weights.items()})
 
 
@@ -135,9 +189,9 @@ def load_feature_state(path: str | Path, content: dict[str, Any], extractor: Fea
     load_trunk(extractor.network, content, extractor.name, path)
 
 
-def restore_unet(path: Path, arguments: dict[str, Any]) -> UNet:
+def restore_unet(path: Path, arguments: dict[str, Any], averaged: bool = True) -> UNet:
     unet = UNet(**arguments)
-    load_unet(path, unet)
+    load_unet(path, unet, averaged)
     return unet
 
 

@@ -84,6 +84,7 @@ class ModelSettings:
     weight_decay: float = key(0.05, least=0)
     epochs: int = key(AUTO, least=1)
     load_chp: int | str = key(AUTO, least=0)
+    averaged: bool = key(True)
     DA_epochs: int = key(AUTO, least=0)
     DA_chp: int | str = key(AUTO, least=0)
     v: float = key(AUTO, least=0)
@@ -112,7 +113,18 @@ class TrainingSettings:
     warmup_steps: int = key(0, least=0)
     ema: float = key(0.0, least=0, most=0.99999)
     highest_step: int | None = key(None, least=1)
+    clip: float | None = key(None, above=0)
+    accumulate: int = key(1, least=1)
     checkpoint_epochs: int = key(250, least=1)
+    checkpoint_minutes: float = key(10.0, above=0)
+
+
+@dataclass(frozen=True)
+class SpeedSettings:
+    precision: str = key(AUTO, one_of=("fp32", "bf16", "fp16"))
+    detection_precision: str = key("fp32", one_of=("fp32", "bf16", "fp16"))
+    compile: bool | str = key(AUTO)
+    activation_checkpointing: bool = key(False)
 
 
 @dataclass(frozen=True)
@@ -145,6 +157,7 @@ class Settings:
     data: DataSettings
     model: ModelSettings
     training: TrainingSettings
+    speed: SpeedSettings
     score: ScoreSettings
     calibration: CalibrationSettings
     metrics: MetricsSettings
@@ -176,6 +189,14 @@ class Settings:
         names = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout")
         shape = {name: getattr(self.model, name) for name in names}
         return {"image_size": self.data.image_size, "in_channels": self.data.input_channel, **shape}
+
+    def training_arguments(self) -> dict[str, Any]:
+        """All settings that the weights depend on."""
+        parts = (self.view_arguments(), self.unet_arguments(), self.schedule_arguments(), self.split_arguments())
+        model = {name: getattr(self.model, name) for name in ("learning_rate", "weight_decay", "epochs")}
+        training = {name: value for name, value in asdict(self.training).items() if not name.startswith("checkpoint_")}
+        merged = {name: value for part in parts for name, value in part.items()}
+        return {**merged, "batch_size": self.data.batch_size, **model, **training, "precision": self.speed.precision}
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section, as config.yaml would hold them."""

@@ -160,17 +160,23 @@ def to_unit_range(pixels: Tensor) -> Tensor:
 
 
 def shuffled_batches(pixels: Sequence[Tensor], size: int, window: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Pictures (size, C, window, window) in [−1, 1] on the generator's device, in a new order; the last incomplete batch is dropped.
+    """`random_squares` of all pictures, `size` at a time and in a new order; the last incomplete batch is dropped."""
+    order = shuffled(len(pixels), size, generator)
+    for first in range(0, len(order), size):
+        yield random_squares([pixels[index] for index in order[first : first + size]], window, generator)
 
-    `pixels` are (C, H, W) uint8; of a picture larger than `window` a random square of that side is taken.
-    """
-    order = torch.randperm(len(pixels), generator=generator, device=generator.device).tolist()
-    for first in range(0, len(order) // size * size, size):
-        batch = [pixels[index] for index in order[first : first + size]]
-        if any(picture.shape[1:] != (window, window) for picture in batch):
-            places = torch.rand(size, 2, generator=generator, device=generator.device).tolist()
-            batch = [square(picture, window, *place) for picture, place in zip(batch, places, strict=True)]
-        yield to_unit_range(torch.stack(batch).to(generator.device))
+
+def shuffled(count: int, size: int, generator: torch.Generator) -> list[int]:
+    """0…count − 1 in a random order, as many as fill batches of `size`."""
+    return torch.randperm(count, generator=generator, device=generator.device).tolist()[: count // size * size]
+
+
+def random_squares(pictures: Sequence[Tensor], window: int, generator: torch.Generator) -> Tensor:
+    """(N, C, window, window) in [−1, 1] on the generator's device, of pictures (C, H, W) uint8: of larger ones a random square."""
+    if any(picture.shape[1:] != (window, window) for picture in pictures):
+        places = torch.rand(len(pictures), 2, generator=generator, device=generator.device).tolist()
+        pictures = [square(picture, window, *place) for picture, place in zip(pictures, places, strict=True)]
+    return to_unit_range(torch.stack(list(pictures)).to(generator.device))
 
 
 def square(picture: Tensor, side: int, down: float, across: float) -> Tensor:

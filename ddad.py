@@ -80,7 +80,7 @@ def reconstruct(
     x_t, y_0 = schedule.add_noise(x, start, draw()), target
     for t, s in strides(start, skip):
         alpha_bar_t, alpha_bar_s = schedule.alpha_bar(t).item(), schedule.alpha_bar(s).item()
-        eps = unet(x_t, torch.full((len(x),), t, device=x.device))
+        eps = unet(x_t, torch.full((len(x),), t, device=x.device)).to(x_t)  # from a reduced precision, if it was in one
         y_t = math.sqrt(alpha_bar_t) * y_0 + math.sqrt(1 - alpha_bar_t) * eps
         eps = eps - w * math.sqrt(1 - alpha_bar_t) * (y_t - x_t)
         x_0 = (x_t - math.sqrt(1 - alpha_bar_t) * eps) / math.sqrt(alpha_bar_t)

@@ -69,23 +69,22 @@ class Networks:
     skip: int
     eta: float
     draws: int = 1
+    precision: str = "fp32"
 
     @torch.no_grad()
-    def compare(self, pictures: Tensor, draw: Callable[[], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstructions (B, C, S, S), started from and pulled towards the pictures, and D_f and D_p (B, 1, S, S) between the two.
+    def reconstructions(self, pictures: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """(draws, B, C, S, S): started from and pulled towards the pictures (B, C, S, S), with different noise."""
+        made: dict[str, Any] = {"schedule": self.schedule, "w": self.w, "start": self.start, "skip": self.skip, "eta": self.eta}
+        unet = runtime.autocast(self.unet, self.precision, pictures.device)
+        return torch.stack([reconstruct(unet, pictures, pictures, draw=draw, **made) for _ in range(self.draws)])
 
-        With several `draws` of noise each is the mean over them.
-        """
-        features, size = self.extractor(pictures), pictures.shape[-1]
-        reconstructions, d_features, d_pixels = [], [], []
-        for _ in range(self.draws):
-            x_0 = reconstruct(
-                self.unet, pictures, pictures, schedule=self.schedule, w=self.w, start=self.start, skip=self.skip, eta=self.eta, draw=draw
-            )
-            reconstructions.append(x_0)
-            d_features.append(feature_distance(features, self.extractor(x_0), size))
-            d_pixels.append(pixel_distance(x_0, pictures))
-        return mean(reconstructions), mean(d_features), mean(d_pixels)
+    @torch.no_grad()
+    def distances(self, pictures: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
+        """D_f and D_p (B, 1, H, W) between pictures (B, C, H, W) and their reconstructions (draws, B, C, H, W), the mean over the draws."""
+        extractor = runtime.autocast(self.extractor, self.precision, pictures.device)
+        features, shape = extractor(pictures), (pictures.shape[-2], pictures.shape[-1])
+        d_features = [feature_distance(features, extractor(x_0), shape) for x_0 in reconstructions]
+        return mean(d_features), mean([pixel_distance(x_0, pictures) for x_0 in reconstructions])
 
 
 @dataclass(frozen=True)
@@ -135,13 +134,13 @@ class Detector:
         judged = []
         for first in range(0, len(pictures), self.pictures_at_once):
             opened = [as_image(picture, self.view.channels) for picture in pictures[first : first + self.pictures_at_once]]
-            findings = self.find([to_unit_range(self.view.pixels(picture)) for picture in opened], self.picture_noise)
+            findings = self.find(torch.stack([to_unit_range(self.view.pixels(picture)) for picture in opened]), self.picture_noise)
             judged += [self.judge(finding, picture.size) for finding, picture in zip(findings, opened, strict=True)]
         return judged
 
     @property
     def pictures_at_once(self) -> int:
-        """How many pictures make a batch: a tiled one fills some alone."""
+        """How many pictures make a batch: a tiled one fills some alone, and they differ in shape."""
         return self.batch_size if self.view.tiles is None else 1
 
     @property
@@ -175,18 +174,17 @@ class Detector:
         verdict, p_value = finding.score > self.threshold, self.known_normals.p_value(finding.score)
         return Detection(finding.score, p_value, verdict, resized(whole, shape)[0, 0].numpy(), mask, regions)
 
-    def find(self, pictures: Sequence[Tensor], noise: Draws) -> list[Finding]:
-        """Pictures as the network is to be shown them, each (C, H, W) in [−1, 1]; published maxima are over all of them.
+    def find(self, pictures: Tensor, noise: Draws) -> list[Finding]:
+        """Pictures (B, C, H, W) as the network is to be shown them, in [−1, 1]; published maxima are over all of them.
 
         Raises ValueError where a map is not finite.
         """
-        cut = [tiles.cut(picture, self.view.size) for picture in pictures]
-        passes = torch.cat(cut).to(self.device).split(self.batch_size)
-        compared = [torch.cat(parts) for parts in zip(*(self.networks.compare(batch, noise(batch)) for batch in passes), strict=True)]
-        counts = [len(pieces) for pieces in cut]
-        merged = [[tiles.merge(piece, *picture.shape[1:]) for piece, picture in zip(part.split(counts), pictures, strict=True)] for part in compared]
-        ratio = self.calibration.balance if self.calibration else batch_ratio(compared[1], compared[2])
-        return [self.finding(x_0, d_feature, d_pixel, ratio) for x_0, d_feature, d_pixel in zip(*merged, strict=True)]
+        passes = tiles.cut(pictures, self.view.size).to(self.device).split(self.batch_size)
+        rebuilt = torch.cat([self.networks.reconstructions(batch, noise(batch)) for batch in passes], dim=1)
+        whole = tiles.merge(rebuilt, pictures.shape)
+        d_feature, d_pixel = self.networks.distances(pictures.to(self.device), whole)
+        ratio = self.calibration.balance if self.calibration else batch_ratio(d_feature, d_pixel)
+        return [self.finding(*parts, ratio) for parts in zip(whole.mean(dim=0), d_feature, d_pixel, strict=True)]
 
     def finding(self, reconstruction: Tensor, d_feature: Tensor, d_pixel: Tensor, ratio: float | Tensor) -> Finding:
         anomaly = smooth(combine(d_feature[None], d_pixel[None], self.v, ratio), self.blur_sigma)
@@ -213,7 +211,7 @@ def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detec
     the weights come from."""
     model = settings.model
     weights = checkpoint.find(folder, model.load_chp)
-    unet = checkpoint.restore_unet(weights, settings.unet_arguments())
+    unet = checkpoint.restore_unet(weights, settings.unet_arguments(), model.averaged)
     extractor, origin = checkpoint.restore_features(folder, model.DA_chp, model.feature_extractor, model.backbone_weights)
     model = replace(
         model,
@@ -231,6 +229,7 @@ def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detec
         skip=model.skip,
         eta=model.eta,
         draws=settings.score.draws,
+        precision=settings.speed.detection_precision,
     )
     detector = Detector(
         networks,
@@ -254,7 +253,7 @@ def ready(network: nn.Module, device: torch.device) -> nn.Module:
 def fingerprint(detector: Detector, settings: Settings) -> dict[str, Any]:
     """All that a score depends on beside the picture, as a file holds it."""
     networks = detector.networks
-    matters = {name: getattr(networks, name) for name in ("w", "start", "skip", "eta", "draws")}
+    matters = {name: getattr(networks, name) for name in ("w", "start", "skip", "eta", "draws", "precision")}
     matters |= {name: getattr(detector, name) for name in ("v", "blur_sigma", "crop", "seed")}
     matters |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments(), "pictures": settings.calibration.pictures}
     return calibration.as_stored(matters | {"weights": calibration.weights_hash([networks.unet, networks.extractor])})
@@ -316,7 +315,7 @@ def unseen_pictures(settings: Settings) -> set[str]:
 def findings_of(detector: Detector, folder: ImageFolder, noise: Draws, workers: int) -> Iterator[tuple[Item, Finding]]:
     """All pictures of a folder with what was found in them, a batch at a time."""
     for items in folder.batches(detector.pictures_at_once, workers):
-        yield from zip(items, detector.find([item.picture for item in items], noise), strict=True)
+        yield from zip(items, detector.find(torch.stack([item.picture for item in items]), noise), strict=True)
 
 
 def stream_noise(seed: int, device: torch.device) -> Draws:

@@ -60,7 +60,7 @@ def run(settings: Settings) -> None:
     weights = checkpoint.find(folder, model.load_chp)
     unseen = checkpoint.held_out(weights)
     pictures = whole.without(unseen)
-    unet = checkpoint.restore_unet(weights, settings.unet_arguments()).to(device).eval()
+    unet = checkpoint.restore_unet(weights, settings.unet_arguments(), model.averaged).to(device).eval()
     tuned, origin = checkpoint.restore_features(folder, 0, model.feature_extractor, model.backbone_weights)
     steps = model.DA_epochs * full_batches(len(pictures), data.DA_batch_size, "data.DA_batch_size")
     runtime.announce(

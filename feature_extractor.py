@@ -43,7 +43,7 @@ DAMAGED = (  # what torch.load raises on a file that is damaged or holds more th
 
 
 class FeatureExtractor(nn.Module):
-    """Called on square pictures (B, 1 or 3, S, S) in [−1, 1] → list of three feature maps (B, C_j, H_j, W_j), layer1 first.
+    """Called on pictures (B, 1 or 3, H, W) in [−1, 1] → list of three feature maps (B, C_j, H_j, W_j), layer1 first.
 
     `weights` is None (the network's ImageNet weights: embedded, cached or downloaded), a path to a state dict, or "random".
     A resnet's `network.state_dict()` has torchvision's names, without layer4 and fc.
@@ -79,10 +79,10 @@ class FeatureExtractor(nn.Module):
         return self.features(((pictures + 1) / 2 - self.mean) / self.std)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps of pictures (B, 3, S, S) that are already normalised."""
-        size = self.only_size or max(self.minimum_size, x.shape[-1])
-        if x.shape[-1] != size:
-            x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+        """Feature maps of pictures (B, 3, H, W) that are already normalised."""
+        shape = self.seen_shape(x.shape[-2], x.shape[-1])
+        if x.shape[-2:] != shape:
+            x = F.interpolate(x, size=shape, mode="bilinear", align_corners=False)
         if not self.layers:
             feature_maps = self.network(x)
             return [feature_map.permute(0, 3, 1, 2) for feature_map in feature_maps] if self.channels_last else feature_maps
@@ -92,6 +92,13 @@ class FeatureExtractor(nn.Module):
             if name in self.layers:
                 collected.append(x)
         return collected
+
+    def seen_shape(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) at which the network sees a picture: its own, if the shorter side is long enough."""
+        if self.only_size:
+            return self.only_size, self.only_size
+        enlargement = max(1, self.minimum_size / min(height, width))
+        return round(enlargement * height), round(enlargement * width)
 
 
 def cached_weights(name: str) -> Path | None:

@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def build_parser() -> Parser:
     parser.add_argument("-cfg", "--config", default="config.yaml", metavar="PATH", help="settings (config.yaml)")
     parser.add_argument("--input", metavar="PATH", help="a picture or a folder of them, without labels, for --detection to judge")
     parser.add_argument("--output", metavar="DIR", help="folder of detection's results (results/<exp_name>/<category>)")
-    parser.add_argument("--resume", action="store_true", help="continue the predictions of an earlier --input run")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished --train, or with the predictions of an earlier --input run")
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that go above the file's")
     return parser
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
 
         preparation.ensure_sample(settings.data.data_dir, settings.model.seed)
     stages: list[tuple[ModuleType, tuple[object, ...]]] = [
-        (importlib.import_module(stage), ()) for stage in STAGES if getattr(options, stage) and stage != "detection"
+        (importlib.import_module(stage), (options.resume,) if stage == "train" else ()) for stage in STAGES[:2] if getattr(options, stage)
     ]
     if options.detection:
         stages.append(detection_stage(options))
@@ -108,13 +109,13 @@ def check_flags(options: argparse.Namespace) -> None:
         raise ValueError(f"--input is {options.input}, but --detection is not asked for; add --detection True")
     if options.input == "":
         raise ValueError("--input is empty; name a picture or a folder of them")
-    if options.resume and options.input is None:
-        raise ValueError("--resume continues a run on --input; name its pictures with --input")
+    if options.resume and options.input is None and not options.train:
+        raise ValueError("--resume goes on with --train, or with a run on --input; add --train, or name the pictures with --input")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 an error (one line says which), 3 done but for pictures that could not be read, 130 stopped by Ctrl-C,
-    141 stopped as nobody reads what it prints (head)."""
+    143 by SIGTERM, 141 stopped as nobody reads what it prints (head)."""
     show_traceback = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -127,10 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             build_parser().print_help()
             return 2
         return run(options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         below_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
         print(f"{below_echo}stopped; files written so far are whole", file=sys.stderr)
-        return 130
+        return 128 + getattr(stopped, "signal", signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

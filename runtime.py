@@ -1,14 +1,17 @@
 """What the three stages share as they run: device, seed, the lines they print first, and progress. Mathematics and files live elsewhere."""
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 PLAIN_LINE_SECONDS = 10.0  # between two lines where there is no terminal
@@ -30,6 +33,72 @@ def check_loss(progress: Progress, remedy: str) -> None:
     """Raises ValueError where the loss is not finite."""
     if not torch.isfinite(progress.loss):
         raise ValueError(f"the loss is {progress.loss.item()} after epoch {progress.epoch}; {remedy}")
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to end by a signal, whose number this holds."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.signal = number
+
+
+class StopRequest:
+    """Whether, and by which signal, the run was asked to end."""
+
+    signal: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        return self.signal is not None
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        if self.requested:
+            raise Stopped(number)  # a second one does not wait
+        self.signal = number
+
+    def as_exception(self) -> Stopped:
+        return Stopped(self.signal or signal.SIGINT)
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Within it Ctrl-C and SIGTERM are noted, for the loop to end at a good place; a second one ends it at once."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
+        yield request
+        return
+    earlier = {number: signal.signal(number, request.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What `speed.precision` stands for on a device: `auto` is bf16 on a card that computes in it, else fp32."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(network: nn.Module, precision: str, device: torch.device) -> Callable[..., Any]:
+    """The network with its convolutions and matrix products in reduced precision (norms stay in fp32)."""
+    reduced = dtype(precision, device)
+    if reduced == torch.float32:
+        return network
+
+    def call(*inputs: Tensor) -> Any:
+        with torch.autocast(device.type, reduced):
+            return network(*inputs)
+
+    return call
+
+
+def compiled(call: Callable[..., Any], wanted: bool | str, device: torch.device) -> Callable[..., Any]:
+    """The network compiled by torch; `auto` leaves it as it is where compiling did not pay in a measurement: on a CPU."""
+    return torch.compile(call) if (device.type == "cuda" if wanted == "auto" else wanted) else call
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -64,9 +133,9 @@ def device_name(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
-def follow(steps: Iterable[Progress], total: int, label: str) -> Iterator[Progress]:
-    """Pass the steps of a loop on, showing loss and remaining time."""
-    with meter(total, label, "step") as show:
+def follow(steps: Iterable[Progress], total: int, label: str, done: int = 0) -> Iterator[Progress]:
+    """Pass the steps of a loop on, of which `done` were done by an earlier run, showing loss and remaining time."""
+    with meter(total, label, "step", done) as show:
         for progress in steps:
             show(progress.step, lambda progress=progress: f"epoch {progress.epoch}, loss {progress.loss.item():.4g}")
             yield progress
@@ -81,11 +150,11 @@ def count(things: Iterable[Thing], total: int, label: str, unit: str = "picture"
 
 
 @contextmanager
-def meter(total: int, label: str, unit: str) -> Iterator[Callable[..., None]]:
+def meter(total: int, label: str, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
     """show(step, detail): a bar on a terminal, a line every 10 s elsewhere. `detail()` is asked for only when something is shown."""
     terminal = sys.stderr.isatty()
     began = last = time.monotonic()
-    with tqdm(total=total, desc=label, unit=unit, disable=not terminal, dynamic_ncols=True, leave=False) as bar:
+    with tqdm(total=total, initial=done, desc=label, unit=unit, disable=not terminal, dynamic_ncols=True, leave=False) as bar:
 
         def show(step: int, detail: Callable[[], str] = str) -> None:
             nonlocal last
@@ -95,7 +164,7 @@ def meter(total: int, label: str, unit: str) -> Iterator[Callable[..., None]]:
                 last = now
                 bar.set_postfix_str(detail(), refresh=False)
                 if not terminal:
-                    remaining = tqdm.format_interval((total - step) * (now - began) / step)
+                    remaining = tqdm.format_interval((total - step) * (now - began) / (step - done))
                     print(f"{label}: {unit} {step}/{total}, {', '.join(filter(None, [detail(), f'ETA {remaining}']))}", flush=True)
 
         yield show

@@ -1,6 +1,7 @@
-"""Overlapping square tiles of a picture, and their maps put together again without seams."""
+"""Overlapping square tiles of pictures, put together again without seams."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,21 +9,25 @@ from torch import Tensor
 OVERLAP = 0.25  # of a tile's side that neighbours share, at least
 
 
-def cut(picture: Tensor, size: int) -> Tensor:
-    """(C, H, W) → (N, C, size, size), row by row; a picture of size × size is its only tile. Raises ValueError where it is smaller."""
-    _, height, width = picture.shape
-    return torch.stack([picture[:, top : top + size, left : left + size] for top, left in corners(height, width, size)])
+def cut(pictures: Tensor, size: int) -> Tensor:
+    """(B, C, H, W) → (B·N, C, size, size), picture by picture and row by row; one of size × size is its only tile. Raises ValueError where
+    they are smaller."""
+    _, _, height, width = pictures.shape
+    places = corners(height, width, size)
+    return torch.stack([pictures[..., top : top + size, left : left + size] for top, left in places], dim=1).flatten(0, 1)
 
 
-def merge(tiles: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `cut`: (N, C, size, size) → (C, height, width), each tile fading out towards its border where others overlap it."""
-    size = tiles.shape[-1]
+def merge(tiles: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `cut`: (…, B·N, C, size, size) → (…, *shape), shape (B, C, H, W); each tile fades out towards its border where others
+    overlap it."""
+    size, (batch, _, height, width) = tiles.shape[-1], shape
+    pieces = tiles.unflatten(-4, (batch, -1))  # (…, B, N, C, size, size)
     if (height, width) == (size, size):
-        return tiles[0]
-    total, weights = tiles.new_zeros(tiles.shape[1], height, width), tiles.new_zeros(height, width)
+        return pieces.squeeze(-4)
+    total, weights = tiles.new_zeros(*tiles.shape[:-4], *shape), tiles.new_zeros(height, width)
     weight = fade(size).to(tiles)
-    for tile, (top, left) in zip(tiles, corners(height, width, size), strict=True):
-        total[:, top : top + size, left : left + size] += tile * weight
+    for piece, (top, left) in zip(pieces.unbind(-4), corners(height, width, size), strict=True):
+        total[..., top : top + size, left : left + size] += piece * weight
         weights[top : top + size, left : left + size] += weight
     return total / weights
 

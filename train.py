@@ -1,10 +1,17 @@
-"""Stage 1: the UNet learns what normal pictures look like (DDPM's simple loss)."""
+"""Stage 1: the UNet learns what normal pictures look like (DDPM's simple loss).
 
+<checkpoint_dir>/<category>/training.state   all that a step changes, so that --resume goes on where a run was stopped; one file, replaced
+<checkpoint_dir>/<category>/training.jsonl   a line an epoch: loss, learning rate, pictures a second
+"""
+
+import hashlib
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,39 +20,116 @@ from torch.optim.swa_utils import AveragedModel
 import checkpoint
 import runtime
 from config import Settings
-from dataset import ImageFolder, View, full_batches, shuffled_batches
-from ddad import NoiseSchedule, noise_loss
+from dataset import ImageFolder, View, full_batches, random_squares, shuffled
+from ddad import NoisePredictor, NoiseSchedule, noise_loss
 from runtime import Progress
 from unet import UNet
 
-SHOWN_LOSSES = 100  # steps over which the final loss is averaged
+LOSS_WINDOW = 100  # steps over which the shown loss is averaged
+SECONDS_PER_MINUTE = 60
+SPIKE = 5.0  # a windowed loss so many times the lowest one ends the run
 AVERAGE_RAMP = 10  # steps; a young moving average forgets faster: decay = min(ema, (1 + n) / (10 + n))
-
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def check(settings: Settings) -> tuple[ImageFolder, ImageFolder]:
+@dataclass
+class Trainer:
+    """All that a step changes: after `load_state_dict` the next step is the one that would have followed, bit for bit on the same machine."""
+
+    unet: UNet
+    optimizer: torch.optim.Optimizer
+    rate: torch.optim.lr_scheduler.LRScheduler
+    generator: torch.Generator  # of order, squares, steps and noise; its device is the network's
+    average: AveragedModel | None = None
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
+    step: int = 0
+    order: list[int] = field(default_factory=list)  # pictures that the epoch has yet to show
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+        places = {"step": self.step, "order": self.order, "random": self.generator.get_state(), "dropout": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            places["dropout_cuda"] = torch.cuda.get_rng_state_all()
+        return {name: part.state_dict() for name, part in self.parts().items()} | places
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.step, self.order = state["step"], list(state["order"])
+        self.generator.set_state(state["random"])
+        torch.set_rng_state(state["dropout"])
+        if torch.cuda.is_available() and "dropout_cuda" in state:
+            torch.cuda.set_rng_state_all(state["dropout_cuda"])
+
+    def parts(self) -> dict[str, Any]:
+        parts = {"unet": self.unet, "optimizer": self.optimizer, "rate": self.rate, "scaler": self.scaler, "average": self.average}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+class Losses:
+    """The last losses. They are fetched from the device only when asked for, so that steps need not wait for it."""
+
+    def __init__(self, lowest: float = math.inf, last: Sequence[float] = ()):
+        self.lowest = lowest
+        self.last: deque[Tensor | float] = deque(last, maxlen=LOSS_WINDOW)
+
+    def values(self) -> list[float]:
+        self.last = deque((float(loss) for loss in self.last), maxlen=LOSS_WINDOW)
+        return [float(loss) for loss in self.last]
+
+    def mean(self, count: int = LOSS_WINDOW) -> float:
+        """Of the last `count` steps, LOSS_WINDOW at most."""
+        recent = self.values()[-count:]
+        return sum(recent) / len(recent)
+
+    def check(self, epoch: int) -> None:
+        """Raises ValueError where the training is lost: the loss is not finite, or far above what it was."""
+        now = self.mean()
+        if not math.isfinite(now):
+            raise ValueError(f"the loss is {self.values()[-1]} after epoch {epoch}; lower model.learning_rate, or set training.clip=1")
+        if len(self.last) == LOSS_WINDOW and now > SPIKE * self.lowest:
+            raise ValueError(f"the loss rose from {self.lowest:.4g} to {now:.4g} in epoch {epoch}; lower model.learning_rate, or set training.clip=1")
+        if len(self.last) == LOSS_WINDOW:
+            self.lowest = min(self.lowest, now)
+
+
+def check(settings: Settings, resume: bool = False) -> tuple[ImageFolder, ImageFolder]:
     """The pictures to learn from, and those held out for calibration; raises what would stop the stage later."""
     whole = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
     pictures, kept = whole.split(**settings.split_arguments())
     full_batches(len(pictures), settings.data.batch_size, "data.batch_size")
     if settings.model.save_model:
         checkpoint.ensure_writable(settings.checkpoint_folder)
+    if resume:
+        checkpoint.load_training_state(settings.checkpoint_folder, made_with(settings, pictures))
     return pictures, kept
 
 
-def run(settings: Settings) -> None:
-    """Train on train/good and leave weights in the category's checkpoint folder."""
-    data, model, training, folder = settings.data, settings.model, settings.training, settings.checkpoint_folder
+def made_with(settings: Settings, pictures: ImageFolder) -> dict[str, Any]:
+    """All that the weights depend on."""
+    names = "\n".join(pictures.names())
+    return settings.training_arguments() | {"pictures": f"{len(pictures)}, {hashlib.sha256(names.encode()).hexdigest()[:16]}"}
+
+
+def run(settings: Settings, resume: bool = False) -> None:
+    """Train on train/good and leave weights in the category's checkpoint folder; with `resume` go on where an earlier run was stopped."""
+    data, model, folder = settings.data, settings.model, settings.checkpoint_folder
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)
     pictures, kept = check(settings)
+    fingerprint = made_with(settings, pictures)
+    if resume and checkpoint.is_trained(folder, model.epochs, fingerprint):
+        print(f"{data.category} is trained: {folder / str(model.epochs)} is of these settings and pictures", flush=True)
+        return
     steps = model.epochs * full_batches(len(pictures), data.batch_size, "data.batch_size")
-    unet = UNet(**settings.unet_arguments())
-    weights = sum(parameter.numel() for parameter in unet.parameters())
+    trainer, losses = build_trainer(settings, steps, device), Losses()
+    earlier = checkpoint.load_training_state(folder, fingerprint) if resume else None
+    if earlier:
+        trainer.load_state_dict(earlier["trainer"])
+        losses = Losses(*earlier["losses"])
     runtime.announce(
-        f"Training {data.category}: {weights:,} weights, {model.epochs} epochs, {steps} steps",
+        f"Training {data.category}: {sum(weights.numel() for weights in trainer.unet.parameters()):,} weights, {model.epochs} epochs, {steps} steps",
         device,
         settings.as_dict(),
         {
@@ -53,87 +137,140 @@ def run(settings: Settings) -> None:
             "writes": folder if model.save_model else "nothing",
         },
     )
+    if earlier:
+        print(f"going on behind step {trainer.step}", flush=True)
+    elif checkpoint.has_training_state(folder):
+        print(f"starting anew; the unfinished run in {folder}, which --resume would go on with, is replaced", flush=True)
     began = time.monotonic()
-    average = AveragedModel(unet.to(device), multi_avg_fn=ramped_average(training.ema)) if training.ema else None
-    loop = training_loop(unet.to(device), average, pictures.pixels(model.num_workers), steps, settings, device)
     saved: Path | str = "nowhere (model.save_model is False)"
-    losses: deque[Tensor] = deque(maxlen=SHOWN_LOSSES)
-    for progress in runtime.follow(loop, steps, "training"):
-        losses.append(progress.loss)
-        if not progress.epoch_ends:
-            continue
-        runtime.check_loss(progress, "lower model.learning_rate")
-        if model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.epoch == model.epochs):
-            saved = folder / str(progress.epoch)
-            averaged = average.module if average is not None else None
-            checkpoint.save_unet(saved, unet, average=averaged, held_out=kept.names(), epoch=progress.epoch, settings=settings.as_dict())
+    for path in kept_steps(
+        trainer, losses, pictures.pixels(model.num_workers), steps, {"held_out": kept.names(), "made_with": fingerprint}, settings
+    ):
+        saved = path
+    checkpoint.remove_training_state(folder)
     minutes = (time.monotonic() - began) / 60
-    loss = torch.stack(list(losses)).mean()
-    print(f"trained {data.category} for {model.epochs} epochs in {minutes:.1f} min; loss {loss:.4g} (last {len(losses)} steps)")
+    print(f"trained {data.category} for {model.epochs} epochs in {minutes:.1f} min; loss {losses.mean():.4g} (last {len(losses.last)} steps)")
     print(f"weights in {saved}", flush=True)
 
 
-def training_loop(
-    unet: UNet, average: AveragedModel | None, pixels: Sequence[Tensor], steps: int, settings: Settings, device: torch.device
-) -> Iterator[Progress]:
-    """`training_steps` as the settings want it."""
-    model, training = settings.model, settings.training
+def kept_steps(trainer: Trainer, losses: Losses, pixels: Sequence[Tensor], steps: int, notes: dict[str, Any], settings: Settings) -> Iterator[Path]:
+    """Do the steps that are left; yields the files of weights as they are written, and writes the log and the state to go on from.
+
+    Ctrl-C and SIGTERM end it behind the present step, its state kept.
+    """
+    model, training, folder = settings.model, settings.training, settings.checkpoint_folder
+    batches = steps // model.epochs
+    log = checkpoint.TrainingLog(folder, trainer.step) if model.save_model else None
+    kept_at = shown_at = time.monotonic()
+    shown_step = trainer.step
+    with runtime.stop_requests() as stop:
+        for progress in runtime.follow(steps_of(trainer, pixels, steps, settings), steps, "training", trainer.step):
+            losses.last.append(progress.loss)
+            stopped = stop.requested and progress.step < steps
+            due = stopped or time.monotonic() - kept_at > SECONDS_PER_MINUTE * training.checkpoint_minutes
+            if progress.epoch_ends or due:
+                losses.check(progress.epoch)
+            if progress.epoch_ends and log:
+                speed = (progress.step - shown_step) * settings.data.batch_size / (time.monotonic() - shown_at)
+                log.add(progress.step, progress.epoch, losses.mean(batches), trainer.optimizer.param_groups[0]["lr"], speed)
+                shown_at, shown_step = time.monotonic(), progress.step
+            if progress.epoch_ends and model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.step == steps):
+                average = trainer.average.module if trainer.average is not None else None
+                path = folder / str(progress.epoch)
+                checkpoint.save_unet(path, trainer.unet, average=average, epoch=progress.epoch, settings=settings.as_dict(), **notes)
+                yield path
+            if due and model.save_model:
+                state = {"trainer": trainer.state_dict(), "losses": [losses.lowest, losses.values()], "made_with": notes["made_with"]}
+                checkpoint.save_training_state(folder, state)
+                kept_at = time.monotonic()
+            if stopped:
+                remedy = "the same command with --resume goes on" if model.save_model else "nothing is kept, as model.save_model is False"
+                print(f"stopped behind step {progress.step} of {steps}; {remedy}", flush=True)
+                raise stop.as_exception()
+
+
+def build_trainer(settings: Settings, steps: int, device: torch.device) -> Trainer:
+    """The network as it is at the start, on its device and as it trains fastest there."""
+    model, training, speed = settings.model, settings.training, settings.speed
+    unet = UNet(**settings.unet_arguments()).to(device).to(memory_format=torch.channels_last)
+    unet.checkpointing = speed.activation_checkpointing
+    average = AveragedModel(unet, multi_avg_fn=ramped_average(training.ema)) if training.ema else None
     optimizer = build_optimizer(unet, training.optimizer, model.learning_rate, model.weight_decay)
-    return training_steps(
+    return Trainer(
         unet,
-        pixels,
-        NoiseSchedule(**settings.schedule_arguments()),
         optimizer,
         torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(training.schedule, training.warmup_steps, steps)),
-        epochs=model.epochs,
+        torch.Generator(device).manual_seed(model.seed),
+        average,
+        torch.amp.GradScaler(device.type, enabled=runtime.dtype(speed.precision, device) == torch.float16),
+    )
+
+
+def steps_of(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settings: Settings) -> Iterator[Progress]:
+    """`training_steps` as the settings want it."""
+    training, device = settings.training, trainer.generator.device
+    return training_steps(
+        trainer,
+        pixels,
+        NoiseSchedule(**settings.schedule_arguments()),
+        runtime.compiled(runtime.autocast(trainer.unet, settings.speed.precision, device), settings.speed.compile, device),
+        steps=steps,
         batch_size=settings.data.batch_size,
         window=settings.data.image_size,
-        highest_step=training.highest_step or model.trajectory_steps,
-        generator=torch.Generator(device).manual_seed(model.seed),
-        average=average,
+        highest_step=training.highest_step or settings.model.trajectory_steps,
+        parts=training.accumulate,
+        clip=training.clip,
     )
 
 
 def training_steps(
-    unet: nn.Module,
+    trainer: Trainer,
     pixels: Sequence[Tensor],
     schedule: NoiseSchedule,
-    optimizer: torch.optim.Optimizer,
-    rate: torch.optim.lr_scheduler.LRScheduler,
+    predict: NoisePredictor,
     *,
-    epochs: int,
+    steps: int,
     batch_size: int,
     window: int,
     highest_step: int,
-    generator: torch.Generator,
-    average: AveragedModel | None = None,
+    parts: int = 1,
+    clip: float | None = None,
 ) -> Iterator[Progress]:
-    """One optimisation step a turn. `pixels` are (C, H, W) uint8, of which squares of side `window` are learnt; the last
-    incomplete batch of an epoch is dropped.
+    """One optimisation step a turn, until `trainer` has done `steps`. `pixels` are (C, H, W) uint8, of which squares of side `window` are
+    learnt; the last incomplete batch of an epoch is dropped. `predict` is the trainer's network as it is to be called.
 
-    Steps t are drawn from 0…highest_step − 1. Order, steps and noise come from `generator`, whose device is the network's.
+    Steps t are drawn from 0…highest_step − 1. A batch goes through the network in `parts`, whose gradients add up to the batch's; `clip` is
+    the longest gradient.
     """
-    unet.train()
-    step, batches = 0, len(pixels) // batch_size
-    for epoch in range(1, epochs + 1):
-        for position, x_0 in enumerate(shuffled_batches(pixels, batch_size, window, generator), start=1):
-            t = torch.randint(highest_step, (len(x_0),), generator=generator, device=generator.device)
-            noise = torch.randn(x_0.shape, generator=generator, device=generator.device)
-            loss = noise_loss(unet, x_0, t, noise, schedule)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rate.step()
-            if average is not None:
-                average.update_parameters(unet)
-            step += 1
-            yield Progress(step, epoch, position == batches, loss.detach())
+    unet, generator, batches = trainer.unet.train(), trainer.generator, len(pixels) // batch_size
+    while trainer.step < steps:
+        trainer.order = trainer.order or shuffled(len(pixels), batch_size, generator)
+        chosen, trainer.order = trainer.order[:batch_size], trainer.order[batch_size:]
+        x_0 = random_squares([pixels[index] for index in chosen], window, generator)
+        t = torch.randint(highest_step, (batch_size,), generator=generator, device=generator.device)
+        noise = torch.randn(x_0.shape, generator=generator, device=generator.device)
+        total = torch.zeros((), device=generator.device)
+        trainer.optimizer.zero_grad()
+        for part in zip(x_0.chunk(parts), t.chunk(parts), noise.chunk(parts), strict=True):
+            loss = noise_loss(predict, *part, schedule) * (len(part[0]) / batch_size)
+            trainer.scaler.scale(loss).backward()
+            total += loss.detach()
+        if clip is not None:
+            trainer.scaler.unscale_(trainer.optimizer)
+            nn.utils.clip_grad_norm_(unet.parameters(), clip)
+        trainer.scaler.step(trainer.optimizer)
+        trainer.scaler.update()
+        trainer.rate.step()
+        if trainer.average is not None:
+            trainer.average.update_parameters(unet)
+        trainer.step += 1
+        yield Progress(trainer.step, math.ceil(trainer.step / batches), trainer.step % batches == 0, total)
 
 
 def build_optimizer(unet: nn.Module, name: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """`adam`: L2 inside the gradient, as published; `adamw`: decoupled decay."""
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[name](unet.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    return kinds[name](unet.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def learning_rate_factor(schedule: str, warmup_steps: int, steps: int) -> Callable[[int], float]:

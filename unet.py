@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 PUBLISHED_MULTIPLIERS: dict[int, tuple[float, ...]] = {
     32: (1, 2, 3, 4),
@@ -39,8 +40,11 @@ class UNet(nn.Module):
     A level is `blocks_per_level` residual blocks of `base_channels · multiplier` channels, each followed by self-attention
     where the feature map is one of `attention_sizes` pixels wide. `channel_multipliers=None` takes the published ones.
     `architecture` holds these arguments as plain values: `UNet(**unet.architecture)` is the same network.
+    With `checkpointing` training keeps only the layers' outputs and computes the rest again: less memory for more time.
     Raises ValueError when the levels do not divide `image_size`, or the heads a width.
     """
+
+    checkpointing = False
 
     def __init__(
         self,
@@ -110,12 +114,17 @@ class UNet(nn.Module):
         embedding = self.time_embedding(t)  # (B, 4·base)
         skips = []
         for layer in self.down:
-            x = layer(x, embedding)
+            x = self.through(layer, x, embedding)
             skips.append(x)
-        x = self.middle(x, embedding)
+        x = self.through(self.middle, x, embedding)
         for layer in self.up:
-            x = layer(torch.cat([x, skips.pop()], dim=1), embedding)
+            x = self.through(layer, torch.cat([x, skips.pop()], dim=1), embedding)
         return self.out(x)
+
+    def through(self, layer: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(layer, x, embedding, use_reentrant=False)
+        return layer(x, embedding)
 
 
 class ResidualBlock(nn.Module):
@@ -187,9 +196,16 @@ class TimedSequential(nn.Sequential):
         return x
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """In fp32 in any autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def group_norm(channels: int) -> GroupNorm:
     """32 groups as published; fewer where 32 does not divide the width of a small network."""
-    return nn.GroupNorm(math.gcd(PUBLISHED_GROUPS, channels), channels)
+    return GroupNorm(math.gcd(PUBLISHED_GROUPS, channels), channels)
 
 
 def zeroed(module: Module) -> Module:

@@ -106,7 +106,7 @@ def test_published_maps_of_a_batch_are_the_golden_ones(golden, tmp_path):
     networks = detection.Networks(unet, features, SCHEDULE, w=0, start=25, skip=25, eta=1)
     for v in (1, 7):
         made = replace(detector(kept=None, v=v, blur_sigma=4, batch_size=3, view=View(64)), networks=networks)
-        found = made.find(list(torch.from_numpy(expected["target"])), made.picture_noise)
+        found = made.find(torch.from_numpy(expected["target"]), made.picture_noise)
         assert_golden(torch.stack([finding.anomaly for finding in found])[:, None], expected[f"map_v{v}"])
 
 
@@ -136,8 +136,12 @@ def test_published_maps_depend_on_the_company(folder):
 def test_maps_are_means_over_draws():
     pictures = torch.rand(2, 3, 32, 32)
     noise = [torch.randn(2, 3, 32, 32) for _ in range(6)]
-    (_, f_1, p_1), (_, f_2, p_2) = (detector().networks.compare(pictures, iter(noise[i : i + 3]).__next__) for i in (0, 3))
-    _, d_feature, d_pixel = detector(draws=2).networks.compare(pictures, iter(noise).__next__)
+    networks = detector(draws=2).networks
+    both = networks.reconstructions(pictures, iter(noise).__next__)
+    apart = torch.cat([detector().networks.reconstructions(pictures, iter(noise[i : i + 3]).__next__) for i in (0, 3)])
+    torch.testing.assert_close(both, apart)
+    (f_1, p_1), (f_2, p_2) = (networks.distances(pictures, draw[None]) for draw in both)
+    d_feature, d_pixel = networks.distances(pictures, both)
     torch.testing.assert_close(d_feature, (f_1 + f_2) / 2)
     torch.testing.assert_close(d_pixel, (p_1 + p_2) / 2)
 
@@ -232,17 +236,19 @@ def test_an_anomalous_picture_has_a_region_at_any_size(size):
         assert left <= x <= right and top <= y <= bottom and 0 < found.mask.sum() == region.area
 
 
-def test_a_tiled_picture_is_its_tiles_merged(category):
-    """The distances of each tile alone, put together; then one map, in the picture's own size."""
+def test_a_tiled_picture_is_compared_whole(category):
+    """The reconstructions of its tiles, each made alone, are put together; then one map, in the picture's own size."""
     paths = [category / "test" / kind / "000.png" for kind in ("good", "crack", "good")]
     picture = Image.fromarray(np.vstack([np.hstack([np.asarray(Image.open(path)) for path in paths])] * 2))
     tiled, alone = detector(view=View(32, tiles=2)), detector()
-    shown = to_unit_range(tiled.view.pixels(picture))
-    (found,) = tiled.find([shown], tiled.picture_noise)
-    parts = [alone.find([tile], alone.picture_noise)[0] for tile in tiles.cut(shown, 32)]
-    for name in ("d_feature", "d_pixel"):
-        expected = tiles.merge(torch.stack([getattr(part, name)[None] for part in parts]), 64, 96)[0]
-        torch.testing.assert_close(getattr(found, name), expected, rtol=0, atol=1e-5)
-    assert found.anomaly.shape == (64, 96) and found.reconstruction.shape == (3, 64, 96) and tiled(picture).map.shape == (96, 144)
+    shown = to_unit_range(tiled.view.pixels(picture))[None]
+    (found,) = tiled.find(shown, tiled.picture_noise)
+    parts = [alone.find(tile[None], alone.picture_noise)[0].reconstruction for tile in tiles.cut(shown, 32)]
+    expected = tiles.merge(torch.stack(parts), shown.shape)
+    torch.testing.assert_close(found.reconstruction, expected[0], rtol=0, atol=1e-5)
+    d_feature, d_pixel = tiled.networks.distances(shown, expected[None])
+    torch.testing.assert_close(found.d_feature, d_feature[0, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.d_pixel, d_pixel[0, 0], rtol=0, atol=1e-5)
+    assert found.anomaly.shape == (64, 96) and tiled(picture).map.shape == (96, 144)
     both = tiled.detect([picture, picture.rotate(180)])
     np.testing.assert_allclose(both[0].map, tiled(picture).map, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
@@ -24,6 +25,7 @@ import config
 import evaluation
 import main
 import metrics
+import train
 from anomaly_map import resized
 from detection import Detector, Finding
 
@@ -39,7 +41,7 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
     code, out, err = run_main("--train", "--domain_adaptation", "--detection", "model.DA_chp=latest")
     assert code == 0, err
     checkpoints, results = tmp_path / "checkpoints" / "nut", tmp_path / "results"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "calibration.json", "feat0", "feat1"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "calibration.json", "feat0", "feat1", "training.jsonl"]
     assert "efficientnet_lite0 from" in out and "feat1" in out
     table = rows(results)
     assert [(row["path"], row["label"]) for row in table] == [
@@ -113,7 +115,7 @@ def test_training_learns(run_main, tmp_path):
 
 def test_checkpoints_come_every_so_many_epochs_and_last(run_main, tmp_path):
     run_main("--train", "model.epochs=5", "training.checkpoint_epochs=2")
-    assert sorted(path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()) == ["2", "4", "5"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()) == ["2", "4", "5", "training.jsonl"]
 
 
 def test_save_model_false_saves_nothing(run_main, tmp_path):
@@ -398,7 +400,8 @@ def test_ctrl_c_ends_with_one_line_and_nothing_half_written(tiny_config, tmp_pat
     assert process.returncode == 130 and err.strip().splitlines()[-1].startswith("stopped") and "Traceback" not in err
     assert not list(folder.glob(".*"))
     for path in folder.iterdir():
-        checkpoint.read_state(path)
+        if path.name != checkpoint.TRAINING_LOG:
+            checkpoint.read_state(path)
 
 
 def test_weights_that_cannot_be_written_are_noticed_before_the_work(run_main, tmp_path):
@@ -409,10 +412,67 @@ def test_weights_that_cannot_be_written_are_noticed_before_the_work(run_main, tm
 
 def test_a_loss_that_explodes_stops_the_run(run_main, tmp_path):
     code, _, err = run_main("--train", "model.learning_rate=1e30", "model.epochs=20")
-    assert code == 2 and "lower model.learning_rate" in err and not list((tmp_path / "checkpoints" / "nut").iterdir())
+    assert code == 2 and "lower model.learning_rate" in err
+    assert [path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()] == ["training.jsonl"]
 
 
 def test_maps_that_overflow_leave_no_results(run_main, tmp_path):
     run_main("--train")
     code, _, err = run_main("--detection", "model.w=1e300")
     assert code == 2 and "lower model.w" in err and not list((tmp_path / "results").iterdir())
+
+
+def test_training_that_is_killed_goes_on_where_it_was(tiny_config, tmp_path, run_main):
+    """SIGTERM keeps the last step, kill -9 the last state; the weights are those of an unbroken run, and the log has each epoch once."""
+    settings = ["model.epochs=300", "training.ema=0.9", "training.checkpoint_epochs=1000", "training.checkpoint_minutes=0.001"]
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    run_main("--train", *settings, f"model.checkpoint_dir={unbroken}")
+    state = broken / "nut" / checkpoint.TRAINING_STATE
+    command = [sys.executable, "main.py", "--config", str(tiny_config), "--train", "--resume", *settings, f"model.checkpoint_dir={broken}"]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
+            time.sleep(0.01)
+        process.send_signal(number)
+        output, _ = process.communicate()
+        assert process.returncode == (143 if number == signal.SIGTERM else -9)
+        assert ("--resume goes on" in output) == (number == signal.SIGTERM)
+    _, said, _ = run_main("--train", "--resume", *settings, f"model.checkpoint_dir={broken}")
+    assert "going on behind step" in said and not state.exists()
+    ours, theirs = (torch.load(folder / "nut" / "300", weights_only=True) for folder in (broken, unbroken))
+    for part in ("weights", "average"):
+        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
+    log = [json.loads(line) for line in (broken / "nut" / checkpoint.TRAINING_LOG).read_text().splitlines()]
+    assert [line["epoch"] for line in log] == list(range(1, 301)) and set(log[0]) > {"loss", "learning_rate", "pictures_per_second"}
+    assert "nut is trained" in run_main("--train", "--resume", *settings, f"model.checkpoint_dir={broken}")[1]
+
+
+def test_a_state_of_other_settings_is_not_gone_on_with(run_main, tiny_config):
+    settings = config.load(tiny_config)
+    folder = settings.checkpoint_folder
+    made_with = train.made_with(settings, train.check(settings)[0])
+    checkpoint.save_training_state(folder, {"made_with": {**made_with, "learning_rate": 0.5}})
+    code, _, error = run_main("--train", "--resume")
+    assert code == 2
+    assert "is of another training: learning_rate was 0.5, is 0.0003; set that again, or train without --resume" in error
+    assert "unfinished run" in run_main("--train")[1]
+
+
+def test_the_raw_weights_are_there_beside_the_average(run_main, tmp_path):
+    scores = []
+    run_main("--train", "training.ema=0.9")
+    for averaged in (True, False):
+        run_main("--detection", f"model.averaged={averaged}")
+        scores.append((tmp_path / "results" / "scores.csv").read_text())
+    assert scores[0] != scores[1]
+
+
+def test_reduced_precision_changes_scores_little_and_is_noticed(run_main, tmp_path):
+    run_main("--train", "speed.precision=bf16", "training.accumulate=2", "training.clip=1")
+    scores = []
+    for precision in ("fp32", "bf16"):
+        _, said, _ = run_main("--detection", f"speed.detection_precision={precision}", "score.draws=1")
+        scores.append([float(row["score"]) for row in rows(tmp_path / "results")])
+    assert "precision was fp32, is bf16" in said and scores[0] != scores[1]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=0.1)

@@ -11,12 +11,13 @@ properties = settings(deadline=None, derandomize=True, max_examples=60)
 
 
 @properties
-@given(height=st.integers(8, 70), width=st.integers(8, 70), size=st.sampled_from([8, 16]))
-def test_tiles_put_together_are_the_picture(height, width, size):
-    picture = torch.rand(2, max(height, size), max(width, size))
-    tiles = cut(picture, size)
+@given(height=st.integers(8, 70), width=st.integers(8, 70), size=st.sampled_from([8, 16]), count=st.integers(1, 3))
+def test_tiles_put_together_are_the_pictures(height, width, size, count):
+    pictures = torch.rand(count, 2, max(height, size), max(width, size))
+    tiles = cut(pictures, size)
     assert tiles.shape[1:] == (2, size, size)
-    torch.testing.assert_close(merge(tiles, *picture.shape[1:]), picture)
+    torch.testing.assert_close(merge(tiles, pictures.shape), pictures)
+    torch.testing.assert_close(merge(torch.stack([tiles, 2 * tiles]), pictures.shape), torch.stack([pictures, 2 * pictures]))
 
 
 @properties
@@ -33,14 +34,14 @@ def test_tiles_reach_both_borders_and_share_their_overlap(extent, size):
 
 
 def test_a_picture_of_one_tile_is_left_as_it_is():
-    picture = torch.rand(3, 16, 16)
-    assert (merge(cut(picture, 16), 16, 16) == picture).all()
+    pictures = torch.rand(2, 3, 16, 16)
+    assert (merge(cut(pictures, 16), pictures.shape) == pictures).all()
 
 
 def test_there_are_no_seams():
-    """Where neighbouring tiles disagree by 1, the merged map goes from one to the other in steps of a small share."""
-    tiles = cut(torch.zeros(1, 16, 28), 16)
+    """Where neighbouring tiles disagree by 1, the merged picture goes from one to the other in steps of a small share."""
+    tiles = cut(torch.zeros(1, 1, 16, 28), 16)
     assert len(tiles) == 2
-    merged = merge(torch.stack([torch.zeros(1, 16, 16), torch.ones(1, 16, 16)]), 16, 28)[0]
+    merged = merge(torch.stack([torch.zeros(1, 16, 16), torch.ones(1, 16, 16)]), (1, 1, 16, 28))[0, 0]
     assert merged[:, 0].max() == 0 and merged[:, -1].min() == 1
     assert 0 < (merged[:, 1:] - merged[:, :-1]).max() < 0.35

@@ -7,7 +7,31 @@ from torch.optim.swa_utils import AveragedModel
 
 from dataset import full_batches, shuffled_batches
 from ddad import NoiseSchedule
-from train import build_optimizer, learning_rate_factor, ramped_average, training_steps
+from train import LOSS_WINDOW, Losses, Trainer, build_optimizer, learning_rate_factor, ramped_average, training_steps
+from unet import UNet
+
+PIXELS = torch.randint(256, (9, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+LOOP = {"schedule": NoiseSchedule(), "batch_size": 4}
+
+
+def small_unet(**arguments) -> UNet:
+    torch.manual_seed(0)
+    unet = UNet(16, 8, channel_multipliers=[1, 2], blocks_per_level=1, attention_sizes=(8,), heads=2, **arguments)
+    for parameter in unet.parameters():  # zeros at initialisation hide differences
+        nn.init.normal_(parameter, std=0.1)
+    return unet
+
+
+def trainer_of(unet: nn.Module, average: bool = False) -> Trainer:
+    optimizer = build_optimizer(unet, "adamw", 1e-3, 0.01)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor("cosine", 2, 9))
+    averaged = AveragedModel(unet, multi_avg_fn=ramped_average(0.9)) if average else None
+    return Trainer(unet, optimizer, rate, torch.Generator().manual_seed(0), averaged)
+
+
+def steps_of(trainer: Trainer, steps: int, window: int = 16, **arguments):
+    made = {**LOOP, "window": window, "highest_step": 1000, **arguments}
+    return list(training_steps(trainer, PIXELS, predict=trainer.unet, steps=steps, **made))
 
 
 def one_step(name: str) -> float:
@@ -72,20 +96,55 @@ def test_steps_stay_below_the_highest_and_epochs_end():
             told.extend(t.tolist())
             return self.weight * x
 
-    unet = Spy()
-    optimizer = build_optimizer(unet, "adam", 1e-3, 0)
-    loop = training_steps(
-        unet,
-        torch.zeros(9, 3, 8, 8, dtype=torch.uint8),
-        NoiseSchedule(),
-        optimizer,
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
-        epochs=40,
-        batch_size=4,
-        window=8,
-        highest_step=50,
-        generator=torch.Generator().manual_seed(0),
-    )
-    progress = list(loop)
+    progress = steps_of(trainer_of(Spy()), 80, highest_step=50)
     assert [(p.step, p.epoch, p.epoch_ends) for p in progress[:3]] == [(1, 1, False), (2, 1, True), (3, 2, False)] and len(progress) == 80
     assert min(told) == 0 and max(told) == 49
+
+
+@pytest.mark.parametrize("stopped", [1, 2, 5])
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stopped):
+    """In the middle of an epoch and at its end, with dropout, a moving average, a learning rate that changes, and squares cut at random."""
+    unbroken = trainer_of(small_unet(dropout=0.3), average=True)
+    losses = [progress.loss for progress in steps_of(unbroken, 9, window=12)]
+    first = trainer_of(small_unet(dropout=0.3), average=True)
+    steps_of(first, stopped, window=12)
+    torch.save(first.state_dict(), tmp_path / "state")
+    second = trainer_of(small_unet(dropout=0.3), average=True)
+    torch.rand(5)  # what came between
+    second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    torch.testing.assert_close([progress.loss for progress in steps_of(second, 9, window=12)], losses[stopped:], rtol=0, atol=0)
+    for part in ("unet", "average"):
+        torch.testing.assert_close(getattr(second, part).state_dict(), getattr(unbroken, part).state_dict(), rtol=0, atol=0)
+
+
+def gradients(**arguments) -> dict[str, torch.Tensor]:
+    unet = small_unet()
+    unet.checkpointing = arguments.pop("checkpointing", False)
+    steps_of(trainer_of(unet), 1, **arguments)
+    return {name: parameter.grad for name, parameter in unet.named_parameters()}
+
+
+def test_accumulated_and_recomputed_gradients_are_those_of_the_batch():
+    expected = gradients()
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for arguments in ({"parts": 2}, {"parts": 3}, {"checkpointing": True}):
+        for name, gradient in gradients(**arguments).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-6 * largest, msg=name)
+
+
+def test_long_gradients_are_clipped():
+    lengths = [torch.stack([gradient.norm() for gradient in gradients(clip=clip).values()]).norm().item() for clip in (None, 0.5)]
+    assert lengths[0] > 1 and lengths[1] == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_or_leaps_ends_the_training():
+    losses = Losses()
+    for value in [100.0] * LOSS_WINDOW + [120.0] * LOSS_WINDOW:
+        losses.last.append(torch.tensor(value))
+        losses.check(1)
+    losses.last.extend([torch.tensor(700.0)] * LOSS_WINDOW)
+    with pytest.raises(ValueError, match="the loss rose from 100 to 700 in epoch 7; lower model.learning_rate"):
+        losses.check(7)
+    losses.last.append(torch.tensor(math.nan))
+    with pytest.raises(ValueError, match="the loss is nan after epoch 8"):
+        losses.check(8)

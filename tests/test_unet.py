@@ -97,3 +97,19 @@ def test_impossible_shapes_are_named(arguments, words):
 
 def test_multipliers_between_published_sizes_are_those_of_the_smaller():
     assert published_multipliers(320) == published_multipliers(256) == (1, 1, 2, 2, 4, 4)
+
+
+def test_norms_stay_in_fp32_where_the_rest_is_reduced():
+    unet = UNet(16, 8, channel_multipliers=[1, 2], blocks_per_level=1, attention_sizes=(8,), heads=2)
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    seen = set()
+    for module in unet.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    x, t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 200])
+    expected = unet(x, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = unet(x, t)
+    assert reduced.dtype == torch.bfloat16 and seen == {torch.float32}
+    assert (reduced - expected).abs().max() < 0.05 * expected.abs().max()
