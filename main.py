@@ -75,7 +75,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The stages asked for; returns the exit code. torch is loaded only here, so that --help and mistyped flags answer at once."""
+    """The stages asked for; returns the exit code. torch is loaded only here, so that --help and mistyped flags answer at once.
+
+    Of several processes (torchrun) all train together; adaptation and detection are the first one's.
+    """
+    import parallel
+
+    with parallel.joined() as group:
+        if not group.leads:
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+            options.domain_adaptation = options.detection = False
+        return run_stages(options)
+
+
+def run_stages(options: argparse.Namespace) -> int:
     import config
 
     settings = config.load(options.config, options.settings)
@@ -146,10 +159,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: the package {error.name} is missing; python -m pip install -r requirements.txt", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
+        if not show_traceback and process_lost(error):
+            print("error: another process of this run has ended; start it again with --resume", file=sys.stderr)
+            return 2
         if show_traceback or not memory_spent(error):
             raise
         print(f"error: out of memory; lower {', '.join(MEMORY_EATERS)}", file=sys.stderr)
         return 2
+
+
+def process_lost(error: BaseException) -> bool:
+    import parallel
+
+    return parallel.lost(error)
 
 
 def memory_spent(error: BaseException) -> bool:

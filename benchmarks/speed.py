@@ -1,0 +1,344 @@
+"""python -m benchmarks.speed [--device cpu] [--repeats 5] [ROW …]: how fast each part is, beside a plain reference, in one table.
+
+The reference is in this file: the same weights and results, without what makes the parts fast here. Like the published code it attends over
+non-contiguous tensors without a fused kernel, keeps NCHW tensors, recomputes alpha_bar at each step and the target's features at each
+picture, computes layer4 and throws it away, decodes all pictures in each epoch, and takes PRO from 200 thresholds. Both sides alternate.
+
+Seconds are medians with the range of the repeats. Throughput counts the network's own operations (torch's FlopCounterMode), and the share
+is of the fastest convolution or matrix product measured in the same run.
+"""
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from skimage.measure import label
+from sklearn.metrics import auc, roc_auc_score
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import metrics
+from anomaly_map import combine, feature_distance, pixel_distance, smooth
+from dataset import ImageFolder, View, shuffled_batches
+from ddad import NoiseSchedule, gaussian_draws, noise_loss, reconstruct
+from detection import Networks, ready
+from feature_extractor import FeatureExtractor
+from train import build_optimizer
+from unet import SelfAttention, UNet
+
+SCHEDULE = NoiseSchedule()
+EXTRACTOR = "wide_resnet101_2"
+GIGA, MEBI = 1e9, 2**20
+PRO_LIMIT, PLAIN_THRESHOLDS = 0.3, 200
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what is done, to how many pictures, by us and by the reference, and how many operations it takes (0: not counted)."""
+
+    name: str
+    pictures: int
+    ours: Callable[[], object]
+    plain: Callable[[], object]
+    operations: float = 0.0
+    most: int | None = None  # repeats of what takes minutes
+
+
+# The plain reference
+
+
+class PlainAttention(SelfAttention):
+    """As published: q, k and v are strided views, the scores are a tensor of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.to_qkv(self.norm(x).reshape(batch, channels, -1)).reshape(batch * self.heads, -1, height * width)
+        q, k, v = qkv.chunk(3, dim=1)
+        scale = (channels // self.heads) ** -0.25
+        scores = torch.einsum("bct,bcs->bts", q * scale, k * scale).softmax(dim=-1)
+        attended = torch.einsum("bts,bcs->bct", scores, v).reshape(batch, channels, -1)
+        return x + self.proj_out(attended).reshape(x.shape)
+
+
+def plain_unet(unet: UNet) -> UNet:
+    plain = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
+    for module in plain.modules():
+        if isinstance(module, SelfAttention):
+            module.__class__ = PlainAttention
+    return plain
+
+
+def plain_alpha_bar(t: Tensor | int, device: torch.device) -> Tensor:
+    betas = torch.linspace(1e-4, 0.02, SCHEDULE.steps, dtype=torch.float64, device=device)
+    return torch.cat([torch.ones(1, dtype=torch.float64, device=device), (1 - betas).cumprod(dim=0)]).index_select(
+        0, torch.as_tensor(t, device=device).view(-1) + 1
+    )
+
+
+@torch.no_grad()
+def plain_reconstruct(unet: nn.Module, x: Tensor, w: float, start: int, skip: int) -> Tensor:
+    signal = plain_alpha_bar(start, x.device).float()
+    x_t = signal.sqrt() * x + (1 - signal).sqrt() * torch.randn_like(x)
+    times = list(range(0, start, skip))[::-1]
+    for t, s in zip(times, [*times[1:], -1], strict=True):
+        now, then = plain_alpha_bar(t, x.device).float(), plain_alpha_bar(s, x.device).float()
+        eps = unet(x_t, torch.full((len(x),), t, device=x.device))
+        y_t = now.sqrt() * x + (1 - now).sqrt() * eps
+        eps = eps - w * (1 - now).sqrt() * (y_t - x_t)
+        x_0 = (x_t - (1 - now).sqrt() * eps) / now.sqrt()
+        new = ((1 - now / then) * (1 - then) / (1 - now)).sqrt()
+        x_t = then.sqrt() * x_0 + new * torch.randn_like(x) + (1 - then - new**2).clamp_min(0).sqrt() * eps
+    return x_t
+
+
+class PlainResNet(nn.Module):
+    """The whole network; layer4 and fc are computed for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = torchvision.models.get_model(EXTRACTOR, weights=None)
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        collected, x = [], pictures
+        for name, module in self.network.named_children():
+            x = module(x.flatten(1) if name == "fc" else x)
+            if name in ("layer1", "layer2", "layer3"):
+                collected.append(x)
+        return collected
+
+
+def plain_pro(maps: np.ndarray, masks: np.ndarray) -> float:
+    regions = [(index, numbered == number) for index, numbered in enumerate(map(label, masks)) for number in range(1, numbered.max() + 1)]
+    rates, overlaps = [], []
+    for threshold in np.linspace(maps.min(), maps.max(), PLAIN_THRESHOLDS):
+        above = maps > threshold
+        overlaps.append(np.mean([above[index][region].mean() for index, region in regions]))
+        rates.append(above[~masks].mean())
+    order = np.argsort(rates)
+    within = np.linspace(0, PRO_LIMIT, 100)
+    return float(auc(within, np.interp(within, np.array(rates)[order], np.array(overlaps)[order])) / PRO_LIMIT)
+
+
+# Rows
+
+
+def network(kind: str, device: torch.device) -> tuple[UNet, int]:
+    """(network with weights that are not zero, its picture's side)."""
+    torch.manual_seed(0)
+    size = 64 if kind == "DDAD-S" else 256
+    unet = UNet(size, 32, heads=2, dropout=0.3) if kind == "DDAD-S" else UNet(size)
+    for parameter in unet.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return unet.to(device), size
+
+
+def operations(call: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def training(kind: str, batch: int, device: torch.device) -> Row:
+    unet, size = network(kind, device)
+    plain, ours = plain_unet(unet).train(), unet.train()
+    if device.type == "cuda":  # as train.py has it
+        ours = ours.to(memory_format=torch.channels_last)
+    optimizers = build_optimizer(ours, "adam", 3e-4, 0.05), torch.optim.Adam(plain.parameters(), lr=3e-4, weight_decay=0.05, foreach=False)
+    x_0 = torch.randn(batch, 3, size, size, device=device)
+
+    def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def fast() -> None:
+        t = torch.randint(1000, (batch,), device=device)
+        step(optimizers[0], noise_loss(ours, x_0, t, torch.randn_like(x_0), SCHEDULE))
+
+    def slow() -> None:
+        t, noise = torch.randint(1000, (batch,), device=device), torch.randn_like(x_0)
+        alpha_bar = plain_alpha_bar(t, device).float().view(-1, 1, 1, 1)
+        predicted = plain(alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise, t)
+        step(optimizers[1], (noise - predicted).square().sum(dim=(1, 2, 3)).mean())
+
+    return Row(f"training step, {kind} {size} px, batch {batch}", batch, fast, slow, operations(fast))
+
+
+def forward(kind: str, batch: int, device: torch.device) -> Row:
+    unet, size = network(kind, device)
+    plain, ours = plain_unet(unet).eval(), ready(unet, device)
+    x, t = torch.randn(batch, 3, size, size, device=device), torch.full((batch,), 100, device=device)
+    fast, slow = torch.no_grad()(lambda: ours(x, t)), torch.no_grad()(lambda: plain(x, t))
+    torch.testing.assert_close(fast(), slow(), rtol=0, atol=1e-3)
+    return Row(f"forward, {kind} {size} px, batch {batch}", batch, fast, slow, operations(fast))
+
+
+def whole_detection(kind: str, batch: int, device: torch.device) -> Row:
+    """One draw of DDAD-10, features, and the map."""
+    unet, size = network(kind, device)
+    plain, plain_features = plain_unet(unet).eval(), PlainResNet().to(device).eval()
+    networks = Networks(ready(unet, device), ready(FeatureExtractor(EXTRACTOR, "random"), device), SCHEDULE, w=3, start=250, skip=25, eta=1)
+    x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
+
+    def fast() -> Tensor:
+        rebuilt = networks.reconstructions(x, gaussian_draws(x.shape, torch.Generator(device).manual_seed(0)))
+        d_feature, d_pixel = networks.distances(x, rebuilt)
+        return smooth(combine(d_feature, d_pixel, 1.0), 4)
+
+    @torch.no_grad()
+    def slow() -> Tensor:
+        x_0 = plain_reconstruct(plain, x, 3, 250, 25)
+        d_feature = feature_distance(plain_features(x), plain_features(x_0), size)
+        return smooth(combine(d_feature, pixel_distance(x_0, x), 1.0), 4)
+
+    return Row(f"detection, {kind} {size} px, {EXTRACTOR}, batch {batch}", batch, fast, slow, operations(fast))
+
+
+def reconstruction(kind: str, batch: int, device: torch.device) -> Row:
+    unet, size = network(kind, device)
+    plain, ours = plain_unet(unet).eval(), ready(unet, device)
+    x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
+
+    def fast() -> Tensor:
+        draw = gaussian_draws(x.shape, torch.Generator(device).manual_seed(0))
+        return reconstruct(ours, x, x, schedule=SCHEDULE, w=3, draw=draw)
+
+    return Row(f"reconstruction, {kind} {size} px, batch {batch}", batch, fast, lambda: plain_reconstruct(plain, x, 3, 250, 25), operations(fast))
+
+
+def loading(count: int, side: int, folder: Path) -> Row:
+    """The second epoch of PNG files: they are in memory, and only have to be cut, stacked and scaled."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / "nut" / "train" / "good" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ramp = np.linspace(0, 200, side)[None, :, None] + rng.integers(0, 30, (side, side, 3))
+        Image.fromarray(ramp.astype(np.uint8)).save(path)
+    pictures = ImageFolder(folder / "nut", "train", View(256))
+    pixels = pictures.pixels(2)
+    generator = torch.Generator().manual_seed(0)
+
+    def slow() -> None:
+        for index in torch.randperm(count).tolist():
+            with Image.open(pictures.samples[index].picture) as opened:
+                resized = opened.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR)
+            torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().div(127.5).sub(1)
+
+    return Row(f"second epoch of {count} PNG files of {side}²", count, lambda: list(shuffled_batches(pixels, 8, 256, generator)), slow)
+
+
+def measuring(count: int, side: int) -> Row:
+    rng = np.random.default_rng(0)
+    maps, masks = rng.random((count, side, side), np.float32), np.zeros((count, side, side), bool)
+    for index in range(0, count, 2):
+        top, left = rng.integers(0, side - 40, 2)
+        masks[index, top : top + 30, left : left + 25] = True
+    maps[masks] += 0.3
+
+    def fast() -> tuple[float, float]:
+        ranking = metrics.rank(maps, masks)
+        return ranking.auroc(), ranking.pro(PRO_LIMIT)
+
+    def slow() -> tuple[float, float]:
+        return float(roc_auc_score(masks.ravel(), maps.ravel())), plain_pro(maps, masks)
+
+    np.testing.assert_allclose(fast(), slow(), atol=0.01)
+    return Row(f"PRO and pixel AUROC of {count} maps {side}²", count, fast, slow, most=2)
+
+
+def ceiling(device: torch.device) -> tuple[float, float]:
+    """(convolution, matrix product) in operations a second: the fastest of ten."""
+    convolution = nn.Conv2d(128, 128, 3, padding=1).to(device).to(memory_format=torch.channels_last)
+    x = torch.randn(16, 128, 64, 64, device=device).to(memory_format=torch.channels_last)
+    a, b = torch.randn(2, 2048, 2048, device=device)
+    with torch.no_grad():
+        calls = (lambda: convolution(x), lambda: a @ b)
+        return tuple(operations(call) / min(seconds(call, device) for _ in range(10)) for call in calls)  # type: ignore[return-value]
+
+
+# The table
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> float:
+    """MiB: on CUDA what tensors took, elsewhere the process's resident memory; nan where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) / MEBI
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        call()
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) / 1024
+    return float("nan")
+
+
+def measured(row: Row, repeats: int, device: torch.device, fastest: float) -> str:
+    row.ours(), row.plain()
+    pairs = [(seconds(row.plain, device), seconds(row.ours, device)) for _ in range(min(repeats, row.most or repeats))]
+    plain, ours = zip(*pairs, strict=True)
+    ratios = [slow / fast for slow, fast in pairs]
+    rate = row.operations / statistics.median(ours)
+    rates = f"{rate / GIGA:.0f} | {rate / fastest:.0%}" if rate else "– | –"
+    memory = peak_memory(row.ours, device)
+    return f"| {row.name} | {spread(plain, row.pictures)} | {spread(ours, row.pictures)} | {spread(ratios)}× | {rates} | {memory:.0f} |"
+
+
+def spread(values: tuple[float, ...] | list[float], of: int = 1) -> str:
+    middle, low, high = (value / of for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle:.3g} ({low:.3g}–{high:.3g})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="Times each part beside a plain reference.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("rows", nargs="*", help="words that the names of the wanted rows hold (all)")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    torch.backends.cudnn.allow_tf32 = False
+    convolution, product = ceiling(device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {device} ({where}), fp32; median (range) of {options.repeats}, both sides alternating")
+    print(f"ceiling: convolution {convolution / GIGA:.0f} GFLOP/s, matrix product {product / GIGA:.0f} GFLOP/s\n")
+    print("| | plain, s a picture | ours, s a picture | ratio | GFLOP/s | of the ceiling | peak MiB |\n|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        rows: dict[str, Callable[[], Row]] = {
+            "training DDAD-S": lambda: training("DDAD-S", 16, device),
+            "training DDAD 256": lambda: training("DDAD", 2, device),
+            "forward DDAD-S": lambda: forward("DDAD-S", 16, device),
+            "forward DDAD 256": lambda: forward("DDAD", 1, device),
+            "reconstruction DDAD-S": lambda: reconstruction("DDAD-S", 16, device),
+            "detection DDAD 256": lambda: whole_detection("DDAD", 1, device),
+            "loading": lambda: loading(40, 900, Path(folder)),
+            "metrics": lambda: measuring(83, 224),
+        }
+        for name, make in rows.items():
+            if all(word in name for word in options.rows):
+                print(measured(make(), options.repeats, device, max(convolution, product)), flush=True)
+    print("\nA loaded picture's and a map's share is of the whole set's time.")
+
+
+if __name__ == "__main__":
+    main()
