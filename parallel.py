@@ -49,7 +49,7 @@ class Group:
 
 
 def group() -> Group:
-    """Raises nothing: outside torchrun a process is alone."""
+    """As torchrun says; without it a process is alone."""
     return Group(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 

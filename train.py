@@ -153,9 +153,8 @@ def run(settings: Settings, resume: bool = False) -> None:
         print(f"starting anew; the unfinished run in {folder}, which --resume would go on with, is replaced", flush=True)
     began = time.monotonic()
     saved: Path | str = "nowhere (model.save_model is False)"
-    for path in kept_steps(
-        trainer, losses, pictures.pixels(model.num_workers), steps, {"held_out": kept.names(), "made_with": fingerprint}, settings
-    ):
+    pixels, notes = pictures.pixels(model.num_workers), {"held_out": kept.names(), "made_with": fingerprint}
+    for path in kept_steps(trainer, losses, pixels, steps, notes, settings):
         saved = path
     if model.save_model:
         checkpoint.remove_training_state(folder)
@@ -186,10 +185,7 @@ def kept_steps(trainer: Trainer, losses: Losses, pixels: Sequence[Tensor], steps
                 log.add(progress.step, progress.epoch, losses.mean(batches), trainer.optimizer.param_groups[0]["lr"], speed)
                 shown_at, shown_step = time.monotonic(), progress.step
             if progress.epoch_ends and model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.step == steps):
-                average = trainer.average.module if trainer.average is not None else None
-                path = folder / str(progress.epoch)
-                checkpoint.save_unet(path, trainer.unet, average=average, epoch=progress.epoch, settings=settings.as_dict(), **notes)
-                yield path
+                yield save_weights(trainer, progress.epoch, notes, settings)
             if due and model.save_model:
                 state = {"trainer": trainer.state_dict(), "losses": [losses.lowest, losses.values()], "made_with": notes["made_with"]}
                 checkpoint.save_training_state(folder, state)
@@ -198,6 +194,12 @@ def kept_steps(trainer: Trainer, losses: Losses, pixels: Sequence[Tensor], steps
                 remedy = "the same command with --resume goes on" if model.save_model else "nothing is kept, as model.save_model is False"
                 print(f"stopped behind step {progress.step} of {steps}; {remedy}", flush=True)
                 raise stop.as_exception()
+
+
+def save_weights(trainer: Trainer, epoch: int, notes: dict[str, Any], settings: Settings) -> Path:
+    path, average = settings.checkpoint_folder / str(epoch), trainer.average.module if trainer.average is not None else None
+    checkpoint.save_unet(path, trainer.unet, average=average, epoch=epoch, settings=settings.as_dict(), **notes)
+    return path
 
 
 def build_trainer(settings: Settings, steps: int, device: torch.device) -> Trainer:
