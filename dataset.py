@@ -156,7 +156,7 @@ def read_ahead(read: Callable[[Key], Read], keys: Sequence[Key], size: int, work
 
 def to_unit_range(pixels: Tensor) -> Tensor:
     """uint8 0…255 → float32 −1…1."""
-    return pixels.float().div(127.5).sub(1)
+    return pixels.float().div_(127.5).sub_(1)
 
 
 def shuffled_batches(pixels: Sequence[Tensor], size: int, window: int, generator: torch.Generator) -> Iterator[Tensor]:
