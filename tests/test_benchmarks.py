@@ -22,4 +22,4 @@ def test_the_plain_reference_computes_the_same():
 def test_a_row_holds_both_times_and_their_ratio(make, tmp_path):
     cells = speed.measured(make(tmp_path), 2, CPU, 1e9).strip("| ").split(" | ")
     plain, ours, ratio = (float(cell.split()[0]) for cell in cells[1:4])
-    assert len(cells) == 7 and ratio > 0 and plain > ours > 0
+    assert len(cells) == 7 and min(plain, ours, ratio) > 0  # which is faster is for the benchmark to say
