@@ -12,19 +12,17 @@ Files are read by torch's weights_only loader, which runs no code, and written u
 
 import errno
 import json
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from calibration import Calibration, as_stored, differences
 from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, cached_weights, load_trunk, read_state
+from files import whole_file
 from unet import UNet
 
 FORMAT = "ddad-1"
@@ -33,39 +31,8 @@ TRAINING_STATE, TRAINING_LOG, TRAINING_FORMAT = "training.state", "training.json
 CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-2"
 AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
-TEMPORARY_SUFFIX = ".part"
 REMEDY = "change model.checkpoint_dir"
 WITHOUT_WEIGHTS = {"dropout"}  # parts of the architecture that do not change what a trained network computes
-
-
-def ensure_writable(folder: Path) -> None:
-    """Make the folder, and raise OSError now rather than after hours of work where nothing can be written to it."""
-    probe = folder / f".writable{TEMPORARY_SUFFIX}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"can't write to {folder}: {error.strerror}; change model.checkpoint_dir, or set model.save_model=False") from error
-
-
-@contextmanager
-def whole_file(path: Path, remedy: str, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file that appears under its name only when it is complete. Raises OSError with `remedy`, an earlier file untouched."""
-    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "surrogateescape"}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(f"can't write {path}: {error.strerror or error}; free some space or {remedy}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def save(path: str | Path, state: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from config import Settings
 from dataset import ImageFolder, View, full_batches, shuffled_batches
 from ddad import NoiseSchedule, gaussian_draws, reconstruct
 from feature_extractor import FeatureExtractor
+from files import ensure_writable
 from runtime import Progress
 from unet import UNet
 
@@ -47,7 +48,7 @@ def check(settings: Settings) -> ImageFolder:
     whole = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
     full_batches(len(whole.split(**settings.split_arguments())[0]), settings.data.DA_batch_size, "data.DA_batch_size")
     if settings.model.save_model:
-        checkpoint.ensure_writable(settings.checkpoint_folder)
+        ensure_writable(settings.checkpoint_folder)
     return whole
 
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.functional import center_crop
 
+import drawing
 import metrics
-import report
 import runtime
 from anomaly_map import resized
 from calibration import Calibration
@@ -21,6 +21,7 @@ from config import PER_IMAGE, Settings
 from dataset import NORMAL, ImageFolder, Item, View
 from detection import Detector, Draws, Finding, build, calibrated, findings_of, stream_noise
 from metrics import OperatingPoint, Ranking, operating_point
+from results import Writer, file_stems
 
 Interval = tuple[float, float]
 
@@ -88,11 +89,11 @@ class Figures:
     kinds: dict[str, OperatingPoint]
 
 
-def check(settings: Settings, output: Path | None = None) -> tuple[ImageFolder, report.Writer]:
+def check(settings: Settings, output: Path | None = None) -> tuple[ImageFolder, Writer]:
     """The test pictures, and the writer of the results; raises what would stop the stage later."""
     data = settings.data
     pictures = ImageFolder(settings.category_dir, "test", View(**settings.view_arguments()), masks=data.mask, mask_size=settings.metrics.size)
-    return pictures, report.Writer(output or Path("results") / settings.model.exp_name / data.category)
+    return pictures, Writer(output or Path("results") / settings.model.exp_name / data.category)
 
 
 def run(settings: Settings, output: Path | None = None) -> None:
@@ -123,7 +124,7 @@ def run(settings: Settings, output: Path | None = None) -> None:
     print(f"results in {writer.folder}: {', '.join(writer.written)}", flush=True)
 
 
-def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: report.Writer, settings: Settings) -> Results:
+def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: Writer, settings: Settings) -> Results:
     """Scores, maps and masks of all pictures; raw maps and figures are written as they are done.
 
     Figures share one scale: from the calibration, or (published) from all maps, for which they wait.
@@ -132,9 +133,9 @@ def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: report
     paths: list[str] = []
     kinds: list[str] = []
     scores: list[float] = []
-    waiting: list[report.Panel] = []
-    tops = report.Tops(*(report.HOTTEST * normal for normal in (kept.pixel, kept.feature, detector.threshold))) if kept else None
-    stems = report.file_stems(folder.names())
+    waiting: list[drawing.Panel] = []
+    tops = drawing.Tops(*(drawing.HOTTEST * normal for normal in (kept.pixel, kept.feature, detector.threshold))) if kept else None
+    stems = file_stems(folder.names())
     with writer.spool() as maps, writer.spool() as masks:
         findings = findings_of(detector, folder, noise, settings.model.num_workers)
         for item, finding in runtime.count(findings, len(folder), "detecting"):
@@ -152,7 +153,7 @@ def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: report
             kinds.append(item.kind)
             scores.append(finding.score)
         if waiting:
-            tops = report.Tops.reached(waiting)
+            tops = drawing.Tops.reached(waiting)
             for one in waiting:
                 writer.figure(figure_stem(stems[one.path]), one, tops)
         return Results(paths, np.array(kinds), np.array(scores), maps.array(), masks.array() if settings.data.mask else None)
@@ -179,12 +180,12 @@ def scored_side(settings: Settings) -> int:
     return round(settings.metrics.centre_crop * settings.metrics.size)
 
 
-def panel(item: Item, finding: Finding) -> report.Panel:
-    return report.Panel(
+def panel(item: Item, finding: Finding) -> drawing.Panel:
+    return drawing.Panel(
         item.path,
         finding.score,
-        report.as_pixels(item.picture),
-        report.as_pixels(finding.reconstruction),
+        drawing.as_pixels(item.picture),
+        drawing.as_pixels(finding.reconstruction),
         finding.d_pixel.numpy(),
         finding.d_feature.numpy(),
         finding.anomaly.numpy(),
@@ -214,7 +215,7 @@ def evaluate(results: Results, detector: Detector, settings: Settings) -> Figure
     return Figures(values, intervals, operating_point(results.scores, labels, threshold), kinds)
 
 
-def write(writer: report.Writer, results: Results, figures: Figures, detector: Detector, settings: Settings) -> None:
+def write(writer: Writer, results: Results, figures: Figures, detector: Detector, settings: Settings) -> None:
     kept, labels, scores = detector.calibration, results.labels, results.scores
     content: dict[str, Any] = {**figures.values, "intervals": figures.intervals, "size": settings.metrics.size, "scored": scored_side(settings)}
     content["vanished_defects"] = results.vanished

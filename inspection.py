@@ -10,18 +10,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-import report
+import drawing
 import runtime
 from config import PER_IMAGE, Settings
 from dataset import pictures_below, read_ahead, read_picture
 from detection import Detection, Detector, build, calibrated, fingerprint
+from results import Predictions, Writer, file_stems
 
 FORMAT = "ddad-predictions-1"
 DRAWN = ("heatmaps", "outlines", "anomaly_maps")  # subfolders of the output
 ANOMALOUS, NORMAL, UNREADABLE = "anomalous", "normal", "unreadable"
 
 
-def check(settings: Settings, source: Path, output: Path | None = None, resume: bool = False) -> tuple[dict[str, Path], report.Writer]:
+def check(settings: Settings, source: Path, output: Path | None = None, resume: bool = False) -> tuple[dict[str, Path], Writer]:
     """The pictures by their names in `source`, and the writer of the results; raises what would stop the stage later."""
     if settings.score.protocol != PER_IMAGE:
         raise ValueError(
@@ -31,9 +32,9 @@ def check(settings: Settings, source: Path, output: Path | None = None, resume: 
     inside = source.resolve() in folder.resolve().parents
     leave_out = [folder] if inside else [folder / kind for kind in DRAWN]
     pictures = {path.name if path == source else path.relative_to(source).as_posix(): path for path in pictures_below(source, leave_out)}
-    writer = report.Writer(folder)
+    writer = Writer(folder)
     if not resume:
-        report.Predictions.refuse_others(folder)
+        Predictions.refuse_others(folder)
     return pictures, writer
 
 
@@ -54,11 +55,11 @@ def run(settings: Settings, source: Path, output: Path | None = None, resume: bo
     )
     began = time.monotonic()
     detector = calibrated(detector, settings)
-    predictions = report.Predictions(writer.folder, made_with(source, detector, settings))
+    predictions = Predictions(writer.folder, made_with(source, detector, settings))
     left = [name for name in pictures if name not in predictions.done]
     if resume:
         print(f"{len(pictures) - len(left)} of {len(pictures)} pictures are done already", flush=True)
-    stems = report.file_stems(pictures)
+    stems = file_stems(pictures)
     verdicts: Counter[str] = Counter()
     for name, picture, outcome in runtime.count(outcomes(left, pictures, detector, settings.model.num_workers), len(left), "inspecting"):
         if isinstance(outcome, Detection) and picture is not None:
@@ -110,11 +111,11 @@ def as_row(name: str, outcome: Detection | str) -> dict[str, Any]:
     }
 
 
-def draw(writer: report.Writer, stem: str, picture: Image.Image, detection: Detection, threshold: float, settings: Settings) -> None:
+def draw(writer: Writer, stem: str, picture: Image.Image, detection: Detection, threshold: float, settings: Settings) -> None:
     """The picture's heat map, its outlined defects and its raw map, as far as they are wanted."""
     if settings.metrics.visualisation:
-        pixels, top = np.asarray(picture.convert("RGB")), report.HOTTEST * threshold
-        writer.picture(f"{stem}.png", Image.fromarray(report.overlaid(pixels, detection.map, top)), "heatmaps")
-        writer.picture(f"{stem}.png", Image.fromarray(report.outlined(pixels, detection.mask)), "outlines")
+        pixels, top = np.asarray(picture.convert("RGB")), drawing.HOTTEST * threshold
+        writer.picture(f"{stem}.png", Image.fromarray(drawing.overlaid(pixels, detection.map, top)), "heatmaps")
+        writer.picture(f"{stem}.png", Image.fromarray(drawing.outlined(pixels, detection.mask)), "outlines")
     if settings.metrics.raw_maps is not False:
         writer.raw_map(f"test/{stem}", detection.map, settings.data.category)

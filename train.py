@@ -24,6 +24,7 @@ import runtime
 from config import Settings
 from dataset import ImageFolder, View, full_batches, random_squares, shuffled
 from ddad import NoisePredictor, NoiseSchedule, noise_loss
+from files import ensure_writable
 from runtime import Progress
 from unet import UNet
 
@@ -105,7 +106,7 @@ def check(settings: Settings, resume: bool = False) -> tuple[ImageFolder, ImageF
     if settings.data.batch_size % processes:
         raise ValueError(f"data.batch_size is {settings.data.batch_size}, which {processes} processes do not divide; change one of them")
     if settings.model.save_model:
-        checkpoint.ensure_writable(settings.checkpoint_folder)
+        ensure_writable(settings.checkpoint_folder)
     if resume:
         checkpoint.load_training_state(settings.checkpoint_folder, made_with(settings, pictures))
     return pictures, kept

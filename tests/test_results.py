@@ -7,7 +7,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from report import Panel, Predictions, Tops, Writer, file_stems, outlined
+from drawing import Panel, Tops, outlined
+from results import Predictions, Writer, file_stems
 
 
 def panel(path="test/crack/001.png", mask=True):

@@ -1,0 +1,94 @@
+"""What results look like: heat colours, overlays, outlines and the figure of one picture. Arrays in, pictures out."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import maximum_filter
+from torch import Tensor
+
+PANEL_HEIGHT = 256  # pixels
+CAPTION_HEIGHT = 24
+GAP = 6
+COLOUR_MAP = matplotlib.colormaps["turbo"]
+OVERLAY = 0.55  # share of the heat colour over the picture
+HOTTEST = 2  # times what normal pictures reach gets the hottest colour
+OUTLINE = (255, 0, 80)  # colour of a defect's border
+PIXELS_PER_LINE = 400  # a picture of so many pixels has its borders a pixel thicker
+
+
+class Panel(NamedTuple):
+    """What a figure shows of one picture: its path and score, pictures (H, W, 3) uint8, maps (H, W), mask (S, S), and its own (width, height)."""
+
+    path: str
+    score: float
+    picture: NDArray[np.uint8]
+    reconstruction: NDArray[np.uint8]
+    d_pixel: NDArray[np.floating]
+    d_feature: NDArray[np.floating]
+    anomaly: NDArray[np.floating]
+    mask: NDArray[np.bool_] | None
+    size: tuple[int, int]
+
+
+class Tops(NamedTuple):
+    """The values that get the hottest colour."""
+
+    d_pixel: float
+    d_feature: float
+    anomaly: float
+
+    @classmethod
+    def reached(cls, panels: Sequence[Panel]) -> "Tops":
+        """The maxima of all these panels."""
+        return cls(*(max(float(getattr(panel, name).max()) for panel in panels) for name in cls._fields))
+
+
+def as_pixels(picture: Tensor) -> NDArray[np.uint8]:
+    """(C, H, W) in [−1, 1] → (H, W, 3) uint8."""
+    pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def heat(values: NDArray[np.floating], top: float) -> NDArray[np.uint8]:
+    """(H, W) → (H, W, 3); 0 is the coldest colour, `top` the hottest."""
+    return COLOUR_MAP(np.clip(values.astype(np.float32) / max(top, np.finfo(np.float32).tiny), 0, 1), bytes=True)[..., :3]
+
+
+def draw_figure(panel: Panel, tops: Tops) -> Image.Image:
+    overlay = overlaid(panel.picture, panel.anomaly, tops.anomaly)
+    mask = np.zeros(panel.picture.shape, np.uint8) if panel.mask is None else np.repeat(panel.mask[..., None].astype(np.uint8) * 255, 3, axis=2)
+    parts = {
+        "picture": panel.picture,
+        "reconstruction": panel.reconstruction,
+        "pixel distance": heat(panel.d_pixel, tops.d_pixel),
+        "feature distance": heat(panel.d_feature, tops.d_feature),
+        "anomaly map": overlay,
+        "ground truth": mask,
+    }
+    width = min(max(round(PANEL_HEIGHT * panel.size[0] / panel.size[1]), PANEL_HEIGHT // 2), 2 * PANEL_HEIGHT)
+    figure = Image.new("RGB", (len(parts) * (width + GAP) + GAP, PANEL_HEIGHT + 2 * CAPTION_HEIGHT), "white")
+    pen, font = ImageDraw.Draw(figure), ImageFont.load_default(14)
+    title = f"{panel.path}   score {panel.score:.3g}   (the hottest colour of the anomaly map is {tops.anomaly:.3g})"
+    pen.text((GAP, 3), title, fill="black", font=font)
+    for position, (caption, pixels) in enumerate(parts.items()):
+        left = GAP + position * (width + GAP)
+        pen.text((left, CAPTION_HEIGHT + 3), caption, fill="#555555", font=font)
+        figure.paste(Image.fromarray(pixels).resize((width, PANEL_HEIGHT), Image.Resampling.BICUBIC), (left, 2 * CAPTION_HEIGHT))
+    return figure
+
+
+def overlaid(picture: NDArray[np.uint8], anomaly: NDArray[np.floating], top: float) -> NDArray[np.uint8]:
+    """The map's colours over the picture (H, W, 3)."""
+    return ((1 - OVERLAY) * picture + OVERLAY * heat(anomaly, top)).astype(np.uint8)
+
+
+def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The picture (H, W, 3) with the border of the mask drawn around it, thicker in larger pictures."""
+    reach = 1 + max(mask.shape) // PIXELS_PER_LINE
+    drawn = picture.copy()
+    drawn[maximum_filter(mask, 2 * reach + 1) & ~mask] = OUTLINE
+    return drawn
