@@ -4,7 +4,6 @@
     <checkpoint_dir>/<category>/feat3       feature extractor after adaptation epoch 3; feat0 is the untouched one
     <checkpoint_dir>/<category>/calibration.json
     <checkpoint_dir>/<category>/training.state    all that a training step changes, to go on from; gone once the training is done
-    <checkpoint_dir>/<category>/training.jsonl    a line an epoch: loss, learning rate, pictures a second
 
 A released file is a state dict whose names may stand behind `module.`. Ours is a dict with `format`, `network`, `weights` and more.
 Files are read by torch's weights_only loader, which runs no code, and written under a temporary name, then renamed.
@@ -27,7 +26,7 @@ from unet import UNet
 
 FORMAT = "ddad-1"
 FEATURES_PREFIX = "feat"
-TRAINING_STATE, TRAINING_LOG, TRAINING_FORMAT = "training.state", "training.jsonl", "ddad-training-1"
+TRAINING_STATE, TRAINING_FORMAT = "training.state", "ddad-training-1"
 CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-2"
 AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
@@ -80,28 +79,10 @@ def remove_training_state(folder: Path) -> None:
     (folder / TRAINING_STATE).unlink(missing_ok=True)
 
 
-def is_trained(folder: Path, epoch: int, made_with: dict[str, Any]) -> bool:
+def is_made(folder: Path, epoch: int, made_with: dict[str, Any], prefix: str = "") -> bool:
     """Whether the weights of this epoch are there and of these settings and pictures."""
-    path = epochs_in(folder).get(epoch)
+    path = epochs_in(folder, prefix).get(epoch)
     return path is not None and read_state(path).get("made_with") == as_stored(made_with)
-
-
-class TrainingLog:
-    """`training.jsonl`, a line an epoch. The lines of an earlier run are kept up to the step that this one goes on from."""
-
-    def __init__(self, folder: Path, step: int):
-        self.path = folder / TRAINING_LOG
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if step and self.path.is_file() else []
-        with whole_file(self.path, REMEDY, "w") as file:
-            file.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-
-    def add(self, step: int, epoch: int, loss: float, learning_rate: float, pictures_per_second: float) -> None:
-        line = {"step": step, "epoch": epoch, "loss": loss, "learning_rate": learning_rate, "pictures_per_second": round(pictures_per_second, 3)}
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise OSError(f"can't write {self.path}: {error.strerror}; free some space or {REMEDY}") from error
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:

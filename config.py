@@ -10,7 +10,7 @@ import difflib
 import functools
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import yaml
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
 SAMPLE = "sample"  # data.name of the embedded sample set
+ALL = "all"  # data.category of all that data.data_dir holds
 PUBLISHED_TABLE = Path(__file__).with_name("published.csv")
 BLUR_SIGMA_AT_256 = 4.0  # pixels, as published; `auto` scales it with image_size
 BY_NETWORK = {"batch_size": (32, 16), "base_channels": (64, 32), "heads": (4, 2), "dropout": (0.0, 0.3)}  # (DDAD, DDAD-S)
@@ -117,6 +118,7 @@ class TrainingSettings:
     accumulate: int = key(1, least=1)
     checkpoint_epochs: int = key(250, least=1)
     checkpoint_minutes: float = key(10.0, above=0)
+    log: str = key("jsonl", one_of=("jsonl", "tensorboard"))
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,11 @@ class Settings:
         """Where the category's weights are."""
         return self.model.checkpoint_dir / self.data.category
 
+    @property
+    def results_folder(self) -> Path:
+        """Where detection leaves the category's results."""
+        return Path("results") / self.model.exp_name / self.data.category
+
     def view_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `View`: how the network is shown a picture."""
         return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles}
@@ -194,9 +201,15 @@ class Settings:
         """All settings that the weights depend on."""
         parts = (self.view_arguments(), self.unet_arguments(), self.schedule_arguments(), self.split_arguments())
         model = {name: getattr(self.model, name) for name in ("learning_rate", "weight_decay", "epochs")}
-        training = {name: value for name, value in asdict(self.training).items() if not name.startswith("checkpoint_")}
+        training = {name: value for name, value in asdict(self.training).items() if not name.startswith(("checkpoint_", "log"))}
         merged = {name: value for part in parts for name, value in part.items()}
         return {**merged, "batch_size": self.data.batch_size, **model, **training, "precision": self.speed.precision}
+
+    def adaptation_arguments(self) -> dict[str, Any]:
+        """All settings that the adapted features depend on, beside the network."""
+        names = ("DA_epochs", "w_DA", "DLlambda", "test_trajectoy_steps_DA", "skip_DA", "eta", "seed")
+        model = {name: getattr(self.model, name) for name in names}
+        return {**self.view_arguments(), **self.schedule_arguments(), "batch_size": self.data.DA_batch_size, **model}
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section, as config.yaml would hold them."""
@@ -211,7 +224,41 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
 
     Raises ValueError with the key's path for what is unknown, missing, of the wrong type or out of bounds; OSError where there is no file.
     """
-    return build(with_overrides(read_yaml(Path(path)), overrides))
+    return build(read(path, overrides))
+
+
+def read(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The plain sections that `build` checks."""
+    return with_overrides(read_yaml(Path(path)), overrides)
+
+
+def is_several(content: Mapping[str, Any]) -> bool:
+    """Whether data.category is `all` or a list."""
+    category = named_category(content)
+    return category == ALL or isinstance(category, list)
+
+
+def categories(content: Mapping[str, Any], there: Callable[[Path], list[str]]) -> list[str]:
+    """The categories that data.category names; `all` are those `there` in data.data_dir, the paper's in its order first."""
+    category = named_category(content)
+    if category == ALL:
+        data = checked_section("data", DataSettings, content["data"])
+        order = list(published_table())
+        return sorted(there(data["data_dir"]), key=lambda name: (order.index(name) if name in order else len(order), name))
+    if category == []:
+        raise ValueError("data.category is an empty list; name at least one category, or write all")
+    names = category if isinstance(category, list) else [category]
+    return list(dict.fromkeys(checked("data.category", DataSettings.__dataclass_fields__["category"], name) for name in names))
+
+
+def of_category(content: Mapping[str, Any], name: str) -> Settings:
+    """The settings of one of the categories."""
+    return build({**content, "data": {**content["data"], "category": name}})
+
+
+def named_category(content: Mapping[str, Any]) -> Any:
+    data = content.get("data")
+    return data.get("category") if isinstance(data, Mapping) else None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -270,6 +270,16 @@ def read_mask(path: Path, picture_size: tuple[int, int], picture_path: Path, siz
     return np.asarray(resized) > LARGEST_LABEL
 
 
+def categories_in(data_dir: Path) -> list[str]:
+    """Names of the folders that hold train or test. Raises FileNotFoundError where there is none."""
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"no data at {data_dir}; set data.data_dir to the folder that holds the categories")
+    there = [folder.name for folder in folders_in(data_dir) if any((folder / split).is_dir() for split in ("train", "test"))]
+    if not there:
+        raise FileNotFoundError(f"no categories in {data_dir}; each is a folder that holds train/good and test")
+    return there
+
+
 def check_category(category_dir: Path) -> None:
     if category_dir.is_dir():
         return

@@ -71,6 +71,10 @@ class Networks:
     draws: int = 1
     precision: str = "fp32"
 
+    def hash(self) -> str:
+        """Changes with any weight of the networks."""
+        return calibration.weights_hash([self.unet, self.extractor])
+
     @torch.no_grad()
     def reconstructions(self, pictures: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """(draws, B, C, S, S): started from and pulled towards the pictures (B, C, S, S), with different noise."""
@@ -256,7 +260,7 @@ def fingerprint(detector: Detector, settings: Settings) -> dict[str, Any]:
     matters = {name: getattr(networks, name) for name in ("w", "start", "skip", "eta", "draws", "precision")}
     matters |= {name: getattr(detector, name) for name in ("v", "blur_sigma", "crop", "seed")}
     matters |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments(), "pictures": settings.calibration.pictures}
-    return calibration.as_stored(matters | {"weights": calibration.weights_hash([networks.unet, networks.extractor])})
+    return calibration.as_stored(matters | {"weights": networks.hash()})
 
 
 def calibrated(detector: Detector, settings: Settings) -> Detector:

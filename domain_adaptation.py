@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import checkpoint
+import logs
+import manifest
 import runtime
+from calibration import weights_hash
 from config import Settings
 from dataset import ImageFolder, View, full_batches, shuffled_batches
 from ddad import NoiseSchedule, gaussian_draws, reconstruct
@@ -43,8 +46,9 @@ def layer_distance(a: Features, b: Features) -> Tensor:
     return torch.stack(distances).sum()
 
 
-def check(settings: Settings) -> ImageFolder:
+def check(settings: Settings, resume: bool = False) -> ImageFolder:
     """All of train/good; raises what would stop the stage later."""
+    logs.check(settings.training.log)
     whole = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
     full_batches(len(whole.split(**settings.split_arguments())[0]), settings.data.DA_batch_size, "data.DA_batch_size")
     if settings.model.save_model:
@@ -52,8 +56,11 @@ def check(settings: Settings) -> ImageFolder:
     return whole
 
 
-def run(settings: Settings) -> None:
-    """Fine-tune the feature extractor on train/good; leave feat0 (untouched) to feat<DA_epochs> in the category's checkpoint folder."""
+def run(settings: Settings, resume: bool = False) -> None:
+    """Fine-tune the feature extractor on train/good; leave feat0 (untouched) to feat<DA_epochs> in the category's checkpoint folder.
+
+    With `resume` nothing is done where they are there, of this network and these settings and pictures.
+    """
     data, model, folder = settings.data, settings.model, settings.checkpoint_folder
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)
@@ -63,6 +70,15 @@ def run(settings: Settings) -> None:
     pictures = whole.without(unseen)
     unet = checkpoint.restore_unet(weights, settings.unet_arguments(), model.averaged).to(device).eval()
     tuned, origin = checkpoint.restore_features(folder, 0, model.feature_extractor, model.backbone_weights)
+    made_with = {
+        **settings.adaptation_arguments(),
+        "weights": weights_hash([unet, tuned]),
+        "features": tuned.name,
+        "pictures": manifest.fingerprint(pictures.samples),
+    }
+    if resume and model.DA_epochs and checkpoint.is_made(folder, model.DA_epochs, made_with, checkpoint.FEATURES_PREFIX):
+        print(f"{data.category} is adapted: {folder / f'feat{model.DA_epochs}'} is of this network and these settings and pictures", flush=True)
+        return
     steps = model.DA_epochs * full_batches(len(pictures), data.DA_batch_size, "data.DA_batch_size")
     runtime.announce(
         f"Adapting {tuned.name} to {data.category}: {model.DA_epochs} epochs, {steps} steps",
@@ -79,14 +95,21 @@ def run(settings: Settings) -> None:
     if model.save_model and not isinstance(origin, Path):
         checkpoint.save_features(folder / "feat0", tuned, epoch=0)
     loop = adaptation_loop(tuned.to(device), unet, pictures.pixels(model.num_workers), settings, device)
+    log = logs.Log(folder, logs.ADAPTATION, settings.training.log) if model.save_model and steps else None
+    losses, shown_at = [], began
     result = "untouched"
     for progress in runtime.follow(loop, steps, "adapting"):
+        losses.append(progress.loss)
         if not progress.epoch_ends:
             continue
         runtime.check_loss(progress, "lower model.DLlambda or model.w_DA")
         result = f"{model.DA_epochs} epochs, last loss {progress.loss:.4g}"
-        if model.save_model:
-            checkpoint.save_features(folder / f"feat{progress.epoch}", tuned, held_out=unseen, epoch=progress.epoch, settings=settings.as_dict())
+        if log:
+            now, loss = time.monotonic(), torch.stack(losses).mean().item()
+            log.add(progress.step, progress.epoch, loss, LEARNING_RATE, len(losses) * data.DA_batch_size, now - shown_at)
+            losses, shown_at = [], now
+            notes = {"held_out": unseen, "epoch": progress.epoch, "settings": settings.as_dict(), "made_with": made_with}
+            checkpoint.save_features(folder / f"feat{progress.epoch}", tuned, **notes)
     print(f"adapted {tuned.name} to {data.category} in {(time.monotonic() - began) / 60:.1f} min: {result}")
     saved = f"in {folder}, feat0 to feat{model.DA_epochs}" if model.save_model else "nowhere (model.save_model is False)"
     print(f"features {saved}", flush=True)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from torchvision.transforms.functional import center_crop
 
 import drawing
+import logs
+import manifest
 import metrics
 import runtime
 from anomaly_map import resized
@@ -21,7 +24,7 @@ from config import PER_IMAGE, Settings
 from dataset import NORMAL, ImageFolder, Item, View
 from detection import Detector, Draws, Finding, build, calibrated, findings_of, stream_noise
 from metrics import OperatingPoint, Ranking, operating_point
-from results import Writer, file_stems
+from results import MISCLASSIFIED, Writer, file_stems, place
 
 Interval = tuple[float, float]
 
@@ -88,21 +91,46 @@ class Figures:
     operating_point: OperatingPoint | None
     kinds: dict[str, OperatingPoint]
 
+    @classmethod
+    def stored(cls, content: dict[str, Any]) -> "Figures":
+        """Those of a metrics.json."""
+        point = content.get("operating_point")
+        return cls(
+            {metric.key: content[metric.key] for metric in METRICS if metric.key in content},
+            {name: (low, high) for name, (low, high) in content["intervals"].items()},
+            OperatingPoint(**point) if point else None,
+            {kind: OperatingPoint(**one) for kind, one in content.get("kinds", {}).items()},
+        )
 
-def check(settings: Settings, output: Path | None = None) -> tuple[ImageFolder, Writer]:
-    """The test pictures, and the writer of the results; raises what would stop the stage later."""
-    data = settings.data
-    pictures = ImageFolder(settings.category_dir, "test", View(**settings.view_arguments()), masks=data.mask, mask_size=settings.metrics.size)
-    return pictures, Writer(output or Path("results") / settings.model.exp_name / data.category)
+
+def check(settings: Settings, output: Path | None = None, force: bool = False) -> tuple[ImageFolder, Path]:
+    """The test pictures, and the folder of the results; raises what would stop the stage later."""
+    pictures = ImageFolder(
+        settings.category_dir, "test", View(**settings.view_arguments()), masks=settings.data.mask, mask_size=settings.metrics.size
+    )
+    folder = output or settings.results_folder
+    Writer(folder)
+    return pictures, folder
 
 
-def run(settings: Settings, output: Path | None = None) -> None:
-    """Score the test pictures and leave scores.csv, metrics.json and the figures in `output` (results/<exp_name>/<category>)."""
+def run(settings: Settings, output: Path | None = None, force: bool = False) -> Path:
+    """Score the test pictures; leave scores.csv, metrics.json, figures and manifest.json in a results folder, which is returned.
+
+    That is `output` (results/<exp_name>/<category>). Where it holds this very result nothing is done, and where it holds another one the
+    next numbered folder is taken; `force` does it again and replaces what is there.
+    """
     data, model = settings.data, settings.model
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)
-    pictures, writer = check(settings, output)
+    pictures, folder = check(settings, output)
     detector, settings, origins = build(settings, settings.checkpoint_folder, device)
+    made = made_with(detector, settings, pictures)
+    folder, finished = (folder, False) if force else place(folder, made)
+    if finished:
+        print(f"{data.category} is done: {folder} is of these weights, settings and pictures; --force does it again")
+        say(Figures.stored(manifest.load(folder)["metrics"]), settings)
+        return folder
+    writer = Writer(folder)
     runtime.announce(
         f"Detecting defects of {data.category}",
         device,
@@ -115,13 +143,28 @@ def run(settings: Settings, output: Path | None = None) -> None:
     noise = detector.picture_noise if detector.calibration else stream_noise(model.seed, device)
     results = scored(detector, pictures, noise, writer, settings)
     figures = evaluate(results, detector, settings)
-    write(writer, results, figures, detector, settings)
-    print(f"{data.category}: {counted(results)} in {time.monotonic() - began:.0f} s; {scored_part(settings)}")
+    content = write(writer, results, figures, detector, settings)
+    seconds = {**logs.seconds(settings.checkpoint_folder), "detection": time.monotonic() - began}
+    writer.manifest(made, seconds, content)
+    print(f"{data.category}: {counted(results)} in {seconds['detection']:.0f} s; {scored_part(settings)}")
     if results.vanished:
         print(f"  {results.vanished} defective pictures have no defect left in their mask at this size; for pixels they count as normal")
-    for line in (*metric_lines(figures, settings), *verdict_lines(figures)):
-        print(line)
+    say(figures, settings)
     print(f"results in {writer.folder}: {', '.join(writer.written)}", flush=True)
+    return folder
+
+
+def made_with(detector: Detector, settings: Settings, pictures: ImageFolder) -> dict[str, Any]:
+    """All that the figures depend on, for the manifest."""
+    splits = {"test": pictures.samples}
+    with suppress(FileNotFoundError):  # weights can be tested where their train/good is not
+        splits["train"] = ImageFolder(settings.category_dir, "train", pictures.view).samples
+    return manifest.made_with(settings.as_dict(), splits, detector.networks.hash(), runtime.device_name(detector.device))
+
+
+def say(figures: Figures, settings: Settings) -> None:
+    for line in (*metric_lines(figures, settings), *verdict_lines(figures)):
+        print(line, flush=True)
 
 
 def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: Writer, settings: Settings) -> Results:
@@ -130,6 +173,7 @@ def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: Writer
     Figures share one scale: from the calibration, or (published) from all maps, for which they wait.
     """
     wanted, kept = settings.metrics, detector.calibration
+    drawn = wanted.visualisation or wanted.misclassifications
     paths: list[str] = []
     kinds: list[str] = []
     scores: list[float] = []
@@ -145,22 +189,37 @@ def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: Writer
             if wanted.raw_maps:
                 own_size = resized(finding.anomaly[None, None], item.size[::-1])[0, 0]
                 writer.raw_map(stems[item.path], own_size.numpy(), settings.data.category)
-            if wanted.visualisation and tops:
-                writer.figure(figure_stem(stems[item.path]), panel(item, finding), tops)
-            elif wanted.visualisation:
+            if drawn and tops:
+                draw(writer, stems[item.path], panel(item, finding), tops, error_of(item.label, finding.score > detector.threshold), settings)
+            elif drawn:
                 waiting.append(panel(item, finding))
             paths.append(item.path)
             kinds.append(item.kind)
             scores.append(finding.score)
         if waiting:
-            tops = drawing.Tops.reached(waiting)
-            for one in waiting:
-                writer.figure(figure_stem(stems[one.path]), one, tops)
+            tops, labels = drawing.Tops.reached(waiting), np.array(kinds) != NORMAL
+            limit = youden(np.array(scores), labels)
+            for one, label in zip(waiting, labels, strict=True):
+                draw(writer, stems[one.path], one, tops, error_of(label, label if limit is None else one.score >= limit), settings)
         return Results(paths, np.array(kinds), np.array(scores), maps.array(), masks.array() if settings.data.mask else None)
 
 
-def figure_stem(stem: str) -> str:
-    return stem.removeprefix("test/")
+def draw(writer: Writer, stem: str, one: drawing.Panel, tops: drawing.Tops, error: str, settings: Settings) -> None:
+    """The figure of a picture, among all figures and among those of its error, as far as they are wanted."""
+    name = stem.removeprefix("test/")
+    if settings.metrics.visualisation:
+        writer.figure(name, one, tops)
+    if settings.metrics.misclassifications and error:
+        writer.figure(f"{error}/{name}", one, tops, MISCLASSIFIED)
+
+
+def error_of(label: bool, anomalous: bool) -> str:
+    return "" if label == anomalous else "missed" if label else "false_alarm"
+
+
+def youden(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> float | None:
+    """The published threshold, from the test labels; none where they are all the same."""
+    return metrics.youden_threshold(scores, labels) if labels.any() and not labels.all() else None
 
 
 def scored_map(finding: Finding, settings: Settings) -> NDArray[np.float32]:
@@ -215,7 +274,8 @@ def evaluate(results: Results, detector: Detector, settings: Settings) -> Figure
     return Figures(values, intervals, operating_point(results.scores, labels, threshold), kinds)
 
 
-def write(writer: Writer, results: Results, figures: Figures, detector: Detector, settings: Settings) -> None:
+def write(writer: Writer, results: Results, figures: Figures, detector: Detector, settings: Settings) -> dict[str, Any]:
+    """Tables and metrics.json, whose content is returned."""
     kept, labels, scores = detector.calibration, results.labels, results.scores
     content: dict[str, Any] = {**figures.values, "intervals": figures.intervals, "size": settings.metrics.size, "scored": scored_side(settings)}
     content["vanished_defects"] = results.vanished
@@ -229,12 +289,13 @@ def write(writer: Writer, results: Results, figures: Figures, detector: Detector
         content["kinds"] = {kind: asdict(point) for kind, point in figures.kinds.items()}
     else:
         writer.scores(results.paths, labels, scores)
-        if labels.any() and not labels.all():
-            threshold = metrics.youden_threshold(scores, labels)
-            verdicts = scores >= threshold
+        threshold = youden(scores, labels)
+        verdicts = None if threshold is None else scores >= threshold
     writer.metrics(content)
     if settings.metrics.misclassifications and verdicts is not None and threshold is not None:
-        writer.misclassifications(results.paths, labels, scores, verdicts, threshold)
+        errors = [error_of(label, verdict) for label, verdict in zip(labels, verdicts, strict=True)]
+        writer.misclassifications(results.paths, errors, scores, threshold)
+    return content
 
 
 def calibration_of(kept: Calibration, wanted: float) -> dict[str, Any]:

@@ -22,30 +22,30 @@ DRAWN = ("heatmaps", "outlines", "anomaly_maps")  # subfolders of the output
 ANOMALOUS, NORMAL, UNREADABLE = "anomalous", "normal", "unreadable"
 
 
-def check(settings: Settings, source: Path, output: Path | None = None, resume: bool = False) -> tuple[dict[str, Path], Writer]:
+def check(settings: Settings, source: Path, output: Path | None = None, resume: bool = False, force: bool = False) -> tuple[dict[str, Path], Writer]:
     """The pictures by their names in `source`, and the writer of the results; raises what would stop the stage later."""
     if settings.score.protocol != PER_IMAGE:
         raise ValueError(
             "score.protocol is published, whose scores depend on the batch and have no threshold; set score.protocol=per_image for --input"
         )
-    folder = output or Path("results") / settings.model.exp_name / settings.data.category / "predictions"
+    folder = output or settings.results_folder / "predictions"
     inside = source.resolve() in folder.resolve().parents
     leave_out = [folder] if inside else [folder / kind for kind in DRAWN]
     pictures = {path.name if path == source else path.relative_to(source).as_posix(): path for path in pictures_below(source, leave_out)}
     writer = Writer(folder)
-    if not resume:
+    if not (resume or force):
         Predictions.refuse_others(folder)
     return pictures, writer
 
 
-def run(settings: Settings, source: Path, output: Path | None = None, resume: bool = False) -> int:
+def run(settings: Settings, source: Path, output: Path | None = None, resume: bool = False, force: bool = False) -> int:
     """Judge the picture or the pictures in the folder `source`; returns how many could not be read.
 
     Leaves predictions.csv and predictions.jsonl, heat maps, outlines and raw maps in `output` (results/<exp_name>/<category>/predictions).
     """
     device = runtime.choose_device(settings.model.device)
     torch.manual_seed(settings.model.seed)
-    pictures, writer = check(settings, source, output, resume)
+    pictures, writer = check(settings, source, output, resume, force)
     detector, settings, origins = build(settings, settings.checkpoint_folder, device)
     runtime.announce(
         f"Inspecting pictures as {settings.data.category}",
@@ -55,7 +55,7 @@ def run(settings: Settings, source: Path, output: Path | None = None, resume: bo
     )
     began = time.monotonic()
     detector = calibrated(detector, settings)
-    predictions = Predictions(writer.folder, made_with(source, detector, settings))
+    predictions = Predictions(writer.folder, made_with(source, detector, settings), anew=force and not resume)
     left = [name for name in pictures if name not in predictions.done]
     if resume:
         print(f"{len(pictures) - len(left)} of {len(pictures)} pictures are done already", flush=True)

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import importlib
 import io
 import itertools
 import os
@@ -11,10 +10,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 STAGES = ("train", "domain_adaptation", "detection")
-INCOMPLETE = 3  # exit code
 WORDS = {"true": True, "false": False}
 MEMORY_SPENT = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")  # as torch says it
 MEMORY_EATERS = ("data.batch_size", "data.DA_batch_size or data.test_batch_size", "data.image_size", "model.base_channels")
@@ -48,6 +45,13 @@ def build_parser() -> Parser:
     parser.add_argument("--input", metavar="PATH", help="a picture or a folder of them, without labels, for --detection to judge")
     parser.add_argument("--output", metavar="DIR", help="folder of detection's results (results/<exp_name>/<category>)")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished --train, or with the predictions of an earlier --input run")
+    parser.add_argument("--force", action="store_true", help="do again what is done already, and replace earlier results")
+    parser.add_argument("--log", choices=("jsonl", "tensorboard"), help="how stages 1 and 2 log (training.log)")
+    parser.add_argument("--rerun", metavar="MANIFEST", help="repeat the result of a manifest.json and say what differs (with --train: all of it)")
+    parser.add_argument("--figure", nargs="+", metavar="RESULTS", help="draw a figure for print of results folders, into --output")
+    parser.add_argument("--choose", action="append", metavar="best|worst|PICTURE", help="pictures of --figure; one by its path in the category")
+    parser.add_argument("--compare", nargs="+", metavar="RESULTS", help="show the figures of results folders side by side")
+    parser.add_argument("--table", metavar="MVTec|VisA", help="show the paper's results and settings")
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that go above the file's")
     return parser
@@ -75,46 +79,46 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The stages asked for; returns the exit code. torch is loaded only here, so that --help and mistyped flags answer at once.
+    """What is asked for; returns the exit code. torch is loaded only here, so that --help and mistyped flags answer at once."""
+    import tables
 
-    Of several processes (torchrun) all train together; adaptation and detection are the first one's.
-    """
-    import parallel
+    if options.table:
+        print(tables.published_table(options.table))
+        return 0
+    if options.compare:
+        print(tables.compare(paths(options.compare)))
+        return 0
+    if options.figure:
+        import figure
 
-    with parallel.joined() as group:
-        if not group.leads:
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-            options.domain_adaptation = options.detection = False
-        return run_stages(options)
+        figure.run(paths(options.figure), options.choose or [], Path(options.output).expanduser() if options.output else None)
+        return 0
+    return run_stages(options)
+
+
+def paths(texts: Sequence[str]) -> list[Path]:
+    return [Path(text).expanduser() for text in texts]
 
 
 def run_stages(options: argparse.Namespace) -> int:
+    """The stages asked for. Of several processes (torchrun) all train together; adaptation and detection are the first one's."""
+    import campaign
     import config
+    import parallel
 
-    settings = config.load(options.config, options.settings)
-    for line in config.accepted_without_effect(settings):
-        print(line)
-    if settings.data.name == config.SAMPLE:
-        import preparation
+    stages = frozenset(stage for stage in STAGES if getattr(options, stage))
+    source, output = (Path(path).expanduser() if path else None for path in (options.input, options.output))
+    with parallel.joined() as group:
+        if not group.leads:
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+            stages &= {"train"}
+        plan = campaign.Plan(stages, source, output, options.resume, options.force)
+        settings = [*options.settings, *([f"training.log={options.log}"] if options.log else [])]
+        if options.rerun:
+            import rerun
 
-        preparation.ensure_sample(settings.data.data_dir, settings.model.seed)
-    stages: list[tuple[ModuleType, tuple[object, ...]]] = [
-        (importlib.import_module(stage), (options.resume,) if stage == "train" else ()) for stage in STAGES[:2] if getattr(options, stage)
-    ]
-    if options.detection:
-        stages.append(detection_stage(options))
-    for stage, arguments in stages:
-        stage.check(settings, *arguments)
-    left_out = [stage.run(settings, *arguments) for stage, arguments in stages]
-    return INCOMPLETE if any(left_out) else 0
-
-
-def detection_stage(options: argparse.Namespace) -> tuple[ModuleType, tuple[object, ...]]:
-    """The module that does it, for labelled test pictures or for those of --input, and its arguments behind the settings."""
-    output = Path(options.output).expanduser() if options.output else None
-    if options.input is None:
-        return importlib.import_module("evaluation"), (output,)
-    return importlib.import_module("inspection"), (Path(options.input).expanduser(), output, options.resume)
+            return rerun.run(Path(options.rerun).expanduser(), settings, plan)
+        return campaign.run(config.read(options.config, settings), plan, explained)
 
 
 def check_flags(options: argparse.Namespace) -> None:
@@ -127,8 +131,8 @@ def check_flags(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 an error (one line says which), 3 done but for pictures that could not be read, 130 stopped by Ctrl-C,
-    143 by SIGTERM, 141 stopped as nobody reads what it prints (head)."""
+    """Exit code: 0 done, 1 done and a rerun differs, 2 an error (one line says which), 3 done but for categories that failed or pictures
+    that could not be read, 130 stopped by Ctrl-C, 143 by SIGTERM, 141 stopped as nobody reads what it prints (head)."""
     show_traceback = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -137,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         show_traceback = options.traceback
         check_flags(options)
-        if not any(getattr(options, stage) for stage in STAGES):
+        if not any(getattr(options, wish) for wish in (*STAGES, "rerun", "compare", "table", "figure")):
             build_parser().print_help()
             return 2
         return run(options)
@@ -148,24 +152,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, OSError) as error:
-        if show_traceback:
+    except Exception as error:
+        line = explained(error)
+        if show_traceback or line is None:
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         return 2
-    except ModuleNotFoundError as error:
-        if show_traceback:
-            raise
-        print(f"error: the package {error.name} is missing; python -m pip install -r requirements.txt", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not show_traceback and process_lost(error):
-            print("error: another process of this run has ended; start it again with --resume", file=sys.stderr)
-            return 2
-        if show_traceback or not memory_spent(error):
-            raise
-        print(f"error: out of memory; lower {', '.join(MEMORY_EATERS)}", file=sys.stderr)
-        return 2
+
+
+def explained(error: Exception) -> str | None:
+    """An error in one line that names its remedy; None for what is a fault of this program."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is missing; python -m pip install -r requirements.txt"
+    if isinstance(error, (ValueError, OSError)):
+        return one_line(error)
+    if process_lost(error):
+        return "another process of this run has ended; start it again with --resume"
+    if memory_spent(error):
+        return f"out of memory; lower {', '.join(MEMORY_EATERS)}"
+    return None
 
 
 def process_lost(error: BaseException) -> bool:

@@ -2,11 +2,12 @@
 
 import csv
 import errno
+import itertools
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -15,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+import manifest
 from drawing import Panel, Tops, draw_figure
 from files import whole_file
 
 REMEDY = "choose another folder with --output"
 PREDICTIONS = "predictions"
+METRICS, SCORES = "metrics.json", "scores.csv"
+MISCLASSIFIED = "misclassified"  # subfolder of figures
 PREDICTION_COLUMNS = ("path", "verdict", "score", "p_value", "regions", "area", "boxes", "error")
 FORMATS = {".png": "PNG", ".tiff": "TIFF"}
 
@@ -70,28 +74,31 @@ class Writer:
 
     def scores(self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], **further: Iterable[object]) -> None:
         """A row a picture; `further` are more columns by name."""
-        columns = [paths, map(int, labels), (f"{score:.8g}" for score in scores), *further.values()]
-        self._table("scores.csv", ["path", "label", "score", *further], zip(*columns, strict=True))
+        columns = [paths, map(int, labels), (f"{score:.9g}" for score in scores), *further.values()]
+        self._table(SCORES, ["path", "label", "score", *further], zip(*columns, strict=True))
 
     def metrics(self, figures: dict[str, Any]) -> None:
-        with self._file("metrics.json") as file:
+        with self._file(METRICS) as file:
             json.dump(figures, file, indent=2)
             file.write("\n")
 
-    def misclassifications(
-        self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], verdicts: Iterable[bool], threshold: float
-    ) -> None:
-        """Missed and falsely alarmed pictures; `verdicts` are true where `threshold` calls them anomalous."""
+    def manifest(self, made: Mapping[str, Any], seconds: Mapping[str, float], figures: dict[str, Any]) -> None:
+        """How the result was made; written last, as it says that the result is whole."""
+        manifest.write(self.folder, made, seconds=seconds, metrics=figures, remedy=REMEDY)
+        self._written[manifest.MANIFEST] = 0
+
+    def misclassifications(self, paths: Sequence[str], errors: Iterable[str], scores: Iterable[float], threshold: float) -> None:
+        """Pictures that have an error: missed or false_alarm."""
         rows = (
-            [path, "missed" if label else "false alarm", f"{score:.8g}", f"{threshold:.8g}"]
-            for path, label, score, verdict in zip(paths, labels, scores, verdicts, strict=True)
-            if label != verdict
+            [path, error.replace("_", " "), f"{score:.8g}", f"{threshold:.8g}"]
+            for path, error, score in zip(paths, errors, scores, strict=True)
+            if error
         )
         self._table("misclassifications.csv", ["path", "error", "score", "threshold"], rows)
 
-    def figure(self, stem: str, panel: Panel, tops: Tops) -> None:
+    def figure(self, stem: str, panel: Panel, tops: Tops, kind: str = "figures") -> None:
         """Picture, reconstruction, D_p, D_f, map over the picture, mask."""
-        self.picture(f"{stem}.png", draw_figure(panel, tops), "figures")
+        self.picture(f"{stem}.png", draw_figure(panel, tops), kind)
 
     def raw_map(self, stem: str, values: NDArray[np.float32], category: str) -> None:
         """A 32-bit TIFF of the picture's own size, where MVTec's evaluation code looks for it: `stem` is test/<kind>/<picture>."""
@@ -116,6 +123,43 @@ class Writer:
         self._written[name] = 0
 
 
+def read_scores(folder: Path) -> dict[str, tuple[bool, float]]:
+    """Label and score by path. Raises FileNotFoundError where the folder has no scores.csv."""
+    path = folder / SCORES
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; run --detection again")
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return {row["path"]: (row["label"] == "1", float(row["score"])) for row in csv.DictReader(file)}
+
+
+def place(folder: Path, made: Mapping[str, Any]) -> tuple[Path, bool]:
+    """Where a result goes that is made with `made` (manifest.py), and whether it is there already, whole.
+
+    That is `folder`, or where it holds another result the first of <folder>-2, <folder>-3, … that does not.
+    """
+    for candidate in numbered(folder):
+        if manifest.is_of(candidate, made):
+            return candidate, True
+        if not holds_results(candidate):
+            break
+    return candidate, False
+
+
+def free(folder: Path) -> Path:
+    """The first of <folder>, <folder>-2, … that holds no results."""
+    return next(candidate for candidate in numbered(folder) if not holds_results(candidate))
+
+
+def numbered(folder: Path) -> Iterator[Path]:
+    yield folder
+    for number in itertools.count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
+
+
+def holds_results(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (METRICS, manifest.MANIFEST))
+
+
 def file_stems(names: Collection[str]) -> dict[str, str]:
     """For each picture the name, without ending, of the files made of it: its own stem, or where others share that its whole name."""
     short = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
@@ -127,12 +171,12 @@ class Predictions:
     """A row a picture in predictions.jsonl and predictions.csv, added as they are done; the former is what a later run continues.
 
     Rows that are there are kept, but for one cut short and those of pictures that could not be read. `run` names what the rows are made
-    with. Raises ValueError where those there were made with something else.
+    with; `anew` drops those that are there. Raises ValueError where those there were made with something else.
     """
 
-    def __init__(self, folder: Path, run: dict[str, Any]):
+    def __init__(self, folder: Path, run: dict[str, Any], anew: bool = False):
         self._lines, self._table, note = (folder / f"{PREDICTIONS}.{ending}" for ending in ("jsonl", "csv", "json"))
-        rows = list(whole_rows(self._lines))
+        rows = [] if anew else list(whole_rows(self._lines))
         if rows and read_json(note) != run:
             raise ValueError(f"{folder} holds predictions by another detector or threshold, or of other pictures than asked for; {REMEDY}")
         kept = [row for row in rows if not row["error"]]
@@ -149,7 +193,7 @@ class Predictions:
         """Raises ValueError where the folder holds predictions."""
         rows = sum(1 for _ in whole_rows(folder / f"{PREDICTIONS}.jsonl"))
         if rows:
-            raise ValueError(f"{folder} holds predictions of {rows} pictures; continue them with --resume, or {REMEDY}")
+            raise ValueError(f"{folder} holds predictions of {rows} pictures; continue them with --resume, replace them with --force, or {REMEDY}")
 
     def add(self, row: dict[str, Any]) -> None:
         """A row with path, verdict, score, p_value, regions (each box, area and peak) and error."""

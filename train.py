@@ -1,7 +1,6 @@
 """Stage 1: the UNet learns what normal pictures look like (DDPM's simple loss).
 
 <checkpoint_dir>/<category>/training.state   all that a step changes, so that --resume goes on where a run was stopped; one file, replaced
-<checkpoint_dir>/<category>/training.jsonl   a line an epoch: loss, learning rate, pictures a second
 """
 
 import hashlib
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import checkpoint
+import logs
 import parallel
 import runtime
 from config import Settings
@@ -105,6 +105,7 @@ def check(settings: Settings, resume: bool = False) -> tuple[ImageFolder, ImageF
     processes = parallel.group().size
     if settings.data.batch_size % processes:
         raise ValueError(f"data.batch_size is {settings.data.batch_size}, which {processes} processes do not divide; change one of them")
+    logs.check(settings.training.log)
     if settings.model.save_model:
         ensure_writable(settings.checkpoint_folder)
     if resume:
@@ -130,7 +131,7 @@ def run(settings: Settings, resume: bool = False) -> None:
     torch.manual_seed(model.seed)
     pictures, kept = check(settings)
     fingerprint = made_with(settings, pictures)
-    if resume and checkpoint.is_trained(folder, model.epochs, fingerprint):
+    if resume and checkpoint.is_made(folder, model.epochs, fingerprint):
         print(f"{data.category} is trained: {folder / str(model.epochs)} is of these settings and pictures", flush=True)
         return
     steps = model.epochs * full_batches(len(pictures), data.batch_size, "data.batch_size")
@@ -171,7 +172,7 @@ def kept_steps(trainer: Trainer, losses: Losses, pixels: Sequence[Tensor], steps
     """
     model, training, folder = settings.model, settings.training, settings.checkpoint_folder
     batches, processes = steps // model.epochs, parallel.group()
-    log = checkpoint.TrainingLog(folder, trainer.step) if model.save_model else None
+    log = logs.Log(folder, logs.TRAINING, training.log, trainer.step) if model.save_model else None
     kept_at = shown_at = time.monotonic()
     shown_step = trainer.step
     with runtime.stop_requests() as stop:
@@ -182,9 +183,10 @@ def kept_steps(trainer: Trainer, losses: Losses, pixels: Sequence[Tensor], steps
             if progress.epoch_ends or due:
                 losses.check(progress.epoch)
             if progress.epoch_ends and log:
-                speed = (progress.step - shown_step) * settings.data.batch_size / (time.monotonic() - shown_at)
-                log.add(progress.step, progress.epoch, losses.mean(batches), trainer.optimizer.param_groups[0]["lr"], speed)
-                shown_at, shown_step = time.monotonic(), progress.step
+                done, now = (progress.step - shown_step) * settings.data.batch_size, time.monotonic()
+                rate = trainer.optimizer.param_groups[0]["lr"]
+                log.add(progress.step, progress.epoch, losses.mean(batches), rate, done, now - shown_at)
+                shown_at, shown_step = now, progress.step
             if progress.epoch_ends and model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.step == steps):
                 yield save_weights(trainer, progress.epoch, notes, settings)
             if due and model.save_model:

@@ -105,6 +105,7 @@ def run_main(tiny_config, tmp_path, capsys):
     def run(*arguments: str, config: Path | None = None):
         capsys.readouterr()
         output = [] if "--output" in arguments or "--detection" not in arguments else ["--output", str(tmp_path / "results")]
+        output += ["--force"] if output and "--input" not in arguments else []  # the latest result is the one to look at
         code = main.main([*arguments, "--config", str(config or tiny_config), *output])
         captured = capsys.readouterr()
         return code, captured.out, captured.err

@@ -41,7 +41,7 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
     code, out, err = run_main("--train", "--domain_adaptation", "--detection", "model.DA_chp=latest")
     assert code == 0, err
     checkpoints, results = tmp_path / "checkpoints" / "nut", tmp_path / "results"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "calibration.json", "feat0", "feat1", "training.jsonl"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "adaptation.jsonl", "calibration.json", "feat0", "feat1", "training.jsonl"]
     assert "efficientnet_lite0 from" in out and "feat1" in out
     table = rows(results)
     assert [(row["path"], row["label"]) for row in table] == [
@@ -400,7 +400,7 @@ def test_ctrl_c_ends_with_one_line_and_nothing_half_written(tiny_config, tmp_pat
     assert process.returncode == 130 and err.strip().splitlines()[-1].startswith("stopped") and "Traceback" not in err
     assert not list(folder.glob(".*"))
     for path in folder.iterdir():
-        if path.name != checkpoint.TRAINING_LOG:
+        if path.name != "training.jsonl":
             checkpoint.read_state(path)
 
 
@@ -443,7 +443,7 @@ def test_training_that_is_killed_goes_on_where_it_was(tiny_config, tmp_path, run
     ours, theirs = (torch.load(folder / "nut" / "60", weights_only=True) for folder in (broken, unbroken))
     for part in ("weights", "average"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
-    log = [json.loads(line) for line in (broken / "nut" / checkpoint.TRAINING_LOG).read_text().splitlines()]
+    log = [json.loads(line) for line in (broken / "nut" / "training.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in log] == list(range(1, 61)) and set(log[0]) > {"loss", "learning_rate", "pictures_per_second"}
     assert "nut is trained" in run_main("--train", "--resume", *settings, f"model.checkpoint_dir={broken}")[1]
 

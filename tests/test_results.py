@@ -45,7 +45,7 @@ def test_names_of_any_kind_stand_in_the_tables(tmp_path):
 
 
 def test_misclassified_pictures_are_those_on_the_wrong_side(tmp_path):
-    Writer(tmp_path).misclassifications(["a", "b", "c", "d"], [True, True, False, False], [0.9, 0.1, 0.5, 0.2], [True, False, True, False], 0.5)
+    Writer(tmp_path).misclassifications(["a", "b", "c", "d"], ["", "missed", "false_alarm", ""], [0.9, 0.1, 0.5, 0.2], 0.5)
     with (tmp_path / "misclassifications.csv").open(newline="") as file:
         assert [(row["path"], row["error"]) for row in csv.DictReader(file)] == [("b", "missed"), ("c", "false alarm")]
 

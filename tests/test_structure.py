@@ -7,17 +7,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics", "tiles"}
-FILES = {"dataset", "checkpoint", "files", "results"}
+FILES = {"dataset", "checkpoint", "files", "results", "logs", "manifest"}
 ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in (*METHOD, "dataset", "config", "runtime", "preparation", "calibration", "parallel", "files", "drawing")},
     "checkpoint": {"unet", "feature_extractor", "calibration", "files"},  # it builds what it loads
-    "results": {"drawing", "files"},
+    "logs": {"files"},
+    "manifest": {"calibration", "dataset", "files"},
+    "results": {"drawing", "files", "manifest"},
+    "tables": {"config", "files", "manifest"},
+    "campaign": {"config", "dataset", "preparation", "tables"},  # and the stages, by name
+    "figure": METHOD | FILES | {"config", "detection", "drawing", "runtime", "tables"},
+    "rerun": {"campaign", "config", "manifest", "results"},
     "train": METHOD | FILES | {"config", "parallel", "runtime"},
-    "domain_adaptation": METHOD | FILES | {"config", "runtime"},
+    "domain_adaptation": METHOD | FILES | {"calibration", "config", "runtime"},
     "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "runtime"},
     "evaluation": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on labelled test pictures
     "inspection": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on any pictures
-    "main": {"config", "parallel", "preparation"},  # and the stages, by name
+    "main": {"campaign", "config", "figure", "parallel", "rerun", "tables"},
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
 

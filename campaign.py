@@ -1,0 +1,112 @@
+"""The stages asked for, over one category or several: what fails is reported at the end, what is done already is not done again."""
+
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+import config
+import preparation
+import tables
+from config import Settings
+from dataset import categories_in
+from tables import Outcome
+
+STAGES = ("train", "domain_adaptation", "detection")
+INCOMPLETE = 3  # exit code
+
+Explain = Callable[[Exception], str | None]
+
+
+class Plan(NamedTuple):
+    """What is asked for: stages, pictures without labels to judge in place of the test pictures, and where results go.
+
+    `resume` goes on with what an earlier run left, `force` does again what is done and replaces it.
+    """
+
+    stages: frozenset[str]
+    source: Path | None = None
+    output: Path | None = None
+    resume: bool = False
+    force: bool = False
+
+
+def run(content: Mapping[str, Any], plan: Plan, explain: Explain) -> int:
+    """Do the plan with the settings `content` (plain sections); returns the exit code.
+
+    `explain` gives an error's line, None for one that is a fault of this program.
+    """
+    ensure_sample(content)
+    if not config.is_several(content):
+        return INCOMPLETE if run_category(config.build(content), plan)[1] else 0
+    if plan.source is not None:
+        raise ValueError("--input is judged by one category; set data.category to its name")
+    return run_all(content, config.categories(content, categories_in), plan._replace(resume=not plan.force), explain)
+
+
+def ensure_sample(content: Mapping[str, Any]) -> None:
+    """Make the sample set where it is asked for and is not there."""
+    data = content.get("data")
+    if isinstance(data, Mapping) and data.get("name") == config.SAMPLE:
+        settings = config.of_category(content, preparation.TEXTURES[0])
+        preparation.ensure_sample(settings.data.data_dir, settings.model.seed)
+
+
+def run_category(settings: Settings, plan: Plan) -> tuple[Path | None, int]:
+    """The folder of a category's results, where it has any, and how many pictures could not be read."""
+    stages: list[tuple[Any, tuple[object, ...]]] = [(importlib.import_module(stage), (plan.resume,)) for stage in STAGES[:2] if stage in plan.stages]
+    folder, unreadable = None, 0
+    if "detection" in plan.stages and plan.source is None:
+        stages.append((importlib.import_module("evaluation"), (plan.output, plan.force)))
+    elif "detection" in plan.stages:
+        stages.append((importlib.import_module("inspection"), (plan.source, plan.output, plan.resume, plan.force)))
+    for line in config.accepted_without_effect(settings):
+        print(line)
+    for stage, arguments in stages:
+        stage.check(settings, *arguments)
+    for stage, arguments in stages:
+        result = stage.run(settings, *arguments)
+        folder = result if isinstance(result, Path) else folder
+        unreadable += result if isinstance(result, int) else 0
+    return folder, unreadable
+
+
+def run_all(content: Mapping[str, Any], names: Iterable[str], plan: Plan, explain: Explain) -> int:
+    """One category after the other, then the table of all."""
+    names, outcomes, began = list(names), [], time.monotonic()
+    for number, name in enumerate(names, start=1):
+        print(f"[{number} of {len(names)}] {name}{remaining(time.monotonic() - began, number - 1, len(names))}", flush=True)
+        outcomes.append(outcome(content, name, plan, explain))
+    failed = [one for one in outcomes if one.error]
+    folders = [one.folder for one in outcomes if one.folder]
+    if folders:
+        print(f"\n{tables.write_summary(folders[0].parent, outcomes)}\n")
+    for one in failed:
+        print(f"{one.category} failed: {one.error}")
+    print(f"{len(names) - len(failed)} of {len(names)} categories done in {tqdm.format_interval(time.monotonic() - began)}", flush=True)
+    return INCOMPLETE if failed else 0
+
+
+def outcome(content: Mapping[str, Any], name: str, plan: Plan, explain: Explain) -> Outcome:
+    """What comes of a category, whose error does not stop the others."""
+    try:
+        folder, _ = run_category(config.of_category(content, name), plan._replace(output=plan.output and plan.output / name))
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f"error: {name}: {line}", file=sys.stderr, flush=True)
+        return Outcome(name, None, line)
+    return Outcome(name, folder)
+
+
+def remaining(seconds: float, done: int, total: int) -> str:
+    if not done:
+        return ""
+    return f" (about {tqdm.format_interval(seconds / done * (total - done))} left for {total - done})"

@@ -1,0 +1,141 @@
+"""A figure for papers: rows of pictures with reconstruction, anomaly map and ground truth, at print resolution, as PNG and PDF."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+import config
+import detection
+import drawing
+import runtime
+from anomaly_map import resized
+from config import Settings
+from dataset import ImageFolder, View, open_upright, read_picture
+from detection import Detector, Finding
+from files import whole_file
+from results import read_scores
+from tables import results_in
+
+BEST, WORST = "best", "worst"
+CHOSEN = 2  # pictures of a category, where none are named
+COLUMNS = ("input", "reconstruction", "anomaly map", "ground truth")
+WIDTH = 7.0  # inches, the text of a page
+LABEL = 0.3  # inches, for a row's name
+GAP = 0.04  # inches
+TITLE = 0.22  # inches
+DOTS_PER_INCH = 300
+FONT_SIZE = 8  # points
+REMEDY = "choose another place with --output"
+FORMATS = ("png", "pdf")
+
+
+class Row(NamedTuple):
+    """A picture of the figure: its name, and its columns as pixels (H, W, 3) of one size."""
+
+    label: str
+    cells: list[NDArray[np.uint8]]
+
+
+def run(paths: Sequence[Path], choices: Sequence[str], output: Path | None = None) -> list[Path]:
+    """Draw pictures of these results folders into `output`.png and .pdf (figure in the first one); returns both paths.
+
+    `choices` are best, worst, or pictures by their path in the category; without one, best. Weights and pictures are read again from where the
+    manifests say. Raises FileNotFoundError or ValueError where they are not there, or are not those of the results.
+    """
+    rows: list[Row] = []
+    for path in paths:
+        for result in results_in(path).values():
+            rows += rows_of(result.folder, result.made, choices or [BEST])
+    if not rows:
+        raise ValueError(f"none of {', '.join(map(str, paths))} holds a picture called {' or '.join(choices)}; scores.csv lists their names")
+    stem = output.with_suffix("") if output else paths[0] / "figure"
+    figure = draw(rows)
+    written = []
+    for kind in FORMATS:
+        with whole_file(stem.with_suffix(f".{kind}"), REMEDY) as file, matplotlib.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(file, format=kind, dpi=DOTS_PER_INCH)
+        written.append(stem.with_suffix(f".{kind}"))
+    print(f"{len(rows)} pictures in {' and '.join(map(str, written))}", flush=True)
+    return written
+
+
+def rows_of(folder: Path, made: dict[str, Any], choices: Sequence[str]) -> Iterator[Row]:
+    """The chosen pictures of a result, reconstructed again."""
+    settings = config.build(made["settings"])
+    names = chosen(read_scores(folder), choices)
+    detector = detector_of(settings, made["weights"], folder)
+    pictures = ImageFolder(settings.category_dir, "test", View(**settings.view_arguments()), masks=settings.data.mask).only(names)
+    noise = detector.picture_noise if detector.calibration else detection.stream_noise(settings.model.seed, detector.device)
+    found = list(detection.findings_of(detector, pictures, noise, settings.model.num_workers))
+    top = drawing.HOTTEST * detector.threshold if detector.calibration else max((float(finding.anomaly.max()) for _, finding in found), default=1.0)
+    for item, finding in sorted(found, key=lambda pair: names.index(pair[0].path)):
+        sample = pictures.only([item.path]).samples[0]
+        yield Row(f"{settings.data.category}\n{item.kind}", cells_of(read_picture(sample.picture), sample.mask, finding, top))
+
+
+def detector_of(settings: Settings, weights: str, folder: Path) -> Detector:
+    """The detector that a result was made with; without a calibration where its scores were published ones."""
+    detector, settings, _ = detection.build(settings, settings.checkpoint_folder, runtime.choose_device(settings.model.device))
+    if detector.networks.hash() != weights:
+        raise ValueError(f"the weights in {settings.checkpoint_folder} are not those of {folder}; run --detection again for a new result")
+    if settings.score.protocol == config.PER_IMAGE:
+        return detection.calibrated(detector, settings)
+    print(f"{folder}: maps are weighed by the maxima of the chosen pictures, as score.protocol is published")
+    return detector
+
+
+def chosen(scores: dict[str, tuple[bool, float]], choices: Sequence[str]) -> list[str]:
+    """Names of pictures: `best` are the defective ones that score highest, of several kinds where there are; `worst` the defective one
+    that scores lowest and the normal one that scores highest; others are themselves, where they are there."""
+    falling = sorted(scores, key=lambda name: -scores[name][1])
+    defective, normal = ([name for name in falling if scores[name][0] == label] for label in (True, False))
+    kinds = [PurePosixPath(name).parent for name in defective]
+    in_turns = sorted(defective, key=lambda name: kinds[: defective.index(name)].count(PurePosixPath(name).parent))
+    meant = {BEST: in_turns[:CHOSEN], WORST: [*defective[-1:], *normal[:1]]}
+    return list(dict.fromkeys(name for choice in choices for name in meant.get(choice, [choice] if choice in scores else [])))
+
+
+def cells_of(picture: Image.Image, mask: Path | None, finding: Finding, top: float) -> list[NDArray[np.uint8]]:
+    """A picture's columns, all as large as they are printed."""
+    width = round((WIDTH - LABEL) / len(COLUMNS) * DOTS_PER_INCH)
+    size = (width, max(1, round(width * picture.height / picture.width)))
+    pixels = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+    rebuilt = np.asarray(Image.fromarray(drawing.as_pixels(finding.reconstruction)).resize(size, Image.Resampling.BICUBIC))
+    anomaly = resized(finding.anomaly[None, None], size[::-1])[0, 0].numpy()
+    truth = np.zeros_like(pixels) if mask is None else np.repeat((full_mask(mask, size) * np.uint8(255))[..., None], 3, axis=2)
+    return [pixels, rebuilt, drawing.overlaid(pixels, anomaly, top), truth]
+
+
+def full_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) at the size (width, height)."""
+    values = np.asarray(open_upright(path).convert("L").resize(size, Image.Resampling.NEAREST))
+    return values > 0
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """Rows below each other, under the names of the columns."""
+    width = (WIDTH - LABEL) / len(COLUMNS)
+    heights = [width * row.cells[0].shape[0] / row.cells[0].shape[1] for row in rows]
+    total = TITLE + sum(heights)
+    figure = Figure(figsize=(WIDTH, total))
+    below = total - TITLE
+    for column, title in enumerate(COLUMNS):
+        middle = (LABEL + (column + 0.5) * width) / WIDTH
+        figure.text(middle, 1 - TITLE / 2 / total, title, ha="center", va="center", fontsize=FONT_SIZE)
+    for row, height in zip(rows, heights, strict=True):
+        below -= height
+        figure.text(
+            LABEL / 2 / WIDTH, (below + height / 2) / total, row.label, ha="center", va="center", rotation=90, fontsize=FONT_SIZE, parse_math=False
+        )
+        for column, pixels in enumerate(row.cells):
+            box = (LABEL + column * width + GAP / 2, below + GAP / 2, width - GAP, height - GAP)
+            axes = figure.add_axes((box[0] / WIDTH, box[1] / total, box[2] / WIDTH, box[3] / total))
+            axes.imshow(pixels, interpolation="none", aspect="auto")
+            axes.set_axis_off()
+    return figure

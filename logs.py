@@ -1,0 +1,67 @@
+"""What a stage learnt, epoch by epoch: a line of JSON each, and scalars for TensorBoard where they are asked for.
+
+<checkpoint_dir>/<category>/training.jsonl, adaptation.jsonl    loss, learning rate, seconds, pictures a second
+<checkpoint_dir>/<category>/tensorboard/training, adaptation    the same for `tensorboard --logdir <checkpoint_dir>`
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from files import whole_file
+
+TRAINING, ADAPTATION = "training", "adaptation"
+TENSORBOARD = "tensorboard"
+REMEDY = "change model.checkpoint_dir"
+
+
+def check(kind: str) -> None:
+    """Raises ValueError where TensorBoard's files are wanted and its package is missing."""
+    if kind == TENSORBOARD and importlib.util.find_spec(TENSORBOARD) is None:
+        raise ValueError("training.log is tensorboard, whose package is missing; python -m pip install tensorboard, or take training.log=jsonl")
+
+
+class Log:
+    """The log of a stage, written as it goes. The lines of an earlier run are kept up to the step that this one goes on from."""
+
+    def __init__(self, folder: Path, stage: str, kind: str, step: int = 0):
+        self.path = path_of(folder, stage)
+        self._board: Any = None
+        with whole_file(self.path, REMEDY, "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines(folder, stage) if line["step"] <= step)
+        if kind == TENSORBOARD:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / TENSORBOARD / stage), purge_step=step + 1)
+
+    def add(self, step: int, epoch: int, loss: float, learning_rate: float, pictures: int, seconds: float) -> None:
+        """An epoch's end: its mean loss, and the pictures shown and seconds spent since the line before."""
+        values = {"loss": loss, "learning_rate": learning_rate, "seconds": round(seconds, 3), "pictures_per_second": round(pictures / seconds, 3)}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+            if self._board:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
+                self._board.flush()
+        except OSError as error:
+            raise OSError(f"can't write {self.path}: {error.strerror}; free some space or {REMEDY}") from error
+
+
+def path_of(folder: Path, stage: str) -> Path:
+    return folder / f"{stage}.jsonl"
+
+
+def lines(folder: Path, stage: str) -> list[dict[str, Any]]:
+    """The whole lines of a log; none where there is no log."""
+    path = path_of(folder, stage)
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def seconds(folder: Path) -> dict[str, float]:
+    """How long each stage took, as far as its log says."""
+    there = {stage: lines(folder, stage) for stage in (TRAINING, ADAPTATION)}
+    return {stage: sum(line.get("seconds", 0.0) for line in found) for stage, found in there.items() if found}

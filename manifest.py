@@ -1,0 +1,126 @@
+"""How a result was made: manifest.json beside it, enough to repeat it and to say what differs."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from calibration import as_stored
+from dataset import Sample
+from files import whole_file
+
+MANIFEST, FORMAT = "manifest.json", "ddad-manifest-1"
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
+MADE_WITH = ("settings", "versions", "git_commit", "device", "data", "weights")  # all that the figures depend on
+HASH_DIGITS = 16
+KIB = 1024
+
+
+def made_with(settings: Mapping[str, Any], data: Mapping[str, Iterable[Sample]], weights: str, device: str) -> dict[str, Any]:
+    """All that the figures depend on: settings by section, pictures by split, hash of the weights, device, and versions of the code."""
+    pictures = {split: fingerprint(samples) for split, samples in data.items()}
+    code = {"versions": versions(), "git_commit": git_commit()}
+    return as_stored({"settings": settings, **code, "device": device, "data": pictures, "weights": weights})
+
+
+def fingerprint(samples: Iterable[Sample]) -> dict[str, Any]:
+    """How many pictures and masks, and a hash of their names and sizes in bytes."""
+    files = [path for sample in samples for path in (sample.picture, sample.mask) if path is not None]
+    listed = "\n".join(f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in files)
+    return {"files": len(files), "hash": hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()[:HASH_DIGITS]}
+
+
+def versions() -> dict[str, str]:
+    there = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            there[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return there
+
+
+def git_commit() -> str | None:
+    """Of this code, with -dirty behind it where files were changed; None where it is not a clone."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process held at most so far, where the system tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * KIB
+
+
+def write(folder: Path, made: Mapping[str, Any], *, seconds: Mapping[str, float], metrics: Mapping[str, Any], remedy: str) -> None:
+    """The last file of a result: where it is, the result is whole."""
+    data, model = made["settings"]["data"], made["settings"]["model"]
+    content = {
+        "format": FORMAT,
+        "data_set": data["name"],
+        "category": data["category"],
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seed": model["seed"],
+        **made,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "peak_memory_bytes": peak_memory(),
+        "metrics": metrics,
+    }
+    with whole_file(folder / MANIFEST, remedy, "w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A manifest, named itself or by its folder. Raises FileNotFoundError where there is none, ValueError where it is something else."""
+    path = path / MANIFEST if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no manifest at {path}; detection leaves one in its results folder, and {MANIFEST} is its name") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a manifest: {error}; detection leaves one in its results folder") from error
+    parts = {"settings": dict, "versions": dict, "data": dict, "metrics": dict, "category": str}
+    right = isinstance(content, dict) and content.get("format") == FORMAT
+    if not right or not all(isinstance(content.get(name), kind) for name, kind in parts.items()):
+        raise ValueError(f"{path} is not a manifest of this version ({FORMAT}); run --detection again to have one")
+    return content
+
+
+def is_of(folder: Path, made: Mapping[str, Any]) -> bool:
+    """Whether the folder holds the whole result of exactly this run."""
+    try:
+        there = load(folder)
+    except (OSError, ValueError):
+        return False
+    return not list(differences(there, made))
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What two results were made with that is not the same: 'model.w was 3, is 4'."""
+    before, after = ({name: value for part in MADE_WITH for name, value in leaves(part, made.get(part))} for made in (then, now))
+    for name in {**before, **after}:
+        if before.get(name) != after.get(name):
+            yield f"{name.removeprefix('settings.').removeprefix('versions.')} was {before.get(name)}, is {after.get(name)}"
+
+
+def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Nested values by their dotted names."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from leaves(f"{name}.{key}", inner)
+    else:
+        yield name, value

@@ -1,0 +1,72 @@
+"""A result repeated from its manifest, and what differs."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import campaign
+import config
+import manifest
+from campaign import Plan
+from results import free, read_scores
+
+DIFFERS = 1  # exit code
+SHOWN = 5  # names of pictures in a line
+
+
+def run(path: Path, overrides: list[str], plan: Plan) -> int:
+    """Repeat detection as the manifest says, settings in `overrides` on top, and say what differs; the exit code is 1 where figures do.
+
+    Stages 1 and 2 are repeated if `plan` has them, with weights of their own in the new folder: `plan.output`, or <folder>-rerun.
+    """
+    then = manifest.load(path)
+    earlier = path if path.is_dir() else path.parent
+    folder = free(plan.output or earlier.with_name(f"{earlier.name}-rerun"))
+    content = config.with_overrides(then["settings"], overrides)
+    if plan.stages - {"detection"}:
+        content["model"]["checkpoint_dir"] = str(folder / "checkpoints")
+    plan = plan._replace(stages=plan.stages | {"detection"}, output=folder, force=True)
+    campaign.run_category(config.build(content), plan)
+    now = manifest.load(folder)
+    print(f"\nrerun of {earlier / manifest.MANIFEST}, made {then.get('created')}")
+    say("made with something else", list(manifest.differences(then, now)), "made with the same settings, versions, pictures and weights")
+    before, after = scores(earlier), scores(folder)
+    found = [*figure_differences(then["metrics"], now["metrics"]), *score_differences(before, after)]
+    say("figures differ", found, f"all figures and {len(after)} scores are equal to the last bit")
+    return DIFFERS if found else 0
+
+
+def say(title: str, lines: list[str], otherwise: str) -> None:
+    print("\n".join([f"{title}:", *(f"  {line}" for line in lines)]) if lines else otherwise, flush=True)
+
+
+def figure_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """'image_auroc 0.98 → 0.971 (−0.009)'."""
+    before, after = dict(manifest.leaves("", then)), dict(manifest.leaves("", now))
+    for name in {**before, **after}:
+        old, new = before.get(name), after.get(name)
+        if old != new:
+            by = f" ({new - old:+.3g})" if isinstance(old, float) and isinstance(new, float) else ""
+            yield f"{name.removeprefix('.')} {rounded(old)} → {rounded(new)}{by}"
+
+
+def rounded(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(rounded, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def score_differences(then: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
+    """How many scores changed, which most, and which pictures only one side has."""
+    for title, names in (("only before", then.keys() - now.keys()), ("only now", now.keys() - then.keys())):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            yield f"pictures that were there {title}: {', '.join(sorted(names)[:SHOWN])}{more}"
+    changed = sorted((name for name in then.keys() & now.keys() if then[name] != now[name]), key=lambda name: (-abs(now[name] - then[name]), name))
+    if changed:
+        most = ", ".join(f"{name} {then[name]:.6g} → {now[name]:.6g}" for name in changed[:SHOWN])
+        yield f"scores of {len(changed)} of {len(then.keys() & now.keys())} pictures changed, most: {most}"
+
+
+def scores(folder: Path) -> dict[str, float]:
+    return {path: score for path, (_, score) in read_scores(folder).items()}
