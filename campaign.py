@@ -4,12 +4,14 @@ import importlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 import config
+import parallel
 import preparation
 import tables
 from config import Settings
@@ -64,12 +66,15 @@ def run_category(settings: Settings, plan: Plan) -> tuple[Path | None, int]:
         stages.append((importlib.import_module("evaluation"), (plan.output, plan.force)))
     elif "detection" in plan.stages:
         stages.append((importlib.import_module("inspection"), (plan.source, plan.output, plan.resume, plan.force)))
+    if not parallel.group().leads:  # one writes
+        settings = replace(settings, model=replace(settings.model, save_model=False))
     for line in config.accepted_without_effect(settings):
         print(line)
     for stage, arguments in stages:
         stage.check(settings, *arguments)
     for stage, arguments in stages:
         result = stage.run(settings, *arguments)
+        parallel.group().told(None)  # what one stage wrote is there for the next
         folder = result if isinstance(result, Path) else folder
         unreadable += result if isinstance(result, int) else 0
     return folder, unreadable
@@ -83,7 +88,7 @@ def run_all(content: Mapping[str, Any], names: Iterable[str], plan: Plan, explai
         outcomes.append(outcome(content, name, plan, explain))
     failed = [one for one in outcomes if one.error]
     folders = [one.folder for one in outcomes if one.folder]
-    if folders:
+    if folders and parallel.group().leads:
         print(f"\n{tables.write_summary(folders[0].parent, outcomes)}\n")
     for one in failed:
         print(f"{one.category} failed: {one.error}")
@@ -99,7 +104,7 @@ def outcome(content: Mapping[str, Any], name: str, plan: Plan, explain: Explain)
         raise
     except Exception as error:
         line = explain(error)
-        if line is None:
+        if line is None or parallel.group().size > 1:  # the other processes would wait for this one
             raise
         print(f"error: {name}: {line}", file=sys.stderr, flush=True)
         return Outcome(name, None, line)

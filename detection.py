@@ -3,6 +3,7 @@
 `evaluation.py` runs it over the test pictures of a category, `inspection.py` over pictures without labels.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import calibration
 import checkpoint
 import config
+import parallel
 import runtime
 import tiles
 from anomaly_map import Region, batch_ratio, combine, feature_distance, pixel_distance, regions_of, resized, smooth
@@ -25,6 +27,7 @@ from calibration import Calibration
 from config import Settings
 from dataset import ImageFolder, Item, View, as_image, to_unit_range
 from ddad import NoiseSchedule, gaussian_draws, picture_draws, reconstruct
+from parallel import ALONE, Group
 
 Draws = Callable[[Tensor], Callable[[], Tensor]]  # pictures (B, C, S, S) of one pass → draw()
 Picture = Image.Image | NDArray[Any] | str | Path
@@ -269,7 +272,7 @@ def calibrated(detector: Detector, settings: Settings) -> Detector:
     Raises FileNotFoundError where it has to be measured and train/good is not at hand.
     """
     folder, now = settings.checkpoint_folder, fingerprint(detector, settings)
-    there = checkpoint.load_calibration(folder)
+    there = parallel.group().told(checkpoint.load_calibration(folder))
     stale = there.staleness(now) if there else f"no {checkpoint.CALIBRATION} of this version in {folder}"
     if there and not stale:
         kept = replace(there, settings=settings.as_dict())  # what does not matter to it may be new
@@ -293,19 +296,24 @@ def measured(detector: Detector, whole: ImageFolder, made_with: dict[str, Any], 
     """On the pictures that no stage has seen; on others of train/good where there are none, as with released weights."""
     unseen = whole.only(unseen_pictures(settings))
     normal = (unseen or whole).drawn(settings.calibration.pictures, settings.model.seed)
-    findings = findings_of(detector, normal, detector.picture_noise, settings.model.num_workers)
+    processes = parallel.group()
+    findings = findings_of(detector, normal, detector.picture_noise, settings.model.num_workers, processes)
     distances = [(found.d_feature[None], found.d_pixel[None]) for _, found in runtime.count(findings, len(normal), "calibrating")]
+    if not processes.leads:
+        return processes.told(None)
     tops = [[detector.cropped(smooth(distance[None], detector.blur_sigma)).max() for distance in pair] for pair in distances]
     feature, pixel = calibration.mean_tops(torch.tensor(tops))
     balanced = [detector.finding(torch.empty(0), d_feature, d_pixel, feature / pixel) for d_feature, d_pixel in distances]
-    return Calibration(
-        feature,
-        pixel,
-        scores=tuple(sorted(finding.score for finding in balanced)),
-        pixels=calibration.pixel_quantiles(detector.cropped(finding.anomaly).numpy() for finding in balanced),
-        held_out=len(unseen) > 0,
-        made_with=made_with,
-        settings=settings.as_dict(),
+    return processes.told(
+        Calibration(
+            feature,
+            pixel,
+            scores=tuple(sorted(finding.score for finding in balanced)),
+            pixels=calibration.pixel_quantiles(detector.cropped(finding.anomaly).numpy() for finding in balanced),
+            held_out=len(unseen) > 0,
+            made_with=made_with,
+            settings=settings.as_dict(),
+        )
     )
 
 
@@ -316,10 +324,15 @@ def unseen_pictures(settings: Settings) -> set[str]:
     return unseen & set(checkpoint.held_out(checkpoint.find(folder, model.DA_chp, checkpoint.FEATURES_PREFIX))) if model.DA_chp else unseen
 
 
-def findings_of(detector: Detector, folder: ImageFolder, noise: Draws, workers: int) -> Iterator[tuple[Item, Finding]]:
-    """All pictures of a folder with what was found in them, a batch at a time."""
-    for items in folder.batches(detector.pictures_at_once, workers):
-        yield from zip(items, detector.find(torch.stack([item.picture for item in items]), noise), strict=True)
+def findings_of(detector: Detector, folder: ImageFolder, noise: Draws, workers: int, group: Group = ALONE) -> Iterator[tuple[Item, Finding]]:
+    """All pictures of a folder with what was found in them, a batch at a time; the processes of a group do
+    every so-many-th batch each, and the first one yields all."""
+    at_once = detector.pictures_at_once
+    batches = folder.only(group.in_turn(folder.names(), at_once)).batches(at_once, workers)
+    for _ in range(math.ceil(len(folder) / (group.size * at_once))):
+        items = next(batches, [])  # the last processes may have a batch less
+        found = detector.find(torch.stack([item.picture for item in items]), noise) if items else []
+        yield from group.gathered(list(zip(items, found, strict=True)))
 
 
 def stream_noise(seed: int, device: torch.device) -> Draws:

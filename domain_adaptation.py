@@ -12,6 +12,7 @@ from torch import Tensor
 import checkpoint
 import logs
 import manifest
+import parallel
 import runtime
 from calibration import weights_hash
 from config import Settings
@@ -51,6 +52,9 @@ def check(settings: Settings, resume: bool = False) -> ImageFolder:
     logs.check(settings.training.log)
     whole = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
     full_batches(len(whole.split(**settings.split_arguments())[0]), settings.data.DA_batch_size, "data.DA_batch_size")
+    processes, half = parallel.group().size, settings.data.DA_batch_size // 2
+    if half % processes:
+        raise ValueError(f"data.DA_batch_size is {settings.data.DA_batch_size}, whose half {processes} processes do not divide; change one of them")
     if settings.model.save_model:
         ensure_writable(settings.checkpoint_folder)
     return whole
@@ -116,22 +120,27 @@ def run(settings: Settings, resume: bool = False) -> None:
 
 
 def adaptation_loop(tuned: FeatureExtractor, unet: UNet, pixels: Sequence[Tensor], settings: Settings, device: torch.device) -> Iterator[Progress]:
-    """`adaptation_steps` as the settings want it; order and noise come from one stream."""
+    """`adaptation_steps` as the settings want it; order and noise come from one stream. Of several processes each reconstructs its share of a
+    batch, and all learn from the whole of it alike."""
     model, schedule = settings.model, NoiseSchedule(**settings.schedule_arguments())
     generator = torch.Generator(device).manual_seed(model.seed)
 
+    processes = parallel.group()
+
     def rebuild(start_from: Tensor, target: Tensor) -> Tensor:
-        return reconstruct(
+        draw = gaussian_draws(target.shape, generator)
+        rebuilt = reconstruct(
             unet,
-            start_from,
-            target,
+            processes.share(start_from),
+            processes.share(target),
             schedule=schedule,
             w=model.w_DA,
             start=model.test_trajectoy_steps_DA,
             skip=model.skip_DA,
             eta=model.eta,
-            draw=gaussian_draws(target.shape, generator),
+            draw=lambda: processes.share(draw()),
         )
+        return processes.whole(rebuilt)
 
     return adaptation_steps(
         tuned,

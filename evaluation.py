@@ -1,7 +1,8 @@
 """Stage 3 on a category's test pictures: how well defects are found, with intervals, and what the threshold does (section 5 of the paper)."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,12 +18,13 @@ import drawing
 import logs
 import manifest
 import metrics
+import parallel
 import runtime
 from anomaly_map import resized
 from calibration import Calibration
 from config import PER_IMAGE, Settings
 from dataset import NORMAL, ImageFolder, Item, View
-from detection import Detector, Draws, Finding, build, calibrated, findings_of, stream_noise
+from detection import Detector, Finding, build, calibrated, findings_of, stream_noise
 from metrics import OperatingPoint, Ranking, operating_point
 from results import MISCLASSIFIED, Writer, file_stems, place
 
@@ -125,7 +127,8 @@ def run(settings: Settings, output: Path | None = None, force: bool = False) -> 
     pictures, folder = check(settings, output)
     detector, settings, origins = build(settings, settings.checkpoint_folder, device)
     made = made_with(detector, settings, pictures)
-    folder, finished = (folder, False) if force else place(folder, made)
+    processes = parallel.group() if settings.score.protocol == PER_IMAGE else parallel.ALONE
+    folder, finished = (folder, False) if force else processes.told(place(folder, made))
     if finished:
         print(f"{data.category} is done: {folder} is of these weights, settings and pictures; --force does it again")
         say(Figures.stored(manifest.load(folder)["metrics"]), settings)
@@ -141,7 +144,11 @@ def run(settings: Settings, output: Path | None = None, force: bool = False) -> 
     if settings.score.protocol == PER_IMAGE:
         detector = calibrated(detector, settings)
     noise = detector.picture_noise if detector.calibration else stream_noise(model.seed, device)
-    results = scored(detector, pictures, noise, writer, settings)
+    findings = findings_of(detector, pictures, noise, model.num_workers, processes)
+    if not processes.leads:
+        deque(findings, maxlen=0)
+        return folder
+    results = scored(detector, pictures, findings, writer, settings)
     figures = evaluate(results, detector, settings)
     content = write(writer, results, figures, detector, settings)
     seconds = {**logs.seconds(settings.checkpoint_folder), "detection": time.monotonic() - began}
@@ -167,7 +174,7 @@ def say(figures: Figures, settings: Settings) -> None:
         print(line, flush=True)
 
 
-def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: Writer, settings: Settings) -> Results:
+def scored(detector: Detector, folder: ImageFolder, findings: Iterable[tuple[Item, Finding]], writer: Writer, settings: Settings) -> Results:
     """Scores, maps and masks of all pictures; raw maps and figures are written as they are done.
 
     Figures share one scale: from the calibration, or (published) from all maps, for which they wait.
@@ -181,7 +188,6 @@ def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: Writer
     tops = drawing.Tops(*(drawing.HOTTEST * normal for normal in (kept.pixel, kept.feature, detector.threshold))) if kept else None
     stems = file_stems(folder.names())
     with writer.spool() as maps, writer.spool() as masks:
-        findings = findings_of(detector, folder, noise, settings.model.num_workers)
         for item, finding in runtime.count(findings, len(folder), "detecting"):
             maps.add(scored_map(finding, settings))
             if settings.data.mask:

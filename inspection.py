@@ -1,5 +1,6 @@
 """Stage 3 on pictures without labels: a verdict, a score, a p-value and the defects of each, written as they are done."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 import drawing
+import parallel
 import runtime
 from config import PER_IMAGE, Settings
 from dataset import pictures_below, read_ahead, read_picture
@@ -55,17 +57,20 @@ def run(settings: Settings, source: Path, output: Path | None = None, resume: bo
     )
     began = time.monotonic()
     detector = calibrated(detector, settings)
-    predictions = Predictions(writer.folder, made_with(source, detector, settings), anew=force and not resume)
-    left = [name for name in pictures if name not in predictions.done]
+    processes = parallel.group()
+    rows = Predictions(writer.folder, made_with(source, detector, settings), anew=force and not resume) if processes.leads else None
+    left = processes.told([name for name in pictures if rows and name not in rows.done])
     if resume:
         print(f"{len(pictures) - len(left)} of {len(pictures)} pictures are done already", flush=True)
     stems = file_stems(pictures)
     verdicts: Counter[str] = Counter()
-    for name, picture, outcome in runtime.count(outcomes(left, pictures, detector, settings.model.num_workers), len(left), "inspecting"):
+    found = outcomes(left, pictures, detector, settings.model.num_workers, processes)
+    for name, picture, outcome in runtime.count(found, len(left), "inspecting"):
         if isinstance(outcome, Detection) and picture is not None:
             draw(writer, stems[name], picture, outcome, detector.threshold, settings)
         row = as_row(name, outcome)
-        predictions.add(row)
+        if rows:
+            rows.add(row)
         verdicts[row["verdict"]] += 1
     counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in (ANOMALOUS, NORMAL, UNREADABLE))
     print(f"{len(left)} pictures in {time.monotonic() - began:.0f} s: {counts}")
@@ -80,9 +85,10 @@ def made_with(source: Path, detector: Detector, settings: Settings) -> dict[str,
 
 
 def outcomes(
-    names: Sequence[str], pictures: Mapping[str, Path], detector: Detector, workers: int
+    names: Sequence[str], pictures: Mapping[str, Path], detector: Detector, workers: int, group: parallel.Group
 ) -> Iterator[tuple[str, Image.Image | None, Detection | str]]:
-    """Each name with its picture and what was found in it, or why it could not be read."""
+    """Each name with its picture and what was found in it, or why it could not be read; processes do every so-many-th batch each, and the first
+    one yields all of them."""
 
     def read(name: str) -> Image.Image | str:
         try:
@@ -92,10 +98,12 @@ def outcomes(
         except (ValueError, OSError) as error:
             return str(error)
 
-    for batch in read_ahead(lambda name: (name, read(name)), names, detector.pictures_at_once, workers):
+    at_once = detector.pictures_at_once
+    batches = read_ahead(lambda name: (name, read(name)), group.in_turn(names, at_once), at_once, workers)
+    for _ in range(math.ceil(len(names) / (group.size * at_once))):
+        batch = next(batches, [])  # the last processes may have a batch less
         found = iter(detector.detect([picture for _, picture in batch if isinstance(picture, Image.Image)]))
-        for name, picture in batch:
-            yield (name, None, picture) if isinstance(picture, str) else (name, picture, next(found))
+        yield from group.gathered([(name, None, read) if isinstance(read, str) else (name, read, next(found)) for name, read in batch])
 
 
 def as_row(name: str, outcome: Detection | str) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def paths(texts: Sequence[str]) -> list[Path]:
 
 
 def run_stages(options: argparse.Namespace) -> int:
-    """The stages asked for. Of several processes (torchrun) all train together; adaptation and detection are the first one's."""
+    """The stages asked for, by all processes (torchrun) together; the first one speaks."""
     import campaign
     import config
     import parallel
@@ -111,7 +111,6 @@ def run_stages(options: argparse.Namespace) -> int:
     with parallel.joined() as group:
         if not group.leads:
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-            stages &= {"train"}
         plan = campaign.Plan(stages, source, output, options.resume, options.force)
         settings = [*options.settings, *([f"training.log={options.log}"] if options.log else [])]
         if options.rerun:

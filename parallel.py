@@ -1,19 +1,20 @@
-"""Several processes, started by torchrun, as one run: each takes its share of every batch, the first one writes and speaks.
+"""Several processes, started by torchrun, as one run: each takes its share of the pictures, the first one writes and speaks.
 
 torchrun names the processes by the environment (RANK, WORLD_SIZE) and restarts them together when one dies.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+Thing = TypeVar("Thing")
 LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "NCCL")  # what backends say when a process is gone
 
 
@@ -32,6 +33,33 @@ class Group:
         """This process's part of a batch, which `size` divides."""
         return batch[self.rank :: self.size]
 
+    def whole(self, part: Tensor) -> Tensor:
+        """The batch of which each process has its share."""
+        if self.size == 1:
+            return part
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, part.contiguous())
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    def in_turn(self, things: Sequence[Thing], batch: int) -> list[Thing]:
+        """This process's of `things`, which are dealt out in batches, so that each is in the batch in which one process has it."""
+        return [thing for number, thing in enumerate(things) if number // batch % self.size == self.rank]
+
+    def gathered(self, things: list[Thing]) -> list[Thing]:
+        """On the first process the things of all, one process's after the other's; nothing on the others."""
+        if self.size == 1:
+            return things
+        parts: list[Any] | None = [None] * self.size if self.leads else None
+        torch.distributed.gather_object(things, parts)
+        return [thing for part in parts or [] for thing in part]
+
+    def told(self, thing: Thing | None) -> Thing:
+        """What the first process says, plain values; the others wait for it, whatever they say."""
+        said = [thing]
+        if self.size > 1:
+            torch.distributed.broadcast_object_list(said, src=0)
+        return cast(Thing, said[0])
+
     def together(self, unet: nn.Module) -> tuple[nn.Module, Callable[[bool], AbstractContextManager[Any]]]:
         """The network whose gradients are the mean over all processes, and exchanged(now): whether the backward pass within waits for them."""
         if self.size == 1:
@@ -46,6 +74,9 @@ class Group:
         votes = torch.tensor(float(said), device=device)
         torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX)
         return bool(votes.item())
+
+
+ALONE = Group()
 
 
 def group() -> Group:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +120,7 @@ def made_with(settings: Settings, pictures: ImageFolder) -> dict[str, Any]:
 
 
 def run(settings: Settings, resume: bool = False) -> None:
-    """Train on train/good and leave weights in the category's checkpoint folder; with `resume` go on where an earlier run was stopped.
-
-    Of several processes the first one alone writes.
-    """
-    if not parallel.group().leads:
-        settings = replace(settings, model=replace(settings.model, save_model=False))
+    """Train on train/good and leave weights in the category's checkpoint folder; with `resume` go on where an earlier run was stopped."""
     data, model, folder = settings.data, settings.model, settings.checkpoint_folder
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)

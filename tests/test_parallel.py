@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from test_train import gradients
+
+import logs
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -37,12 +40,33 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * largest, msg=name)
 
 
-def test_two_processes_make_one_run(tiny_config, tmp_path):
-    """One of them writes, speaks and detects."""
-    command = [*TORCHRUN, "main.py", "--config", str(tiny_config), "--train", "--detection", "--output", str(tmp_path / "results")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
+def test_two_processes_make_one_run(tiny_config, tmp_path, run_main, category):
+    """They train, adapt and detect together; one of them writes and speaks. What comes out is what one process makes."""
+    options = ["--config", str(tiny_config), "model.DA_chp=1", "metrics.visualisation=False"]
+
+    def two(*arguments):
+        command = [*TORCHRUN, "main.py", *options, *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
+
+    done = two("--train", "--domain_adaptation", "--detection", "--output", tmp_path / "results2")
     assert done.returncode == 0 and done.stdout.count("trained nut") == done.stdout.count("results in") == 1, done.stderr
-    assert sorted(path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()) == ["2", "calibration.json", "training.jsonl"]
+    files = ["2", "adaptation.jsonl", "calibration.json", "feat0", "feat1", "training.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()) == files
+
+    losses = [logs.lines(tmp_path / "checkpoints" / "nut", logs.ADAPTATION)[0]["loss"]]
+    assert run_main("--domain_adaptation", "--detection", "--output", str(tmp_path / "results1"), *options[2:])[0] == 0
+    losses += [logs.lines(tmp_path / "checkpoints" / "nut", logs.ADAPTATION)[0]["loss"]]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+    assert two("--detection", "--output", tmp_path / "results3").returncode == 0
+    for name in ("scores.csv", "metrics.json"):
+        assert (tmp_path / "results3" / name).read_bytes() == (tmp_path / "results1" / name).read_bytes()
+
+    source = category / "test" / "crack"
+    (source / "damaged.png").write_text("no picture")
+    assert run_main("--detection", "--input", str(source), "--output", str(tmp_path / "found1"), *options[2:])[0] == 3
+    assert two("--detection", "--input", source, "--output", tmp_path / "found2").returncode != 0
+    assert (tmp_path / "found2" / "predictions.csv").read_bytes() == (tmp_path / "found1" / "predictions.csv").read_bytes()
 
 
 def test_processes_must_divide_the_batch(tiny_config):

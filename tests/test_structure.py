@@ -15,14 +15,14 @@ ALLOWED: dict[str, set[str]] = {
     "manifest": {"calibration", "dataset", "files"},
     "results": {"drawing", "files", "manifest"},
     "tables": {"config", "files", "manifest"},
-    "campaign": {"config", "dataset", "preparation", "tables"},  # and the stages, by name
+    "campaign": {"config", "dataset", "parallel", "preparation", "tables"},  # and the stages, by name
     "figure": METHOD | FILES | {"config", "detection", "drawing", "runtime", "tables"},
     "rerun": {"campaign", "config", "manifest", "results"},
     "train": METHOD | FILES | {"config", "parallel", "runtime"},
-    "domain_adaptation": METHOD | FILES | {"calibration", "config", "runtime"},
-    "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "runtime"},
-    "evaluation": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on labelled test pictures
-    "inspection": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on any pictures
+    "domain_adaptation": METHOD | FILES | {"calibration", "config", "parallel", "runtime"},
+    "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "parallel", "runtime"},
+    "evaluation": METHOD | FILES | {"calibration", "config", "detection", "drawing", "parallel", "runtime"},  # stage 3 on labelled test pictures
+    "inspection": METHOD | FILES | {"calibration", "config", "detection", "drawing", "parallel", "runtime"},  # stage 3 on any pictures
     "main": {"campaign", "config", "figure", "parallel", "rerun", "tables"},
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
