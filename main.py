@@ -95,9 +95,9 @@ def run_stages(options: argparse.Namespace) -> int:
     for line in config.accepted_without_effect(settings):
         print(line)
     if settings.data.name == config.SAMPLE:
-        import preparation
+        import sample_set
 
-        preparation.ensure_sample(settings.data.data_dir, settings.model.seed)
+        sample_set.ensure_sample(settings.data.data_dir, settings.model.seed)
     stages: list[tuple[ModuleType, tuple[object, ...]]] = [
         (importlib.import_module(stage), (options.resume,) if stage == "train" else ()) for stage in STAGES[:2] if getattr(options, stage)
     ]

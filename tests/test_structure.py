@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics", "tiles"}
 FILES = {"dataset", "checkpoint", "files", "results"}
 ALLOWED: dict[str, set[str]] = {
-    **{room: set() for room in (*METHOD, "dataset", "config", "runtime", "preparation", "calibration", "parallel", "files", "drawing")},
+    **{room: set() for room in (*METHOD, "dataset", "config", "runtime", "sample_set", "calibration", "parallel", "files", "drawing")},
     "checkpoint": {"unet", "feature_extractor", "calibration", "files"},  # it builds what it loads
     "results": {"drawing", "files"},
     "train": METHOD | FILES | {"config", "parallel", "runtime"},
@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "runtime"},
     "evaluation": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on labelled test pictures
     "inspection": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on any pictures
-    "main": {"config", "parallel", "preparation"},  # and the stages, by name
+    "main": {"config", "parallel", "sample_set"},  # and the stages, by name
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import preparation
-from preparation import CROP, DEFECTS, DIVIDE, TEXTURES, crop, ensure_sample
+import sample_set
+from sample_set import CROP, DEFECTS, DIVIDE, TEXTURES, crop, ensure_sample
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +19,12 @@ def read(path):
 
 def test_the_set_is_complete_and_in_the_mvtec_layout(sample):
     for texture in TEXTURES:
-        assert len(list((sample / texture / "train" / "good").glob("*.png"))) == preparation.TRAINING_PICTURES
+        assert len(list((sample / texture / "train" / "good").glob("*.png"))) == sample_set.TRAINING_PICTURES
         assert {folder.name for folder in (sample / texture / "test").iterdir()} == {"good", *DEFECTS}
         for kind in DEFECTS:
             pictures = sorted((sample / texture / "test" / kind).glob("*.png"))
             masks = [sample / texture / "ground_truth" / kind / f"{path.stem}_mask.png" for path in pictures]
-            assert len(pictures) == preparation.PICTURES_PER_DEFECT
+            assert len(pictures) == sample_set.PICTURES_PER_DEFECT
             for mask in map(read, masks):
                 assert mask.shape == (CROP, CROP) and set(np.unique(mask)) == {0, 255} and 0.002 < (mask > 0).mean() < 0.3
 
@@ -72,8 +72,8 @@ def test_a_set_that_was_not_finished_is_made_again(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparation, "make_category", killed)
+        patch.setattr(sample_set, "make_category", killed)
         ensure_sample(tmp_path / "set", seed=1)
-    monkeypatch.setattr(preparation, "TRAINING_PICTURES", 2)
+    monkeypatch.setattr(sample_set, "TRAINING_PICTURES", 2)
     ensure_sample(tmp_path / "set", seed=1)
     assert len(list((tmp_path / "set" / "grass" / "train" / "good").iterdir())) == 2
