@@ -17,7 +17,14 @@ ALLOWED: dict[str, set[str]] = {
     "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "runtime"},
     "evaluation": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on labelled test pictures
     "inspection": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on any pictures
-    "main": {"config", "parallel", "sample_set"},  # and the stages, by name
+    "archives": {"dataset", "files"},
+    "annotations": set(),
+    "likeness": {"dataset"},
+    "layout": {"dataset", "files", "runtime"},
+    "published_sets": {"archives", "dataset", "layout", "likeness"},
+    "own_pictures": {"annotations", "dataset", "layout", "likeness"},
+    "preparation": {"archives", "config", "layout", "own_pictures", "published_sets"},
+    "main": {"config", "parallel", "preparation", "sample_set"},  # and the stages, by name
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
 

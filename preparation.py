@@ -1,0 +1,146 @@
+"""Data sets made ready: the download of a published one, or own pictures, into <data_dir>/<category> in the MVTec AD layout.
+
+Where they go: to --output DIR; else to data.data_dir, where that is given or the configuration's data.name is this data set; else to a folder
+named after the data set beside it. Beside the pictures of each category stands preparation.json: what it was made from, and its licence.
+"""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import config
+import own_pictures
+import published_sets
+from archives import opened, relative_path
+from layout import TEST_GOOD, TRAIN_GOOD, Plan, make
+from published_sets import ONE_CLASS, About, Planned, published_counts
+
+NAMES = {"visa": "VisA", "mvtec": "MVTec", "mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD", "folder": "own"}  # data.name, and the folder's
+NORMAL_NAMES = ("good", "normal", "ok", "train")  # folders that do not name what is on the pictures
+FIRST_TRY = {"epochs": 1000, "w": 3}  # settings of the model where nothing is published; both are common in published.csv
+CONFIGURATION = "config.yaml"  # which main.py takes where no other is named
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to prepare, by the flag's name; where from, and the other flags."""
+
+    kind: str
+    source: Path
+    output: Path | None = None
+    defects: Path | None = None
+    masks: Path | None = None
+    split: str = ONE_CLASS
+
+
+def run(request: Request, configuration: str, overrides: Sequence[str]) -> None:
+    """Prepare, count, and print the command that trains on it. Raises ValueError or OSError, naming what can't be read or written."""
+    values = config.checked_sections(config.with_overrides(config.read_yaml(Path(configuration)), overrides))
+    data_dir = destination(request, values["data"], overrides)
+    make_folder(data_dir)
+    with opened(request.source.expanduser().resolve(), data_dir) as root:
+        plans = list(planned(request, root, values, overrides))  # all of them before a file is made: what is wrong is said at once
+        for about, plan in plans:
+            prepare(about, plan, data_dir)
+    print(f"next: {next_command(request, plans[0][1], data_dir, configuration, overrides)}", flush=True)
+
+
+def destination(request: Request, data: dict[str, Any], overrides: Sequence[str]) -> Path:
+    """The folder of the categories."""
+    if request.output:
+        return request.output
+    name = NAMES[request.kind]
+    if data["name"].lower() == name.lower() or given("data.data_dir", overrides):
+        return Path(data["data_dir"])
+    return Path(data["data_dir"].parent / (name if request.split == ONE_CLASS else f"{name}_{request.split}"))
+
+
+def given(key: str, overrides: Sequence[str]) -> bool:
+    return any(override.startswith(f"{key}=") for override in overrides)
+
+
+def make_folder(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"can't make the folder {data_dir}: {error.strerror}; name another with --output") from error
+
+
+def planned(request: Request, root: Path, values: dict[str, dict[str, Any]], overrides: Sequence[str]) -> Planned:
+    """All categories that the source holds."""
+    seed = values["model"]["seed"]
+    if request.kind == "folder":
+        category = values["data"]["category"] if given("data.category", overrides) else named_after(root)
+        relative_path(category, "data.category")
+        plan = own_pictures.planned(category, root, request.defects, request.masks, seed)
+        return iter([(About("own pictures", str(request.source), "your own"), plan)])
+    if request.kind == "visa":
+        return published_sets.visa(root, request.split)
+    if request.kind == "mvtec":
+        return published_sets.mvtec(root)
+    if request.kind == "btad":
+        return published_sets.btad(root)
+    return published_sets.mtd(root, seed) if request.kind == "mtd" else published_sets.kolektor(root, seed)
+
+
+def named_after(folder: Path) -> str:
+    """The name of the folder or, where that says good, of the one above."""
+    name = folder.parent.name if folder.name.lower() in NORMAL_NAMES else folder.name
+    return name or "own"
+
+
+def prepare(about: About, plan: Plan, data_dir: Path) -> None:
+    """Make one category and say what it holds."""
+    numbers = {"train normal": plan.count(TRAIN_GOOD), "test normal": plan.count(TEST_GOOD), "test defective": plan.count("test")}
+    folder = data_dir / plan.category
+    make(plan, folder, {"data set": about.name, "source": about.source, "licence": about.licence, "pictures": numbers})
+    counted = (
+        f"{numbers['train normal']} normal pictures to train on, {numbers['test normal']} normal and {numbers['test defective']} defective to test"
+    )
+    print(f"{folder}: {counted} ({about.name}, licence: {about.licence})")
+    for line in warnings(about, plan):
+        print(f"warning: {line}")
+
+
+def warnings(about: About, plan: Plan) -> Iterator[str]:
+    """Where the category differs from the published one, and what it lacks."""
+    train, normal, defective = plan.count(TRAIN_GOOD), plan.count(TRAIN_GOOD) + plan.count(TEST_GOOD), plan.count("test")
+    published = published_counts().get((about.name, plan.category))
+    if published:
+        for name, there, known in zip(("normal", "training", "defective test"), (normal, train, defective), published, strict=True):
+            if known is not None and there != known:
+                yield f"{plan.category} has {there} {name} pictures, the published {about.name} {known}; the download may be incomplete"
+    lacking = plan.without_mask()
+    if lacking:
+        yield f"{len(lacking)} defective pictures of {plan.category} have no mask, {lacking[0]} is the first; set data.mask=False, or add them"
+
+
+def next_command(request: Request, plan: Plan, data_dir: Path, configuration: str, overrides: Sequence[str]) -> str:
+    """What trains on the category and detects its defects, with the settings in which it differs from the configuration."""
+    file = config.read_yaml(Path(configuration))
+    before, after = config.checked_sections(file), config.checked_sections(config.with_overrides(file, overrides))
+    name, model = NAMES[request.kind], after["model"]
+    wanted: dict[str, object] = {"data.name": name, "data.data_dir": data_dir, "data.category": plan.category}
+    if not given("model.checkpoint_dir", overrides) and before["data"]["name"] != name:
+        wanted["model.checkpoint_dir"] = before["model"]["checkpoint_dir"].parent / name
+    row = config.published_table().get(plan.category, {})
+    if row.get("data_set") != name:
+        wanted |= {f"model.{key}": value for key, value in FIRST_TRY.items() if model[key] == config.AUTO}
+    if plan.without_mask():
+        wanted["data.mask"] = False
+    most = learnable(plan.count(TRAIN_GOOD), after["calibration"])
+    batch = after["data"]["batch_size"]
+    if most < (config.BY_NETWORK["batch_size"][model["DDADS"]] if batch == config.AUTO else batch):
+        wanted["data.batch_size"] = most
+    kept = [override for override in overrides if override.partition("=")[0] not in wanted]
+    changed = [f"{key}={value}" for key, value in wanted.items() if before[key.partition(".")[0]][key.partition(".")[2]] != value]
+    named = [] if configuration == CONFIGURATION else ["--config", configuration]
+    return shlex.join(["python", "main.py", "--train", "True", "--detection", "True", *named, *changed, *kept])
+
+
+def learnable(normal: int, calibration: dict[str, Any]) -> int:
+    """How many of the pictures in train/good are left to learn from."""
+    share = config.HELD_OUT if calibration["share"] == config.AUTO else calibration["share"]
+    return normal - (min(max(1, round(share * normal)), calibration["pictures"], normal - 1) if share else 0)
