@@ -19,7 +19,7 @@ from PIL import Image
 
 import runtime
 from dataset import LARGEST_LABEL, MASK_ENDING, NORMAL, mask_values
-from files import whole_file
+from files import TEMPORARY_SUFFIX, whole_file
 
 NOTE, MAKER = "preparation.json", "DDAD preparation"
 REMEDY = "choose another folder with --output"
@@ -130,7 +130,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def refuse_others(folder: Path, plan: object) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    unfinished = f".{NOTE}{TEMPORARY_SUFFIX}"  # all that a call leaves which is killed as it begins
+    if not folder.exists() or (folder.is_dir() and not [path for path in folder.iterdir() if path.name != unfinished]):
         return
     try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))

@@ -106,7 +106,7 @@ def named_file(top: Path, name: str, place: str) -> Path:
 def mvtec(root: Path) -> Planned:
     """All categories of MVTec AD or MVTec LOCO AD. The latter's masks, many to a picture, become one; its validation/good goes beside
     train/good, not into it, so that scores compare with published ones (thresholds come from pictures held out of train/good)."""
-    for folder in found(root, lambda folder: (folder / TRAIN_GOOD).is_dir(), "a category with train/good, as MVTec AD has"):
+    for folder in found(root, lambda folder: (folder / TRAIN_GOOD).is_dir(), "category with train/good, as MVTec AD has"):
         plan = Plan(folder.name)
         validation = folder / "validation" / NORMAL
         if not (folder / "test").is_dir():
@@ -149,7 +149,7 @@ def mtd_pictures(folder: Path) -> list[Path]:
 
 def btad(root: Path) -> Planned:
     """Products 01, 02 and 03: ok becomes good, ko stays a kind of defect."""
-    for folder in found(root, lambda folder: (folder / "train" / "ok").is_dir(), "a product with train/ok, as BTAD has"):
+    for folder in found(root, lambda folder: (folder / "train" / "ok").is_dir(), "product with train/ok, as BTAD has"):
         plan = Plan(folder.name)
         for part, place in (("train/ok", TRAIN_GOOD), ("test/ok", TEST_GOOD), ("test/ko", "test/ko")):
             for picture in pictures_in(folder / part):
