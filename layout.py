@@ -104,7 +104,7 @@ def make(plan: Plan, folder: Path, about: Mapping[str, object]) -> None:
     Raises ValueError where the folder holds anything else, OSError where it can't be written.
     """
     note = {"made by": MAKER, **about, "plan": plan.fingerprint()}
-    refuse_others(folder, note["plan"])
+    clear_way(folder, note["plan"])
     write_note(folder, {**note, "finished": False})
     for place, file in runtime.count(sorted(plan.files.items()), len(plan.files), f"preparing {plan.category}", "file"):
         target = folder / place
@@ -125,11 +125,16 @@ def link_or_copy(source: Path, target: Path) -> None:
     with suppress(OSError):
         os.link(source.resolve(), target)
         return
-    with source.open("rb") as original, whole_file(target, REMEDY) as copy:
+    try:
+        original = source.open("rb")
+    except OSError as error:
+        raise OSError(f"can't read {source}: {error.strerror}; change its permissions, or unpack it again") from error
+    with original, whole_file(target, REMEDY) as copy:
         shutil.copyfileobj(original, copy)
 
 
-def refuse_others(folder: Path, plan: object) -> None:
+def clear_way(folder: Path, plan: object) -> None:
+    """Leave what this plan began or made, remove what another one began. Raises ValueError for what another one made, and for other files."""
     unfinished = f".{NOTE}{TEMPORARY_SUFFIX}"  # all that a call leaves which is killed as it begins
     if not folder.exists() or (folder.is_dir() and not [path for path in folder.iterdir() if path.name != unfinished]):
         return
@@ -139,8 +144,12 @@ def refuse_others(folder: Path, plan: object) -> None:
         note = None
     if not isinstance(note, dict) or note.get("made by") != MAKER:
         raise ValueError(f"{folder} holds files that no preparation made; {REMEDY}")
-    if note.get("plan") != plan:
+    if note.get("plan") == plan:
+        return
+    if note.get("finished") is not False:
         raise ValueError(f"{folder} was prepared from other files, or with another split or seed; remove it, or {REMEDY}")
+    print(f"{folder} was begun from other files, or with another split or seed, and not finished; it is made anew", flush=True)
+    shutil.rmtree(folder)
 
 
 def write_note(folder: Path, note: Mapping[str, object]) -> None:

@@ -5,9 +5,8 @@ the bottles of MVTec AD lie less than 8 of the usual 63 bits apart, which is why
 """
 
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +15,15 @@ from scipy.fft import dctn
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from dataset import read_picture
+import runtime
+from dataset import read_ahead, read_picture
 
 SIDE = 64  # pixels, of the grey picture that is hashed
 FREQUENCIES = 16  # of its cosine transform, in each direction: 255 bits
 NEAR = 20  # bits; copies as JPEG, smaller, brighter or noisy lie below it, other pieces of one kind from 14 (bottle) or 76 (capsules) on
+BATCH, WORKERS = 32, 2  # pictures that are read ahead, and threads that do it
 ROWS = 1024  # of the table of distances, in memory at once
 TEST_SHARE = 0.2  # of normal pictures, where a data set has no split of its own
-
-Name = TypeVar("Name", bound=Hashable)
 
 
 def perceptual_hash(picture: Image.Image) -> NDArray[np.int8]:
@@ -48,25 +47,25 @@ def near_duplicates(hashes: Sequence[NDArray[np.int8]]) -> list[int]:
 
 
 def groups_of_pictures(paths: Iterable[Path]) -> dict[Path, int]:
-    """Each picture's group of near-duplicates."""
+    """Each picture's group of near-duplicates. Raises ValueError for what is no picture."""
     paths = list(paths)
-    return dict(zip(paths, near_duplicates([perceptual_hash(read_picture(path, 1)) for path in paths]), strict=True))
+    batches = read_ahead(lambda path: perceptual_hash(read_picture(path, 1)), paths, BATCH, WORKERS)
+    hashes = list(runtime.count((one for batch in batches for one in batch), len(paths), "comparing"))
+    return dict(zip(paths, near_duplicates(hashes), strict=True))
 
 
-def drawn_apart(group_of: dict[Name, int], seed: int, spoken_for: Iterable[int] = ()) -> set[Name]:
-    """The names that go to test: of whole groups, about TEST_SHARE of all, drawn by a hash of seed and name; the groups `spoken_for` first.
-
-    Raises ValueError where nothing would be left to train on, or nothing to test.
-    """
-    members: dict[int, list[Name]] = {}
-    for name in sorted(group_of, key=str):
-        members.setdefault(group_of[name], []).append(name)
-    chosen = [name for group in sorted(set(spoken_for)) for name in members.pop(group, [])]
-    order = sorted(members.values(), key=lambda names: hashlib.sha256(f"{seed} {names[0]}".encode(errors="surrogateescape")).digest())
+def drawn_apart(group_of: Mapping[Path, int], root: Path, seed: int, spoken_for: Iterable[int] = ()) -> set[Path]:
+    """The pictures that go to test: of whole groups, about TEST_SHARE of all, drawn by a hash of seed and path in `root`; the groups
+    `spoken_for` first. Raises ValueError where nothing would be left to train on, or nothing to test."""
+    members: dict[int, list[Path]] = {}
+    for picture in sorted(group_of):
+        members.setdefault(group_of[picture], []).append(picture)
+    chosen = [picture for group in sorted(set(spoken_for)) for picture in members.pop(group, [])]
+    order = sorted(members.values(), key=lambda pictures: drawing_lot(pictures[0].relative_to(root).as_posix(), seed))
     wanted = max(1, round(TEST_SHARE * len(group_of)))
-    for names in order:
-        if len(chosen) + len(names) <= wanted:
-            chosen += names
+    for pictures in order:
+        if len(chosen) + len(pictures) <= wanted:
+            chosen += pictures
     if not chosen and len(order) > 1:
         chosen = min(order, key=len)
     if not chosen or len(chosen) == len(group_of):
@@ -75,3 +74,7 @@ def drawn_apart(group_of: dict[Name, int], seed: int, spoken_for: Iterable[int] 
             f"and make {len(order)} groups beside those of defective pictures; add normal pictures that differ"
         )
     return set(chosen)
+
+
+def drawing_lot(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()

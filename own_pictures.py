@@ -4,18 +4,16 @@ masks found by name or drawn from annotations (`annotations.py`)."""
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import annotations
 from annotations import Annotation
 from dataset import NORMAL, is_hidden, is_picture, open_upright
-from layout import TEST_GOOD, TRAIN_GOOD, Plan
+from layout import TEST_GOOD, TRAIN_GOOD, Mask, Plan, merged
 from likeness import drawn_apart, groups_of_pictures
 
 BAD = "bad"  # kind of the defective pictures that are in no subfolder
 MASK_ENDINGS = ("_mask", "_label", "_gt", "_GT")
 
-Thing = TypeVar("Thing")
 MaskSource = Path | Annotation
 
 
@@ -30,7 +28,7 @@ def planned(category: str, normal: Path, defects: Path | None, masks: Path | Non
     found = list(pictures_of(defects, [masks] if masks and masks != defects else [])) if defects else []
     spoilt = [picture for picture in found if not is_mask_of_another(picture)]
     groups = groups_of_pictures([*sound, *spoilt])
-    held = drawn_apart({picture: groups[picture] for picture in sound}, seed, {groups[picture] for picture in spoilt})
+    held = drawn_apart({picture: groups[picture] for picture in sound}, normal, seed, {groups[picture] for picture in spoilt})
     for picture, name in named(sound, normal).items():
         plan.picture(TEST_GOOD if picture in held else TRAIN_GOOD, picture, name)
     if defects:
@@ -80,7 +78,7 @@ def add_defects(plan: Plan, pictures: list[Path], defects: Path, sources: dict[s
         raise ValueError(f"{defects / NORMAL} holds normal pictures by its name; move them to the normal ones, or rename it")
     used: dict[int, Path] = {}
     for kind, members in kinds.items():
-        for picture, name in named(members, kinds_folder(members[0], defects)).items():
+        for picture, name in named(members, members[0].parent).items():
             plan.picture(f"test/{kind}", picture, name)
             if not sources:
                 continue
@@ -91,16 +89,19 @@ def add_defects(plan: Plan, pictures: list[Path], defects: Path, sources: dict[s
             add_mask(plan, kind, PurePosixPath(name).stem, picture, source)
 
 
-def kinds_folder(picture: Path, defects: Path) -> Path:
-    return picture.parent if picture.parent != defects else defects
-
-
 def add_mask(plan: Plan, kind: str, stem: str, picture: Path, source: MaskSource) -> None:
     if isinstance(source, Path):
-        plan.mask(kind, stem, source)
+        plan.mask(kind, stem, source, draw=lambda: mask_of_its_size(source, picture))
         return
     content = hashlib.sha256(source.file.read_bytes()).hexdigest()
     plan.mask(kind, stem, source.file, draw=lambda: source.mask(open_upright(picture).size), detail=content)
+
+
+def mask_of_its_size(source: Path, picture: Path) -> Mask:
+    mask, size = merged((source,)), open_upright(picture).size
+    if mask.shape[::-1] != size:
+        raise ValueError(f"mask {source} is {mask.shape[1]}×{mask.shape[0]}, its picture {picture} {size[0]}×{size[1]}; make them the same")
+    return mask
 
 
 def mask_sources(masks: Path | None, defects: Path) -> dict[str, list[MaskSource]]:

@@ -132,7 +132,7 @@ def mtd(root: Path, seed: int) -> Planned:
     pictures = free | {picture: kind for name, kind in MTD_KINDS.items() for picture in mtd_pictures(top / name)}
     groups = groups_of_pictures(pictures)
     spoken_for = {groups[picture] for picture in pictures if picture not in free}
-    held = drawn_apart({picture: groups[picture] for picture in free}, seed, spoken_for)
+    held = drawn_apart({picture: groups[picture] for picture in free}, top, seed, spoken_for)
     for picture, kind in pictures.items():
         plan.picture(TRAIN_GOOD if kind == NORMAL and picture not in held else f"test/{kind}", picture)
         mask = picture.with_suffix(".png")
@@ -180,7 +180,7 @@ def ksdd(top: Path, seed: int) -> Plan:
     plan = Plan("commutator")
     parts = {part: is_marked(mask) for item in sorted(top.glob("kos*")) for part, mask in labelled(item, KSDD_LABEL)}
     items = {folder: number for number, folder in enumerate(sorted({part.parent for part in parts}))}
-    held = drawn_apart({part: items[part.parent] for part, marked in parts.items() if not marked}, seed)
+    held = drawn_apart({part: items[part.parent] for part, marked in parts.items() if not marked}, top, seed)
     for part, marked in parts.items():
         name = f"{part.parent.name}_{part.name}"
         plan.picture(f"test/{BAD}" if marked else TEST_GOOD if part in held else TRAIN_GOOD, part, name)

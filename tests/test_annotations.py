@@ -135,6 +135,18 @@ def test_coco_run_lengths_give_the_mask_back(compressed, tmp_path):
     assert annotation.picture.as_posix() == "crack/000.png"
 
 
+def test_encodings_of_other_programs_are_read(tmp_path):
+    """As pycocotools 2.0.11 and label-studio-converter 0.0.59 wrote them."""
+    stripes = np.indices((5, 4)).sum(axis=0) % 3 == 0
+    content = coco({"size": [5, 4], "counts": "01201000O10OO"})
+    content["images"][0] |= {"width": 4, "height": 5}
+    np.testing.assert_array_equal(only(written(tmp_path / "coco.json", content)).mask((4, 5)), stripes)
+    stroke = [0, 0, 0, 80, 57, 27, 252, 127, 243, 128, 71, 255, 108, 2, 63, 251, 96, 17, 255, 206, 1, 63, 252, 224, 17, 255, 198, 0]
+    sized = {"original_width": 5, "original_height": 4}
+    tasks = studio({"type": "brushlabels", "value": {"format": "rle", "rle": stroke}, **sized})
+    np.testing.assert_array_equal(only(written(tmp_path / "x.json", tasks)).mask((5, 4)), np.indices((4, 5)).sum(axis=0) % 3 == 0)
+
+
 def test_coco_polygons_and_boxes(tmp_path):
     flat = [value for point in SQUARE for value in point]
     for content in (coco([flat]), coco([], bbox=[5, 6, 10, 14])):

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,26 +49,35 @@ def test_groups_hold_what_is_near_directly_or_by_others_between(monkeypatch):
     assert groups[0] == groups[2] == groups[3] != groups[1]
 
 
-def test_whole_groups_are_drawn_from_a_seed():
-    groups = {f"{number:03}": number // 3 for number in range(60)}
-    draws = {seed: drawn_apart(groups, seed) for seed in range(8)}
+def in_groups(count, group, root="/a"):
+    return {Path(root, f"{number:03}.png"): group(number) for number in range(count)}
+
+
+def drawn(groups, seed=0, spoken_for=()):
+    root = next(iter(groups)).parent
+    return {picture.stem for picture in drawn_apart(groups, root, seed, spoken_for)}
+
+
+def test_whole_groups_are_drawn_from_a_seed_wherever_they_lie():
+    pictures = in_groups(60, lambda number: number // 3)
+    groups = {picture.stem: group for picture, group in pictures.items()}
+    draws = {seed: drawn(pictures, seed) for seed in range(8)}
     for held in draws.values():
         assert len(held) == 12 and not {groups[name] for name in held} & {groups[name] for name in set(groups) - held}
-    assert draws[1] == drawn_apart(dict(reversed(groups.items())), 1)
+    assert draws[1] == drawn(dict(reversed(in_groups(60, lambda number: number // 3, "/b/c").items())), 1)
     assert len({frozenset(held) for held in draws.values()}) > 6
 
 
 def test_groups_of_defective_pictures_are_to_test_with():
-    groups = {f"{number:03}": number for number in range(20)}
-    assert {"003", "017"} <= drawn_apart(groups, 0, {3, 17, 99})
+    assert {"003", "017"} <= drawn(in_groups(20, int), 0, {3, 17, 99})
 
 
 def test_a_large_group_stays_to_train_on():
-    groups = {f"{number:03}": 0 if number < 15 else number for number in range(20)}
-    assert drawn_apart(groups, 0) == {f"{number:03}" for number in range(15, 19)} or all(groups[name] for name in drawn_apart(groups, 0))
+    assert len(drawn(in_groups(20, lambda number: max(0, number - 15)))) == 4
+    assert drawn(in_groups(20, lambda number: number // 11)) == {f"{number:03}" for number in range(11, 20)}
 
 
-@pytest.mark.parametrize("groups", [{"a": 0}, {"a": 0, "b": 0}])
-def test_what_cannot_be_divided_is_said(groups):
-    with pytest.raises(ValueError, match="normal pictures can't be divided .* add normal pictures that differ"):
-        drawn_apart(groups, 0)
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_cannot_be_divided_is_said(count):
+    with pytest.raises(ValueError, match=r"normal pictures can't be divided .* add normal pictures that differ"):
+        drawn(in_groups(count, lambda number: 0))

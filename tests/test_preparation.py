@@ -135,13 +135,13 @@ def test_a_set_without_masks_says_so_and_its_next_command_leaves_them_out(origin
     assert out.splitlines()[-1].endswith("data.mask=False")
 
 
-@pytest.mark.parametrize("form", ["tar", "tar.xz", "zip"])
-def test_an_archive_gives_the_same_as_its_folder(form, original, run_main, tmp_path):
-    root = original("mvtec")
-    packed = shutil.make_archive(str(tmp_path / "download"), {"tar.xz": "xztar"}.get(form, form), root)
-    code, _, err = run_main("--prepare_mvtec", packed, "--output", str(tmp_path / "a"))
+@pytest.mark.parametrize(("form", "name"), [("tar", "mvtec"), ("xztar", "visa"), ("zip", "mtd"), ("gztar", "ksdd")])
+def test_an_archive_gives_the_same_as_its_folder(form, name, original, run_main, tmp_path):
+    root, flag = original(name), f"--prepare_{name}"
+    packed = shutil.make_archive(str(tmp_path / "download"), form, root)
+    code, _, err = run_main(flag, packed, "--output", str(tmp_path / "a"))
     assert code == 0, err
-    run_main("--prepare_mvtec", str(root), "--output", str(tmp_path / "b"))
+    run_main(flag, str(root), "--output", str(tmp_path / "b"))
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 

@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "inspection": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on any pictures
     "archives": {"dataset", "files"},
     "annotations": set(),
-    "likeness": {"dataset"},
+    "likeness": {"dataset", "runtime"},
     "layout": {"dataset", "files", "runtime"},
     "published_sets": {"archives", "dataset", "layout", "likeness"},
     "own_pictures": {"annotations", "dataset", "layout", "likeness"},
