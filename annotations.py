@@ -162,8 +162,8 @@ def label_studio(path: Path, content: list[dict[str, Any]]) -> Iterator[Annotati
         results = [result for entry in kept for result in entry["result"] if "original_width" in result]
         if results:
             size = told_size(results[0]["original_width"], results[0]["original_height"])
-            told = next(value for value in (task["data"].get("image"), *task["data"].values()) if isinstance(value, str))
-            yield Annotation(path, address_path(told), size, tuple(label_studio_shape(result) for result in results))
+            told = [value for value in (task["data"].get("image"), *task["data"].values()) if isinstance(value, str)]
+            yield Annotation(path, address_path(told[0]), size, tuple(label_studio_shape(result) for result in results))
 
 
 def label_studio_shape(result: dict[str, Any]) -> Shape:

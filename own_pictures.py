@@ -2,6 +2,7 @@
 masks found by name or drawn from annotations (`annotations.py`)."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -64,21 +65,22 @@ def without_ending(stem: str) -> str:
 def named(pictures: Iterable[Path], folder: Path) -> dict[Path, str]:
     """A file name for each, in one folder: its own, with its subfolders' in front; where two differ by the ending alone that is added."""
     short = {picture: "_".join(picture.relative_to(folder).with_suffix("").parts) for picture in pictures}
-    taken = list(short.values())
-    stems = {picture: stem if taken.count(stem) == 1 else f"{stem}_{picture.suffix[1:].lower()}" for picture, stem in short.items()}
+    count = Counter(short.values())
+    stems = {picture: stem if count[stem] == 1 else f"{stem}_{picture.suffix[1:].lower()}" for picture, stem in short.items()}
     return {picture: stem + picture.suffix for picture, stem in stems.items()}
 
 
 def add_defects(plan: Plan, pictures: list[Path], defects: Path, sources: dict[str, list[MaskSource]]) -> None:
     """Defective pictures, and their masks where there are any."""
-    kinds: dict[str, list[Path]] = {}
+    by_folder: dict[Path, list[Path]] = {}
     for picture in pictures:
-        kinds.setdefault("_".join(picture.relative_to(defects).parts[:-1]) or BAD, []).append(picture)
-    if NORMAL in kinds:
-        raise ValueError(f"{defects / NORMAL} holds normal pictures by its name; move them to the normal ones, or rename it")
+        by_folder.setdefault(picture.parent, []).append(picture)
     used: dict[int, Path] = {}
-    for kind, members in kinds.items():
-        for picture, name in named(members, members[0].parent).items():
+    for folder, members in by_folder.items():
+        kind = "_".join(folder.relative_to(defects).parts) or BAD
+        if kind == NORMAL:
+            raise ValueError(f"{folder} holds normal pictures by its name; move them to the normal ones, or rename it")
+        for picture, name in named(members, folder).items():
             plan.picture(f"test/{kind}", picture, name)
             if not sources:
                 continue

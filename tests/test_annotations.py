@@ -215,6 +215,7 @@ def test_shapes_that_reach_beyond_the_picture_are_cut(tmp_path):
         (studio({"type": "keypointlabels", "value": {"x": 1, "y": 1}}), "'keypointlabels' has no area"),
         (studio({"type": "brushlabels", "value": {"format": "rle", "rle": [255] * 40}}), "a brush stroke holds"),
         (studio({"type": "brushlabels", "value": {"format": "rle", "rle": brush(blot(), runs=True)[:-20]}}), "cut short"),
+        ([{**studio({"type": "rectangle"})[0], "data": {}}], "can't be read as LabelMe"),
         ([{"image": "a.png", "label": []}], "not JSON-MIN"),
         ({"a": 1}, "neither shapes, nor images and annotations"),
         (7, "neither shapes"),

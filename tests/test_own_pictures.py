@@ -55,7 +55,8 @@ def test_normal_pictures_alone_are_enough_to_train_calibrate_and_score(own, prep
 
 
 def test_kinds_come_from_folders_and_masks_are_found_by_name(own, prepare, run_main, tmp_path):
-    own.picture("defects/plain.jpg", "defects/deep/line 1/x.bmp")
+    own.picture("defects/plain.jpg", "defects/deep/line 1/x.bmp", "defects/deep_line 1/y.bmp")
+    own.mask("masks/y.png")
     own.mask("masks/scratch/000.png", corner=4)
     own.mask("masks/dent/000_mask.png", corner=20)
     own.mask("masks/plain_label.png", "masks/x_GT.bmp")
@@ -65,12 +66,13 @@ def test_kinds_come_from_folders_and_masks_are_found_by_name(own, prepare, run_m
     assert sorted(path.relative_to(made).as_posix() for path in made.glob("test/*/*") if path.parent.name != "good") == [
         "test/bad/plain.jpg",
         "test/deep_line 1/x.bmp",
+        "test/deep_line 1/y.bmp",
         "test/dent/000.png",
         "test/scratch/000.png",
     ]
     assert mask(tmp_path)[4:16, 4:16].all() and mask(tmp_path, "dent")[20:32, 20:32].all() and mask(tmp_path, "bad", "plain").sum() == 144
     code, out, err = run_main(*shlex.split(out.splitlines()[-1].removeprefix("next: python main.py ")))
-    assert code == 0 and "4 defective" in out and "pixel AUROC" in out, err
+    assert code == 0 and "5 defective" in out and "pixel AUROC" in out, err
 
 
 def test_masks_may_lie_beside_their_pictures(own, prepare, tmp_path):
@@ -173,7 +175,7 @@ def test_turned_pictures_have_masks_of_their_upright_size(own, prepare, tmp_path
         (lambda own: (own.root / "masks").mkdir(), "no masks in"),
         (lambda own: None, "no masks at"),
         (lambda own: own.mask(*(f"masks/{kind}/000{end}.png" for kind in ("dent", "scratch") for end in ("", "_mask"))), "may both be the mask of"),
-        (lambda own: [own.picture("defects/good/001.png"), own.mask("masks/1.png")], "holds normal pictures by its name"),
+        (lambda own: [own.picture("defects/good/001.png"), own.mask("masks/dent/000.png")], "holds normal pictures by its name"),
         (lambda own: [(own.root / "masks").mkdir(), (own.root / "masks/odd.json").write_text("{}")], "can't be read as LabelMe, COCO or"),
         (lambda own: [(own.root / "defects/dent/000.png").write_bytes(b"odd"), own.mask("masks/000.png")], "its content is not a picture"),
     ],
