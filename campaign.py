@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import config
 import parallel
-import preparation
+import sample_set
 import tables
 from config import Settings
 from dataset import categories_in
@@ -54,8 +54,8 @@ def ensure_sample(content: Mapping[str, Any]) -> None:
     """Make the sample set where it is asked for and is not there."""
     data = content.get("data")
     if isinstance(data, Mapping) and data.get("name") == config.SAMPLE:
-        settings = config.of_category(content, preparation.TEXTURES[0])
-        preparation.ensure_sample(settings.data.data_dir, settings.model.seed)
+        settings = config.of_category(content, sample_set.TEXTURES[0])
+        sample_set.ensure_sample(settings.data.data_dir, settings.model.seed)
 
 
 def run_category(settings: Settings, plan: Plan) -> tuple[Path | None, int]:

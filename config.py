@@ -308,6 +308,14 @@ def wants_text(path: str) -> bool:
 
 def build(content: Mapping[str, Any]) -> Settings:
     """Checked settings from plain sections."""
+    sections = checked_sections(content)
+    settings = Settings(**{name: kind(**resolved(sections, name)) for name, kind in SECTIONS.items()})
+    check_together(settings)
+    return settings
+
+
+def checked_sections(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Checked values by section, `auto` as it stands: what can be known without a category."""
     content = dict(content)
     unknown = [section for section in content if section not in SECTIONS]
     if unknown:
@@ -318,9 +326,7 @@ def build(content: Mapping[str, Any]) -> Settings:
         if not isinstance(values, dict):
             raise ValueError(f"{section} should be a section with keys, not {values!r}")
         sections[section] = checked_section(section, kind, values)
-    settings = Settings(**{name: kind(**resolved(sections, name)) for name, kind in SECTIONS.items()})
-    check_together(settings)
-    return settings
+    return sections
 
 
 def checked_section(section: str, kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:

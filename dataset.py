@@ -257,17 +257,23 @@ def on_background(picture: Image.Image, colour: str) -> Image.Image:
 
 def read_mask(path: Path, picture_size: tuple[int, int], picture_path: Path, size: int) -> NDArray[np.bool_]:
     """(size, size), true where defective; binary after the resize, not before."""
+    grey = mask_values(path)
+    if grey.shape[::-1] != picture_size:
+        raise ValueError(
+            f"mask {path} is {grey.shape[1]}×{grey.shape[0]}, its picture {picture_path} {picture_size[0]}×{picture_size[1]}; "
+            "make them the same, or set data.mask=False"
+        )
+    resized = Image.fromarray(grey).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized) > LARGEST_LABEL
+
+
+def mask_values(path: Path) -> NDArray[np.uint8]:
+    """(H, W) of the picture upright; above LARGEST_LABEL where defective. Labels 0…n become 0 and 255."""
     picture = open_upright(path)
     labels = picture.mode == "P" or picture.mode.startswith("I")  # palette indices and deep values count as they are
     values = np.asarray(picture if labels else on_background(picture, "black").convert("L"))
-    if values.shape[::-1] != picture_size:
-        raise ValueError(
-            f"mask {path} is {values.shape[1]}×{values.shape[0]}, its picture {picture_path} {picture_size[0]}×{picture_size[1]}; "
-            "make them the same, or set data.mask=False"
-        )
-    grey = values if not labels and values.max() > LARGEST_LABEL else np.where(values > 0, 255, 0)
-    resized = Image.fromarray(grey.astype(np.uint8)).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized) > LARGEST_LABEL
+    grey = values if not labels and values.max(initial=0) > LARGEST_LABEL else np.where(values > 0, 255, 0)
+    return grey.astype(np.uint8)
 
 
 def categories_in(data_dir: Path) -> list[str]:

@@ -12,6 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 STAGES = ("train", "domain_adaptation", "detection")
+PREPARATIONS = {  # flag → what it takes
+    "prepare_visa": "VisA's download",
+    "prepare_mvtec": "MVTec AD's or MVTec LOCO AD's download, of one category or all",
+    "prepare_mtd": "the magnetic-tile defects' download",
+    "prepare_btad": "BTAD's download",
+    "prepare_ksdd": "KolektorSDD's or KolektorSDD2's download",
+    "prepare_folder": "a folder of your own normal pictures",
+}
 WORDS = {"true": True, "false": False}
 MEMORY_SPENT = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")  # as torch says it
 MEMORY_EATERS = ("data.batch_size", "data.DA_batch_size or data.test_batch_size", "data.image_size", "model.base_channels")
@@ -43,7 +51,7 @@ def build_parser() -> Parser:
         parser.add_argument(f"--{stage}", nargs="?", const=True, default=False, type=truth, metavar="True|False", help=text)
     parser.add_argument("-cfg", "--config", default="config.yaml", metavar="PATH", help="settings (config.yaml)")
     parser.add_argument("--input", metavar="PATH", help="a picture or a folder of them, without labels, for --detection to judge")
-    parser.add_argument("--output", metavar="DIR", help="folder of detection's results (results/<exp_name>/<category>)")
+    parser.add_argument("--output", metavar="DIR", help="folder of the results (results/<exp_name>/<category>), or of prepared data")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished --train, or with the predictions of an earlier --input run")
     parser.add_argument("--force", action="store_true", help="do again what is done already, and replace earlier results")
     parser.add_argument("--log", choices=("jsonl", "tensorboard"), help="how stages 1 and 2 log (training.log)")
@@ -52,6 +60,11 @@ def build_parser() -> Parser:
     parser.add_argument("--choose", action="append", metavar="best|worst|PICTURE", help="pictures of --figure; one by its path in the category")
     parser.add_argument("--compare", nargs="+", metavar="RESULTS", help="show the figures of results folders side by side")
     parser.add_argument("--table", metavar="MVTec|VisA", help="show the paper's results and settings")
+    for flag, text in PREPARATIONS.items():
+        parser.add_argument(f"--{flag}", metavar="PATH", help=f"make {text} ready to train on: a folder, zip or tar")
+    parser.add_argument("--defects", metavar="DIR", help="for --prepare_folder: defective pictures, a subfolder a kind")
+    parser.add_argument("--masks", metavar="PATH", help="for --prepare_folder: masks, or JSON of LabelMe, COCO or Label Studio (beside the defects)")
+    parser.add_argument("--split", metavar="NAME", help="for --prepare_visa: the table of split_csv, such as 2cls_fewshot (1cls)")
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that go above the file's")
     return parser
@@ -120,12 +133,44 @@ def run_stages(options: argparse.Namespace) -> int:
         return campaign.run(config.read(options.config, settings), plan, explained)
 
 
+def asked_preparations(options: argparse.Namespace) -> list[str]:
+    return [flag for flag in PREPARATIONS if getattr(options, flag) is not None]
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Make a data set ready; returns the exit code."""
+    import preparation
+
+    (flag,) = asked_preparations(options)
+    places = {name: Path(getattr(options, name)).expanduser() for name in ("output", "defects", "masks") if getattr(options, name) is not None}
+    split = options.split or preparation.ONE_CLASS
+    request = preparation.Request(flag.removeprefix("prepare_"), Path(getattr(options, flag)), split=split, **places)
+    preparation.run(request, options.config, options.settings)
+    return 0
+
+
+def check_preparation(options: argparse.Namespace) -> None:
+    asked = asked_preparations(options)
+    stages = [stage for stage in STAGES if getattr(options, stage)]
+    if asked and (len(asked) > 1 or stages):
+        raise ValueError(f"--{asked[0]} and --{[*asked, *stages][1]} are two runs; prepare first, and give the other flag in the next call")
+    for flag, owner in (("defects", "prepare_folder"), ("masks", "prepare_folder"), ("split", "prepare_visa")):
+        if getattr(options, flag) is not None and owner not in asked:
+            raise ValueError(f"--{flag} is {getattr(options, flag)}, which belongs to --{owner}; add that, or leave it away")
+    for flag in (*asked, "defects", "masks", "split"):
+        if getattr(options, flag) == "":
+            raise ValueError(f"--{flag} is empty; name what it takes (python main.py --help)")
+    if options.masks is not None and options.defects is None:
+        raise ValueError(f"--masks is {options.masks}, but there are no defective pictures; name them with --defects")
+
+
 def check_flags(options: argparse.Namespace) -> None:
+    check_preparation(options)
     if options.input is not None and not options.detection:
         raise ValueError(f"--input is {options.input}, but --detection is not asked for; add --detection True")
     if options.input == "":
         raise ValueError("--input is empty; name a picture or a folder of them")
-    if options.resume and options.input is None and not options.train:
+    if options.resume and options.input is None and not options.train and not asked_preparations(options):
         raise ValueError("--resume goes on with --train, or with a run on --input; add --train, or name the pictures with --input")
 
 
@@ -140,6 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         show_traceback = options.traceback
         check_flags(options)
+        if asked_preparations(options):
+            return prepare(options)
         if not any(getattr(options, wish) for wish in (*STAGES, "rerun", "compare", "table", "figure")):
             build_parser().print_help()
             return 2

@@ -1,151 +1,146 @@
-"""The embedded sample set: real textures with made defects, in the MVTec AD layout, from a seed and without a download.
+"""Data sets made ready: the download of a published one, or own pictures, into <data_dir>/<category> in the MVTec AD layout.
 
-The textures are scikit-image's photographs brick, grass and gravel, 512 pixels square. Training pictures are crops of the left part,
-test pictures of the right part: they share no pixel of the photograph. Masks mark exactly the pixels that a defect may change.
+Where they go: to --output DIR; else to data.data_dir, where that is given or the configuration's data.name is this data set; else to a folder
+named after the data set beside it. Beside the pictures of each category stands preparation.json: what it was made from, and its licence.
 """
 
-import json
-import shutil
-from collections.abc import Callable
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import skimage.data
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
-from skimage.filters import gaussian
+import config
+import own_pictures
+import published_sets
+from archives import opened, relative_path
+from layout import TEST_GOOD, TRAIN_GOOD, Plan, make
+from published_sets import ONE_CLASS, About, Planned, published_counts
 
-TEXTURES = ("brick", "grass", "gravel")
-CROP = 128  # pixels
-DIVIDE = 304  # column of the photograph where training ends and testing begins
-TRAINING_PICTURES, NORMAL_PICTURES, PICTURES_PER_DEFECT = 240, 32, 12
-NOTE, MAKER = "sample.json", "DDAD sample set"
-VERSION = 1  # of the generator; a set of another version is made again
-
-Grey = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+NAMES = {"visa": "VisA", "mvtec": "MVTec", "mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD", "folder": "own"}  # data.name, and the folder's
+NORMAL_NAMES = ("good", "normal", "ok", "train")  # folders that do not name what is on the pictures
+FIRST_TRY = {"epochs": 1000, "w": 3}  # settings of the model where nothing is published; both are common in published.csv
+CONFIGURATION = "config.yaml"  # which main.py takes where no other is named
 
 
-def ensure_sample(data_dir: Path, seed: int) -> None:
-    """Make the sample set in `data_dir`, unless it holds the one of this seed; one that was not finished, or of another seed, is replaced.
+@dataclass(frozen=True)
+class Request:
+    """What to prepare, by the flag's name; where from, and the other flags."""
 
-    Raises ValueError where the folder holds something else, OSError where it can't be written.
-    """
-    note = {"made by": MAKER, "version": VERSION, "seed": seed}
-    if maker_note(data_dir) == note:
-        return
-    count = TRAINING_PICTURES + NORMAL_PICTURES + len(DEFECTS) * PICTURES_PER_DEFECT
-    print(f"making the sample set in {data_dir} (seed {seed}): {', '.join(TEXTURES)}, {count} pictures each", flush=True)
+    kind: str
+    source: Path
+    output: Path | None = None
+    defects: Path | None = None
+    masks: Path | None = None
+    split: str = ONE_CLASS
+
+
+def run(request: Request, configuration: str, overrides: Sequence[str]) -> None:
+    """Prepare, count, and print the command that trains on it. Raises ValueError or OSError, naming what can't be read or written."""
+    values = config.checked_sections(config.with_overrides(config.read_yaml(Path(configuration)), overrides))
+    data_dir = destination(request, values["data"], overrides)
+    make_folder(data_dir)
+    with opened(request.source.expanduser().resolve(), data_dir) as root:
+        plans = list(planned(request, root, values, overrides))  # all of them before a file is made: what is wrong is said at once
+        for about, plan in plans:
+            prepare(about, plan, data_dir)
+    print(f"next: {next_command(request, plans[0][1], data_dir, configuration, overrides)}", flush=True)
+
+
+def destination(request: Request, data: dict[str, Any], overrides: Sequence[str]) -> Path:
+    """The folder of the categories."""
+    if request.output:
+        return request.output
+    name = NAMES[request.kind]
+    if data["name"].lower() == name.lower() or given("data.data_dir", overrides):
+        return Path(data["data_dir"])
+    return Path(data["data_dir"].parent / (name if request.split == ONE_CLASS else f"{name}_{request.split}"))
+
+
+def given(key: str, overrides: Sequence[str]) -> bool:
+    return any(override.startswith(f"{key}=") for override in overrides)
+
+
+def make_folder(data_dir: Path) -> None:
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        (data_dir / NOTE).write_text(json.dumps({"made by": MAKER}), encoding="utf-8")  # ours, but not finished
-        for index, texture in enumerate(TEXTURES):
-            if (data_dir / texture).exists():
-                shutil.rmtree(data_dir / texture)
-            make_category(data_dir / texture, texture, np.random.default_rng([seed, index]))
-        (data_dir / NOTE).write_text(json.dumps(note), encoding="utf-8")
     except OSError as error:
-        raise OSError(f"can't make the sample set in {data_dir}: {error.strerror}; free some space or change data.data_dir") from error
+        raise OSError(f"can't make the folder {data_dir}: {error.strerror}; name another with --output") from error
 
 
-def maker_note(data_dir: Path) -> dict[str, object]:
-    """What the sample set in `data_dir` says of itself; nothing where there is no folder, or an empty one."""
-    if not data_dir.exists() or (data_dir.is_dir() and not any(data_dir.iterdir())):
-        return {}
-    path = data_dir / NOTE
-    if not path.is_file():
-        raise ValueError(f"data.data_dir is {data_dir}, which holds other files; name a new folder for the sample set, or change data.name")
-    try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        note = None
-    if not isinstance(note, dict) or note.get("made by") != MAKER:
-        raise ValueError(f"{path} is damaged or another program's; name a new folder with data.data_dir")
-    return note
+def planned(request: Request, root: Path, values: dict[str, dict[str, Any]], overrides: Sequence[str]) -> Planned:
+    """All categories that the source holds."""
+    seed = values["model"]["seed"]
+    if request.kind == "folder":
+        category = values["data"]["category"] if given("data.category", overrides) else named_after(root)
+        relative_path(category, "data.category")
+        plan = own_pictures.planned(category, root, request.defects, request.masks, seed)
+        return iter([(About("own pictures", str(request.source), "your own"), plan)])
+    if request.kind == "visa":
+        return published_sets.visa(root, request.split)
+    if request.kind == "mvtec":
+        return published_sets.mvtec(root)
+    if request.kind == "btad":
+        return published_sets.btad(root)
+    return published_sets.mtd(root, seed) if request.kind == "mtd" else published_sets.kolektor(root, seed)
 
 
-def make_category(folder: Path, texture: str, rng: np.random.Generator) -> None:
-    photograph = getattr(skimage.data, texture)().astype(np.float32) / 255
-    training, testing = photograph[:, :DIVIDE], photograph[:, DIVIDE:]
-    others = [getattr(skimage.data, other)().astype(np.float32) / 255 for other in TEXTURES if other != texture]
-    for number in range(TRAINING_PICTURES):
-        save(folder / "train" / "good" / f"{number:03}.png", crop(training, rng))
-    for number in range(NORMAL_PICTURES):
-        save(folder / "test" / "good" / f"{number:03}.png", crop(testing, rng))
-    for kind, spoil in DEFECTS.items():
-        for number in range(PICTURES_PER_DEFECT):
-            picture, mask = spoil(crop(testing, rng), others[number % len(others)], rng)
-            save(folder / "test" / kind / f"{number:03}.png", picture)
-            save(folder / "ground_truth" / kind / f"{number:03}_mask.png", mask.astype(np.float32))
+def named_after(folder: Path) -> str:
+    """The name of the folder or, where that says good, of the one above."""
+    name = folder.parent.name if folder.name.lower() in NORMAL_NAMES else folder.name
+    return name or "own"
 
 
-def crop(photograph: Grey, rng: np.random.Generator) -> Grey:
-    top, left = (rng.integers(0, extent - CROP + 1) for extent in photograph.shape)
-    return photograph[top : top + CROP, left : left + CROP].copy()
+def prepare(about: About, plan: Plan, data_dir: Path) -> None:
+    """Make one category and say what it holds."""
+    numbers = {"train normal": plan.count(TRAIN_GOOD), "test normal": plan.count(TEST_GOOD), "test defective": plan.count("test")}
+    folder = data_dir / plan.category
+    make(plan, folder, {"data set": about.name, "source": about.source, "licence": about.licence, "pictures": numbers})
+    counted = (
+        f"{numbers['train normal']} normal pictures to train on, {numbers['test normal']} normal and {numbers['test defective']} defective to test"
+    )
+    print(f"{folder}: {counted} ({about.name}, licence: {about.licence})")
+    for line in warnings(about, plan):
+        print(f"warning: {line}")
 
 
-def save(path: Path, picture: Grey) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(path)
+def warnings(about: About, plan: Plan) -> Iterator[str]:
+    """Where the category differs from the published one, and what it lacks."""
+    train, normal, defective = plan.count(TRAIN_GOOD), plan.count(TRAIN_GOOD) + plan.count(TEST_GOOD), plan.count("test")
+    published = published_counts().get((about.name, plan.category))
+    if published:
+        for name, there, known in zip(("normal", "training", "defective test"), (normal, train, defective), published, strict=True):
+            if known is not None and there != known:
+                yield f"{plan.category} has {there} {name} pictures, the published {about.name} {known}; the download may be incomplete"
+    lacking = plan.without_mask()
+    if lacking:
+        yield f"{len(lacking)} defective pictures of {plan.category} have no mask, {lacking[0]} is the first; set data.mask=False, or add them"
 
 
-def scratch(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """A straight stroke of 3 or 4 pixels."""
-    angle, length = rng.uniform(0, np.pi), rng.uniform(0.4, 0.7) * CROP
-    middle = rng.uniform(0.35, 0.65, 2) * CROP
-    reach = length / 2 * np.array([np.cos(angle), np.sin(angle)])
-    mask = stroke([middle - reach, middle + reach], width=int(rng.integers(3, 5)))
-    return painted(picture, mask, opacity=0.9), mask
+def next_command(request: Request, plan: Plan, data_dir: Path, configuration: str, overrides: Sequence[str]) -> str:
+    """What trains on the category and detects its defects, with the settings in which it differs from the configuration."""
+    file = config.read_yaml(Path(configuration))
+    before, after = config.checked_sections(file), config.checked_sections(config.with_overrides(file, overrides))
+    name, model = NAMES[request.kind], after["model"]
+    wanted: dict[str, object] = {"data.name": name, "data.data_dir": data_dir, "data.category": plan.category}
+    if not given("model.checkpoint_dir", overrides) and before["data"]["name"] != name:
+        wanted["model.checkpoint_dir"] = before["model"]["checkpoint_dir"].parent / name
+    row = config.published_table().get(plan.category, {})
+    if row.get("data_set") != name:
+        wanted |= {f"model.{key}": value for key, value in FIRST_TRY.items() if model[key] == config.AUTO}
+    if plan.without_mask():
+        wanted["data.mask"] = False
+    most = learnable(plan.count(TRAIN_GOOD), after["calibration"])
+    batch = after["data"]["batch_size"]
+    if most < (config.BY_NETWORK["batch_size"][model["DDADS"]] if batch == config.AUTO else batch):
+        wanted["data.batch_size"] = most
+    kept = [override for override in overrides if override.partition("=")[0] not in wanted]
+    changed = [f"{key}={value}" for key, value in wanted.items() if before[key.partition(".")[0]][key.partition(".")[2]] != value]
+    named = [] if configuration == CONFIGURATION else ["--config", configuration]
+    return shlex.join(["python", "main.py", "--train", "True", "--detection", "True", *named, *changed, *kept])
 
 
-def bent_line(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """A wire or fibre, 3 to 5 pixels thick, bent into an arc or an S."""
-    along = np.linspace(-1, 1, 40)
-    bend = rng.choice([along**2, along**3, np.sin(np.pi * along) / 2]) * rng.uniform(0.5, 1) * CROP / 4
-    angle, middle = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 0.6, 2) * CROP
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    points = np.stack([along * rng.uniform(0.2, 0.35) * CROP, bend], axis=1) @ turn.T + middle
-    mask = stroke(points, width=int(rng.integers(3, 6)))
-    return painted(picture, mask, opacity=0.9), mask
-
-
-def stain(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """A blot with a frayed edge, through which the texture shows."""
-    middle, radius = rng.uniform(0.3, 0.7, 2) * CROP, rng.uniform(0.10, 0.18) * CROP
-    rows, columns = np.mgrid[:CROP, :CROP]
-    distance = np.hypot(rows - middle[0], columns - middle[1]) / radius
-    fray = gaussian(rng.standard_normal(picture.shape), CROP / 24)
-    mask = distance + 0.3 * fray / fray.std() < 1
-    return painted(picture, mask, opacity=rng.uniform(0.6, 0.8)), mask
-
-
-def foreign_patch(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """A piece of another surface, in its own grain, lighter or darker."""
-    height, width = rng.integers(CROP // 6, CROP // 3, 2)
-    top, left = rng.integers(CROP // 8, 7 * CROP // 8 - height), rng.integers(CROP // 8, 7 * CROP // 8 - width)
-    mask = np.zeros(picture.shape, bool)
-    mask[top : top + height, left : left + width] = True
-    piece = crop(other, rng)
-    piece = (piece - piece.mean()) + np.clip(picture.mean() + rng.choice([-0.3, 0.3]), 0.15, 0.85)
-    return np.where(mask, piece, picture).astype(np.float32), mask
-
-
-def painted(picture: Grey, mask: Mask, opacity: float) -> Grey:
-    """Black or white, whichever is further from the greys that the surface shows, laid over what the mask marks."""
-    darkest, brightest = np.percentile(picture, [1, 99])
-    tone = 0.0 if darkest > 1 - brightest else 1.0
-    return np.where(mask, (1 - opacity) * picture + opacity * tone, picture).astype(np.float32)
-
-
-def stroke(points: "list[NDArray] | NDArray", width: int) -> Mask:
-    canvas = Image.new("1", (CROP, CROP))
-    ImageDraw.Draw(canvas).line([tuple(point) for point in points], fill=1, width=width, joint="curve")
-    return np.array(canvas)
-
-
-DEFECTS: dict[str, Callable[[Grey, Grey, np.random.Generator], tuple[Grey, Mask]]] = {
-    "bent_line": bent_line,
-    "patch": foreign_patch,
-    "scratch": scratch,
-    "stain": stain,
-}
+def learnable(normal: int, calibration: dict[str, Any]) -> int:
+    """How many of the pictures in train/good are left to learn from."""
+    share = config.HELD_OUT if calibration["share"] == config.AUTO else calibration["share"]
+    return normal - (min(max(1, round(share * normal)), calibration["pictures"], normal - 1) if share else 0)

@@ -23,7 +23,7 @@ import checkpoint
 import config
 import feature_extractor
 import main
-import preparation
+import sample_set
 from unet import UNet
 
 pytestmark = pytest.mark.filterwarnings("error")  # a warning would stand above the one line
@@ -566,19 +566,19 @@ def test_ctrl_c_while_weights_are_written(scene, run_main):
 
 def test_ctrl_c_while_the_sample_set_is_made(scene, run_main):
     """What was begun is made again; it does not count as other files."""
-    folder, save = scene.tmp / "sample", preparation.save
-    scene.monkeypatch.setattr(preparation, "TEXTURES", ("brick", "grass"))
-    scene.monkeypatch.setattr(preparation, "TRAINING_PICTURES", 2)
+    folder, save = scene.tmp / "sample", sample_set.save
+    scene.monkeypatch.setattr(sample_set, "TEXTURES", ("brick", "grass"))
+    scene.monkeypatch.setattr(sample_set, "TRAINING_PICTURES", 2)
 
     def stop(path, picture):
         save(path, picture)
         raise KeyboardInterrupt
 
-    scene.monkeypatch.setattr(preparation, "save", stop)
+    scene.monkeypatch.setattr(sample_set, "save", stop)
     code, _, _ = run_main("--train", "data.name=sample", f"data.data_dir={folder}", "data.category=brick")
     assert code == 130 and len(list(folder.rglob("*.png"))) == 1
-    scene.monkeypatch.setattr(preparation, "save", save)
-    preparation.ensure_sample(folder, seed=42)
+    scene.monkeypatch.setattr(sample_set, "save", save)
+    sample_set.ensure_sample(folder, seed=42)
     assert len(list((folder / "brick" / "train" / "good").iterdir())) == 2
 
 

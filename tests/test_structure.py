@@ -9,21 +9,28 @@ ROOT = Path(__file__).parents[1]
 METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics", "tiles"}
 FILES = {"dataset", "checkpoint", "files", "results", "logs", "manifest"}
 ALLOWED: dict[str, set[str]] = {
-    **{room: set() for room in (*METHOD, "dataset", "config", "runtime", "preparation", "calibration", "parallel", "files", "drawing")},
+    **{room: set() for room in (*METHOD, "dataset", "config", "runtime", "sample_set", "calibration", "parallel", "files", "drawing")},
     "checkpoint": {"unet", "feature_extractor", "calibration", "files"},  # it builds what it loads
     "logs": {"files"},
     "manifest": {"calibration", "dataset", "files"},
     "results": {"drawing", "files", "manifest"},
     "tables": {"config", "files", "manifest"},
-    "campaign": {"config", "dataset", "parallel", "preparation", "tables"},  # and the stages, by name
+    "campaign": {"config", "dataset", "parallel", "sample_set", "tables"},  # and the stages, by name
     "figure": METHOD | FILES | {"config", "detection", "drawing", "runtime", "tables"},
     "rerun": {"campaign", "config", "manifest", "results"},
     "train": METHOD | FILES | {"config", "parallel", "runtime"},
+    "archives": {"dataset", "files"},
+    "annotations": set(),
+    "likeness": {"dataset", "runtime"},
+    "layout": {"dataset", "files", "runtime"},
+    "published_sets": {"archives", "dataset", "layout", "likeness"},
+    "own_pictures": {"annotations", "dataset", "layout", "likeness"},
+    "preparation": {"archives", "config", "layout", "own_pictures", "published_sets"},
     "domain_adaptation": METHOD | FILES | {"calibration", "config", "parallel", "runtime"},
     "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "parallel", "runtime"},
     "evaluation": METHOD | FILES | {"calibration", "config", "detection", "drawing", "parallel", "runtime"},  # stage 3 on labelled test pictures
     "inspection": METHOD | FILES | {"calibration", "config", "detection", "drawing", "parallel", "runtime"},  # stage 3 on any pictures
-    "main": {"campaign", "config", "figure", "parallel", "rerun", "tables"},
+    "main": {"campaign", "config", "figure", "parallel", "preparation", "rerun", "tables"},
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
 

@@ -1,0 +1,151 @@
+"""The embedded sample set: real textures with made defects, in the MVTec AD layout, from a seed and without a download.
+
+The textures are scikit-image's photographs brick, grass and gravel, 512 pixels square. Training pictures are crops of the left part,
+test pictures of the right part: they share no pixel of the photograph. Masks mark exactly the pixels that a defect may change.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from skimage.filters import gaussian
+
+TEXTURES = ("brick", "grass", "gravel")
+CROP = 128  # pixels
+DIVIDE = 304  # column of the photograph where training ends and testing begins
+TRAINING_PICTURES, NORMAL_PICTURES, PICTURES_PER_DEFECT = 240, 32, 12
+NOTE, MAKER = "sample.json", "DDAD sample set"
+VERSION = 1  # of the generator; a set of another version is made again
+
+Grey = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+def ensure_sample(data_dir: Path, seed: int) -> None:
+    """Make the sample set in `data_dir`, unless it holds the one of this seed; one that was not finished, or of another seed, is replaced.
+
+    Raises ValueError where the folder holds something else, OSError where it can't be written.
+    """
+    note = {"made by": MAKER, "version": VERSION, "seed": seed}
+    if maker_note(data_dir) == note:
+        return
+    count = TRAINING_PICTURES + NORMAL_PICTURES + len(DEFECTS) * PICTURES_PER_DEFECT
+    print(f"making the sample set in {data_dir} (seed {seed}): {', '.join(TEXTURES)}, {count} pictures each", flush=True)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        (data_dir / NOTE).write_text(json.dumps({"made by": MAKER}), encoding="utf-8")  # ours, but not finished
+        for index, texture in enumerate(TEXTURES):
+            if (data_dir / texture).exists():
+                shutil.rmtree(data_dir / texture)
+            make_category(data_dir / texture, texture, np.random.default_rng([seed, index]))
+        (data_dir / NOTE).write_text(json.dumps(note), encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"can't make the sample set in {data_dir}: {error.strerror}; free some space or change data.data_dir") from error
+
+
+def maker_note(data_dir: Path) -> dict[str, object]:
+    """What the sample set in `data_dir` says of itself; nothing where there is no folder, or an empty one."""
+    if not data_dir.exists() or (data_dir.is_dir() and not any(data_dir.iterdir())):
+        return {}
+    path = data_dir / NOTE
+    if not path.is_file():
+        raise ValueError(f"data.data_dir is {data_dir}, which holds other files; name a new folder for the sample set, or change data.name")
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        note = None
+    if not isinstance(note, dict) or note.get("made by") != MAKER:
+        raise ValueError(f"{path} is damaged or another program's; name a new folder with data.data_dir")
+    return note
+
+
+def make_category(folder: Path, texture: str, rng: np.random.Generator) -> None:
+    photograph = getattr(skimage.data, texture)().astype(np.float32) / 255
+    training, testing = photograph[:, :DIVIDE], photograph[:, DIVIDE:]
+    others = [getattr(skimage.data, other)().astype(np.float32) / 255 for other in TEXTURES if other != texture]
+    for number in range(TRAINING_PICTURES):
+        save(folder / "train" / "good" / f"{number:03}.png", crop(training, rng))
+    for number in range(NORMAL_PICTURES):
+        save(folder / "test" / "good" / f"{number:03}.png", crop(testing, rng))
+    for kind, spoil in DEFECTS.items():
+        for number in range(PICTURES_PER_DEFECT):
+            picture, mask = spoil(crop(testing, rng), others[number % len(others)], rng)
+            save(folder / "test" / kind / f"{number:03}.png", picture)
+            save(folder / "ground_truth" / kind / f"{number:03}_mask.png", mask.astype(np.float32))
+
+
+def crop(photograph: Grey, rng: np.random.Generator) -> Grey:
+    top, left = (rng.integers(0, extent - CROP + 1) for extent in photograph.shape)
+    return photograph[top : top + CROP, left : left + CROP].copy()
+
+
+def save(path: Path, picture: Grey) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(path)
+
+
+def scratch(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
+    """A straight stroke of 3 or 4 pixels."""
+    angle, length = rng.uniform(0, np.pi), rng.uniform(0.4, 0.7) * CROP
+    middle = rng.uniform(0.35, 0.65, 2) * CROP
+    reach = length / 2 * np.array([np.cos(angle), np.sin(angle)])
+    mask = stroke([middle - reach, middle + reach], width=int(rng.integers(3, 5)))
+    return painted(picture, mask, opacity=0.9), mask
+
+
+def bent_line(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
+    """A wire or fibre, 3 to 5 pixels thick, bent into an arc or an S."""
+    along = np.linspace(-1, 1, 40)
+    bend = rng.choice([along**2, along**3, np.sin(np.pi * along) / 2]) * rng.uniform(0.5, 1) * CROP / 4
+    angle, middle = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 0.6, 2) * CROP
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = np.stack([along * rng.uniform(0.2, 0.35) * CROP, bend], axis=1) @ turn.T + middle
+    mask = stroke(points, width=int(rng.integers(3, 6)))
+    return painted(picture, mask, opacity=0.9), mask
+
+
+def stain(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
+    """A blot with a frayed edge, through which the texture shows."""
+    middle, radius = rng.uniform(0.3, 0.7, 2) * CROP, rng.uniform(0.10, 0.18) * CROP
+    rows, columns = np.mgrid[:CROP, :CROP]
+    distance = np.hypot(rows - middle[0], columns - middle[1]) / radius
+    fray = gaussian(rng.standard_normal(picture.shape), CROP / 24)
+    mask = distance + 0.3 * fray / fray.std() < 1
+    return painted(picture, mask, opacity=rng.uniform(0.6, 0.8)), mask
+
+
+def foreign_patch(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
+    """A piece of another surface, in its own grain, lighter or darker."""
+    height, width = rng.integers(CROP // 6, CROP // 3, 2)
+    top, left = rng.integers(CROP // 8, 7 * CROP // 8 - height), rng.integers(CROP // 8, 7 * CROP // 8 - width)
+    mask = np.zeros(picture.shape, bool)
+    mask[top : top + height, left : left + width] = True
+    piece = crop(other, rng)
+    piece = (piece - piece.mean()) + np.clip(picture.mean() + rng.choice([-0.3, 0.3]), 0.15, 0.85)
+    return np.where(mask, piece, picture).astype(np.float32), mask
+
+
+def painted(picture: Grey, mask: Mask, opacity: float) -> Grey:
+    """Black or white, whichever is further from the greys that the surface shows, laid over what the mask marks."""
+    darkest, brightest = np.percentile(picture, [1, 99])
+    tone = 0.0 if darkest > 1 - brightest else 1.0
+    return np.where(mask, (1 - opacity) * picture + opacity * tone, picture).astype(np.float32)
+
+
+def stroke(points: "list[NDArray] | NDArray", width: int) -> Mask:
+    canvas = Image.new("1", (CROP, CROP))
+    ImageDraw.Draw(canvas).line([tuple(point) for point in points], fill=1, width=width, joint="curve")
+    return np.array(canvas)
+
+
+DEFECTS: dict[str, Callable[[Grey, Grey, np.random.Generator], tuple[Grey, Mask]]] = {
+    "bent_line": bent_line,
+    "patch": foreign_patch,
+    "scratch": scratch,
+    "stain": stain,
+}
