@@ -7,17 +7,22 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics", "tiles"}
-FILES = {"dataset", "checkpoint", "files", "results"}
+FILES = {"dataset", "pictures", "checkpoint", "files", "results"}
 ALLOWED: dict[str, set[str]] = {
-    **{room: set() for room in (*METHOD, "dataset", "config", "runtime", "preparation", "calibration", "parallel", "files", "drawing")},
+    **{room: set() for room in (*METHOD, "pictures", "config", "runtime", "preparation", "calibration", "parallel", "files", "drawing")},
+    "dataset": {"pictures"},
     "checkpoint": {"unet", "feature_extractor", "calibration", "files"},  # it builds what it loads
     "results": {"drawing", "files"},
-    "train": METHOD | FILES | {"config", "parallel", "runtime"},
+    "likeness": set(),
+    "looks": {"dataset", "likeness", "pictures", "runtime"},
+    "contact_sheet": {"files", "pictures"},
+    "doctor": {"contact_sheet", "dataset", "likeness", "looks", "pictures"},
+    "train": METHOD | FILES | {"config", "doctor", "parallel", "runtime"},
     "domain_adaptation": METHOD | FILES | {"config", "runtime"},
-    "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "runtime"},
+    "detection": METHOD | {"dataset", "pictures", "checkpoint", "calibration", "config", "runtime"},
     "evaluation": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on labelled test pictures
     "inspection": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on any pictures
-    "main": {"config", "parallel", "preparation"},  # and the stages, by name
+    "main": {"config", "doctor", "parallel", "preparation"},  # and the stages, by name
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
 
