@@ -214,6 +214,11 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
     return build(with_overrides(read_yaml(Path(path)), overrides))
 
 
+def load_unresolved(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """Checked values by section as `load` reads them, but with `auto` left as it is: what needs no network asks for nothing published."""
+    return checked_sections(with_overrides(read_yaml(Path(path)), overrides))
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -261,6 +266,13 @@ def wants_text(path: str) -> bool:
 
 def build(content: Mapping[str, Any]) -> Settings:
     """Checked settings from plain sections."""
+    sections = checked_sections(content)
+    settings = Settings(**{name: kind(**resolved(sections, name)) for name, kind in SECTIONS.items()})
+    check_together(settings)
+    return settings
+
+
+def checked_sections(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     content = dict(content)
     unknown = [section for section in content if section not in SECTIONS]
     if unknown:
@@ -271,9 +283,7 @@ def build(content: Mapping[str, Any]) -> Settings:
         if not isinstance(values, dict):
             raise ValueError(f"{section} should be a section with keys, not {values!r}")
         sections[section] = checked_section(section, kind, values)
-    settings = Settings(**{name: kind(**resolved(sections, name)) for name, kind in SECTIONS.items()})
-    check_together(settings)
-    return settings
+    return sections
 
 
 def checked_section(section: str, kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,13 @@
 """One picture or one mask, whatever its format and mode: upright, 8 bit, grey or colour.
 
-What Pillow reads is read by Pillow, other TIFF files (deep colour, floating-point numbers of 16 and 64 bits) by tifffile. 16 bits are scaled
-by 65535, or by what a TIFF says that it holds (12 bits: 4095). Floating-point values are scaled by the smallest of 1, 255 and 65535 that
-holds them; never by the file's own range, which would make one picture's brightness depend on its brightest pixel.
+What Pillow reads is read by Pillow, other TIFF files (deep colour, floating-point numbers of 16 and 64 bits) by tifffile.
 """
 
 import math
 import struct
-import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,9 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+import depth
+from depth import BITS, ORIENTATION, STRIP, UnusableError, beyond_sixteen_bits, eight_bit, image_of, say_once, tags_of
 
 TIFF = {".tif", ".tiff"}
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
@@ -29,24 +29,15 @@ LARGEST_LABEL = 127  # masks with no value above it hold labels 0…n, of which 
 MOST_PIXELS = 20_000**2  # more are refused: a file of kilobytes can claim any number
 LARGE = 178_956_970  # pixels that Pillow opens by itself; above, one is read at a time, and reduced by whole numbers before it is resized
 KEPT = 4  # times the pixels that it is shown with are left of each side by that
-STRIP = 512  # rows that are worked on at once, as numbers of another type take several times the memory
 
-WHITES = (1, 255, 65535)
-BEYOND = 0.01  # of white, by which resampled floating-point values may overshoot
-GREY_TYPES = (np.uint8, np.uint16, np.bool_)
-ORIENTATION, BITS, PHOTOMETRIC, PLANES = 274, 258, 262, 284  # TIFF tags
-WHITE_IS_ZERO, INKS, APART = 0, 5, 2  # values of the last two
+PLANES, APART = 284, 2  # a TIFF tag and its value for colours one after the other
+INKS = 5  # a value of PHOTOMETRIC
 
-SAID: set[str] = set()  # words of which one a run is enough
 OPENING, READING = threading.Lock(), threading.Lock()
 
 UNREADABLE = (UnidentifiedImageError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, KeyError, IndexError, tifffile.TiffFileError)
 
 Size = tuple[int, int]
-
-
-class UnusableError(ValueError):
-    """A picture that can be read but not used: why, and the remedy."""
 
 
 def read_picture(path: Path, channels: int = 3) -> Image.Image:
@@ -72,7 +63,7 @@ def as_image(picture: object, channels: int = 3) -> Image.Image:
     if not isinstance(picture, np.ndarray):
         raise ValueError(f"{type(picture).__name__} is not a picture; give a path, a PIL image or an array")
     shaped = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype != np.bool_)
-    if not (shaped and (picture.dtype in GREY_TYPES or np.issubdtype(picture.dtype, np.floating))) or picture.size == 0:
+    if not (shaped and (picture.dtype in depth.GREY_TYPES or np.issubdtype(picture.dtype, np.floating))) or picture.size == 0:
         raise ValueError(
             f"an array {picture.shape} of {picture.dtype} is not a picture; give (H, W) or (H, W, 3 or 4) of 8 or 16 bits, or of 0…1 as floats"
         )
@@ -112,59 +103,6 @@ def reduced(picture: Image.Image, factors: Size, channels: int) -> Image.Image:
     for number, part in enumerate(parts):
         whole.paste(part, (0, number * rows // factors[1]))
     return whole
-
-
-def eight_bit(picture: Image.Image) -> Image.Image:
-    """The picture with deep grey scaled to 8 bits; others as they are. Raises ValueError for values beyond 16 bits."""
-    if picture.mode != "F" and not picture.mode.startswith("I"):  # 16-bit grey, which Pillow opens as I;16 or I
-        return picture
-    values = np.asarray(picture)
-    tags = tags_of(picture)
-    bits = tags.get(BITS, (16,))[0]
-    white = white_of(values) if picture.mode == "F" else 2 ** min(bits, 16) - 1
-    if picture.mode == "I" and (values.min() < 0 or values.max() > white):
-        raise ValueError(f"its values go from {values.min()} to {values.max()}, beyond 16 bits; save it with 8 or 16 bits")
-    scaled = Image.fromarray(scaled_to_bytes(values, white, inverted=tags.get(PHOTOMETRIC) == WHITE_IS_ZERO))
-    if ORIENTATION in picture.getexif():
-        scaled.getexif()[ORIENTATION] = picture.getexif()[ORIENTATION]
-    return scaled
-
-
-def tags_of(picture: Image.Image) -> Mapping[int, Any]:
-    """Of a TIFF file; nothing of others."""
-    return getattr(picture, "tag_v2", {})
-
-
-def image_of(values: NDArray[Any]) -> Image.Image:
-    """(H, W) or (H, W, 1…4) of numbers that are not negative as a picture: grey, grey with alpha, colour, colour with alpha."""
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    if values.dtype == np.uint16 and values.ndim == 3:
-        values = (values >> 8).astype(np.uint8)  # as Pillow reads files of that kind
-    if values.dtype not in GREY_TYPES:
-        values = scaled_to_bytes(values, white_of(values))
-    return Image.fromarray(values)
-
-
-def white_of(values: NDArray[Any]) -> int:
-    """The value of white: the smallest of 1, 255 and 65535 that holds all. Raises ValueError where none does."""
-    low, high = float(values.min()), float(values.max())
-    for white in WHITES:
-        if -BEYOND * high <= low and high <= (1 + BEYOND) * white:
-            say_once("floating-point pictures: white is the smallest of 1, 255 and 65535 that holds a picture's values")
-            return white
-    if not math.isfinite(low + high):
-        raise UnusableError("it holds values that are not finite; save it with values of 0…1")
-    raise UnusableError(f"its values go from {low:g} to {high:g}, neither 0…1 nor 0…255 nor 0…65535; scale them")
-
-
-def scaled_to_bytes(values: NDArray[Any], white: float, inverted: bool = False) -> NDArray[np.uint8]:
-    """0…white → 0…255, rounded; what lies beyond is clipped. `inverted`: white…0."""
-    scaled = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), STRIP):
-        part = slice(top, top + STRIP)
-        scaled[part] = (values[part].astype(np.float32) / (white / 255)).clip(0, 255).round()
-    return 255 - scaled if inverted else scaled
 
 
 def on_background(picture: Image.Image, colour: str) -> Image.Image:
@@ -236,11 +174,11 @@ def first_page(path: Path) -> Image.Image:
             raise UnusableError(f"its pixels have {page.samplesperpixel} values; save it as grey or colour")
         check_pixels((page.imagewidth, page.imagelength))
         values = page.asarray().reshape([length for length, axis in zip(page.shape, page.axes, strict=True) if length > 1 or axis in "YX"])
-        inverted, inks, orientation = page.photometric == WHITE_IS_ZERO, page.photometric == INKS, page.tags.get(ORIENTATION)
+        inverted, inks, orientation = page.photometric == depth.WHITE_IS_ZERO, page.photometric == INKS, page.tags.get(ORIENTATION)
     values = np.moveaxis(values, 0, 2) if axes == "SYX" else values
     if values.dtype.kind in "iu" and values.dtype.itemsize > 1:
-        if values.min() < 0 or values.max() > WHITES[-1]:
-            raise UnusableError(f"its values go from {values.min()} to {values.max()}, beyond 16 bits; save it with 8 or 16 bits")
+        if values.min() < 0 or values.max() > depth.WHITES[-1]:
+            raise beyond_sixteen_bits(values.min(), values.max())
         values = values.astype(np.uint16)
     elif values.dtype == np.int8:
         values = values.view(np.uint8)  # as Pillow reads grey of that kind
@@ -299,12 +237,3 @@ def mask_values(path: Path) -> tuple[NDArray[Any], bool]:
     mask = eight_bit(mask) if mask.mode == "F" else mask
     labels = mask.mode == "P" or mask.mode.startswith("I")
     return np.asarray(mask if labels else on_background(mask, "black").convert("L")), labels
-
-
-def say_once(words: str) -> None:
-    """A line on standard error, the first time in a process."""
-    with OPENING:
-        new = words not in SAID
-        SAID.add(words)
-    if new:
-        print(words, file=sys.stderr, flush=True)

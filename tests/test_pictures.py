@@ -8,6 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+import depth
 import pictures
 from dataset import View
 from pictures import as_image, read_mask, read_picture, read_shown
@@ -20,7 +21,7 @@ DEEP_GREY, DEEP_COLOUR = GREY.astype(np.uint16) * 257, COLOUR.astype(np.uint16) 
 
 @pytest.fixture(autouse=True)
 def nothing_said():
-    pictures.SAID.clear()
+    depth.SAID.clear()
 
 
 def tiff(values, **keywords):

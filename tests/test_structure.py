@@ -9,15 +9,18 @@ ROOT = Path(__file__).parents[1]
 METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics", "tiles"}
 FILES = {"dataset", "pictures", "checkpoint", "files", "results"}
 ALLOWED: dict[str, set[str]] = {
-    **{room: set() for room in (*METHOD, "pictures", "config", "runtime", "preparation", "calibration", "parallel", "files", "drawing")},
+    **{room: set() for room in (*METHOD, "config", "runtime", "preparation", "calibration", "parallel", "files", "drawing")},
+    "depth": set(),
+    "pictures": {"depth"},
     "dataset": {"pictures"},
     "checkpoint": {"unet", "feature_extractor", "calibration", "files"},  # it builds what it loads
     "results": {"drawing", "files"},
     "likeness": set(),
     "looks": {"dataset", "likeness", "pictures", "runtime"},
     "contact_sheet": {"files", "pictures"},
-    "doctor": {"contact_sheet", "dataset", "likeness", "looks", "pictures"},
-    "train": METHOD | FILES | {"config", "doctor", "parallel", "runtime"},
+    "findings": set(),
+    "doctor": {"contact_sheet", "dataset", "findings", "likeness", "looks", "pictures"},
+    "train": METHOD | FILES | {"config", "doctor", "findings", "parallel", "runtime"},
     "domain_adaptation": METHOD | FILES | {"config", "runtime"},
     "detection": METHOD | {"dataset", "pictures", "checkpoint", "calibration", "config", "runtime"},
     "evaluation": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on labelled test pictures
