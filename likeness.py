@@ -72,17 +72,23 @@ def normalised(thumbnails: Thumbnails) -> Thumbnails:
 
 
 def pairs_within(own: Thumbnails) -> Iterator[tuple[int, int]]:
-    """(i, j), i < j, of pictures that are alike."""
-    for i, j in pairs_between(own, own):
-        if i < j:
-            yield i, j
+    """(i, j), i < j, for each picture j that is like an earlier one: the most alike."""
+    for first in range(0, len(own), AT_ONCE):
+        table = np.tril(own[first : first + AT_ONCE] @ own.T, first - 1)
+        yield from ((i, first + j) for i, j in most_alike(table))
 
 
 def pairs_between(own: Thumbnails, others: Thumbnails) -> Iterator[tuple[int, int]]:
-    """(i, j) where picture i of `own` is like picture j of `others`."""
-    for first in range(0, len(own), AT_ONCE):
-        for i, j in np.argwhere(own[first : first + AT_ONCE] @ others.T > ALIKE):
-            yield first + int(i), int(j)
+    """(i, j) for each picture j of `others` that is like one of `own`: the most alike."""
+    for first in range(0, len(others), AT_ONCE):
+        yield from ((i, first + j) for i, j in most_alike(others[first : first + AT_ONCE] @ own.T))
+
+
+def most_alike(table: NDArray[np.floating]) -> Iterator[tuple[int, int]]:
+    """(column, row) of the highest value of each row, where that is enough."""
+    best = table.argmax(1)
+    for row in np.flatnonzero(table[np.arange(len(table)), best] > ALIKE):
+        yield int(best[row]), int(row)
 
 
 def standing_apart(thumbnails: Thumbnails) -> list[Apart]:

@@ -263,3 +263,13 @@ def test_training_warns_in_few_lines(sound, run_main):
     said = [line for line in out.splitlines() if line.startswith("warning: ") or "--check" in line]
     assert code == 0 and len(said) <= 4 and said[-1] == "python main.py --check says more"
     assert "warning: identical files in train and test, 1 (train/good/001.png = test/good/9.png)" in said
+
+
+def test_each_copy_is_told_once():
+    rng = np.random.default_rng(4)
+    takes = rng.integers(0, 255, (50, SIDE, SIDE)).astype(np.float32)
+    burst = takes[:1] + rng.normal(0, 3, (6, SIDE, SIDE)).astype(np.float32)
+    common = likeness.Common(takes)
+    assert list(likeness.pairs_between(common.own(takes), common.own(burst))) == [(0, number) for number in range(6)]
+    pairs = list(likeness.pairs_within(common.own(np.concatenate([takes, burst]))))
+    assert [second for _, second in pairs] == list(range(50, 56)) and all(first in (0, *range(50, 56)) for first, _ in pairs)
