@@ -27,6 +27,7 @@ FEW = 10  # normal pictures; published categories have 60 and more
 GREY_SHARE = 0.25  # of what a mask marks
 DOUBLED = 0.05  # share of the training pictures from which copies among them count
 LEAK = ("test figures come out too good", "remove them from one of the two")
+UNKNOWN = (0, 0)  # the size of what could not be read
 MIDDLE = 4096  # bytes
 SHEET_PICTURES = 10  # to a row
 PASSED_OVER = {".txt", ".json", ".csv", ".md", ".db", ".ini", ".yaml", ".xml"}  # suffixes of what nobody takes for a picture
@@ -62,7 +63,7 @@ def examine(category_dir: Path, *, masks: bool = True, workers: int = 2, looks: 
     found = chain(
         layout_findings(category_dir, looks),
         content_findings(looks),
-        mask_findings(category_dir, seen, masks, workers),
+        mask_findings(category_dir, looks, masks, workers),
         likeness_findings(seen),
         mixture_findings([look for look in seen if look.split == "train"]),
     )
@@ -92,6 +93,9 @@ def layout_findings(category_dir: Path, looks: Sequence[Look]) -> Iterator[Findi
     elif not kinds[NORMAL] or set(kinds) == {NORMAL}:
         missing = "test/<defect>" if kinds[NORMAL] else "test/good"
         yield Finding(WARNING, f"nothing in {missing}", (missing,), "AUROC needs normal and defective pictures", f"put pictures in {missing}")
+    empty = [f"test/{folder.name}" for folder in (folders_in(category_dir / "test") if kinds else []) if folder.name not in kinds]
+    if empty:
+        yield Finding(ERROR, "test folders without a picture", tuple(empty), "detection stops there", "put pictures in them, or remove them")
     train = category_dir / "train"
     other = [f"train/{folder.name}" for folder in folders_in(train) if folder.name != NORMAL] if train.is_dir() else []
     if other:
@@ -114,8 +118,8 @@ def few_findings(count: int) -> Iterator[Finding]:
     if count == 0:
         yield Finding(ERROR, "no training pictures", where, "there is nothing to learn from", f"put normal pictures in train/{NORMAL}")
     elif count < FEW:
-        meaning = f"{count} pictures show little of what is normal, and promise little about false alarms"
-        yield Finding(WARNING, "few training pictures", where, meaning, "add normal pictures; published categories have 60 and more")
+        meaning = "they show little of what is normal, and promise little about false alarms"
+        yield Finding(WARNING, f"only {count} training pictures", where, meaning, "add normal pictures; published categories have 60 and more")
 
 
 def content_findings(looks: Sequence[Look]) -> Iterator[Finding]:
@@ -171,7 +175,7 @@ def mask_findings(category_dir: Path, looks: Sequence[Look], wanted: bool, worke
     for problem, files in grouped((mask.problem, mask.path) for mask in seen if mask.problem):
         yield Finding(ERROR, f"unreadable masks ({problem})", files, "detection stops there", "replace them, or set data.mask=False")
     seen = [mask for mask in seen if not mask.problem]
-    other = [f"{mask.path} ({by(mask.size)}, picture {by(sizes[mask.picture])})" for mask in seen if mask.size != sizes[mask.picture]]
+    other = [f"{mask.path} ({by(mask.size)}, picture {by(sizes[mask.picture])})" for mask in seen if sizes[mask.picture] not in (mask.size, UNKNOWN)]
     if other:
         yield Finding(
             ERROR, "masks of another size than their picture", tuple(other), "detection stops there", "export them anew in the picture's size"

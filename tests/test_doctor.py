@@ -104,9 +104,10 @@ def mask(name: str, shape=(SIDE, SIDE)):
 TRAIN, TRUTH = "train/good/007.png", "ground_truth/crack/002_mask.png"
 FAULTS = {  # how it comes, the finding, its level, its count, and a file that is named
     "no training pictures": (lambda folder: shutil.rmtree(folder / "train"), "no training pictures", "error", 1, "train/good"),
-    "few training pictures": (few, "few training pictures", "warning", 1, "train/good"),
+    "few training pictures": (few, "only 9 training pictures", "warning", 1, "train/good"),
     "no test": (lambda folder: shutil.rmtree(folder / "test"), "no test pictures", "note", 1, "test"),
     "nothing normal to test": (lambda folder: shutil.rmtree(folder / "test/good"), "nothing in test/good", "warning", 1, "test/good"),
+    "empty kind": (lambda folder: (folder / "test/dent").mkdir(), "test folders without a picture", "error", 1, "test/dent"),
     "empty file": (lambda folder: (folder / TRAIN).write_bytes(b""), "unreadable pictures (it is empty)", "error", 1, TRAIN),
     "cut short": (cut, "unreadable pictures (it is cut short)", "error", 1, "train/good/003.png"),
     "text": (lambda folder: (folder / TRAIN).write_text("x" * 99), "unreadable pictures (its content is not a picture)", "error", 1, TRAIN),
@@ -161,6 +162,11 @@ def test_a_fault_is_found(sound, plant, what, level, count, named):
 def test_what_is_in_order_is_not_complained_of(sound, category):
     assert doctor.examine(sound, workers=2) == []
     assert doctor.examine(category, workers=2) == []
+
+
+def test_the_mask_of_an_unreadable_picture_is_no_fault(sound):
+    (sound / "test/crack/002.png").write_bytes(b"")
+    assert [finding.what for finding in doctor.examine(sound)] == ["unreadable pictures (it is empty)"]
 
 
 def test_masks_that_nobody_wants_are_not_missed(sound):
