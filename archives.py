@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, NamedTuple
 
-from dataset import SUFFIXES
 from files import whole_file
+from pictures import SUFFIXES
 
 KEPT = SUFFIXES | {".csv", ".json", ".txt"}  # endings of what a data set is prepared from
 MOST_FILES = 1_000_000

@@ -50,6 +50,15 @@ def run(content: Mapping[str, Any], plan: Plan, explain: Explain) -> int:
     return run_all(content, config.categories(content, categories_in), plan._replace(resume=not plan.force), explain)
 
 
+def folders(path: str, overrides: Iterable[str]) -> tuple[list[Path], dict[str, Any], dict[str, Any]]:
+    """The categories' folders, and the sections data and model, checked; `auto` stays, as what looks at files needs nothing published."""
+    content = config.read(path, overrides)
+    ensure_sample(content)
+    names = config.categories(content, categories_in)
+    sections = config.checked_sections({**content, "data": {**content["data"], "category": names[0]}})
+    return [sections["data"]["data_dir"] / name for name in names], sections["data"], sections["model"]
+
+
 def ensure_sample(content: Mapping[str, Any]) -> None:
     """Make the sample set where it is asked for and is not there."""
     data = content.get("data")

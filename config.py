@@ -242,7 +242,7 @@ def categories(content: Mapping[str, Any], there: Callable[[Path], list[str]]) -
     """The categories that data.category names; `all` are those `there` in data.data_dir, the paper's in its order first."""
     category = named_category(content)
     if category == ALL:
-        data = checked_section("data", DataSettings, content["data"])
+        data = checked_sections({**content, "data": {**content["data"], "category": ALL}})["data"]
         order = list(published_table())
         return sorted(there(data["data_dir"]), key=lambda name: (order.index(name) if name in order else len(order), name))
     if category == []:

@@ -8,7 +8,6 @@
 import copy
 import difflib
 import hashlib
-import struct
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,17 +17,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+from pictures import SUFFIXES, Size, read_mask, read_shown, reduction
+
 NORMAL = "good"
 MASK_ENDING = "_mask"
-SIXTEEN_TO_EIGHT_BIT = 257  # 65535 / 255
-LARGEST_LABEL = 127  # masks with no value above it hold labels 0…n, of which any but 0 is a defect
-
 NARROWEST = 50  # length in widths of the narrowest picture that is tiled
-GREY_TYPES = (np.uint8, np.uint16, np.bool_)
 
 Key = TypeVar("Key")
 Read = TypeVar("Read")
@@ -52,9 +48,19 @@ class View:
         shorter = self.size * self.tiles
         return max(shorter, round(width * shorter / min(width, height))), max(shorter, round(height * shorter / min(width, height)))
 
+    def read(self, path: Path) -> tuple[Tensor, Size]:
+        """`pixels` of a file, and the picture's own (width, height); a large one is never in memory as a whole but as it is stored."""
+        picture, own = read_shown(path, self.channels, self.shape)
+        return self.resized(picture, self.shape(*own)), own
+
     def pixels(self, picture: Image.Image) -> Tensor:
         """(C, H, W) uint8 of an upright 8-bit picture; resized bilinearly, antialiased."""
-        pixels = np.array(picture.resize(self.shape(*picture.size), Image.Resampling.BILINEAR))
+        shown = self.shape(*picture.size)
+        factors = reduction(picture.size, shown)
+        return self.resized(picture if factors == (1, 1) else picture.reduce(factors), shown)
+
+    def resized(self, picture: Image.Image, shown: Size) -> Tensor:
+        pixels = np.array(picture.resize(shown, Image.Resampling.BILINEAR))
         return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
 
 
@@ -99,11 +105,11 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> Item:
         sample = self.samples[index]
-        picture = read_picture(sample.picture, self.view.channels)
+        pixels, size = self.view.read(sample.picture)
         mask = None
         if sample.mask is not None:
-            mask = read_mask(sample.mask, picture.size, sample.picture, self.mask_size)
-        return Item(to_unit_range(self.view.pixels(picture)), mask, sample.kind, self.name(sample), picture.size)
+            mask = read_mask(sample.mask, size, sample.picture, self.mask_size)
+        return Item(to_unit_range(pixels), mask, sample.kind, self.name(sample), size)
 
     def name(self, sample: Sample) -> str:
         """The picture's path in the category."""
@@ -139,7 +145,7 @@ class ImageFolder:
     def pixels(self, workers: int) -> list[Tensor]:
         """All pictures as the network is shown them, each (C, H, W) uint8, decoded by `workers` threads."""
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            return list(pool.map(lambda sample: self.view.pixels(read_picture(sample.picture, self.view.channels)), self.samples))
+            return list(pool.map(lambda sample: self.view.read(sample.picture)[0], self.samples))
 
 
 def read_ahead(read: Callable[[Key], Read], keys: Sequence[Key], size: int, workers: int) -> Iterator[list[Read]]:
@@ -190,90 +196,6 @@ def full_batches(pictures: int, size: int, key: str) -> int:
     if pictures < size:
         raise ValueError(f"{key} is {size}, but train/good holds {pictures} pictures to learn from; set {key}={pictures} or less")
     return pictures // size
-
-
-def read_picture(path: Path, channels: int = 3) -> Image.Image:
-    """The picture upright, as RGB or (channels = 1) grey, 8 bit."""
-    picture = open_upright(path)
-    try:
-        return standardised(picture, channels)
-    except ValueError as error:
-        raise ValueError(f"{path} can't be read: {error}") from error
-
-
-def as_image(picture: object, channels: int = 3) -> Image.Image:
-    """A picture given as a path, a PIL image or an array, as `read_picture` gives it. Raises ValueError for anything else."""
-    if isinstance(picture, (str, Path)):
-        return read_picture(Path(picture), channels)
-    if isinstance(picture, Image.Image):
-        return standardised(picture, channels)
-    if not isinstance(picture, np.ndarray):
-        raise ValueError(f"{type(picture).__name__} is not a picture; give a path, a PIL image or an array")
-    grey, colour = picture.ndim == 2 and picture.dtype in GREY_TYPES, picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype == np.uint8
-    if not (grey or colour) or picture.size == 0:
-        raise ValueError(f"an array {picture.shape} of {picture.dtype} is not a picture; give (H, W) of 8 or 16 bits, or (H, W, 3 or 4) of 8")
-    return standardised(Image.fromarray(picture), channels)
-
-
-def standardised(picture: Image.Image, channels: int = 3) -> Image.Image:
-    """Upright as its EXIF says, RGB or (channels = 1) grey, 8 bit; 16-bit values are scaled, transparency is put on white.
-
-    Raises ValueError for pixels that are floating-point numbers, and where there are none.
-    """
-    if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
-    if 0 in picture.size:
-        raise ValueError("it has no pixels; replace or remove it")
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow opens as I;16 or I
-        picture = Image.fromarray((np.asarray(picture, np.float32) / SIXTEEN_TO_EIGHT_BIT).clip(0, 255).round().astype(np.uint8))
-    return on_background(picture, "white").convert("L" if channels == 1 else "RGB")
-
-
-def open_upright(path: Path) -> Image.Image:
-    """The picture as it is stored, turned as its EXIF says."""
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            picture = ImageOps.exif_transpose(opened)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no picture at {path}") from None
-    except PermissionError:
-        raise PermissionError(f"no permission to read {path}; change it and run again") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"{path} has more pixels than Pillow opens safely, {2 * (Image.MAX_IMAGE_PIXELS or 0):,}; make it smaller") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        reason = "it is empty" if path.stat().st_size == 0 else "it is cut short" if "truncated" in str(error) else "its content is not a picture"
-        raise ValueError(f"{path} can't be read: {reason}; replace or remove it") from error
-    return picture
-
-
-def on_background(picture: Image.Image, colour: str) -> Image.Image:
-    if not picture.has_transparency_data:
-        return picture
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, colour), picture)
-
-
-def read_mask(path: Path, picture_size: tuple[int, int], picture_path: Path, size: int) -> NDArray[np.bool_]:
-    """(size, size), true where defective; binary after the resize, not before."""
-    grey = mask_values(path)
-    if grey.shape[::-1] != picture_size:
-        raise ValueError(
-            f"mask {path} is {grey.shape[1]}×{grey.shape[0]}, its picture {picture_path} {picture_size[0]}×{picture_size[1]}; "
-            "make them the same, or set data.mask=False"
-        )
-    resized = Image.fromarray(grey).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized) > LARGEST_LABEL
-
-
-def mask_values(path: Path) -> NDArray[np.uint8]:
-    """(H, W) of the picture upright; above LARGEST_LABEL where defective. Labels 0…n become 0 and 255."""
-    picture = open_upright(path)
-    labels = picture.mode == "P" or picture.mode.startswith("I")  # palette indices and deep values count as they are
-    values = np.asarray(picture if labels else on_background(picture, "black").convert("L"))
-    grey = values if not labels and values.max(initial=0) > LARGEST_LABEL else np.where(values > 0, 255, 0)
-    return grey.astype(np.uint8)
 
 
 def categories_in(data_dir: Path) -> list[str]:

@@ -25,9 +25,10 @@ import tiles
 from anomaly_map import Region, batch_ratio, combine, feature_distance, pixel_distance, regions_of, resized, smooth
 from calibration import Calibration
 from config import Settings
-from dataset import ImageFolder, Item, View, as_image, to_unit_range
+from dataset import ImageFolder, Item, View, to_unit_range
 from ddad import NoiseSchedule, gaussian_draws, picture_draws, reconstruct
 from parallel import ALONE, Group
+from pictures import as_image
 
 Draws = Callable[[Tensor], Callable[[], Tensor]]  # pictures (B, C, S, S) of one pass → draw()
 Picture = Image.Image | NDArray[Any] | str | Path

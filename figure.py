@@ -16,9 +16,10 @@ import drawing
 import runtime
 from anomaly_map import resized
 from config import Settings
-from dataset import ImageFolder, View, open_upright, read_picture
+from dataset import ImageFolder, View
 from detection import Detector, Finding
 from files import whole_file
+from pictures import defective, read_picture
 from results import read_scores
 from tables import results_in
 
@@ -114,8 +115,7 @@ def cells_of(picture: Image.Image, mask: Path | None, finding: Finding, top: flo
 
 def full_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     """(H, W) at the size (width, height)."""
-    values = np.asarray(open_upright(path).convert("L").resize(size, Image.Resampling.NEAREST))
-    return values > 0
+    return np.asarray(Image.fromarray(defective(path)).resize(size, Image.Resampling.NEAREST))
 
 
 def draw(rows: Sequence[Row]) -> Figure:

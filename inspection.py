@@ -15,8 +15,9 @@ import drawing
 import parallel
 import runtime
 from config import PER_IMAGE, Settings
-from dataset import pictures_below, read_ahead, read_picture
+from dataset import pictures_below, read_ahead
 from detection import Detection, Detector, build, calibrated, fingerprint
+from pictures import read_picture
 from results import Predictions, Writer, file_stems
 
 FORMAT = "ddad-predictions-1"

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import runtime
-from dataset import LARGEST_LABEL, MASK_ENDING, NORMAL, mask_values
+from dataset import MASK_ENDING, NORMAL
 from files import TEMPORARY_SUFFIX, whole_file
+from pictures import defective
 
 NOTE, MAKER = "preparation.json", "DDAD preparation"
 REMEDY = "choose another folder with --output"
@@ -90,7 +91,7 @@ class Plan:
 
 def merged(sources: tuple[Path, ...]) -> Mask:
     """(H, W), true where any of the masks marks a defect. Raises ValueError where they are not of one size."""
-    masks = [mask_values(source) > LARGEST_LABEL for source in sources]
+    masks = [defective(source) for source in sources]
     for source, mask in zip(sources, masks, strict=True):
         if mask.shape != masks[0].shape:
             sizes = " and ".join(f"{one.shape[1]}×{one.shape[0]}" for one in (masks[0], mask))

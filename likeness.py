@@ -1,80 +1,141 @@
-"""Pictures that are alike: a perceptual hash, groups of near-duplicates, and a seeded draw that keeps each group together.
+"""Which pictures of a set are alike, and which stand apart, from thumbnails: arrays in, indices out.
 
-Near-duplicates are copies in another size, format or brightness and further exposures of one piece. Two pieces of one kind are not: half of
-the bottles of MVTec AD lie less than 8 of the usual 63 bits apart, which is why this hash is finer.
+Pictures of one object or surface all look alike, and differ in a few ways alone: light, position, phase of a pattern. Two takes of one thing
+agree beyond that. So what is common to the set (its mean and the ways in which most of it varies) is taken out of each thumbnail, and what is
+left is compared: unrelated pictures correlate little in it, whatever the set, copies that were saved again or rescaled nearly fully.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.fft import dctn
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.ndimage import gaussian_filter
 
-import runtime
-from dataset import read_ahead, read_picture
+SIDE = 64  # pixels of a thumbnail
+COMMON = 30  # ways of varying that are taken out, at most
+PER_WAY = 4  # pictures that it takes to know one
+LEARNT_FROM = 500  # pictures at most
+ALIKE = 0.95  # correlation of what is left: copies saved as JPEG of quality 75, or at half the size, have 0.98
+FLAT = 1.0  # grey levels of deviation; a flatter thumbnail tells nothing
+AT_ONCE = 512  # rows of the table of all pairs
 
-SIDE = 64  # pixels, of the grey picture that is hashed
-FREQUENCIES = 16  # of its cosine transform, in each direction: 255 bits
-NEAR = 20  # bits; copies as JPEG, smaller, brighter or noisy lie below it, other pieces of one kind from 14 (bottle) or 76 (capsules) on
-BATCH, WORKERS = 32, 2  # pictures that are read ahead, and threads that do it
-ROWS = 1024  # of the table of distances, in memory at once
-TEST_SHARE = 0.2  # of normal pictures, where a data set has no split of its own
+FEWEST = 30  # pictures of which one can be said to stand apart
+TAIL = 5  # percent that lie beyond the fence's unit on each side
+FENCE = 5  # units from the median: 8 standard deviations of a normal distribution, 12 times the mean of an exponential one
+BLOCKS = 16  # to a side
+DIM = 16  # grey levels; light is compared by ratio, as lamps and exposures differ, but not below
+NEIGHBOUR = 3  # which near picture tells how far one is from the set; two pictures alike are apart from it still
 
-
-def perceptual_hash(picture: Image.Image) -> NDArray[np.int8]:
-    """(255,) of ±1: which low frequencies of the grey picture are above their median."""
-    grey = np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), np.float32)
-    low = dctn(grey, norm="ortho")[:FREQUENCIES, :FREQUENCIES].ravel()[1:]  # without the mean
-    return np.where(low > np.median(low), 1, -1).astype(np.int8)
+Thumbnails = NDArray[np.float32]
 
 
-def near_duplicates(hashes: Sequence[NDArray[np.int8]]) -> list[int]:
-    """For each hash the number of its group: those that are near each other, directly or by others between."""
-    signs = np.array(hashes, np.float32)
-    pairs = [np.zeros((2, 0), int)]
-    for first in range(0, len(signs), ROWS):
-        differing = (signs.shape[1] - signs[first : first + ROWS] @ signs.T) / 2
-        near, other = np.nonzero(differing <= NEAR)
-        pairs.append(np.stack([near + first, other]))
-    rows, columns = np.concatenate(pairs, axis=1)
-    graph = coo_matrix((np.ones(len(rows), bool), (rows, columns)), shape=(len(signs), len(signs)))
-    return connected_components(graph, directed=False)[1].tolist()
+class Apart(NamedTuple):
+    """A picture that stands apart: its place in the set, in what it does so, and how many times the fence's unit from the median."""
+
+    place: int
+    what: str
+    distance: float
 
 
-def groups_of_pictures(paths: Iterable[Path]) -> dict[Path, int]:
-    """Each picture's group of near-duplicates. Raises ValueError for what is no picture."""
-    paths = list(paths)
-    batches = read_ahead(lambda path: perceptual_hash(read_picture(path, 1)), paths, BATCH, WORKERS)
-    hashes = list(runtime.count((one for batch in batches for one in batch), len(paths), "comparing"))
-    return dict(zip(paths, near_duplicates(hashes), strict=True))
+def thumbnail(picture: Image.Image) -> Thumbnails:
+    """(SIDE, SIDE), grey levels."""
+    return np.asarray(picture.convert("L").convert("F").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
 
 
-def drawn_apart(group_of: Mapping[Path, int], root: Path, seed: int, spoken_for: Iterable[int] = ()) -> set[Path]:
-    """The pictures that go to test: of whole groups, about TEST_SHARE of all, drawn by a hash of seed and path in `root`; the groups
-    `spoken_for` first. Raises ValueError where nothing would be left to train on, or nothing to test."""
-    members: dict[int, list[Path]] = {}
-    for picture in sorted(group_of):
-        members.setdefault(group_of[picture], []).append(picture)
-    chosen = [picture for group in sorted(set(spoken_for)) for picture in members.pop(group, [])]
-    order = sorted(members.values(), key=lambda pictures: drawing_lot(pictures[0].relative_to(root).as_posix(), seed))
-    wanted = max(1, round(TEST_SHARE * len(group_of)))
-    for pictures in order:
-        if len(chosen) + len(pictures) <= wanted:
-            chosen += pictures
-    if not chosen and len(order) > 1:
-        chosen = min(order, key=len)
-    if not chosen or len(chosen) == len(group_of):
-        raise ValueError(
-            f"{len(group_of)} normal pictures can't be divided into those to train on and those to test: near-duplicates stay together, "
-            f"and make {len(order)} groups beside those of defective pictures; add normal pictures that differ"
-        )
-    return set(chosen)
+class Common:
+    """What a set of thumbnails (N, SIDE, SIDE) has in common."""
+
+    def __init__(self, thumbnails: Thumbnails):
+        learnt = normalised(thumbnails[:: -(-len(thumbnails) // LEARNT_FROM)])
+        self.mean = learnt.mean(0)
+        centred = learnt - self.mean
+        values, vectors = np.linalg.eigh(centred @ centred.T)
+        ways = min(COMMON, len(learnt) // PER_WAY)
+        strongest = [index for index in np.argsort(values)[::-1][:ways] if values[index] > 1e-6 * max(values.max(), 1e-12)]
+        self.ways = (centred.T @ vectors[:, strongest]) / np.sqrt(values[strongest])  # (SIDE², ways), orthonormal
+
+    def own(self, thumbnails: Thumbnails) -> Thumbnails:
+        """(N, SIDE²) of length 1: what each has of its own; zeros where it has no content."""
+        left = normalised(thumbnails) - self.mean
+        left -= (left @ self.ways) @ self.ways.T
+        length = np.linalg.norm(left, axis=1, keepdims=True)
+        seen = (thumbnails.std((1, 2)) > FLAT)[:, None] & (length > 1e-3)
+        return np.where(seen, left / np.maximum(length, 1e-12), 0).astype(np.float32)
 
 
-def drawing_lot(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()
+def normalised(thumbnails: Thumbnails) -> Thumbnails:
+    """(N, SIDE²) of mean 0 and deviation 1: light and contrast of a picture say nothing of what it shows."""
+    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    return (flat - flat.mean(1, keepdims=True)) / np.maximum(flat.std(1, keepdims=True), 1e-6)
+
+
+def pairs_within(own: Thumbnails) -> Iterator[tuple[int, int]]:
+    """(i, j), i < j, for each picture j that is like an earlier one: the most alike."""
+    for first in range(0, len(own), AT_ONCE):
+        table = np.tril(own[first : first + AT_ONCE] @ own.T, first - 1)
+        yield from ((i, first + j) for i, j in most_alike(table))
+
+
+def pairs_between(own: Thumbnails, others: Thumbnails) -> Iterator[tuple[int, int]]:
+    """(i, j) for each picture j of `others` that is like one of `own`: the most alike."""
+    for first in range(0, len(others), AT_ONCE):
+        yield from ((i, first + j) for i, j in most_alike(others[first : first + AT_ONCE] @ own.T))
+
+
+def most_alike(table: NDArray[np.floating]) -> Iterator[tuple[int, int]]:
+    """(column, row) of the highest value of each row, where that is enough."""
+    best = table.argmax(1)
+    for row in np.flatnonzero(table[np.arange(len(table)), best] > ALIKE):
+        yield int(best[row]), int(row)
+
+
+def standing_apart(thumbnails: Thumbnails) -> list[Apart]:
+    """Pictures that stand apart from all others in light, contrast, sharpness or in what they show, each with what it does so most in.
+
+    The fence is the set's own: FENCE times the distance from the median at which TAIL percent lie, so that a set that varies much, or in which
+    many pictures are strange, has none.
+    """
+    if len(thumbnails) < FEWEST:
+        return []
+    found: dict[int, Apart] = {}
+    for what, (values, least, below) in measures(thumbnails).items():
+        median = np.median(values)
+        over = (values - median) / max(np.percentile(values, 100 - TAIL) - median, least)
+        under = (median - values) / max(median - np.percentile(values, TAIL), least) if below else np.zeros_like(values)
+        distance = np.maximum(over, under)
+        for index in np.flatnonzero(distance > FENCE):
+            if int(index) not in found or found[int(index)].distance < distance[index]:
+                found[int(index)] = Apart(int(index), what, float(distance[index]))
+    return sorted(found.values(), key=lambda apart: -apart.distance)
+
+
+def measures(thumbnails: Thumbnails) -> dict[str, tuple[NDArray[np.floating], float, bool]]:
+    """By name: a value a picture (logarithms, as spreads are skewed), the least that counts as a unit, and whether too little is strange too."""
+    detail = thumbnails - gaussian_filter(thumbnails, (0, 1, 1))
+    blocks = thumbnails.reshape(-1, BLOCKS, SIDE // BLOCKS, BLOCKS, SIDE // BLOCKS).mean((2, 4))
+    usual = np.median(blocks, 0)
+    from_usual = np.abs(blocks - usual)
+    strangest = (from_usual / (1.4826 * np.median(from_usual, 0) + 2)).max((1, 2))  # 1.4826: as a standard deviation; 2 grey levels are noise
+    return {
+        "light": (np.log(thumbnails.mean((1, 2)) + DIM), 0.03, True),
+        "its brightest part": (np.log(np.percentile(thumbnails, 99.5, axis=(1, 2)) + DIM), 0.05, True),
+        "its darkest part": (np.log(np.percentile(thumbnails, 0.5, axis=(1, 2)) + DIM), 0.05, True),
+        "contrast": (np.log(thumbnails.std((1, 2)) + 1), 0.05, True),
+        "sharpness": (np.log(detail.std((1, 2)) + 0.5), 0.05, True),
+        "a sharp spot": (np.log(np.abs(detail).max((1, 2)) + 1), 0.1, False),
+        "one place": (np.log(strangest + 1), 0.1, False),
+        "what it shows": (np.log(nearest(blocks.reshape(len(blocks), -1)) + 1), 0.05, False),
+    }
+
+
+def nearest(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The distance of each to its NEIGHBOUR-th nearest other."""
+    squares = (vectors.astype(np.float64) ** 2).sum(1)
+    distances = np.empty(len(vectors))
+    for first in range(0, len(vectors), AT_ONCE):
+        rows = slice(first, first + AT_ONCE)
+        table = squares[rows, None] + squares - 2 * vectors[rows].astype(np.float64) @ vectors.T.astype(np.float64)
+        distances[rows] = np.sqrt(np.partition(table, NEIGHBOUR, axis=1)[:, NEIGHBOUR].clip(0))  # the 0th is itself
+    return distances

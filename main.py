@@ -25,6 +25,7 @@ MEMORY_SPENT = ("out of memory", "not enough memory", "can't allocate memory", "
 MEMORY_EATERS = ("data.batch_size", "data.DA_batch_size or data.test_batch_size", "data.image_size", "model.base_channels")
 EXAMPLES = """\
 A setting is given as section.key=value, its value read as YAML, and goes above the file's:
+  python main.py --check data.data_dir=FOLDER data.category=NAME
   python main.py --train True
   python main.py --detection True data.category=screw model.w=3
   python main.py --train --domain_adaptation --detection --config demo.yaml 'model.channel_multipliers=[1,1,2,2]'
@@ -49,6 +50,8 @@ def build_parser() -> Parser:
     helps = ("stage 1: train the UNet on train/good", "stage 2: fine-tune the features", "stage 3: score the test pictures")
     for stage, text in zip(STAGES, helps, strict=True):
         parser.add_argument(f"--{stage}", nargs="?", const=True, default=False, type=truth, metavar="True|False", help=text)
+    parser.add_argument("--check", action="store_true", help="look for what is wrong with the category's pictures and masks; no stage runs")
+    parser.add_argument("--contact_sheet", metavar="FILE.png", help="a picture of them, and of what --check finds")
     parser.add_argument("-cfg", "--config", default="config.yaml", metavar="PATH", help="settings (config.yaml)")
     parser.add_argument("--input", metavar="PATH", help="a picture or a folder of them, without labels, for --detection to judge")
     parser.add_argument("--output", metavar="DIR", help="folder of the results (results/<exp_name>/<category>), or of prepared data")
@@ -113,6 +116,16 @@ def paths(texts: Sequence[str]) -> list[Path]:
     return [Path(text).expanduser() for text in texts]
 
 
+def check(options: argparse.Namespace) -> int:
+    """The category's pictures and masks, looked through; returns the exit code."""
+    import campaign
+    import doctor
+
+    folders, data, model = campaign.folders(options.config, options.settings)
+    sheet = Path(options.contact_sheet).expanduser() if options.contact_sheet else None
+    return doctor.run(folders, masks=data["mask"], workers=model["num_workers"], sheet=sheet)
+
+
 def run_stages(options: argparse.Namespace) -> int:
     """The stages asked for, by all processes (torchrun) together; the first one speaks."""
     import campaign
@@ -166,6 +179,11 @@ def check_preparation(options: argparse.Namespace) -> None:
 
 def check_flags(options: argparse.Namespace) -> None:
     check_preparation(options)
+    stages = [stage for stage in STAGES if getattr(options, stage)]
+    if options.check and stages:
+        raise ValueError(f"--check looks at files alone, and --{stages[0]} is asked for too; run them one after the other")
+    if options.contact_sheet is not None and not (options.check and options.contact_sheet.lower().endswith(".png")):
+        raise ValueError(f"--contact_sheet is {options.contact_sheet!r}; it goes with --check and names a .png file")
     if options.input is not None and not options.detection:
         raise ValueError(f"--input is {options.input}, but --detection is not asked for; add --detection True")
     if options.input == "":
@@ -175,8 +193,8 @@ def check_flags(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 done and a rerun differs, 2 an error (one line says which), 3 done but for categories that failed or pictures
-    that could not be read, 130 stopped by Ctrl-C, 143 by SIGTERM, 141 stopped as nobody reads what it prints (head)."""
+    """Exit code: 0 done, 1 done, and a rerun differs or --check warns, 2 an error (one line says which), 3 done but for categories that failed
+    or pictures that could not be read, 130 stopped by Ctrl-C, 143 by SIGTERM, 141 stopped as nobody reads what it prints (head)."""
     show_traceback = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -185,6 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         show_traceback = options.traceback
         check_flags(options)
+        if options.check:
+            return check(options)
         if asked_preparations(options):
             return prepare(options)
         if not any(getattr(options, wish) for wish in (*STAGES, "rerun", "compare", "table", "figure")):

@@ -8,9 +8,10 @@ from pathlib import Path, PurePosixPath
 
 import annotations
 from annotations import Annotation
-from dataset import NORMAL, is_hidden, is_picture, open_upright
+from dataset import NORMAL, is_hidden, is_picture
 from layout import TEST_GOOD, TRAIN_GOOD, Mask, Plan, merged
-from likeness import drawn_apart, groups_of_pictures
+from near_duplicates import drawn_apart, groups_of_pictures
+from pictures import open_upright
 
 BAD = "bad"  # kind of the defective pictures that are in no subfolder
 MASK_ENDINGS = ("_mask", "_label", "_gt", "_GT")

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from archives import relative_path
-from dataset import NORMAL, SUFFIXES, folders_in, mask_values, masks_in, pictures_in
+from dataset import NORMAL, folders_in, masks_in, pictures_in
 from layout import TEST_GOOD, TRAIN_GOOD, Plan
-from likeness import drawn_apart, groups_of_pictures
+from near_duplicates import drawn_apart, groups_of_pictures
+from pictures import SUFFIXES, defective
 
 COUNTS = Path(__file__).with_name("data_sets.csv")
 DEEPEST = 2  # folders between what is named and what is looked for
@@ -217,7 +216,7 @@ def labelled(folder: Path, ending: str) -> Iterator[tuple[Path, Path]]:
 
 
 def is_marked(mask: Path) -> bool:
-    return bool(np.any(mask_values(mask)))
+    return bool(defective(mask).any())
 
 
 def found(root: Path, sign: Callable[[Path], bool], what: str) -> list[Path]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import checkpoint
+import doctor
 import logs
 import parallel
 import runtime
@@ -25,6 +26,7 @@ from config import Settings
 from dataset import ImageFolder, View, full_batches, random_squares, shuffled
 from ddad import NoisePredictor, NoiseSchedule, noise_loss
 from files import ensure_writable
+from findings import brief
 from runtime import Progress
 from unet import UNet
 
@@ -151,6 +153,9 @@ def run(settings: Settings, resume: bool = False) -> None:
     began = time.monotonic()
     saved: Path | str = "nowhere (model.save_model is False)"
     pixels, notes = pictures.pixels(model.num_workers), {"held_out": kept.names(), "made_with": fingerprint}
+    shown = [picture.numpy() for picture in pixels]
+    for line in brief(doctor.glance(settings.category_dir, pictures.names(), shown)):
+        print(line, flush=True)
     for path in kept_steps(trainer, losses, pixels, steps, notes, settings):
         saved = path
     if model.save_model:

@@ -4,7 +4,8 @@ import torch
 from conftest import write_picture
 from PIL import Image
 
-from dataset import SUFFIXES, ImageFolder, View, pictures_below, read_mask, read_picture, shuffled_batches, to_unit_range
+from dataset import ImageFolder, View, pictures_below, shuffled_batches, to_unit_range
+from pictures import SUFFIXES, read_mask, read_picture
 
 RAMP = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 32 wide, 24 high
 COLOUR = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 90)], axis=2)
@@ -132,12 +133,6 @@ def test_masks_of_any_mode_are_read(tmp_path):
     for name in ("palette", "deep labels", "deep", "bits", "clear"):
         read = read_mask(tmp_path / f"{name}.png", (32, 24), tmp_path / "x.png", 16)
         np.testing.assert_array_equal(read, np.tile(np.arange(16) >= 8, (16, 1)), err_msg=name)
-
-
-def test_floating_point_pictures_are_refused_by_name(tmp_path):
-    Image.fromarray(RAMP.astype(np.float32) / 255).save(tmp_path / "float.tif")
-    with pytest.raises(ValueError, match=r"float\.tif can't be read: its pixels are floating-point numbers; save it with 8 or 16 bits"):
-        read_picture(tmp_path / "float.tif")
 
 
 def test_hidden_folders_are_no_defects(category):

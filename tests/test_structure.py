@@ -7,30 +7,40 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics", "tiles"}
-FILES = {"dataset", "checkpoint", "files", "results", "logs", "manifest"}
+FILES = {"dataset", "pictures", "checkpoint", "files", "results", "logs", "manifest"}
+STAGE = METHOD | FILES | {"config", "parallel", "runtime"}
 ALLOWED: dict[str, set[str]] = {
-    **{room: set() for room in (*METHOD, "dataset", "config", "runtime", "sample_set", "calibration", "parallel", "files", "drawing")},
+    **{room: set() for room in (*METHOD, "config", "runtime", "calibration", "parallel", "files", "drawing")},
+    # pictures, weights and results on disk
+    **{room: set() for room in ("depth", "annotations", "likeness", "findings", "sample_set")},
+    "pictures": {"depth"},
+    "dataset": {"pictures"},
     "checkpoint": {"unet", "feature_extractor", "calibration", "files"},  # it builds what it loads
     "logs": {"files"},
     "manifest": {"calibration", "dataset", "files"},
     "results": {"drawing", "files", "manifest"},
-    "tables": {"config", "files", "manifest"},
-    "campaign": {"config", "dataset", "parallel", "sample_set", "tables"},  # and the stages, by name
-    "figure": METHOD | FILES | {"config", "detection", "drawing", "runtime", "tables"},
-    "rerun": {"campaign", "config", "manifest", "results"},
-    "train": METHOD | FILES | {"config", "parallel", "runtime"},
-    "archives": {"dataset", "files"},
-    "annotations": set(),
-    "likeness": {"dataset", "runtime"},
-    "layout": {"dataset", "files", "runtime"},
-    "published_sets": {"archives", "dataset", "layout", "likeness"},
-    "own_pictures": {"annotations", "dataset", "layout", "likeness"},
+    # data made ready and looked through
+    "archives": {"files", "pictures"},
+    "near_duplicates": {"dataset", "pictures", "runtime"},
+    "layout": {"dataset", "files", "pictures", "runtime"},
+    "published_sets": {"archives", "dataset", "layout", "near_duplicates", "pictures"},
+    "own_pictures": {"annotations", "dataset", "layout", "near_duplicates", "pictures"},
     "preparation": {"archives", "config", "layout", "own_pictures", "published_sets"},
-    "domain_adaptation": METHOD | FILES | {"calibration", "config", "parallel", "runtime"},
-    "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "parallel", "runtime"},
-    "evaluation": METHOD | FILES | {"calibration", "config", "detection", "drawing", "parallel", "runtime"},  # stage 3 on labelled test pictures
-    "inspection": METHOD | FILES | {"calibration", "config", "detection", "drawing", "parallel", "runtime"},  # stage 3 on any pictures
-    "main": {"campaign", "config", "figure", "parallel", "preparation", "rerun", "tables"},
+    "looks": {"dataset", "likeness", "pictures", "runtime"},
+    "contact_sheet": {"files", "pictures"},
+    "doctor": {"contact_sheet", "dataset", "findings", "likeness", "looks", "pictures"},
+    # stages
+    "train": STAGE | {"doctor", "findings"},
+    "domain_adaptation": STAGE | {"calibration"},
+    "detection": METHOD | {"dataset", "pictures", "checkpoint", "calibration", "config", "parallel", "runtime"},
+    "evaluation": STAGE | {"calibration", "detection", "drawing"},  # stage 3 on labelled test pictures
+    "inspection": STAGE | {"calibration", "detection", "drawing"},  # stage 3 on any pictures
+    # several categories, and what is made of results
+    "tables": {"config", "files", "manifest"},
+    "figure": STAGE | {"detection", "drawing", "tables"},
+    "campaign": {"config", "dataset", "parallel", "sample_set", "tables"},  # and the stages, by name
+    "rerun": {"campaign", "config", "manifest", "results"},
+    "main": {"campaign", "config", "doctor", "figure", "parallel", "preparation", "rerun", "tables"},
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
 

@@ -6,7 +6,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from likeness import NEAR, drawn_apart, near_duplicates, perceptual_hash
+from near_duplicates import NEAR, drawn_apart, near_duplicates, perceptual_hash
 
 
 def photograph(name="brick"):
@@ -44,7 +44,7 @@ def test_groups_hold_what_is_near_directly_or_by_others_between(monkeypatch):
         following[step * NEAR : (step + 1) * NEAR] *= -1
         chain.append(following)
     hashes = [chain[0], -first, chain[2], chain[1]]
-    monkeypatch.setattr("likeness.ROWS", 3)
+    monkeypatch.setattr("near_duplicates.ROWS", 3)
     groups = near_duplicates(hashes)
     assert groups[0] == groups[2] == groups[3] != groups[1]
 

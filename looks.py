@@ -1,0 +1,148 @@
+"""What is seen of a category's pictures and masks, file by file, for `doctor.py` to judge."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+import likeness
+import pictures
+import runtime
+from dataset import MASK_ENDING, NORMAL, folders_in, is_picture, masks_in, read_ahead
+
+AT_ONCE = 16  # pictures that are read ahead
+GREY = (0.1, 0.9)  # of a mask's highest value: neither black nor white
+GREY_MODES = ("1", "L", "LA", "F")
+DARK, EVEN = 16, 3  # grey levels: all but 0.1 % of a nearly black picture is below DARK, a constant one spans less than EVEN
+LEFT_OUT = 0.001  # share of a picture's pixels that its darkest and its brightest grey leave out
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is seen of one picture: where it is, (width, height), the file's mode, a digest of its pixels, a thumbnail, darkest and brightest
+    grey (but for 0.1 % of the pixels), or what is wrong with it."""
+
+    path: str
+    split: str
+    kind: str
+    size: pictures.Size = (0, 0)
+    mode: str = ""
+    digest: bytes = b""
+    thumbnail: likeness.Thumbnails | None = None
+    span: tuple[float, float] = (0, 255)
+    problem: str = ""
+
+    @property
+    def even(self) -> bool:
+        """Whether it is of one grey."""
+        return self.span[1] - self.span[0] < EVEN
+
+    @property
+    def dark(self) -> bool:
+        return self.span[1] < DARK
+
+    @property
+    def deep(self) -> bool:
+        """Whether it holds 16 bits."""
+        return self.mode.startswith("I")
+
+    @property
+    def colour(self) -> str:
+        return "grey" if self.deep or self.mode in GREY_MODES else "colour"
+
+
+class MaskLook(NamedTuple):
+    """What is seen of one mask: its file and its picture's, its size, the share that it marks and how much of that is grey, or a problem."""
+
+    path: str
+    picture: str
+    size: pictures.Size = (0, 0)
+    marked: float = 1.0
+    grey: float = 0.0
+    problem: str = ""
+
+
+def look_at(category_dir: Path, workers: int) -> list[Look]:
+    """Every picture of train/good and test, in order."""
+    folders = [("train", category_dir / "train" / NORMAL)]
+    if (category_dir / "test").is_dir():
+        folders += [("test", folder) for folder in folders_in(category_dir / "test")]
+    files = [
+        (path, Look(path.relative_to(category_dir).as_posix(), split, folder.name))
+        for split, folder in folders
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+        if is_picture(path)
+    ]
+    batches = read_ahead(lambda file: read_look(*file), files, AT_ONCE, workers)
+    return list(runtime.count(chain.from_iterable(batches), len(files), f"checking {category_dir.name}"))
+
+
+def read_look(path: Path, look: Look) -> Look:
+    try:
+        picture, size = pictures.read_shown(path, 3, lambda width, height: (likeness.SIDE, likeness.SIDE))
+    except (ValueError, OSError) as error:
+        return Look(look.path, look.split, look.kind, problem=str(error).removeprefix(f"{path} can't be read: ").partition(";")[0])
+    seen = pictures.header(path)
+    return look_of(Look(look.path, look.split, look.kind, size, seen[1] if seen else "deep TIFF"), picture)
+
+
+def look_of(look: Look, picture: Image.Image) -> Look:
+    grey = np.asarray(picture.convert("L"))
+    levels = np.cumsum(np.bincount(grey.ravel(), minlength=256)) / grey.size
+    span = (float(np.searchsorted(levels, LEFT_OUT)), float(np.searchsorted(levels, 1 - LEFT_OUT)))
+    digest = hashlib.sha256(f"{look.size}".encode() + picture.tobytes()).digest()
+    return Look(look.path, look.split, look.kind, look.size, look.mode, digest, likeness.thumbnail(picture), span)
+
+
+def read_mask(path: Path, name: str, picture: Look) -> MaskLook:
+    try:
+        values, labels = pictures.mask_values(path)
+    except (ValueError, OSError) as error:
+        return MaskLook(name, picture.path, problem=str(error).removeprefix(f"{path} can't be read: ").partition(";")[0])
+    top, marked = int(values.max()), int(np.count_nonzero(values))
+    low, high = (share * top for share in GREY)
+    grey = 0 if labels or top <= pictures.LARGEST_LABEL else int(np.count_nonzero((values > low) & (values < high)))
+    return MaskLook(name, picture.path, (values.shape[1], values.shape[0]), marked / values.size, grey / max(marked, 1))
+
+
+def matched(category_dir: Path, looks: Sequence[Look]) -> tuple[list[tuple[Path, str, Look]], list[str], list[str]]:
+    """(masks with their names and pictures, pictures without one, masks without a picture)."""
+    pairs, without, unused = [], [], []
+    truth_dir = category_dir / "ground_truth"
+    folders = {folder.name for folder in folders_in(truth_dir)} if truth_dir.is_dir() else set()
+    kinds = grouped((look.kind, look) for look in looks if look.split == "test" and look.kind != NORMAL)
+    by_kind = dict.fromkeys(folders - {NORMAL}, ()) | dict(kinds)
+    for kind, members in sorted(by_kind.items()):
+        left = masks_in(truth_dir / kind)
+        for look in members:
+            stem = Path(look.path).stem
+            mask = left.pop(stem + MASK_ENDING, None) or left.pop(stem, None)
+            if mask is None:
+                without.append(look.path)
+            else:
+                pairs.append((mask, mask.relative_to(category_dir).as_posix(), look))
+        unused += [path.relative_to(category_dir).as_posix() for path in left.values()]
+    return pairs, without, unused
+
+
+def thumbnails(looks: Sequence[Look]) -> likeness.Thumbnails:
+    """(N, SIDE, SIDE) of those that could be read."""
+    return np.stack([look.thumbnail for look in looks if look.thumbnail is not None])
+
+
+def grouped(pairs: Iterable[tuple[Key, Value]]) -> list[tuple[Key, tuple[Value, ...]]]:
+    """Each key with its values, in the order of their first ones."""
+    groups: dict[Key, list[Value]] = defaultdict(list)
+    for key, value in pairs:
+        groups[key].append(value)
+    return [(key, tuple(values)) for key, values in groups.items()]
