@@ -100,11 +100,11 @@ def prepare(about: About, plan: Plan, data_dir: Path) -> None:
         f"{numbers['train normal']} normal pictures to train on, {numbers['test normal']} normal and {numbers['test defective']} defective to test"
     )
     print(f"{folder}: {counted} ({about.name}, licence: {about.licence})")
-    for line in warnings(about, plan):
+    for line in warning_lines(about, plan):
         print(f"warning: {line}")
 
 
-def warnings(about: About, plan: Plan) -> Iterator[str]:
+def warning_lines(about: About, plan: Plan) -> Iterator[str]:
     """Where the category differs from the published one, and what it lacks."""
     train, normal, defective = plan.count(TRAIN_GOOD), plan.count(TRAIN_GOOD) + plan.count(TEST_GOOD), plan.count("test")
     published = published_counts().get((about.name, plan.category))
