@@ -12,8 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.functional import center_crop
 
+import checkpoint
+import curves
 import drawing
 import metrics
+import report
 import runtime
 from anomaly_map import resized
 from calibration import Calibration
@@ -21,7 +24,7 @@ from config import PER_IMAGE, Settings
 from dataset import NORMAL, ImageFolder, Item, View
 from detection import Detector, Draws, Finding, build, calibrated, findings_of, stream_noise
 from metrics import OperatingPoint, Ranking, operating_point
-from results import Writer, file_stems
+from results import Writer, file_stems, whole_rows
 
 Interval = tuple[float, float]
 
@@ -80,11 +83,12 @@ class Results:
 
 @dataclass(frozen=True)
 class Figures:
-    """Metrics as fractions by key, their 95 % intervals, and what the threshold does (where there is one): to all pictures, and to each kind
-    of defect beside the normal ones."""
+    """Metrics as fractions by key, their 95 % intervals, the curves behind them, and what the threshold does (where there is one): to all
+    pictures, and to each kind of defect beside the normal ones."""
 
     values: dict[str, float]
     intervals: dict[str, Interval]
+    lines: dict[str, curves.Points]
     operating_point: OperatingPoint | None
     kinds: dict[str, OperatingPoint]
 
@@ -121,6 +125,8 @@ def run(settings: Settings, output: Path | None = None) -> None:
         print(f"  {results.vanished} defective pictures have no defect left in their mask at this size; for pixels they count as normal")
     for line in (*metric_lines(figures, settings), *verdict_lines(figures)):
         print(line)
+    report.write(writer.folder / report.PAGE, [writer.folder])  # last, as it shows what the folder holds
+    print(f"page for a browser: {writer.folder / report.PAGE}")
     print(f"results in {writer.folder}: {', '.join(writer.written)}", flush=True)
 
 
@@ -146,7 +152,7 @@ def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: Writer
                 own_size = resized(finding.anomaly[None, None], item.size[::-1])[0, 0]
                 writer.raw_map(stems[item.path], own_size.numpy(), settings.data.category)
             if wanted.visualisation and tops:
-                writer.figure(figure_stem(stems[item.path]), panel(item, finding), tops)
+                draw(writer, figure_stem(stems[item.path]), panel(item, finding), tops)
             elif wanted.visualisation:
                 waiting.append(panel(item, finding))
             paths.append(item.path)
@@ -155,8 +161,13 @@ def scored(detector: Detector, folder: ImageFolder, noise: Draws, writer: Writer
         if waiting:
             tops = drawing.Tops.reached(waiting)
             for one in waiting:
-                writer.figure(figure_stem(stems[one.path]), one, tops)
+                draw(writer, figure_stem(stems[one.path]), one, tops)
         return Results(paths, np.array(kinds), np.array(scores), maps.array(), masks.array() if settings.data.mask else None)
+
+
+def draw(writer: Writer, stem: str, panel: drawing.Panel, tops: drawing.Tops) -> None:
+    writer.figure(stem, panel, tops)
+    writer.gallery(stem, panel, tops)
 
 
 def figure_stem(stem: str) -> str:
@@ -198,21 +209,23 @@ def evaluate(results: Results, detector: Detector, settings: Settings) -> Figure
     """The metrics that were asked for and that the data allow, and the operating point where there is a threshold."""
     values: dict[str, float] = {}
     intervals: dict[str, Interval] = {}
+    lines: dict[str, curves.Points] = {}
     for of, measured, truth in (("pictures", results.scores, results.labels), ("pixels", results.maps, results.masks)):
         wanted = [metric for metric in asked_for(settings) if metric.of == of]
         if not wanted or truth is None or not truth.any() or truth.all():
             continue
         ranking = metrics.rank(measured, truth)
         values |= {metric.key: metric.measure(ranking) for metric in wanted}
+        lines |= curves.of(of, ranking, PRO_LIMITS[0])
         if settings.metrics.resamples:
             drawn = metrics.intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=settings.metrics.resamples, seed=settings.model.seed)
             intervals |= {metric.key: drawn[metric.drawn] for metric in wanted}
     if detector.calibration is None:
-        return Figures(values, intervals, None, {})
+        return Figures(values, intervals, lines, None, {})
     labels, threshold = results.labels, detector.threshold
     beside = {str(kind): ~labels | (results.kinds == kind) for kind in np.unique(results.kinds[labels])}
     kinds = {kind: operating_point(results.scores[part], labels[part], threshold) for kind, part in beside.items()}
-    return Figures(values, intervals, operating_point(results.scores, labels, threshold), kinds)
+    return Figures(values, intervals, lines, operating_point(results.scores, labels, threshold), kinds)
 
 
 def write(writer: Writer, results: Results, figures: Figures, detector: Detector, settings: Settings) -> None:
@@ -233,6 +246,8 @@ def write(writer: Writer, results: Results, figures: Figures, detector: Detector
             threshold = metrics.youden_threshold(scores, labels)
             verdicts = scores >= threshold
     writer.metrics(content)
+    log = settings.checkpoint_folder / checkpoint.TRAINING_LOG
+    writer.curves({**figures.lines, "training": curves.training(whole_rows(log))})
     if settings.metrics.misclassifications and verdicts is not None and threshold is not None:
         writer.misclassifications(results.paths, labels, scores, verdicts, threshold)
 

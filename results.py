@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from drawing import Panel, Tops, draw_figure
+from drawing import Panel, Tops, draw_figure, draw_layers
 from files import whole_file
 
 REMEDY = "choose another folder with --output"
 PREDICTIONS = "predictions"
 PREDICTION_COLUMNS = ("path", "verdict", "score", "p_value", "regions", "area", "boxes", "error")
-FORMATS = {".png": "PNG", ".tiff": "TIFF"}
+FORMATS = {".png": "PNG", ".tiff": "TIFF", ".webp": "WEBP"}
+GALLERY, CURVES = "gallery", "curves.json"
 
 
 class Spool:
@@ -52,6 +53,7 @@ class Writer:
     def __init__(self, folder: Path):
         self.folder = folder
         self._written: dict[str, int] = {}
+        self._layers: list[str] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
@@ -78,6 +80,12 @@ class Writer:
             json.dump(figures, file, indent=2)
             file.write("\n")
 
+    def curves(self, points: dict[str, Any]) -> None:
+        """The curves by name, and the `layers` that the gallery holds of this run (what else is there is of an earlier one)."""
+        with self._file(CURVES) as file:
+            json.dump({**points, "layers": self._layers}, file)
+            file.write("\n")
+
     def misclassifications(
         self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], verdicts: Iterable[bool], threshold: float
     ) -> None:
@@ -92,6 +100,12 @@ class Writer:
     def figure(self, stem: str, panel: Panel, tops: Tops) -> None:
         """Picture, reconstruction, D_p, D_f, map over the picture, mask."""
         self.picture(f"{stem}.png", draw_figure(panel, tops), "figures")
+
+    def gallery(self, stem: str, panel: Panel, tops: Tops) -> None:
+        """What report.html puts over each other, each layer small and in a folder of its own."""
+        for layer, picture in draw_layers(panel, tops).items():
+            self.picture(f"{layer}/{stem}.webp", picture, GALLERY)
+            self._layers = self._layers if layer in self._layers else [*self._layers, layer]
 
     def raw_map(self, stem: str, values: NDArray[np.float32], category: str) -> None:
         """A 32-bit TIFF of the picture's own size, where MVTec's evaluation code looks for it: `stem` is test/<kind>/<picture>."""

@@ -12,10 +12,15 @@ ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in (*METHOD, "dataset", "config", "runtime", "preparation", "calibration", "parallel", "files", "drawing")},
     "checkpoint": {"unet", "feature_extractor", "calibration", "files"},  # it builds what it loads
     "results": {"drawing", "files"},
+    "curves": {"metrics"},
+    "result_folder": {"config", "metrics", "results"},
+    "report": {"files", "result_folder", "results"},  # made of results folders alone
     "train": METHOD | FILES | {"config", "parallel", "runtime"},
     "domain_adaptation": METHOD | FILES | {"config", "runtime"},
     "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "runtime"},
-    "evaluation": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on labelled test pictures
+    "evaluation": METHOD
+    | FILES
+    | {"calibration", "config", "curves", "detection", "drawing", "report", "runtime"},  # stage 3 on test pictures
     "inspection": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on any pictures
     "main": {"config", "parallel", "preparation"},  # and the stages, by name
 }
