@@ -15,7 +15,9 @@ from results import Writer, file_stems
 SIZE = (60, 40)  # width and height of each picture
 
 
-def write_folder(folder: Path, scores: Mapping[str, tuple[bool, float]], *, threshold: float | None = None, masks: bool = True, **manifest: Any) -> Path:
+def write_folder(
+    folder: Path, scores: Mapping[str, tuple[bool, float]], *, threshold: float | None = None, masks: bool = True, **manifest: Any
+) -> Path:
     """A results folder as detection leaves it, of scores by path; with pictures, and a manifest where parts of one are given."""
     writer, paths = Writer(folder), list(scores)
     stems, rng = file_stems(paths), np.random.default_rng(0)
@@ -50,15 +52,14 @@ def panel(path: str, score: float, masked: bool, rng: np.random.Generator) -> Pa
     return Panel(path, score, picture, 255 - picture, ramp, ramp, ramp, mask if masked else None, SIZE)
 
 
-def copied_gallery(folder: Path, paths: list[str], side: int = 256) -> None:
+def copied_gallery(writer: Writer, paths: list[str], side: int = 256) -> None:
     """The pictures of each path, all the same, of noise, which takes more bytes than pictures do."""
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
-    writer, stems = Writer(folder), file_stems(paths)
+    stems, folder = file_stems(paths), writer.folder / "gallery"
     writer.gallery("one", Panel("one", 0.0, noise, noise, *[np.zeros((side, side))] * 3, None, (side, side)), Tops(1, 1, 1))
-    writer.curves({})
     for layer in ("picture", "reconstruction", "map"):
-        content = (folder / "gallery" / layer / "one.webp").read_bytes()
+        content = (folder / layer / "one.webp").read_bytes()
         for path in paths:
-            file = folder / "gallery" / layer / f"{stems[path].removeprefix('test/')}.webp"
+            file = folder / layer / f"{stems[path].removeprefix('test/')}.webp"
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(content)

@@ -18,9 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": METHOD | FILES | {"config", "parallel", "runtime"},
     "domain_adaptation": METHOD | FILES | {"config", "runtime"},
     "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "runtime"},
-    "evaluation": METHOD
-    | FILES
-    | {"calibration", "config", "curves", "detection", "drawing", "report", "runtime"},  # stage 3 on test pictures
+    "evaluation": METHOD | FILES | {"calibration", "config", "curves", "detection", "drawing", "report", "runtime"},  # stage 3 on test pictures
     "inspection": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on any pictures
     "main": {"config", "parallel", "preparation"},  # and the stages, by name
 }
