@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -37,6 +37,27 @@ NAMES = {
 }
 MINUS = "−"
 NONE = "–"
+
+
+class Line(NamedTuple):
+    """A curve by its points; `kind` says how it looks, `key` what it is."""
+
+    points: list[list[float]]
+    kind: str
+    key: str = ""
+
+
+class Plot(NamedTuple):
+    """Curves between the ends of both axes; `word` describes them, or says why there are none."""
+
+    title: str
+    word: str
+    lines: list[Line]
+    x_name: str
+    y_name: str
+    x: tuple[float, float] = (0, 1)
+    y: tuple[float, float] = (0, 1)
+    logarithmic: bool = False
 
 
 def write(path: Path, folders: Sequence[Path]) -> None:
@@ -94,14 +115,62 @@ def described(category: ResultFolder, pictures: Mapping[int, Mapping[str, str]])
         "rows": rows,
         "threshold": category.start.threshold,
         "source": category.start.source,
-        "curves": {name: points for name, points in category.curves.items() if name != "layers"},
-        "areas": {key: percent(category.figures.get(key)) for key in PUBLISHED},
+        "plots": [plot._asdict() | {"lines": [line._asdict() for line in plot.lines]} for plot in plots_of(category)],
         "figures": figures_of(category),
         "layers": category.curves.get("layers", []),
-        "embedded": len(pictures),
+        "note": note_on(category, len(pictures)),
         "facts": facts_of(category.manifest),
         "settings": settings_of(category.manifest),
     }
+
+
+def plots_of(category: ResultFolder) -> list[Plot]:
+    """ROC, overlap of regions, and training."""
+    curves, areas = category.curves, {key: f"{percent(category.figures.get(key))} %" for key in PUBLISHED}
+    kinds = (("pictures", "image_roc", "image_auroc"), ("pixels", "pixel_roc", "pixel_auroc"))
+    rates = [Line(curves[name], kind, f"{kind}, area {areas[area]}") for kind, name, area in kinds if curves.get(name)]
+    overlap, training = curves.get("pro", []), curves.get("training", [])
+    losses = [loss for _, loss in training]
+    return [
+        Plot(
+            title="ROC",
+            word="; ".join(line.key for line in rates) or "No curve: it needs normal and defective pictures.",
+            lines=[Line([[0, 0], [1, 1]], "chance"), *rates] if rates else [],
+            x_name="false-positive rate",
+            y_name="true-positive rate",
+        ),
+        Plot(
+            title="Per-region overlap",
+            word=f"PRO {areas['pro']}" if overlap else "No curve: it needs masks of the defects, and normal and defective pictures.",
+            lines=[Line(overlap, "pixels", f"PRO {areas['pro']}")] if overlap else [],
+            x_name="false-positive rate of pixels",
+            y_name="share found of a region",
+            x=(0, overlap[-1][0] if overlap else 1),
+        ),
+        Plot(
+            title="Training",
+            word=f"loss from {losses[0]:.4g} to {losses[-1]:.4g}" if losses else "No curve: no training.jsonl lies beside the weights.",
+            lines=[Line(training, "pixels")] if losses else [],
+            x_name="epoch",
+            y_name="loss",
+            x=(training[0][0], training[-1][0]) if training else (0, 1),
+            y=(min(losses, default=0), max(losses, default=1)),
+            logarithmic=min(losses, default=0) > 0,
+        ),
+    ]
+
+
+def note_on(category: ResultFolder, shown: int) -> str:
+    """What to know of the pictures."""
+    count = len(category.rows)
+    if not category.curves.get("layers"):
+        return f"There are no pictures, as metrics.visualisation was off; all {count} rows are listed."
+    if shown < count:
+        return (
+            f"{shown} of {count} pictures are in this page, which stays small: those judged wrong at the first threshold, and those nearest to "
+            "it. All rows are listed and counted."
+        )
+    return ""
 
 
 def size_of(layers: Mapping[str, str] | None) -> tuple[int, int] | None:

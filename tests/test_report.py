@@ -42,7 +42,7 @@ def test_the_page_stands_alone_and_lets_nothing_else_run(tmp_path):
     text, data, pictures = page_of(tmp_path / "report.html", write_folder(tmp_path / "bottle", SCORES, threshold=1.0))
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:|#)", text) and "@import" not in text and "url(" not in text
     assert re.findall(r"https?://[^\"' ]*", text) == ["http://www.w3.org/2000/svg"]  # a name, which nobody asks for
-    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
+    policy = re.search(r'Content-Security-Policy"\s+content="([^"]*)"', text)[1]
     assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
     for kind in ("script", "style"):
         (content,) = re.findall(f"<{kind}>(.*?)</{kind}>", text, re.DOTALL)
@@ -89,7 +89,7 @@ def test_a_large_set_is_thinned_but_all_rows_stay(tmp_path):
     _, data, pictures = page_of(tmp_path / "report.html", tmp_path / "bottle")
     (category,) = data["categories"]
     assert (tmp_path / "report.html").stat().st_size < LARGEST
-    assert len(category["rows"]) == 2000 and category["embedded"] == len(pictures[0]) == sum(row["size"] is not None for row in category["rows"]) > 50
+    assert len(category["rows"]) == 2000 and len(pictures[0]) == sum(row["size"] is not None for row in category["rows"]) > 50
     wrong = [place for place, row in enumerate(category["rows"]) if (row["score"] > 1.8) != row["defective"]]
     shown = set(map(int, pictures[0]))
     assert shown <= set(wrong) if len(wrong) > len(shown) else shown >= set(wrong)
@@ -102,8 +102,8 @@ def test_83_pictures_that_hardly_compress_are_all_there(tmp_path):
     scores, writer = many(83), Writer(tmp_path / "bottle")
     copied_gallery(writer, list(scores))
     write_tables(writer, scores, threshold=1.8)
-    _, data, _ = page_of(tmp_path / "report.html", tmp_path / "bottle")
-    assert data["categories"][0]["embedded"] == 83 and (tmp_path / "report.html").stat().st_size < LARGEST
+    _, data, pictures = page_of(tmp_path / "report.html", tmp_path / "bottle")
+    assert len(pictures[0]) == 83 and data["categories"][0]["note"] == "" and (tmp_path / "report.html").stat().st_size < LARGEST
 
 
 def test_categories_share_the_room(tmp_path, monkeypatch):
@@ -133,10 +133,10 @@ def test_what_is_missing_leaves_a_word(tmp_path):
         assert (
             category["threshold"] == 1.0 and "none can be taken" in category["source"] and "normal and defective" in category["figures"]["notes"][0]
         )
-        assert category["layers"] == [] and pictures == [{}] and category["facts"] == []
+        assert category["note"].startswith("There are no pictures, as metrics.visualisation was off") and pictures == [{}] and category["facts"] == []
     (tmp_path / "normal" / "metrics.json").write_text("{")
     (tmp_path / "normal" / "curves.json").unlink()
-    assert page_of(tmp_path / "report.html", tmp_path / "normal")[1]["categories"][0]["curves"] == {}
+    assert page_of(tmp_path / "report.html", tmp_path / "normal")[1]["categories"][0]["plots"][0]["lines"] == []
     figures = page_of(tmp_path / "report.html", write_folder(tmp_path / "own", SCORES))[1]["categories"][0]["figures"]
     assert any("no masks" in note for note in figures["notes"])
 
@@ -202,8 +202,8 @@ def test_detection_leaves_a_page(run_main, tmp_path):
     (category,) = data["categories"]
     figures = json.loads((folder / "metrics.json").read_text())
     assert [float(line[1]) for line in category["figures"]["lines"]] == [round(100 * figures[line], 1) for line in report.NAMES]
-    assert len(pictures[0]) == 6 and len(category["curves"]["training"]) == 2
-    assert [max(y for _, y in category["curves"][name]) for name in ("image_roc", "pixel_roc", "pro")][:2] == [1, 1]
+    assert len(pictures[0]) == 6 and [len(plot["lines"]) for plot in category["plots"]] == [3, 1, 1]
+    assert category["plots"][2]["x"] == [1, 2] and category["plots"][1]["x"] == [0, 0.3] and category["plots"][1]["word"].startswith("PRO ")
     scores = [row["score"] for row in category["rows"]]
     assert figures["operating_point"]["true_positives"] == sum(row["defective"] and row["score"] > category["threshold"] for row in category["rows"])
     assert len(scores) == 6

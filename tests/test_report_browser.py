@@ -52,7 +52,10 @@ def browser():
         path = path or driver.chromium.executable_path
         if not Path(path).exists():
             pytest.skip(f"no browser: looked for {', '.join(BROWSERS)} in PATH and for playwright's own")
-        opened = driver.chromium.launch(executable_path=path, args=QUIET)
+        try:
+            opened = driver.chromium.launch(executable_path=path, args=QUIET)
+        except playwright.Error as error:
+            pytest.skip(f"{path} does not start: {str(error).splitlines()[0]}")
         yield opened
         opened.close()
 
@@ -178,10 +181,10 @@ def test_a_picture_is_compared_by_blend_and_by_blink(folder, open_page):
     page = open_page(folder)
     assert not page.locator("#dialog").is_visible()
     page.locator("#gallery button").first.click()
-    assert page.locator("#dialog-title").inner_text() == "test/crack/000.png" and "missed" in page.locator("#dialog-facts").inner_text()
+    assert page.locator("#dialog-title").inner_text() == "crack/000.png" and "missed" in page.locator("#dialog-facts").inner_text()
     assert page.locator("#stage img").evaluate_all("all => all.map(one => one.alt)") == ["picture", "reconstruction", "outline of the defect"]
     assert page.locator("#stage img").first.evaluate("one => [one.naturalWidth, one.naturalHeight]") == [256, 171]
-    assert opacity(page) == 0.5
+    assert opacity(page) == 0
     for place in (0, 30, 100):
         page.locator("#blend").fill(str(place))
         assert opacity(page) == place / 100
@@ -243,9 +246,9 @@ def test_the_keyboard_reaches_all(folder, open_page):
         page.keyboard.press(key)
         assert page.evaluate("[...document.querySelectorAll('#gallery button')].indexOf(document.activeElement)") == place
     page.keyboard.press("Enter")
-    assert page.locator("#dialog-title").inner_text() == "test/scratch/000.png" and page.evaluate(focused) == "previous"
+    assert page.locator("#dialog-title").inner_text() == "scratch/000.png" and page.evaluate(focused) == "previous"
     page.keyboard.press("ArrowRight")
-    assert page.locator("#dialog-title").inner_text() == "test/good/003.png" and page.locator("#stage img").count() == 2
+    assert page.locator("#dialog-title").inner_text() == "good/003.png" and page.locator("#stage img").count() == 2
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
@@ -255,7 +258,7 @@ def test_the_keyboard_reaches_all(folder, open_page):
         assert page.evaluate("document.activeElement === document.body || document.getElementById('dialog').contains(document.activeElement)")
     page.keyboard.press("Escape")
     assert not page.locator("#dialog").is_visible()
-    assert page.evaluate("[...document.querySelectorAll('#gallery button')].indexOf(document.activeElement)") == 11
+    until(lambda: page.evaluate("[...document.querySelectorAll('#gallery button')].indexOf(document.activeElement)") == 11)
 
 
 @pytest.mark.parametrize("width", [400, 1400])
