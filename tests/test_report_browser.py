@@ -246,7 +246,7 @@ def test_the_keyboard_reaches_all(folder, open_page):
         page.keyboard.press(key)
         assert page.evaluate("[...document.querySelectorAll('#gallery button')].indexOf(document.activeElement)") == place
     page.keyboard.press("Enter")
-    assert page.locator("#dialog-title").inner_text() == "scratch/000.png" and page.evaluate(focused) == "previous"
+    assert page.locator("#dialog-title").inner_text() == "scratch/000.png" and page.evaluate(focused) == "next"
     page.keyboard.press("ArrowRight")
     assert page.locator("#dialog-title").inner_text() == "good/003.png" and page.locator("#stage img").count() == 2
     page.keyboard.press("ArrowLeft")
