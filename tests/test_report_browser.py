@@ -130,6 +130,8 @@ def test_moving_the_threshold_does_what_metrics_say(folder, open_page):
         verdicts = dict(zip(shown(page), page.locator("#gallery .verdict").all_text_contents(), strict=True))
         words = {(True, True): "found", (True, False): "missed", (False, True): "false alarm", (False, False): "passed"}
         assert verdicts == {path.removeprefix("test/"): words[defective, score > threshold] for path, (defective, score) in SCORES.items()}
+        mark, width = float(page.locator("#mark").get_attribute("x1")), page.locator("#slider").bounding_box()["width"]
+        assert mark == pytest.approx(10 + (width - 20) * float(page.locator("#slider").input_value()) / 1000, abs=2)  # above the slider's thumb
         return threshold
 
     assert agrees() == THRESHOLD
