@@ -60,7 +60,7 @@ def thinned(points: NDArray[np.float64]) -> Points:
 
 
 def training(lines: Iterable[Mapping[str, Any]]) -> Points:
-    """Loss over the epoch, of the lines of training.jsonl."""
-    points = [[line["epoch"], line["loss"]] for line in lines]
+    """Loss over the epoch, of those lines of training.jsonl that say it."""
+    points = [[line["epoch"], line["loss"]] for line in lines if "epoch" in line and "loss" in line]
     chosen = np.unique(np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int))
     return [points[index] for index in chosen]

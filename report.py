@@ -126,9 +126,10 @@ def described(category: ResultFolder, pictures: Mapping[int, Mapping[str, str]])
 
 def plots_of(category: ResultFolder) -> list[Plot]:
     """ROC, overlap of regions, and training."""
-    curves, areas = category.curves, {key: f"{percent(category.figures.get(key))} %" for key in PUBLISHED}
+    curves, figures = category.curves, category.figures
+    areas = {key: f" {percent(figures[key])} %" if key in figures else "" for key in PUBLISHED}
     kinds = (("pictures", "image_roc", "image_auroc"), ("pixels", "pixel_roc", "pixel_auroc"))
-    rates = [Line(curves[name], kind, f"{kind}, area {areas[area]}") for kind, name, area in kinds if curves.get(name)]
+    rates = [Line(curves[name], kind, f"AUROC of {kind}{areas[area]}") for kind, name, area in kinds if curves.get(name)]
     overlap, training = curves.get("pro", []), curves.get("training", [])
     losses = [loss for _, loss in training]
     return [
@@ -141,8 +142,8 @@ def plots_of(category: ResultFolder) -> list[Plot]:
         ),
         Plot(
             title="Per-region overlap",
-            word=f"PRO {areas['pro']}" if overlap else "No curve: it needs masks of the defects, and normal and defective pictures.",
-            lines=[Line(overlap, "pixels", f"PRO {areas['pro']}")] if overlap else [],
+            word=f"PRO{areas['pro']}" if overlap else "No curve: it needs masks of the defects, and normal and defective pictures.",
+            lines=[Line(overlap, "pixels", f"PRO{areas['pro']}")] if overlap else [],
             x_name="false-positive rate of pixels",
             y_name="share found of a region",
             x=(0, overlap[-1][0] if overlap else 1),
