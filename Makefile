@@ -8,7 +8,7 @@ demo: $(VENV)/.installed
 	$(RUN) main.py --config demo.yaml --train --detection $(SETTINGS)
 
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest -q -n 2
+	$(RUN) -m pytest -q -rs -n 2
 
 check: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

@@ -17,6 +17,8 @@ COLOUR_MAP = matplotlib.colormaps["turbo"]
 OVERLAY = 0.55  # share of the heat colour over the picture
 HOTTEST = 2  # times what normal pictures reach gets the hottest colour
 OUTLINE = (255, 0, 80)  # colour of a defect's border
+LAYER_SIDE = 256  # pixels, the longer one, of the layers that report.html puts over each other
+LAYER_REACH = 2  # pixels that an outline is wide there
 PIXELS_PER_LINE = 400  # a picture of so many pixels has its borders a pixel thicker
 
 
@@ -88,7 +90,26 @@ def overlaid(picture: NDArray[np.uint8], anomaly: NDArray[np.floating], top: flo
 
 def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """The picture (H, W, 3) with the border of the mask drawn around it, thicker in larger pictures."""
-    reach = 1 + max(mask.shape) // PIXELS_PER_LINE
     drawn = picture.copy()
-    drawn[maximum_filter(mask, 2 * reach + 1) & ~mask] = OUTLINE
+    drawn[border(mask, 1 + max(mask.shape) // PIXELS_PER_LINE)] = OUTLINE
     return drawn
+
+
+def border(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
+    """(H, W), true up to `reach` pixels outside the mask."""
+    return maximum_filter(mask, 2 * reach + 1) & ~mask
+
+
+def draw_layers(panel: Panel, tops: Tops) -> dict[str, Image.Image]:
+    """What can be put over each other of a picture, in its own proportions: picture, reconstruction, map over the picture and, where its
+    mask has a defect, the outline of that on a transparent ground."""
+    scale = LAYER_SIDE / max(panel.size)
+    size = max(1, round(panel.size[0] * scale)), max(1, round(panel.size[1] * scale))
+    parts = {"picture": panel.picture, "reconstruction": panel.reconstruction, "map": overlaid(panel.picture, panel.anomaly, tops.anomaly)}
+    layers = {name: Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC) for name, pixels in parts.items()}
+    if panel.mask is not None and panel.mask.any():
+        mask = np.asarray(Image.fromarray(panel.mask).resize(size, Image.Resampling.NEAREST))
+        drawn = np.zeros((*mask.shape, 4), np.uint8)
+        drawn[border(mask, LAYER_REACH)] = (*OUTLINE, 255)
+        layers["outline"] = Image.fromarray(drawn)
+    return layers

@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.functional import center_crop
 
+import curves
 import drawing
 import logs
 import manifest
 import metrics
 import parallel
+import report
 import runtime
 from anomaly_map import resized
 from calibration import Calibration
@@ -85,11 +87,12 @@ class Results:
 
 @dataclass(frozen=True)
 class Figures:
-    """Metrics as fractions by key, their 95 % intervals, and what the threshold does (where there is one): to all pictures, and to each kind
-    of defect beside the normal ones."""
+    """Metrics as fractions by key, their 95 % intervals, the curves behind them, and what the threshold does (where there is one): to all
+    pictures, and to each kind of defect beside the normal ones."""
 
     values: dict[str, float]
     intervals: dict[str, Interval]
+    lines: dict[str, curves.Points]
     operating_point: OperatingPoint | None
     kinds: dict[str, OperatingPoint]
 
@@ -157,6 +160,8 @@ def run(settings: Settings, output: Path | None = None, force: bool = False) -> 
     if results.vanished:
         print(f"  {results.vanished} defective pictures have no defect left in their mask at this size; for pixels they count as normal")
     say(figures, settings)
+    report.write(writer.folder / report.PAGE, [writer.folder])  # last, as it shows what the folder holds
+    print(f"page for a browser: {writer.folder / report.PAGE}")
     print(f"results in {writer.folder}: {', '.join(writer.written)}", flush=True)
     return folder
 
@@ -215,6 +220,7 @@ def draw(writer: Writer, stem: str, one: drawing.Panel, tops: drawing.Tops, erro
     name = stem.removeprefix("test/")
     if settings.metrics.visualisation:
         writer.figure(name, one, tops)
+        writer.gallery(name, one, tops)
     if settings.metrics.misclassifications and error:
         writer.figure(f"{error}/{name}", one, tops, MISCLASSIFIED)
 
@@ -263,21 +269,23 @@ def evaluate(results: Results, detector: Detector, settings: Settings) -> Figure
     """The metrics that were asked for and that the data allow, and the operating point where there is a threshold."""
     values: dict[str, float] = {}
     intervals: dict[str, Interval] = {}
+    lines: dict[str, curves.Points] = {}
     for of, measured, truth in (("pictures", results.scores, results.labels), ("pixels", results.maps, results.masks)):
         wanted = [metric for metric in asked_for(settings) if metric.of == of]
         if not wanted or truth is None or not truth.any() or truth.all():
             continue
         ranking = metrics.rank(measured, truth)
         values |= {metric.key: metric.measure(ranking) for metric in wanted}
+        lines |= curves.of(of, ranking, PRO_LIMITS[0])
         if settings.metrics.resamples:
             drawn = metrics.intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=settings.metrics.resamples, seed=settings.model.seed)
             intervals |= {metric.key: drawn[metric.drawn] for metric in wanted}
     if detector.calibration is None:
-        return Figures(values, intervals, None, {})
+        return Figures(values, intervals, lines, None, {})
     labels, threshold = results.labels, detector.threshold
     beside = {str(kind): ~labels | (results.kinds == kind) for kind in np.unique(results.kinds[labels])}
     kinds = {kind: operating_point(results.scores[part], labels[part], threshold) for kind, part in beside.items()}
-    return Figures(values, intervals, operating_point(results.scores, labels, threshold), kinds)
+    return Figures(values, intervals, lines, operating_point(results.scores, labels, threshold), kinds)
 
 
 def write(writer: Writer, results: Results, figures: Figures, detector: Detector, settings: Settings) -> dict[str, Any]:
@@ -298,6 +306,7 @@ def write(writer: Writer, results: Results, figures: Figures, detector: Detector
         threshold = youden(scores, labels)
         verdicts = None if threshold is None else scores >= threshold
     writer.metrics(content)
+    writer.curves({**figures.lines, "training": curves.training(logs.lines(settings.checkpoint_folder, logs.TRAINING))})
     if settings.metrics.misclassifications and verdicts is not None and threshold is not None:
         errors = [error_of(label, verdict) for label, verdict in zip(labels, verdicts, strict=True)]
         writer.misclassifications(results.paths, errors, scores, threshold)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import manifest
-from drawing import Panel, Tops, draw_figure
+from drawing import Panel, Tops, draw_figure, draw_layers
 from files import whole_file
 
 REMEDY = "choose another folder with --output"
@@ -25,7 +25,8 @@ PREDICTIONS = "predictions"
 METRICS, SCORES = "metrics.json", "scores.csv"
 MISCLASSIFIED = "misclassified"  # subfolder of figures
 PREDICTION_COLUMNS = ("path", "verdict", "score", "p_value", "regions", "area", "boxes", "error")
-FORMATS = {".png": "PNG", ".tiff": "TIFF"}
+FORMATS = {".png": "PNG", ".tiff": "TIFF", ".webp": "WEBP"}
+GALLERY, CURVES = "gallery", "curves.json"
 
 
 class Spool:
@@ -56,6 +57,7 @@ class Writer:
     def __init__(self, folder: Path):
         self.folder = folder
         self._written: dict[str, int] = {}
+        self._layers: list[str] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
@@ -82,6 +84,12 @@ class Writer:
             json.dump(figures, file, indent=2)
             file.write("\n")
 
+    def curves(self, points: dict[str, Any]) -> None:
+        """The curves by name, and the `layers` that the gallery holds of this run (what else is there is of an earlier one)."""
+        with self._file(CURVES) as file:
+            json.dump({**points, "layers": self._layers}, file)
+            file.write("\n")
+
     def manifest(self, made: Mapping[str, Any], seconds: Mapping[str, float], figures: dict[str, Any]) -> None:
         """How the result was made; written last, as it says that the result is whole."""
         manifest.write(self.folder, made, seconds=seconds, metrics=figures, remedy=REMEDY)
@@ -99,6 +107,12 @@ class Writer:
     def figure(self, stem: str, panel: Panel, tops: Tops, kind: str = "figures") -> None:
         """Picture, reconstruction, D_p, D_f, map over the picture, mask."""
         self.picture(f"{stem}.png", draw_figure(panel, tops), kind)
+
+    def gallery(self, stem: str, panel: Panel, tops: Tops) -> None:
+        """What report.html puts over each other, each layer small and in a folder of its own."""
+        for layer, picture in draw_layers(panel, tops).items():
+            self.picture(f"{layer}/{stem}.webp", picture, GALLERY)
+            self._layers = self._layers if layer in self._layers else [*self._layers, layer]
 
     def raw_map(self, stem: str, values: NDArray[np.float32], category: str) -> None:
         """A 32-bit TIFF of the picture's own size, where MVTec's evaluation code looks for it: `stem` is test/<kind>/<picture>."""

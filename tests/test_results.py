@@ -55,6 +55,20 @@ def test_a_figure_keeps_the_proportions_of_its_picture(tmp_path):
     assert Image.open(tmp_path / "figures" / "test" / "crack" / "001.png").size == (6 * (384 + 6) + 6, 304)
 
 
+def test_the_gallery_holds_layers_in_the_pictures_proportions_and_says_which(tmp_path):
+    writer, wide = Writer(tmp_path), panel()._replace(size=(96, 64))
+    writer.gallery("crack/001", wide, Tops(1, 1, 1))
+    writer.gallery("good/001", wide._replace(mask=np.zeros((32, 32), bool)), Tops(1, 1, 1))
+    writer.curves({"pro": [[0, 1]]})
+    assert json.loads((tmp_path / "curves.json").read_text()) == {"pro": [[0, 1]], "layers": ["picture", "reconstruction", "map", "outline"]}
+    assert {file.relative_to(tmp_path / "gallery").as_posix() for file in tmp_path.rglob("*/good/*.webp")} == {
+        f"{layer}/good/001.webp" for layer in ("picture", "reconstruction", "map")
+    }
+    assert {Image.open(file).size for file in tmp_path.rglob("*.webp")} == {(256, 171)}
+    drawn = np.asarray(Image.open(tmp_path / "gallery" / "outline" / "crack" / "001.webp"))[..., 3] > 0
+    assert drawn.any(axis=0)[126:128].all() and drawn.any(axis=0).sum() == 2  # just left of the half that is defective
+
+
 def test_spooled_arrays_come_back_as_one(tmp_path):
     rng = np.random.default_rng(0)
     arrays = [rng.random((5, 7)).astype(np.float32) for _ in range(4)]

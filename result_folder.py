@@ -1,0 +1,109 @@
+"""A results folder read back: its scores, figures, curves and notes, and the threshold that its page starts from."""
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from config import published_table
+from metrics import youden_threshold
+from results import CURVES, read_json
+
+SCORE_DIGITS = 8  # of scores.csv; a threshold of as many compares with them as the unrounded ones do
+PUBLISHED = ("image_auroc", "pixel_auroc", "pro")  # what published.csv holds
+
+
+class Row(NamedTuple):
+    """A picture of scores.csv."""
+
+    path: str
+    defective: bool
+    score: float
+    p_value: float | None
+
+    @property
+    def kind(self) -> str:
+        """The folder it is in, below test."""
+        return self.path.split("/")[1] if self.path.count("/") > 1 else ""
+
+
+class Start(NamedTuple):
+    """Where the threshold begins, and a sentence on where it comes from; a picture is anomalous where its score is above it."""
+
+    threshold: float
+    source: str
+
+
+class ResultFolder(NamedTuple):
+    """What a results folder holds; `name` is the category's."""
+
+    folder: Path
+    name: str
+    rows: list[Row]
+    figures: dict[str, Any]
+    curves: dict[str, Any]
+    manifest: dict[str, Any]
+    start: Start
+
+    @property
+    def published(self) -> dict[str, float]:
+        """The paper's values in percent, of the category of this name; none where the manifest names another data set."""
+        row = published_table().get(self.name, {})
+        wanted = str(self.manifest.get("data_set", row.get("data_set"))).lower()
+        return {key: float(row[key]) for key in PUBLISHED} if row and row["data_set"].lower() == wanted else {}
+
+
+def read(folder: Path) -> ResultFolder:
+    """Raises FileNotFoundError or ValueError where its scores are missing or damaged; does without whatever else is."""
+    rows = list(rows_of(folder / "scores.csv"))
+    figures, curves, manifest = (content_of(folder / name) for name in ("metrics.json", CURVES, "manifest.json"))
+    name = str(manifest.get("category", folder.resolve().name))
+    return ResultFolder(folder, name, rows, figures, curves, manifest, start_of(rows, figures))
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    remedy = "run --detection True on that category again"
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            lines = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no results at {path}; {remedy}") from None
+    if not lines:
+        raise ValueError(f"{path} holds no scores; {remedy}")
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = Row(line["path"], line["label"] == "1", float(line["score"]), float(line["p_value"]) if line.get("p_value") else None)
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"picture {number} of {path} has no path, label and score; {remedy}") from None
+        if not math.isfinite(row.score):
+            raise ValueError(f"picture {number} of {path} has the score {row.score}; {remedy}")
+        yield row
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    """A JSON file's content; nothing where it is missing or damaged, for the page is useful without."""
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}
+
+
+def start_of(rows: Sequence[Row], figures: Mapping[str, Any]) -> Start:
+    point, calibration = figures.get("operating_point"), figures.get("calibration") or {}
+    if point:
+        seen = "held out of training" if calibration.get("held_out") else "that training has seen, so that new normal ones may score higher"
+        rate, most = (f"{100 * calibration.get(key, math.nan):.1f} %" for key in ("rate", "at_most"))
+        source = (
+            f"Measured on {calibration.get('pictures')} normal pictures {seen}, before any test picture: "
+            f"{rate} false alarms are expected, at most {most} with 95 % confidence."
+        )
+        return Start(float(f"{point['threshold']:.{SCORE_DIGITS}g}"), source)
+    scores, labels = [row.score for row in rows], [row.defective for row in rows]
+    if all(labels) or not any(labels):
+        return Start(max(scores), "No threshold was measured, and none can be taken from these scores: it starts at the highest. Set it by hand.")
+    best = youden_threshold(scores, labels)
+    below = max((score for score in scores if score < best), default=best - abs(best) - 1)
+    return Start(
+        float(f"{(best + below) / 2:.{SCORE_DIGITS}g}"),
+        "No threshold was measured on normal pictures. It starts where recall minus false alarms is largest on these test pictures (Youden), "
+        "which needs their labels: on new pictures it will do worse.",
+    )
