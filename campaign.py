@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import config
 import parallel
+import report
 import sample_set
 import tables
 from config import Settings
@@ -99,6 +100,8 @@ def run_all(content: Mapping[str, Any], names: Iterable[str], plan: Plan, explai
     folders = [one.folder for one in outcomes if one.folder]
     if folders and parallel.group().leads:
         print(f"\n{tables.write_summary(folders[0].parent, outcomes)}\n")
+        report.write(folders[0].parent / report.PAGE, folders)
+        print(f"summary.csv, .json, .md, .tex and {report.PAGE} in {folders[0].parent}")
     for one in failed:
         print(f"{one.category} failed: {one.error}")
     print(f"{len(names) - len(failed)} of {len(names)} categories done in {tqdm.format_interval(time.monotonic() - began)}", flush=True)

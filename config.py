@@ -21,6 +21,7 @@ AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
 SAMPLE = "sample"  # data.name of the embedded sample set
 ALL = "all"  # data.category of all that data.data_dir holds
+PUBLISHED_FIGURES = ("image_auroc", "pixel_auroc", "pro")
 PUBLISHED_TABLE = Path(__file__).with_name("published.csv")
 BLUR_SIGMA_AT_256 = 4.0  # pixels, as published; `auto` scales it with image_size
 BY_NETWORK = {"batch_size": (32, 16), "base_channels": (64, 32), "heads": (4, 2), "dropout": (0.0, 0.3)}  # (DDAD, DDAD-S)
@@ -430,6 +431,14 @@ def published_table() -> dict[str, dict[str, str]]:
     """Category → row of published.csv, in the paper's order. Accuracies in percent."""
     with PUBLISHED_TABLE.open(encoding="utf-8", newline="") as file:
         return {row["category"]: row for row in csv.DictReader(file)}
+
+
+def published_figures(category: str, data_set: str | None = None) -> dict[str, float]:
+    """The paper's figures of a category in percent; none where it has none, or where the category is another `data_set`'s."""
+    row = published_table().get(category)
+    if row is None or (data_set is not None and data_set.lower() != row["data_set"].lower()):
+        return {}
+    return {name: float(row[name]) for name in PUBLISHED_FIGURES}
 
 
 def check_together(settings: Settings) -> None:

@@ -2,12 +2,11 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,42 +26,8 @@ from calibration import Calibration
 from config import PER_IMAGE, Settings
 from dataset import NORMAL, ImageFolder, Item, View
 from detection import Detector, Finding, build, calibrated, findings_of, stream_noise
-from metrics import OperatingPoint, Ranking, operating_point
+from figures import METRICS, Figures, Metric, measure, metric_lines, verdict_lines
 from results import MISCLASSIFIED, Writer, file_stems, place
-
-Interval = tuple[float, float]
-
-
-class Metric(NamedTuple):
-    """A figure of metrics.json: of scores and labels (pictures) or of maps and masks (pixels), asked for by a key of `metrics`.
-
-    `drawn` is its name among the intervals.
-    """
-
-    key: str
-    name: str
-    of: str
-    asked_by: str
-    measure: Callable[[Ranking], float]
-    drawn: str
-
-
-PRO_LIMITS = (0.3, 0.05)
-METRICS = (
-    *(
-        Metric(f"{prefix}_{short}", f"{prefix} {name}", of, "auroc", measure, drawn)
-        for prefix, of in (("image", "pictures"), ("pixel", "pixels"))
-        for short, name, measure, drawn in (
-            ("auroc", "AUROC", Ranking.auroc, "auroc"),
-            ("ap", "AP", Ranking.average_precision, "average_precision"),
-            ("f1_max", "F1-max", Ranking.f1_max, "f1_max"),
-        )
-    ),
-    *(
-        Metric(key, f"PRO (FPR to {limit})", "pixels", "pro", partial(Ranking.pro, limit=limit), f"pro_{limit}")
-        for key, limit in zip(("pro", "pro_0.05"), PRO_LIMITS, strict=True)
-    ),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,29 +48,6 @@ class Results:
     def vanished(self) -> int:
         """How many defective pictures have no defect in their mask, at this size and in this part."""
         return 0 if self.masks is None else sum(1 for mask, defective in zip(self.masks, self.labels, strict=True) if defective and not mask.any())
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Metrics as fractions by key, their 95 % intervals, the curves behind them, and what the threshold does (where there is one): to all
-    pictures, and to each kind of defect beside the normal ones."""
-
-    values: dict[str, float]
-    intervals: dict[str, Interval]
-    lines: dict[str, curves.Points]
-    operating_point: OperatingPoint | None
-    kinds: dict[str, OperatingPoint]
-
-    @classmethod
-    def stored(cls, content: dict[str, Any]) -> "Figures":
-        """Those of a metrics.json."""
-        point = content.get("operating_point")
-        return cls(
-            {metric.key: content[metric.key] for metric in METRICS if metric.key in content},
-            {name: (low, high) for name, (low, high) in content["intervals"].items()},
-            OperatingPoint(**point) if point else None,
-            {kind: OperatingPoint(**one) for kind, one in content.get("kinds", {}).items()},
-        )
 
 
 def check(settings: Settings, output: Path | None = None, force: bool = False) -> tuple[ImageFolder, Path]:
@@ -152,7 +94,17 @@ def run(settings: Settings, output: Path | None = None, force: bool = False) -> 
         deque(findings, maxlen=0)
         return folder
     results = scored(detector, pictures, findings, writer, settings)
-    figures = evaluate(results, detector, settings)
+    figures = measure(
+        results.scores,
+        results.kinds,
+        NORMAL,
+        results.maps,
+        results.masks,
+        wanted=asked_for(settings),
+        resamples=settings.metrics.resamples,
+        seed=model.seed,
+        threshold=detector.threshold if detector.calibration else None,
+    )
     content = write(writer, results, figures, detector, settings)
     seconds = {**logs.seconds(settings.checkpoint_folder), "detection": time.monotonic() - began}
     writer.manifest(made, seconds, content)
@@ -175,7 +127,7 @@ def made_with(detector: Detector, settings: Settings, pictures: ImageFolder) -> 
 
 
 def say(figures: Figures, settings: Settings) -> None:
-    for line in (*metric_lines(figures, settings), *verdict_lines(figures)):
+    for line in (*metric_lines(figures, asked_for(settings), settings.data.mask), *verdict_lines(figures)):
         print(line, flush=True)
 
 
@@ -265,42 +217,16 @@ def panel(item: Item, finding: Finding) -> drawing.Panel:
     )
 
 
-def evaluate(results: Results, detector: Detector, settings: Settings) -> Figures:
-    """The metrics that were asked for and that the data allow, and the operating point where there is a threshold."""
-    values: dict[str, float] = {}
-    intervals: dict[str, Interval] = {}
-    lines: dict[str, curves.Points] = {}
-    for of, measured, truth in (("pictures", results.scores, results.labels), ("pixels", results.maps, results.masks)):
-        wanted = [metric for metric in asked_for(settings) if metric.of == of]
-        if not wanted or truth is None or not truth.any() or truth.all():
-            continue
-        ranking = metrics.rank(measured, truth)
-        values |= {metric.key: metric.measure(ranking) for metric in wanted}
-        lines |= curves.of(of, ranking, PRO_LIMITS[0])
-        if settings.metrics.resamples:
-            drawn = metrics.intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=settings.metrics.resamples, seed=settings.model.seed)
-            intervals |= {metric.key: drawn[metric.drawn] for metric in wanted}
-    if detector.calibration is None:
-        return Figures(values, intervals, lines, None, {})
-    labels, threshold = results.labels, detector.threshold
-    beside = {str(kind): ~labels | (results.kinds == kind) for kind in np.unique(results.kinds[labels])}
-    kinds = {kind: operating_point(results.scores[part], labels[part], threshold) for kind, part in beside.items()}
-    return Figures(values, intervals, lines, operating_point(results.scores, labels, threshold), kinds)
-
-
 def write(writer: Writer, results: Results, figures: Figures, detector: Detector, settings: Settings) -> dict[str, Any]:
     """Tables and metrics.json, whose content is returned."""
     kept, labels, scores = detector.calibration, results.labels, results.scores
-    content: dict[str, Any] = {**figures.values, "intervals": figures.intervals, "size": settings.metrics.size, "scored": scored_side(settings)}
-    content["vanished_defects"] = results.vanished
+    content = {**figures.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings), "vanished_defects": results.vanished}
     verdicts = threshold = None
-    if kept and figures.operating_point:
+    if kept:
         threshold = detector.threshold
         verdicts = scores > threshold
         writer.scores(results.paths, labels, scores, p_value=[f"{kept.p_value(score):.6g}" for score in scores], anomalous=verdicts.astype(int))
         content["calibration"] = calibration_of(kept, detector.false_positive_rate)
-        content["operating_point"] = asdict(figures.operating_point)
-        content["kinds"] = {kind: asdict(point) for kind, point in figures.kinds.items()}
     else:
         writer.scores(results.paths, labels, scores)
         threshold = youden(scores, labels)
@@ -317,41 +243,6 @@ def calibration_of(kept: Calibration, wanted: float) -> dict[str, Any]:
     """What the threshold was made from, and the rates of false alarms that were wanted and are promised."""
     promise = kept.promise(wanted)._asdict()
     return {"pictures": len(kept.scores), "held_out": kept.held_out, "balance": kept.balance, "wanted_rate": wanted, **promise}
-
-
-def metric_lines(figures: Figures, settings: Settings) -> Iterator[str]:
-    """One line a metric, in percent with its interval, with a word on why one is missing."""
-    for metric in asked_for(settings):
-        if metric.key in figures.values:
-            yield f"  {metric.name:18}{100 * figures.values[metric.key]:5.1f} %{interval_words(figures.intervals.get(metric.key))}"
-        elif metric.of == "pixels" and not settings.data.mask:
-            yield f"  {metric.name:18}    – (no masks: data.mask is False)"
-        else:
-            yield f"  {metric.name:18}    – (needs normal and defective {metric.of} in test)"
-
-
-def interval_words(interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    low, high = interval
-    return f"   [{100 * low:.1f}, {100 * high:.1f}]" if low < high else "   (the same in all resamples, so that they bound nothing)"
-
-
-def verdict_lines(figures: Figures) -> Iterator[str]:
-    """What the threshold does, with the counts behind each share; nothing without one."""
-    point = figures.operating_point
-    if point is None:
-        return
-    yield (
-        f"  at the threshold {point.threshold:.4g}: false alarms {share(point.false_positives, point.true_negatives)}, "
-        f"recall {share(point.true_positives, point.false_negatives)}, precision {share(point.true_positives, point.false_positives)}"
-    )
-    if figures.kinds:
-        yield "  found by kind: " + ", ".join(f"{kind} {share(point.true_positives, point.false_negatives)}" for kind, point in figures.kinds.items())
-
-
-def share(part: int, rest: int) -> str:
-    return f"{part} of {part + rest} ({part / (part + rest):.1%})" if part + rest else "– (none)"
 
 
 def counted(results: Results) -> str:

@@ -1,7 +1,7 @@
 """A figure for papers: rows of pictures with reconstruction, anomaly map and ground truth, at print resolution, as PNG and PDF."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -20,7 +20,9 @@ from dataset import ImageFolder, View
 from detection import Detector, Finding
 from files import whole_file
 from pictures import defective, read_picture
-from results import read_scores
+from result_folder import Row as Scored
+from result_folder import rows_of
+from results import SCORES
 from tables import results_in
 
 BEST, WORST = "best", "worst"
@@ -52,7 +54,7 @@ def run(paths: Sequence[Path], choices: Sequence[str], output: Path | None = Non
     rows: list[Row] = []
     for path in paths:
         for result in results_in(path).values():
-            rows += rows_of(result.folder, result.made, choices or [BEST])
+            rows += rebuilt(result.folder, result.made, choices or [BEST])
     if not rows:
         raise ValueError(f"none of {', '.join(map(str, paths))} holds a picture called {' or '.join(choices)}; scores.csv lists their names")
     stem = output.with_suffix("") if output else paths[0] / "figure"
@@ -66,10 +68,10 @@ def run(paths: Sequence[Path], choices: Sequence[str], output: Path | None = Non
     return written
 
 
-def rows_of(folder: Path, made: dict[str, Any], choices: Sequence[str]) -> Iterator[Row]:
+def rebuilt(folder: Path, made: dict[str, Any], choices: Sequence[str]) -> Iterator[Row]:
     """The chosen pictures of a result, reconstructed again."""
     settings = config.build(made["settings"])
-    names = chosen(read_scores(folder), choices)
+    names = chosen(list(rows_of(folder / SCORES)), choices)
     detector = detector_of(settings, made["weights"], folder)
     pictures = ImageFolder(settings.category_dir, "test", View(**settings.view_arguments()), masks=settings.data.mask).only(names)
     noise = detector.picture_noise if detector.calibration else detection.stream_noise(settings.model.seed, detector.device)
@@ -91,15 +93,16 @@ def detector_of(settings: Settings, weights: str, folder: Path) -> Detector:
     return detector
 
 
-def chosen(scores: dict[str, tuple[bool, float]], choices: Sequence[str]) -> list[str]:
+def chosen(scored: Sequence[Scored], choices: Sequence[str]) -> list[str]:
     """Names of pictures: `best` are the defective ones that score highest, of several kinds where there are; `worst` the defective one
     that scores lowest and the normal one that scores highest; others are themselves, where they are there."""
-    falling = sorted(scores, key=lambda name: -scores[name][1])
-    defective, normal = ([name for name in falling if scores[name][0] == label] for label in (True, False))
-    kinds = [PurePosixPath(name).parent for name in defective]
-    in_turns = sorted(defective, key=lambda name: kinds[: defective.index(name)].count(PurePosixPath(name).parent))
-    meant = {BEST: in_turns[:CHOSEN], WORST: [*defective[-1:], *normal[:1]]}
-    return list(dict.fromkeys(name for choice in choices for name in meant.get(choice, [choice] if choice in scores else [])))
+    falling = sorted(scored, key=lambda row: -row.score)
+    defective, normal = ([row for row in falling if row.defective == label] for label in (True, False))
+    kinds = [row.kind for row in defective]
+    in_turns = sorted(range(len(kinds)), key=lambda place: kinds[:place].count(kinds[place]))
+    meant = {BEST: [defective[place].path for place in in_turns[:CHOSEN]], WORST: [row.path for row in (*defective[-1:], *normal[:1])]}
+    names = {row.path for row in scored}
+    return list(dict.fromkeys(name for choice in choices for name in meant.get(choice, [choice]) if name in names))
 
 
 def cells_of(picture: Image.Image, mask: Path | None, finding: Finding, top: float) -> list[NDArray[np.uint8]]:
@@ -107,10 +110,10 @@ def cells_of(picture: Image.Image, mask: Path | None, finding: Finding, top: flo
     width = round((WIDTH - LABEL) / len(COLUMNS) * DOTS_PER_INCH)
     size = (width, max(1, round(width * picture.height / picture.width)))
     pixels = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
-    rebuilt = np.asarray(Image.fromarray(drawing.as_pixels(finding.reconstruction)).resize(size, Image.Resampling.BICUBIC))
+    reconstruction = np.asarray(Image.fromarray(drawing.as_pixels(finding.reconstruction)).resize(size, Image.Resampling.BICUBIC))
     anomaly = resized(finding.anomaly[None, None], size[::-1])[0, 0].numpy()
     truth = np.zeros_like(pixels) if mask is None else np.repeat((full_mask(mask, size) * np.uint8(255))[..., None], 3, axis=2)
-    return [pixels, rebuilt, drawing.overlaid(pixels, anomaly, top), truth]
+    return [pixels, reconstruction, drawing.overlaid(pixels, anomaly, top), truth]
 
 
 def full_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -8,7 +8,8 @@ import campaign
 import config
 import manifest
 from campaign import Plan
-from results import free, read_scores
+from result_folder import rows_of
+from results import SCORES, free
 
 DIFFERS = 1  # exit code
 SHOWN = 5  # names of pictures in a line
@@ -69,4 +70,4 @@ def score_differences(then: Mapping[str, float], now: Mapping[str, float]) -> It
 
 
 def scores(folder: Path) -> dict[str, float]:
-    return {path: score for path, (_, score) in read_scores(folder).items()}
+    return {row.path: row.score for row in rows_of(folder / SCORES)}

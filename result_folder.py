@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import published_table
+from config import published_figures
+from manifest import MANIFEST
 from metrics import youden_threshold
-from results import CURVES, read_json
+from results import CURVES, METRICS, SCORES, read_json
 
-SCORE_DIGITS = 8  # of scores.csv; a threshold of as many compares with them as the unrounded ones do
-PUBLISHED = ("image_auroc", "pixel_auroc", "pro")  # what published.csv holds
+SCORE_DIGITS = 9  # of scores.csv; a threshold of as many compares with them as the unrounded ones do
 
 
 class Row(NamedTuple):
@@ -49,15 +49,13 @@ class ResultFolder(NamedTuple):
     @property
     def published(self) -> dict[str, float]:
         """The paper's values in percent, of the category of this name; none where the manifest names another data set."""
-        row = published_table().get(self.name, {})
-        wanted = str(self.manifest.get("data_set", row.get("data_set"))).lower()
-        return {key: float(row[key]) for key in PUBLISHED} if row and row["data_set"].lower() == wanted else {}
+        return published_figures(self.name, self.manifest.get("data_set"))
 
 
 def read(folder: Path) -> ResultFolder:
     """Raises FileNotFoundError or ValueError where its scores are missing or damaged; does without whatever else is."""
-    rows = list(rows_of(folder / "scores.csv"))
-    figures, curves, manifest = (content_of(folder / name) for name in ("metrics.json", CURVES, "manifest.json"))
+    rows = list(rows_of(folder / SCORES))
+    figures, curves, manifest = (content_of(folder / name) for name in (METRICS, CURVES, MANIFEST))
     name = str(manifest.get("category", folder.resolve().name))
     return ResultFolder(folder, name, rows, figures, curves, manifest, start_of(rows, figures))
 

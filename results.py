@@ -137,15 +137,6 @@ class Writer:
         self._written[name] = 0
 
 
-def read_scores(folder: Path) -> dict[str, tuple[bool, float]]:
-    """Label and score by path. Raises FileNotFoundError where the folder has no scores.csv."""
-    path = folder / SCORES
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}; run --detection again")
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return {row["path"]: (row["label"] == "1", float(row["score"])) for row in csv.DictReader(file)}
-
-
 def place(folder: Path, made: Mapping[str, Any]) -> tuple[Path, bool]:
     """Where a result goes that is made with `made` (manifest.py), and whether it is there already, whole.
 

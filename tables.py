@@ -45,7 +45,7 @@ def summary_rows(outcomes: Iterable[Outcome]) -> list[Row]:
 
 def summary_row(outcome: Outcome) -> Row:
     there = manifest.load(outcome.folder) if outcome.folder else {"metrics": {}, "settings": {}, "data_set": None}
-    paper = published(str(there["data_set"]), outcome.category)
+    paper = config.published_figures(outcome.category, str(there["data_set"]))
     row: Row = {"category": outcome.category}
     for name in FIGURES:
         ours, theirs = percent(there["metrics"].get(name)), paper.get(name)
@@ -53,12 +53,6 @@ def summary_row(outcome: Outcome) -> Row:
         row |= {name: ours, f"{name}_published": theirs, f"{name}_difference": difference}
     used = {name: there["settings"].get(section, {}).get(leaf) for name, (section, leaf) in ((n, p.split(".")) for n, p in SETTINGS.items())}
     return {**row, **used, "error": outcome.error}
-
-
-def published(data_set: str, category: str) -> dict[str, float]:
-    """The paper's figures in percent; none for what it has not."""
-    row = config.published_table().get(category, {})
-    return {name: float(row[name]) for name in FIGURES} if row.get("data_set", "").lower() == data_set.lower() else {}
 
 
 def percent(fraction: float | None) -> float | None:

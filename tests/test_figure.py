@@ -2,16 +2,17 @@ import numpy as np
 from PIL import Image
 
 import figure
+from result_folder import Row
 
 
 def test_which_pictures_are_chosen():
     defective = {"test/a/1": 3.0, "test/a/2": 5.0, "test/b/1": 4.0, "test/b/2": 1.0}
     normal = {"test/good/1": 2.0, "test/good/2": 0.5}
-    scores = {name: (name in defective, score) for name, score in (defective | normal).items()}
+    scores = [Row(name, name in defective, score, None) for name, score in (defective | normal).items()]
     assert figure.chosen(scores, ["best"]) == ["test/a/2", "test/b/1"]
     assert figure.chosen(scores, ["worst"]) == ["test/b/2", "test/good/1"]
     assert figure.chosen(scores, ["test/a/1", "best", "test/a/2", "none"]) == ["test/a/1", "test/a/2", "test/b/1"]
-    assert figure.chosen({"test/good/1": (False, 2.0)}, ["best", "worst"]) == ["test/good/1"]
+    assert figure.chosen(scores[-2:-1], ["best", "worst"]) == ["test/good/1"]
 
 
 def test_a_figure_is_drawn_for_print(run_main, tmp_path, category):

@@ -28,6 +28,7 @@ import metrics
 import train
 from anomaly_map import resized
 from detection import Detector, Finding
+from figures import METRICS, interval_words
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,12 +51,12 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
     figures = json.loads((results / "metrics.json").read_text())
     scores = [float(row["score"]) for row in table]
     assert figures["image_auroc"] == pytest.approx(metrics.image_auroc(scores, [1, 1, 1, 0, 0, 0]))
-    keys = [metric.key for metric in evaluation.METRICS]
+    keys = [metric.key for metric in METRICS]
     assert set(figures) == {*keys, "intervals", "size", "scored", "vanished_defects", "calibration", "operating_point", "kinds"} and all(
         0 <= figures[key] <= 1 for key in keys
     )
     assert all(0 <= figures["intervals"][key][0] <= figures["intervals"][key][1] <= 1 for key in keys)
-    assert f"image AUROC       {100 * figures['image_auroc']:5.1f} %{evaluation.interval_words(figures['intervals']['image_auroc'])}" in out
+    assert f"image AUROC       {100 * figures['image_auroc']:5.1f} %{interval_words(figures['intervals']['image_auroc'])}" in out
     assert "centre 224 of 256 pixels scored" in out and (figures["size"], figures["scored"]) == (256, 224)
     drawn = sorted(path.relative_to(results).as_posix() for path in results.rglob("*.png"))
     assert drawn == [f"figures/{kind}/{number:03}.png" for kind in ("crack", "good") for number in range(3)]
@@ -347,8 +348,8 @@ def test_figures_compare_across_sizes_of_pictures(tiny_config):
 
 
 def test_an_interval_of_one_value_is_not_taken_for_certainty():
-    assert evaluation.interval_words((0.5, 0.75)) == "   [50.0, 75.0]" and evaluation.interval_words(None) == ""
-    assert "bound nothing" in evaluation.interval_words((1.0, 1.0))
+    assert interval_words((0.5, 0.75)) == "   [50.0, 75.0]" and interval_words(None) == ""
+    assert "bound nothing" in interval_words((1.0, 1.0))
 
 
 def test_defects_too_small_to_be_seen_at_the_size_measured_are_counted(run_main, category, tmp_path):

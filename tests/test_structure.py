@@ -33,16 +33,17 @@ ALLOWED: dict[str, set[str]] = {
     "train": STAGE | {"doctor", "findings"},
     "domain_adaptation": STAGE | {"calibration"},
     "detection": METHOD | {"dataset", "pictures", "checkpoint", "calibration", "config", "parallel", "runtime"},
-    "evaluation": STAGE | {"calibration", "curves", "detection", "drawing", "report"},  # stage 3 on labelled test pictures
+    "curves": {"metrics"},
+    "figures": {"curves", "metrics"},
+    "evaluation": STAGE | {"calibration", "curves", "detection", "drawing", "figures", "report"},  # stage 3 on labelled test pictures
     "inspection": STAGE | {"calibration", "detection", "drawing"},  # stage 3 on any pictures
     # several categories, and what is made of results
-    "curves": {"metrics"},
-    "result_folder": {"config", "metrics", "results"},
-    "report": {"files", "result_folder", "results"},  # made of results folders alone
+    "result_folder": {"config", "manifest", "metrics", "results"},
+    "report": {"config", "files", "result_folder", "results"},  # made of results folders alone
     "tables": {"config", "files", "manifest"},
-    "figure": STAGE | {"detection", "drawing", "tables"},
-    "campaign": {"config", "dataset", "parallel", "sample_set", "tables"},  # and the stages, by name
-    "rerun": {"campaign", "config", "manifest", "results"},
+    "figure": STAGE | {"detection", "drawing", "result_folder", "tables"},
+    "campaign": {"config", "dataset", "parallel", "report", "sample_set", "tables"},  # and the stages, by name
+    "rerun": {"campaign", "config", "manifest", "result_folder", "results"},
     "main": {"campaign", "config", "doctor", "figure", "parallel", "preparation", "rerun", "tables"},
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
