@@ -13,6 +13,8 @@ Files are read by torch's weights_only loader, which runs no code, and written u
 import errno
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import files
+import locks
 from calibration import Calibration, as_stored, differences
 from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, cached_weights, load_trunk, read_state
-from files import whole_file
+from files import reason, whole_file
 from unet import UNet
 
 FORMAT = "ddad-1"
@@ -33,6 +37,17 @@ AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
 REMEDY = "change model.checkpoint_dir"
 WITHOUT_WEIGHTS = {"dropout"}  # parts of the architecture that do not change what a trained network computes
+
+
+@contextmanager
+def held(folder: Path, wanted: bool) -> Iterator[None]:
+    """Where `wanted`, no other run trains or adapts into the folder within, and what killed runs left half-written is swept away."""
+    if not wanted:
+        yield
+        return
+    with locks.held(folder, REMEDY):
+        files.sweep(folder)
+        yield
 
 
 def save(path: str | Path, state: dict[str, Any]) -> None:
@@ -91,9 +106,10 @@ class TrainingLog:
 
     def __init__(self, folder: Path, step: int):
         self.path = folder / TRAINING_LOG
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if step and self.path.is_file() else []
+        lines = self.path.read_bytes().splitlines() if step and self.path.is_file() else []
+        entries = (read_entry(line) for line in lines)
         with whole_file(self.path, REMEDY, "w") as file:
-            file.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+            file.writelines(json.dumps(entry) + "\n" for entry in entries if entry and entry["step"] <= step)
 
     def add(self, step: int, epoch: int, loss: float, learning_rate: float, pictures_per_second: float) -> None:
         line = {"step": step, "epoch": epoch, "loss": loss, "learning_rate": learning_rate, "pictures_per_second": round(pictures_per_second, 3)}
@@ -101,7 +117,16 @@ class TrainingLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise OSError(f"can't write {self.path}: {error.strerror}; free some space or {REMEDY}") from error
+            raise OSError(f"can't write {self.path}: {reason(error, REMEDY)}") from error
+
+
+def read_entry(line: bytes) -> dict[str, Any] | None:
+    """A line of the log; None where it is cut short or damaged."""
+    try:
+        entry = json.loads(line.decode("utf-8"))
+        return entry if isinstance(entry["step"], int) else None
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:

@@ -54,6 +54,11 @@ def check(settings: Settings) -> ImageFolder:
 
 def run(settings: Settings) -> None:
     """Fine-tune the feature extractor on train/good; leave feat0 (untouched) to feat<DA_epochs> in the category's checkpoint folder."""
+    with checkpoint.held(settings.checkpoint_folder, settings.model.save_model):
+        adapt(settings)
+
+
+def adapt(settings: Settings) -> None:
     data, model, folder = settings.data, settings.model, settings.checkpoint_folder
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)

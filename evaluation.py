@@ -21,7 +21,8 @@ from config import PER_IMAGE, Settings
 from dataset import NORMAL, ImageFolder, Item, View
 from detection import Detector, Draws, Finding, build, calibrated, findings_of, stream_noise
 from metrics import OperatingPoint, Ranking, operating_point
-from results import Writer, file_stems
+from names import file_stems
+from results import Writer
 
 Interval = tuple[float, float]
 
@@ -98,10 +99,15 @@ def check(settings: Settings, output: Path | None = None) -> tuple[ImageFolder, 
 
 def run(settings: Settings, output: Path | None = None) -> None:
     """Score the test pictures and leave scores.csv, metrics.json and the figures in `output` (results/<exp_name>/<category>)."""
+    pictures, writer = check(settings, output)
+    with writer.held():
+        judge(settings, pictures, writer)
+
+
+def judge(settings: Settings, pictures: ImageFolder, writer: Writer) -> None:
     data, model = settings.data, settings.model
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)
-    pictures, writer = check(settings, output)
     detector, settings, origins = build(settings, settings.checkpoint_folder, device)
     runtime.announce(
         f"Detecting defects of {data.category}",

@@ -15,7 +15,8 @@ import runtime
 from config import PER_IMAGE, Settings
 from dataset import pictures_below, read_ahead, read_picture
 from detection import Detection, Detector, build, calibrated, fingerprint
-from results import Predictions, Writer, file_stems
+from names import file_stems
+from results import Predictions, Writer
 
 FORMAT = "ddad-predictions-1"
 DRAWN = ("heatmaps", "outlines", "anomaly_maps")  # subfolders of the output
@@ -43,9 +44,14 @@ def run(settings: Settings, source: Path, output: Path | None = None, resume: bo
 
     Leaves predictions.csv and predictions.jsonl, heat maps, outlines and raw maps in `output` (results/<exp_name>/<category>/predictions).
     """
+    pictures, writer = check(settings, source, output, resume)
+    with writer.held():
+        return inspect(settings, source, pictures, writer, resume)
+
+
+def inspect(settings: Settings, source: Path, pictures: dict[str, Path], writer: Writer, resume: bool) -> int:
     device = runtime.choose_device(settings.model.device)
     torch.manual_seed(settings.model.seed)
-    pictures, writer = check(settings, source, output, resume)
     detector, settings, origins = build(settings, settings.checkpoint_folder, device)
     runtime.announce(
         f"Inspecting pictures as {settings.data.category}",

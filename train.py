@@ -105,7 +105,7 @@ def check(settings: Settings, resume: bool = False) -> tuple[ImageFolder, ImageF
     processes = parallel.group().size
     if settings.data.batch_size % processes:
         raise ValueError(f"data.batch_size is {settings.data.batch_size}, which {processes} processes do not divide; change one of them")
-    if settings.model.save_model:
+    if settings.model.save_model and parallel.group().leads:
         ensure_writable(settings.checkpoint_folder)
     if resume:
         checkpoint.load_training_state(settings.checkpoint_folder, made_with(settings, pictures))
@@ -125,6 +125,11 @@ def run(settings: Settings, resume: bool = False) -> None:
     """
     if not parallel.group().leads:
         settings = replace(settings, model=replace(settings.model, save_model=False))
+    with checkpoint.held(settings.checkpoint_folder, settings.model.save_model):
+        learn(settings, resume)
+
+
+def learn(settings: Settings, resume: bool) -> None:
     data, model, folder = settings.data, settings.model, settings.checkpoint_folder
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)
@@ -132,6 +137,8 @@ def run(settings: Settings, resume: bool = False) -> None:
     fingerprint = made_with(settings, pictures)
     if resume and checkpoint.is_trained(folder, model.epochs, fingerprint):
         print(f"{data.category} is trained: {folder / str(model.epochs)} is of these settings and pictures", flush=True)
+        if model.save_model:
+            checkpoint.remove_training_state(folder)  # of a run that was killed between its last two writes
         return
     steps = model.epochs * full_batches(len(pictures), data.batch_size, "data.batch_size")
     trainer, losses = build_trainer(settings, steps, device), Losses()

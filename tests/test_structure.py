@@ -7,11 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics", "tiles"}
-FILES = {"dataset", "checkpoint", "files", "results"}
+FILES = {"dataset", "checkpoint", "files", "results", "names"}
 ALLOWED: dict[str, set[str]] = {
-    **{room: set() for room in (*METHOD, "dataset", "config", "runtime", "preparation", "calibration", "parallel", "files", "drawing")},
-    "checkpoint": {"unet", "feature_extractor", "calibration", "files"},  # it builds what it loads
-    "results": {"drawing", "files"},
+    **{room: set() for room in (*METHOD, "dataset", "runtime", "calibration", "parallel", "locks", "names", "tables", "drawing", "downloads")},
+    "config": {"names"},
+    "feature_extractor": {"downloads"},  # its pretrained weights
+    "files": {"locks"},
+    "preparation": {"files", "locks"},
+    "checkpoint": {"unet", "feature_extractor", "calibration", "files", "locks"},  # it builds what it loads
+    "results": {"drawing", "files", "locks", "names", "tables"},
     "train": METHOD | FILES | {"config", "parallel", "runtime"},
     "domain_adaptation": METHOD | FILES | {"config", "runtime"},
     "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "runtime"},
