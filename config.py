@@ -216,9 +216,9 @@ class PlainLoader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()
+        event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} stands for what is elsewhere; write it out", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} stands for what is elsewhere; write it out", event.start_mark)  # type: ignore[arg-type]
         if self.depth == DEEPEST:
             raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} brackets within each other", event.start_mark)
         self.depth += 1

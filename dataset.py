@@ -9,6 +9,7 @@ import copy
 import difflib
 import hashlib
 import struct
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ SIXTEEN_TO_EIGHT_BIT = 257  # 65535 / 255
 LARGEST_LABEL = 127  # masks with no value above it hold labels 0…n, of which any but 0 is a defect
 
 NARROWEST = 50  # length in widths of the narrowest picture that is tiled
+DAMAGED = (  # what Pillow raises on a file that is spoilt or no picture
+    UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError, AttributeError,
+    ArithmeticError, AssertionError, RuntimeError
+)  # fmt: skip
 GREY_TYPES = (np.uint8, np.uint16, np.bool_)
 
 Key = TypeVar("Key")
@@ -197,7 +202,7 @@ def read_picture(path: Path, channels: int = 3) -> Image.Image:
     picture = open_upright(path)
     try:
         return standardised(picture, channels)
-    except ValueError as error:
+    except DAMAGED as error:
         raise ValueError(f"{path} can't be read: {error}") from error
 
 
@@ -242,7 +247,7 @@ def open_upright(path: Path) -> Image.Image:
         raise PermissionError(f"no permission to read {path}; change it and run again") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{path} has more pixels than Pillow opens safely, {2 * (Image.MAX_IMAGE_PIXELS or 0):,}; make it smaller") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except DAMAGED as error:
         reason = "it is empty" if path.stat().st_size == 0 else "it is cut short" if "truncated" in str(error) else "its content is not a picture"
         raise ValueError(f"{path} can't be read: {reason}; replace or remove it") from error
     return picture

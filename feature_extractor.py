@@ -175,15 +175,24 @@ def load_in_order(network: nn.Module, state: dict[str, Tensor], whole: nn.Module
 def load_trunk(network: nn.Module, state: dict[str, Tensor], name: str, source: object) -> None:
     wanted, state = network.state_dict(), trunk_state(state)
     state = {key: value for key, value in state.items() if key in wanted}
-    missing = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
+    shapes = {key: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for key, value in state.items()}
+    missing = [key for key in wanted if shapes.get(key) != tuple(wanted[key].shape)]
     if missing:
         key = missing[0]
-        found = f"has {tuple(state[key].shape)}" if key in state else "has none"
+        found = f"has {shapes[key]}" if key in state else "has none"
         raise ValueError(
             f"{source} is not of {name}: {key} should be {tuple(wanted[key].shape)}, the file {found}; "
             "give a file of its weights, or change model.feature_extractor"
         )
-    network.load_state_dict(state)
+    copy_into(network, state, source)
+
+
+def copy_into(network: nn.Module, state: dict[str, Tensor], source: object) -> None:
+    """Load a state whose names and shapes are right. Raises ValueError where its tensors hold no plain numbers."""
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} holds tensors that are no weights: {error}; replace or remove it") from error
 
 
 def read_state(path: str | Path) -> dict[str, Any]:

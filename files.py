@@ -46,6 +46,7 @@ def whole_file(path: Path, remedy: str, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that appears under its name only when it is complete. Raises OSError with `remedy`, an earlier file untouched."""
     temporary: Path | None = None
     try:
+        locks.check_there(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, file = new_temporary(path, mode.replace("w", "x"))
         with file:

@@ -5,6 +5,7 @@ the message alone. A note without a lock is a dead run's and is written over. Wh
 goes on.
 """
 
+import errno
 import json
 import os
 import shlex
@@ -26,34 +27,52 @@ FAR = 2**30  # the byte that is locked on Windows, where a locked one can't be r
 LONGEST_COMMAND = 200  # characters of it that the note holds
 
 
+HELD: dict[Path, os.stat_result] = {}  # the folders that this process writes into, as they were when it began
+
+
 @contextmanager
 def held(folder: Path, remedy: str) -> Iterator[None]:
     """No other run writes into `folder` within. Raises BlockingIOError that names the owner, and `remedy`, where another run does."""
     path = folder / LOCK
+    file = None
     try:
         file = claimed(path)
+        write_note(file)
     except BlockingIOError:
         raise BlockingIOError(busy(folder, remedy)) from None
     except OSError as error:
         print(f"{folder} can't be locked ({error.strerror}); start no second run on it", flush=True)
-        yield
-        return
     try:
-        write_note(file)
+        HELD[folder] = folder.stat()
         yield
     finally:
-        if sys.platform == "win32":
-            file.close()  # an open file can't be removed there
-        with suppress(OSError):
+        HELD.pop(folder, None)
+        if file:
+            release(path, file)
+
+
+def release(path: Path, file: IO[str]) -> None:
+    if sys.platform == "win32":
+        file.close()  # an open file can't be removed there
+    with suppress(OSError):
+        if sys.platform == "win32" or is_at(path, file):
             path.unlink()
-        file.close()
+    file.close()
+
+
+def check_there(path: Path) -> None:
+    """Raises FileNotFoundError where a folder held by this process, in which `path` lies, is gone or another one: what is written into the
+    place of an unmounted network folder is hidden as soon as that is back."""
+    for folder, before in HELD.items():
+        if folder in path.parents and not os.path.samestat(folder.stat(), before):
+            raise FileNotFoundError(errno.ENOENT, "the folder is another one than when the run began")
 
 
 def refuse_held(folder: Path, remedy: str) -> None:
     """Raises BlockingIOError where another run writes into `folder`: to be found before hours of work."""
     path = folder / LOCK
     try:
-        taken = path.exists() and is_locked(path) and not is_ours(read_note(path))
+        taken = folder not in HELD and path.exists() and is_locked(path)
     except OSError:
         return  # held() says what is wrong with the folder
     if taken:
@@ -134,10 +153,6 @@ def read_note(path: Path) -> dict[str, object]:
     except (OSError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
-
-
-def is_ours(note: dict[str, object]) -> bool:
-    return (note.get("host"), note.get("pid")) == (socket.gethostname(), os.getpid())
 
 
 def busy(folder: Path, remedy: str) -> str:

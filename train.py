@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import checkpoint
 import parallel
+import resumption
 import runtime
 from config import Settings
 from dataset import ImageFolder, View, full_batches, random_squares, shuffled
@@ -144,8 +145,8 @@ def learn(settings: Settings, resume: bool) -> None:
     trainer, losses = build_trainer(settings, steps, device), Losses()
     earlier = checkpoint.load_training_state(folder, fingerprint) if resume else None
     if earlier:
-        trainer.load_state_dict(earlier["trainer"])
-        losses = Losses(*earlier["losses"])
+        path = folder / checkpoint.TRAINING_STATE
+        losses = Losses(*resumption.restored(trainer, earlier, path, pictures=len(pictures), most_steps=steps))
     runtime.announce(
         f"Training {data.category}: {sum(weights.numel() for weights in trainer.unet.parameters()):,} weights, {model.epochs} epochs, {steps} steps",
         device,

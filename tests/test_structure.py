@@ -8,15 +8,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics", "tiles"}
 FILES = {"dataset", "checkpoint", "files", "results", "names"}
+ALONE = {"dataset", "runtime", "calibration", "parallel", "locks", "names", "tables", "drawing", "downloads", "resumption"}
 ALLOWED: dict[str, set[str]] = {
-    **{room: set() for room in (*METHOD, "dataset", "runtime", "calibration", "parallel", "locks", "names", "tables", "drawing", "downloads")},
+    **{room: set() for room in METHOD | ALONE},
     "config": {"names"},
     "feature_extractor": {"downloads"},  # its pretrained weights
     "files": {"locks"},
     "preparation": {"files", "locks"},
     "checkpoint": {"unet", "feature_extractor", "calibration", "files", "locks"},  # it builds what it loads
     "results": {"drawing", "files", "locks", "names", "tables"},
-    "train": METHOD | FILES | {"config", "parallel", "runtime"},
+    "train": METHOD | FILES | {"config", "parallel", "resumption", "runtime"},
     "domain_adaptation": METHOD | FILES | {"config", "runtime"},
     "detection": METHOD | {"dataset", "checkpoint", "calibration", "config", "runtime"},
     "evaluation": METHOD | FILES | {"calibration", "config", "detection", "drawing", "runtime"},  # stage 3 on labelled test pictures
