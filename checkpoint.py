@@ -117,6 +117,7 @@ class TrainingLog:
     def add(self, step: int, epoch: int, loss: float, learning_rate: float, pictures_per_second: float) -> None:
         line = {"step": step, "epoch": epoch, "loss": loss, "learning_rate": learning_rate, "pictures_per_second": round(pictures_per_second, 3)}
         try:
+            locks.check_there(self.path)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:

@@ -158,6 +158,7 @@ class Predictions:
     def add(self, row: dict[str, Any]) -> None:
         """A row with path, verdict, score, p_value, regions (each box, area and peak) and error."""
         try:
+            locks.check_there(self._lines)
             with self._lines.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(json_line(row))
             with self._table.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:

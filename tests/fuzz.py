@@ -399,7 +399,6 @@ class Watch:
     def __init__(self) -> None:
         self.folder: str | None = None
         self.seen: list[str] = []
-        sys.addaudithook(self.note)
 
     def note(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.folder is None:
@@ -477,6 +476,7 @@ def main_() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, too_long)
     watch, shown = Watch(), []
+    sys.addaudithook(watch.note)
     total, began_all = Count(), time.monotonic()
     print(f"{'kind':20}{'inputs':>8}{'seconds':>9}{'accepted':>10}{'refused':>9}{'crashes':>9}{'outside':>9}")
     for kind in kinds():
