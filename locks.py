@@ -36,6 +36,7 @@ def held(folder: Path, remedy: str) -> Iterator[None]:
     path = folder / LOCK
     file = None
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         file = claimed(path)
         write_note(file)
     except BlockingIOError:
@@ -43,7 +44,8 @@ def held(folder: Path, remedy: str) -> Iterator[None]:
     except OSError as error:
         print(f"{folder} can't be locked ({error.strerror}); start no second run on it", flush=True)
     try:
-        HELD[folder] = folder.stat()
+        with suppress(OSError):
+            HELD[folder] = folder.stat()
         yield
     finally:
         HELD.pop(folder, None)
@@ -81,7 +83,7 @@ def refuse_held(folder: Path, remedy: str) -> None:
 
 def is_locked(path: Path) -> bool:
     """Whether a living process has the lock on an existing file. Raises OSError where the file system has no locks."""
-    with path.open("r+", encoding="utf-8") as file:
+    with opened(path, "r+") as file:
         try:
             claim(file)
         except BlockingIOError:
@@ -95,7 +97,7 @@ def claimed(path: Path) -> IO[str]:
     Raises BlockingIOError where a living process has it, OSError where the file system has no locks or nothing can be written.
     """
     while True:
-        file = path.open("a+", encoding="utf-8")
+        file = opened(path, "a+")
         try:
             claim(file)
             if is_at(path, file):  # the one before us removes it when it is done
@@ -104,6 +106,14 @@ def claimed(path: Path) -> IO[str]:
             file.close()
             raise
         file.close()
+
+
+def opened(path: Path, mode: str) -> IO[str]:
+    """The file, to be read alone where it is another user's: that is enough for a lock, if not on all network folders."""
+    try:
+        return path.open(mode, encoding="utf-8")
+    except PermissionError:
+        return path.open(encoding="utf-8")
 
 
 def claim(file: IO[Any]) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -169,3 +170,27 @@ def test_a_sample_set_that_is_being_made_is_left_alone(holder, tmp_path):
     with pytest.raises(BlockingIOError, match="is being written by"):
         preparation.ensure_sample(tmp_path, seed=1)
     assert [path.name for path in tmp_path.iterdir()] == [locks.LOCK]
+
+
+def test_another_users_lock_holds_too(tmp_path):
+    """Who may not write to the lock's file may write into the folder."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may become another user")
+    with tempfile.TemporaryDirectory() as folder, locks.held(Path(folder), ""):
+        Path(folder).chmod(0o777)
+        (Path(folder) / locks.LOCK).chmod(0o644)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.setgroups([])
+                os.setuid(65534)
+                with pytest.raises(BlockingIOError, match=f"process {os.getppid()} on"):
+                    locks.HELD.clear()
+                    locks.refuse_held(Path(folder), "")
+                with pytest.raises(BlockingIOError), locks.held(Path(folder), ""):
+                    pass
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
