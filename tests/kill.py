@@ -164,7 +164,10 @@ def half_written(folder: Path, whole: dict[str, bytes]) -> Iterator[str]:
         if path.name.startswith("."):
             continue
         if path.name == checkpoint.TRAINING_STATE:
-            checkpoint.read_state(path)
+            try:
+                checkpoint.read_state(path)
+            except ValueError as error:
+                yield str(error)
         elif path.suffix == ".jsonl":
             if path.read_bytes().count(b"\n") > whole[name].count(b"\n") + whole[name].count(b"}, {") + 1:
                 yield f"{name} has too many rows"
