@@ -82,9 +82,10 @@ def run_category(settings: Settings, plan: Plan) -> tuple[Path | None, int]:
         print(line)
     for stage, arguments in stages:
         stage.check(settings, *arguments)
+    parallel.group().wait()  # none begins to write before all have looked
     for stage, arguments in stages:
         result = stage.run(settings, *arguments)
-        parallel.group().told(None)  # what one stage wrote is there for the next
+        parallel.group().wait()  # what one stage wrote is there for the next
         folder = result if isinstance(result, Path) else folder
         unreadable += result if isinstance(result, int) else 0
     return folder, unreadable

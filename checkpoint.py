@@ -12,6 +12,8 @@ Files are read by torch's weights_only loader, which runs no code, and written u
 import errno
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import files
+import locks
 from calibration import Calibration, as_stored, differences
-from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, cached_weights, load_trunk, read_state
+from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, cached_weights, copy_into, load_trunk, read_state
 from files import whole_file
 from unet import UNet
 
@@ -32,6 +36,17 @@ AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
 REMEDY = "change model.checkpoint_dir"
 WITHOUT_WEIGHTS = {"dropout"}  # parts of the architecture that do not change what a trained network computes
+
+
+@contextmanager
+def held(folder: Path, wanted: bool) -> Iterator[None]:
+    """Where `wanted`, no other run trains or adapts into the folder within, and what killed runs left half-written is swept away."""
+    if not wanted:
+        yield
+        return
+    with locks.held(folder, REMEDY):
+        files.sweep(folder)
+        yield
 
 
 def save(path: str | Path, state: dict[str, Any]) -> None:
@@ -65,9 +80,11 @@ def load_training_state(folder: Path, made_with: dict[str, Any]) -> dict[str, An
     state = read_state(path)
     if state.get("format") != TRAINING_FORMAT:
         raise ValueError(f"{path} is not the state of a training of this version; train without --resume")
-    differing = differences(state["made_with"], as_stored(made_with))
+    check_complete(path, state, "made_with")
+    differing = differences(as_stored(state["made_with"]), as_stored(made_with))
     if differing:
         raise ValueError(f"{path} is of another training: {differing}; set that again, or train without --resume")
+    check_complete(path, state, "trainer")
     return state
 
 
@@ -82,7 +99,8 @@ def remove_training_state(folder: Path) -> None:
 def is_made(folder: Path, epoch: int, made_with: dict[str, Any], prefix: str = "") -> bool:
     """Whether the weights of this epoch are there and of these settings and pictures."""
     path = epochs_in(folder, prefix).get(epoch)
-    return path is not None and read_state(path).get("made_with") == as_stored(made_with)
+    theirs = read_state(path).get("made_with") if path else None
+    return isinstance(theirs, dict) and as_stored(theirs) == as_stored(made_with)
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
@@ -99,8 +117,9 @@ def load_calibration(folder: Path) -> Calibration | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format", None) != CALIBRATION_FORMAT:
             return None
-        return Calibration(**content | {name: tuple(content[name]) for name in ("scores", "pixels")})
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        numbers = {name: float(content[name]) for name in ("feature", "pixel")}
+        return Calibration(**content | numbers | {name: tuple(map(float, content[name])) for name in ("scores", "pixels")})
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is damaged; remove it, and detection measures it again") from error
 
 
@@ -116,7 +135,9 @@ def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:
             raise ValueError(f"{path} holds feature weights; the UNet's are named after their epoch alone, so rename it to {FEATURES_PREFIX}…")
         check_complete(path, content, "architecture", "weights")
         compare_architectures(path, content["architecture"], unet.architecture)
-        weights = content.get("average", content["weights"]) if averaged else content["weights"]
+        part = "average" if averaged and "average" in content else "weights"
+        check_complete(path, content, part)
+        weights = content[part]
     load_strictly(path, unet, {name.removeprefix("module."): value for name, value in weights.items()})
 
 
@@ -127,10 +148,10 @@ def load_features(path: str | Path, extractor: FeatureExtractor) -> None:
 
 def load_feature_state(path: str | Path, content: dict[str, Any], extractor: FeatureExtractor) -> None:
     if content.get("format") == FORMAT:
-        if content["network"] != "features":
+        if content.get("network") != "features":
             raise ValueError(f"{path} holds a UNet, not feature weights; rename it to its epoch, or adapt again")
-        if content["extractor"] != extractor.name:
-            found = content["extractor"]
+        found = content.get("extractor")
+        if found != extractor.name:
             raise ValueError(f"{path} is of {found}, the configuration asks for {extractor.name}; set model.feature_extractor={found} or adapt again")
         check_complete(path, content, "weights")
         content = content["weights"]
@@ -145,7 +166,10 @@ def restore_unet(path: Path, arguments: dict[str, Any], averaged: bool = True) -
 
 def held_out(path: Path) -> list[str]:
     """The pictures of train/good that the network of this file has not seen; a released file names none."""
-    return list(read_state(path).get("held_out", []))
+    names = read_state(path).get("held_out", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} is damaged: its held_out is no list of names; replace or remove it")
+    return names
 
 
 def restore_features(folder: Path, epoch: int | str, name: str, weights: Path | None = None) -> tuple[FeatureExtractor, Path | str]:
@@ -203,7 +227,7 @@ def latest(weights: dict[int, Path]) -> int | None:
 
 
 def check_complete(path: str | Path, content: dict[str, Any], *parts: str) -> None:
-    missing = [part for part in parts if not isinstance(content.get(part), dict)]
+    missing = [part for part in parts if not isinstance(content.get(part), dict) or not all(isinstance(name, str) for name in content[part])]
     if missing:
         raise ValueError(f"{path} is incomplete: it holds no {missing[0]}; replace or remove it")
 
@@ -225,4 +249,4 @@ def load_strictly(path: str | Path, network: nn.Module, weights: dict[str, Tenso
                 f"{path} is of another network: {name} is {theirs or 'absent'} in the file, {ours or 'absent'} in the configuration; "
                 "check model.DDADS, data.image_size and the network's shape"
             )
-    network.load_state_dict(weights)
+    copy_into(network, weights, path)

@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from names import stays_inside
+
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
 SAMPLE = "sample"  # data.name of the embedded sample set
@@ -39,6 +41,8 @@ BY_CATEGORY: dict[str, tuple[str, Any, Any]] = {  # key → column of published.
 DRAWS = 4  # `auto` number of reconstructions where scores are per picture; the published system makes one
 HELD_OUT = 0.2  # `auto` share of train/good kept for calibration where scores are per picture; the published runs train on all
 NOT_TEXT = (int, float, datetime.date)  # what YAML makes of 01 or 2024-01-02
+LARGEST_FILE = 2**16  # bytes; config.yaml with all its comments has 6,000
+DEEPEST = 10  # levels of nesting; a configuration has three
 NO_EFFECT = {"model.checkpoint_name": "checkpoints are found by model.load_chp"}
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an impossible date; RecursionError: endless brackets
 SPELLINGS = {
@@ -220,6 +224,23 @@ class Settings:
 SECTIONS: dict[str, Any] = {f.name: f.type for f in fields(Settings)}
 
 
+class PlainLoader(yaml.SafeLoader):
+    """Plain values alone: no tags that make objects, no aliases, by which a short file can stand for more than a memory holds, no deep nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} stands for what is elsewhere; write it out", event.start_mark)  # type: ignore[arg-type]
+        if self.depth == DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} brackets within each other", event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
     """Settings of a YAML file with `section.key=value` overrides on top.
 
@@ -264,7 +285,11 @@ def named_category(content: Mapping[str, Any]) -> Any:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
+        if len(text) > LARGEST_FILE:
+            raise ValueError(f"it has more than {LARGEST_FILE} bytes")
+        content = yaml.load(text.decode("utf-8"), PlainLoader)
     except FileNotFoundError:
         raise FileNotFoundError(f"no configuration at {path}; name one with --config") from None
     except OSError as error:
@@ -289,7 +314,7 @@ def with_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dict
         if not text.strip():
             raise ValueError(f"{override} has no value; give one behind = (model.w=3, say), or null for none")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, PlainLoader)
         except NOT_YAML:
             raise ValueError(f"{name}: {text!r} is not a YAML value; write 3, [1, 2], or text in quotes within quotes (\"'…'\")") from None
         if not isinstance(merged.setdefault(section, {}), dict):
@@ -378,7 +403,7 @@ def converted(path: str, kind: Any, value: Any, words: Iterable[str] = ()) -> An
         return value
     if kind in (str, Path) and isinstance(value, NOT_TEXT) and not isinstance(value, bool):
         raise ValueError(f"{path} is {value!r}, which YAML takes for a number or a date; write it in quotes")
-    if kind in (str, Path) and isinstance(value, str) and value.strip():
+    if kind in (str, Path) and isinstance(value, (str, kind)) and str(value).strip():
         return Path(str(value)).expanduser() if kind is Path else str(value)
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", Path: "a path"}[kind]
     raise ValueError(f"{path} is {value!r}; it should be {' or '.join([wanted, *words])}")
@@ -445,7 +470,7 @@ def check_together(settings: Settings) -> None:
     """What no single key can tell."""
     data, model, highest = settings.data, settings.model, settings.training.highest_step
     parts = (data.category, model.exp_name)
-    if any(Path(part).is_absolute() or ".." in Path(part).parts for part in parts):
+    if not all(map(stays_inside, parts)):
         raise ValueError(f"data.category is {data.category!r} and model.exp_name {model.exp_name!r}; they name folders and can't leave them")
     if 4 * model.blur_sigma >= data.image_size:
         raise ValueError(f"model.blur_sigma is {model.blur_sigma}; its kernel reaches 4 sigmas, beyond data.image_size, {data.image_size}; lower it")

@@ -65,6 +65,11 @@ def run(settings: Settings, resume: bool = False) -> None:
 
     With `resume` nothing is done where they are there, of this network and these settings and pictures.
     """
+    with checkpoint.held(settings.checkpoint_folder, settings.model.save_model):
+        adapt(settings, resume)
+
+
+def adapt(settings: Settings, resume: bool) -> None:
     data, model, folder = settings.data, settings.model, settings.checkpoint_folder
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)

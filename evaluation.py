@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ from config import PER_IMAGE, Settings
 from dataset import NORMAL, ImageFolder, Item, View
 from detection import Detector, Finding, build, calibrated, findings_of, stream_noise
 from figures import METRICS, Figures, Metric, measure, metric_lines, verdict_lines
-from results import MISCLASSIFIED, Writer, file_stems, place
+from names import file_stems
+from results import MISCLASSIFIED, Writer, place
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,45 +56,50 @@ def check(settings: Settings, output: Path | None = None, force: bool = False) -
     pictures = ImageFolder(
         settings.category_dir, "test", View(**settings.view_arguments()), masks=settings.data.mask, mask_size=settings.metrics.size
     )
-    folder = output or settings.results_folder
-    Writer(folder)
-    return pictures, folder
+    writer = Writer(output or settings.results_folder)
+    if parallel.group().leads:
+        writer.refuse_others()
+    return pictures, writer.folder
 
 
 def run(settings: Settings, output: Path | None = None, force: bool = False) -> Path:
     """Score the test pictures; leave scores.csv, metrics.json, figures and manifest.json in a results folder, which is returned.
 
     That is `output` (results/<exp_name>/<category>). Where it holds this very result nothing is done, and where it holds another one the
-    next numbered folder is taken; `force` does it again and replaces what is there.
+    next numbered folder is taken; `force` does it again and replaces what is there. Of several processes the first one writes.
     """
-    data, model = settings.data, settings.model
-    device = runtime.choose_device(model.device)
-    torch.manual_seed(model.seed)
+    device = runtime.choose_device(settings.model.device)
+    torch.manual_seed(settings.model.seed)
     pictures, folder = check(settings, output)
     detector, settings, origins = build(settings, settings.checkpoint_folder, device)
     made = made_with(detector, settings, pictures)
-    processes = parallel.group() if settings.score.protocol == PER_IMAGE else parallel.ALONE
-    folder, finished = (folder, False) if force else processes.told(place(folder, made))
+    folder, finished = (folder, False) if force else parallel.group().told(place(folder, made))
     if finished:
-        print(f"{data.category} is done: {folder} is of these weights, settings and pictures; --force does it again")
+        print(f"{settings.data.category} is done: {folder} is of these weights, settings and pictures; --force does it again")
         say(Figures.stored(manifest.load(folder)["metrics"]), settings)
         return folder
-    writer = Writer(folder)
     runtime.announce(
-        f"Detecting defects of {data.category}",
+        f"Detecting defects of {settings.data.category}",
         device,
         settings.as_dict(),
-        {"reads": f"{settings.category_dir / 'test'} ({len(pictures)} pictures)", **origins, "writes": writer.folder},
+        {"reads": f"{settings.category_dir / 'test'} ({len(pictures)} pictures)", **origins, "writes": folder},
     )
+    if parallel.group().leads:
+        writer = Writer(folder)
+        with writer.held():
+            judge(detector, pictures, writer, made, settings)
+    elif settings.score.protocol == PER_IMAGE:
+        deque(findings_in(calibrated(detector, settings), pictures, settings), maxlen=0)
+    return folder
+
+
+def judge(detector: Detector, pictures: ImageFolder, writer: Writer, made: dict[str, Any], settings: Settings) -> None:
+    """Score the pictures, and write and say what comes of it."""
+    data, model = settings.data, settings.model
     began = time.monotonic()
     if settings.score.protocol == PER_IMAGE:
         detector = calibrated(detector, settings)
-    noise = detector.picture_noise if detector.calibration else stream_noise(model.seed, device)
-    findings = findings_of(detector, pictures, noise, model.num_workers, processes)
-    if not processes.leads:
-        deque(findings, maxlen=0)
-        return folder
-    results = scored(detector, pictures, findings, writer, settings)
+    results = scored(detector, pictures, findings_in(detector, pictures, settings), writer, settings)
     figures = measure(
         results.scores,
         results.kinds,
@@ -115,7 +121,14 @@ def run(settings: Settings, output: Path | None = None, force: bool = False) -> 
     report.write(writer.folder / report.PAGE, [writer.folder])  # last, as it shows what the folder holds
     print(f"page for a browser: {writer.folder / report.PAGE}")
     print(f"results in {writer.folder}: {', '.join(writer.written)}", flush=True)
-    return folder
+
+
+def findings_in(detector: Detector, pictures: ImageFolder, settings: Settings) -> Iterator[tuple[Item, Finding]]:
+    """What is found in all pictures, by all processes where scores are per picture; published ones need one stream and the batches in order."""
+    workers = settings.model.num_workers
+    if detector.calibration:
+        return findings_of(detector, pictures, detector.picture_noise, workers, parallel.group())
+    return findings_of(detector, pictures, stream_noise(settings.model.seed, detector.device), workers)
 
 
 def made_with(detector: Detector, settings: Settings, pictures: ImageFolder) -> dict[str, Any]:

@@ -7,12 +7,10 @@
 | timm/NAME | any timm model with features, strides 4, 8, 16 where it has them | timm's, by download or from a file |
 """
 
-import contextlib
 import importlib.util
 import logging
 import pickle
 import struct
-import sys
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -23,6 +21,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+
+import downloads
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESNETS = {
@@ -103,8 +103,7 @@ class FeatureExtractor(nn.Module):
 
 def cached_weights(name: str) -> Path | None:
     """Where torchvision has already downloaded the ImageNet weights of one of its networks, if it has."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / RESNETS[name].url.rsplit("/", 1)[1]
-    return path if path.is_file() else None
+    return downloads.cached(RESNETS[name].url)
 
 
 def trunk_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -126,8 +125,7 @@ def resnet_trunk(name: str, weights: str | Path | None) -> nn.Sequential:
 
 def downloaded(name: str) -> dict[str, Tensor]:
     try:
-        with contextlib.redirect_stderr(sys.stdout):  # torch announces the download on stderr
-            return RESNETS[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
+        return downloads.torchvision_state(RESNETS[name])
     except (OSError, RuntimeError) as error:
         raise OSError(
             f"no ImageNet weights for {name}: {error}; set model.backbone_weights to a local file, or model.feature_extractor={EMBEDDED}"
@@ -138,14 +136,16 @@ def timm_trunk(name: str, weights: str | Path | None) -> tuple[nn.Module, dict[s
     """The network and what timm says of its input."""
     model_name = "tf_efficientnet_lite0" if name == EMBEDDED else name.removeprefix(TIMM_PREFIX)
     try:
+        if name != EMBEDDED and not timm.is_model(model_name):  # which timm would look for in any repository or folder
+            raise TypeError("it does not know the name")
         reductions = timm.create_model(model_name, features_only=True).feature_info.reduction()  # type: ignore[operator, union-attr]
         indices = [reductions.index(stride) for stride in STRIDES if stride in reductions]
         if len(indices) < len(STRIDES):
             indices = list(range(len(reductions)))[-len(STRIDES) :]
-        download = weights is None and name != EMBEDDED
+        create = downloads.timm_model if weights is None and name != EMBEDDED else timm.create_model
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury the one line that says what to do
-        network = timm.create_model(model_name, features_only=True, out_indices=indices, pretrained=download)
-    except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
+        network = create(model_name, features_only=True, out_indices=indices)
+    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"feature_extractor is {name!r}, which timm has no features of: {error}; take another of timm.list_models()") from error
     except OSError as error:
         raise OSError(f"no weights for {name}: {error}; set model.backbone_weights to a local file") from error
@@ -175,15 +175,24 @@ def load_in_order(network: nn.Module, state: dict[str, Tensor], whole: nn.Module
 def load_trunk(network: nn.Module, state: dict[str, Tensor], name: str, source: object) -> None:
     wanted, state = network.state_dict(), trunk_state(state)
     state = {key: value for key, value in state.items() if key in wanted}
-    missing = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
+    shapes = {key: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for key, value in state.items()}
+    missing = [key for key in wanted if shapes.get(key) != tuple(wanted[key].shape)]
     if missing:
         key = missing[0]
-        found = f"has {tuple(state[key].shape)}" if key in state else "has none"
+        found = f"has {shapes[key]}" if key in state else "has none"
         raise ValueError(
             f"{source} is not of {name}: {key} should be {tuple(wanted[key].shape)}, the file {found}; "
             "give a file of its weights, or change model.feature_extractor"
         )
-    network.load_state_dict(state)
+    copy_into(network, state, source)
+
+
+def copy_into(network: nn.Module, state: dict[str, Tensor], source: object) -> None:
+    """Load a state whose names and shapes are right. Raises ValueError where its tensors hold no plain numbers."""
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} holds tensors that are no weights: {error}; replace or remove it") from error
 
 
 def read_state(path: str | Path) -> dict[str, Any]:

@@ -60,7 +60,14 @@ class Figures:
 
     @classmethod
     def stored(cls, content: dict[str, Any]) -> "Figures":
-        """Those of a metrics.json, which holds no curves."""
+        """Those of a metrics.json, which holds no curves. Raises ValueError where it is damaged."""
+        try:
+            return cls._of(content)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise ValueError(f"the stored figures are damaged ({error}); --force makes them again") from error
+
+    @classmethod
+    def _of(cls, content: dict[str, Any]) -> "Figures":
         point = content.get("operating_point")
         return cls(
             {metric.key: content[metric.key] for metric in METRICS if metric.key in content},

@@ -4,6 +4,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import runtime
 from config import PER_IMAGE, Settings
 from dataset import pictures_below, read_ahead
 from detection import Detection, Detector, build, calibrated, fingerprint
+from names import file_stems
 from pictures import read_picture
-from results import Predictions, Writer, file_stems
+from results import Predictions, Writer
 
 FORMAT = "ddad-predictions-1"
 DRAWN = ("heatmaps", "outlines", "anomaly_maps")  # subfolders of the output
@@ -36,6 +38,8 @@ def check(settings: Settings, source: Path, output: Path | None = None, resume: 
     leave_out = [folder] if inside else [folder / kind for kind in DRAWN]
     pictures = {path.name if path == source else path.relative_to(source).as_posix(): path for path in pictures_below(source, leave_out)}
     writer = Writer(folder)
+    if parallel.group().leads:
+        writer.refuse_others()
     if not (resume or force):
         Predictions.refuse_others(folder)
     return pictures, writer
@@ -46,9 +50,15 @@ def run(settings: Settings, source: Path, output: Path | None = None, resume: bo
 
     Leaves predictions.csv and predictions.jsonl, heat maps, outlines and raw maps in `output` (results/<exp_name>/<category>/predictions).
     """
+    pictures, writer = check(settings, source, output, resume, force)
+    with writer.held() if parallel.group().leads else nullcontext():
+        return inspect(settings, source, pictures, writer, resume, force)
+
+
+def inspect(settings: Settings, source: Path, pictures: dict[str, Path], writer: Writer, resume: bool, force: bool) -> int:
+    """Judge the pictures, by their names in `source`, and say what came of it."""
     device = runtime.choose_device(settings.model.device)
     torch.manual_seed(settings.model.seed)
-    pictures, writer = check(settings, source, output, resume, force)
     detector, settings, origins = build(settings, settings.checkpoint_folder, device)
     runtime.announce(
         f"Inspecting pictures as {settings.data.category}",

@@ -17,13 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+import files
+import locks
 import runtime
 from dataset import MASK_ENDING, NORMAL
-from files import TEMPORARY_SUFFIX, whole_file
+from files import whole_file
 from pictures import defective
 
 NOTE, MAKER = "preparation.json", "DDAD preparation"
 REMEDY = "choose another folder with --output"
+SPLITS = ("train", "test", "ground_truth", "validation")
 TRAIN_GOOD, TEST_GOOD = f"train/{NORMAL}", f"test/{NORMAL}"
 
 Mask = NDArray[np.bool_]
@@ -102,22 +105,25 @@ def merged(sources: tuple[Path, ...]) -> Mask:
 def make(plan: Plan, folder: Path, about: Mapping[str, object]) -> None:
     """The category in `folder`, with a note of what it is (`about`). Files that are there from an earlier, stopped call are kept: each is whole.
 
-    Raises ValueError where the folder holds anything else, OSError where it can't be written.
+    Raises ValueError where the folder holds anything else, OSError where it can't be written or another run writes there.
     """
     note = {"made by": MAKER, **about, "plan": plan.fingerprint()}
     clear_way(folder, note["plan"])
-    write_note(folder, {**note, "finished": False})
-    for place, file in runtime.count(sorted(plan.files.items()), len(plan.files), f"preparing {plan.category}", "file"):
-        target = folder / place
-        if target.exists():
-            continue
-        if file.draw:
-            picture = Image.fromarray(file.draw().astype(np.uint8) * 255)
-            with whole_file(target, REMEDY) as opened:
-                picture.save(opened, format="PNG")
-        else:
-            link_or_copy(file.sources[0], target)
-    write_note(folder, {**note, "finished": True})
+    with locks.held(folder, REMEDY):
+        files.sweep(folder, *SPLITS)
+        write_note(folder, {**note, "finished": False})
+        for place, file in runtime.count(sorted(plan.files.items()), len(plan.files), f"preparing {plan.category}", "file"):
+            if not (folder / place).exists():
+                make_file(folder / place, file)
+        write_note(folder, {**note, "finished": True})
+
+
+def make_file(target: Path, file: File) -> None:
+    if not file.draw:
+        return link_or_copy(file.sources[0], target)
+    picture = Image.fromarray(file.draw().astype(np.uint8) * 255)
+    with whole_file(target, REMEDY) as opened:
+        picture.save(opened, format="PNG")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -136,10 +142,9 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def clear_way(folder: Path, plan: object) -> None:
     """Leave what this plan began or made, remove what another one began. Raises ValueError for what another one made, and for other files."""
-    unfinished = f".{NOTE}{TEMPORARY_SUFFIX}"  # all that a call leaves which is killed as it begins
-    if not folder.exists() or (folder.is_dir() and not [path for path in folder.iterdir() if path.name != unfinished]):
+    if not folder.exists() or (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())):
         return
-    try:
+    try:  # hidden files are a killed run's lock and unfinished note
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         note = None

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from files import whole_file
+import locks
+from files import reason, whole_file
 
 TRAINING, ADAPTATION = "training", "adaptation"
 TENSORBOARD = "tensorboard"
@@ -39,6 +40,7 @@ class Log:
         """An epoch's end: its mean loss, and the pictures shown and seconds spent since the line before."""
         values = {"loss": loss, "learning_rate": learning_rate, "seconds": round(seconds, 3), "pictures_per_second": round(pictures / seconds, 3)}
         try:
+            locks.check_there(self.path)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
             if self._board:
@@ -46,7 +48,7 @@ class Log:
                     self._board.add_scalar(name, value, step)
                 self._board.flush()
         except OSError as error:
-            raise OSError(f"can't write {self.path}: {error.strerror}; free some space or {REMEDY}") from error
+            raise OSError(f"can't write {self.path}: {reason(error, REMEDY)}") from error
 
 
 def path_of(folder: Path, stage: str) -> Path:
@@ -58,7 +60,17 @@ def lines(folder: Path, stage: str) -> list[dict[str, Any]]:
     path = path_of(folder, stage)
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    entries = (read_entry(line) for line in path.read_bytes().splitlines())
+    return [entry for entry in entries if entry is not None]
+
+
+def read_entry(line: bytes) -> dict[str, Any] | None:
+    """A line; None where it is cut short or damaged."""
+    try:
+        entry = json.loads(line.decode("utf-8"))
+        return entry if isinstance(entry["step"], int) else None
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
 
 
 def seconds(folder: Path) -> dict[str, float]:

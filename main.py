@@ -250,7 +250,9 @@ def memory_spent(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    return re.sub(r"\s*\n\s*", " ", str(error)).strip() or type(error).__name__
+    """What it says, without line ends and without what a terminal obeys: names of files may hold both."""
+    text = re.sub(r"\s*\n\s*", " ", str(error)).strip() or type(error).__name__
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
 
 
 if __name__ == "__main__":

@@ -93,11 +93,24 @@ def load(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no manifest at {path}; detection leaves one in its results folder, and {MANIFEST} is its name") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a manifest: {error}; detection leaves one in its results folder") from error
-    parts = {"settings": dict, "versions": dict, "data": dict, "metrics": dict, "category": str}
-    right = isinstance(content, dict) and content.get("format") == FORMAT
-    if not right or not all(isinstance(content.get(name), kind) for name, kind in parts.items()):
+    if not is_whole(content):
         raise ValueError(f"{path} is not a manifest of this version ({FORMAT}); run --detection again to have one")
     return content
+
+
+def is_whole(content: Any) -> bool:
+    """Whether all parts are there and of the right kind, so that whoever reads them need not look."""
+    parts = {"settings": dict, "versions": dict, "data": dict, "metrics": dict, "category": str, "data_set": str}
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not all(isinstance(content.get(name), parts[name]) for name in parts):
+        return False
+    metrics, settings = content["metrics"], content["settings"]
+    intervals = metrics.get("intervals", {})
+    return (
+        all(isinstance(section, dict) for section in settings.values())
+        and all(isinstance(value, (dict, int, float)) for value in metrics.values())
+        and isinstance(intervals, dict)
+        and all(isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, (int, float)) for end in ends) for ends in intervals.values())
+    )
 
 
 def is_of(folder: Path, made: Mapping[str, Any]) -> bool:

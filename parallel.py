@@ -53,6 +53,11 @@ class Group:
         torch.distributed.gather_object(things, parts)
         return [thing for part in parts or [] for thing in part]
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
     def told(self, thing: Thing | None) -> Thing:
         """What the first process says, plain values; the others wait for it, whatever they say."""
         said = [thing]

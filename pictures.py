@@ -35,7 +35,10 @@ INKS = 5  # a value of PHOTOMETRIC
 
 OPENING, READING = threading.Lock(), threading.Lock()
 
-UNREADABLE = (UnidentifiedImageError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, KeyError, IndexError, tifffile.TiffFileError)
+UNREADABLE = (  # what Pillow and tifffile raise on a file that is spoilt or no picture
+    *(UnidentifiedImageError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, tifffile.TiffFileError),
+    *(LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
+)
 
 Size = tuple[int, int]
 

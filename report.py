@@ -18,8 +18,9 @@ from PIL import Image
 
 from config import PUBLISHED_FIGURES
 from files import whole_file
+from names import file_stems
 from result_folder import ResultFolder, read
-from results import GALLERY, file_stems
+from results import GALLERY
 
 PAGE = "report.html"
 TEMPLATE = Path(__file__).with_name("report_template.html")

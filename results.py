@@ -1,13 +1,11 @@
 """Results on disk: tables, metrics.json, figures, maps, and the rows of a run that may be resumed."""
 
-import csv
 import errno
 import itertools
 import json
 import os
 import tempfile
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -16,9 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+import files
+import locks
 import manifest
+import names
+import spreadsheet
 from drawing import Panel, Tops, draw_figure, draw_layers
-from files import whole_file
+from files import reason, whole_file
 
 REMEDY = "choose another folder with --output"
 PREDICTIONS = "predictions"
@@ -27,6 +29,7 @@ MISCLASSIFIED = "misclassified"  # subfolder of figures
 PREDICTION_COLUMNS = ("path", "verdict", "score", "p_value", "regions", "area", "boxes", "error")
 FORMATS = {".png": "PNG", ".tiff": "TIFF", ".webp": "WEBP"}
 GALLERY, CURVES = "gallery", "curves.json"
+SUBFOLDERS = ("figures", MISCLASSIFIED, GALLERY, "heatmaps", "outlines", "anomaly_maps")
 
 
 class Spool:
@@ -44,7 +47,7 @@ class Spool:
             if self._file.write(content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise OSError(f"can't keep maps in {self._folder}: {error.strerror}; free some space or {REMEDY}") from error
+            raise OSError(f"can't keep maps in {self._folder}: {reason(error, REMEDY)}") from error
 
     def array(self) -> NDArray:
         """(N, …), also after the spool is closed."""
@@ -64,6 +67,17 @@ class Writer:
                 raise PermissionError(13, "Permission denied")
         except OSError as error:
             raise OSError(f"can't write results to {folder}: {error.strerror}; {REMEDY}") from error
+
+    def refuse_others(self) -> None:
+        """Raises BlockingIOError where another run writes into the folder."""
+        locks.refuse_held(self.folder, REMEDY)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other run writes into the folder within; what killed runs left half-written is swept away."""
+        with locks.held(self.folder, REMEDY):
+            files.sweep(self.folder, *SUBFOLDERS)
+            yield
 
     @property
     def written(self) -> list[str]:
@@ -120,15 +134,15 @@ class Writer:
 
     def picture(self, name: str, picture: Image.Image, kind: str) -> None:
         """A picture in the subfolder `kind`; the ending of its name says its format."""
+        if not names.stays_inside(name):
+            raise ValueError(f"{name!r} is not a name in {self.folder / kind}; rename the picture")
         with whole_file(self.folder / kind / name, REMEDY) as file:
             picture.save(file, format=FORMATS[PurePosixPath(name).suffix])
         self._written[kind] = self._written.get(kind, 0) + 1
 
     def _table(self, name: str, header: list[str], rows: Iterable[Sequence[object]]) -> None:
         with self._file(name) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
+            spreadsheet.write_rows(file, [header, *rows])
 
     @contextmanager
     def _file(self, name: str) -> Iterator[IO[str]]:
@@ -165,13 +179,6 @@ def holds_results(folder: Path) -> bool:
     return any((folder / name).exists() for name in (METRICS, manifest.MANIFEST))
 
 
-def file_stems(names: Collection[str]) -> dict[str, str]:
-    """For each picture the name, without ending, of the files made of it: its own stem, or where others share that its whole name."""
-    short = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
-    count = Counter(short.values())
-    return {name: stem if count[stem] == 1 and stem not in short else name for name, stem in short.items()}
-
-
 class Predictions:
     """A row a picture in predictions.jsonl and predictions.csv, added as they are done; the former is what a later run continues.
 
@@ -190,7 +197,7 @@ class Predictions:
         with whole_file(self._lines, REMEDY, "w") as file:
             file.writelines(json_line(row) for row in kept)
         with whole_file(self._table, REMEDY, "w") as file:
-            csv.writer(file, lineterminator="\n").writerows([PREDICTION_COLUMNS, *map(table_row, kept)])
+            spreadsheet.write_rows(file, [PREDICTION_COLUMNS, *map(table_row, kept)])
         self.done = {row["path"] for row in kept}
 
     @staticmethod
@@ -203,12 +210,13 @@ class Predictions:
     def add(self, row: dict[str, Any]) -> None:
         """A row with path, verdict, score, p_value, regions (each box, area and peak) and error."""
         try:
+            locks.check_there(self._lines)
             with self._lines.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(json_line(row))
             with self._table.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerow(table_row(row))
+                spreadsheet.write_rows(file, [table_row(row)])
         except OSError as error:
-            raise OSError(f"can't write {self._lines}: {error.strerror}; free some space, and continue with --resume") from error
+            raise OSError(f"can't write {self._lines}: {reason(error, REMEDY)}; --resume continues") from error
 
 
 def json_line(row: dict[str, Any]) -> str:
@@ -224,19 +232,25 @@ def table_row(row: dict[str, Any]) -> list[object]:
 
 
 def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON-lines file, without a last one that was cut short."""
+    """The rows of a predictions.jsonl, but for those that are cut short or damaged."""
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
+    with path.open("rb") as file:
+        yield from (row for row in map(read_row, file) if row is not None)
+
+
+def read_row(line: bytes) -> dict[str, Any] | None:
+    """A line of predictions.jsonl; None for what is none."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+        "".join(map(str, table_row(row))).encode("utf-8", "surrogateescape")
+        return row if isinstance(row["path"] + row["error"], str) else None
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+        return None
 
 
 def read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None

@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from skimage.filters import gaussian
 
+import locks
+from files import reason, whole_file
+
 TEXTURES = ("brick", "grass", "gravel")
 CROP = 128  # pixels
 DIVIDE = 304  # column of the photograph where training ends and testing begins
 TRAINING_PICTURES, NORMAL_PICTURES, PICTURES_PER_DEFECT = 240, 32, 12
 NOTE, MAKER = "sample.json", "DDAD sample set"
+REMEDY = "change data.data_dir"
 VERSION = 1  # of the generator; a set of another version is made again
 
 Grey = NDArray[np.float32]
@@ -38,26 +42,34 @@ def ensure_sample(data_dir: Path, seed: int) -> None:
     print(f"making the sample set in {data_dir} (seed {seed}): {', '.join(TEXTURES)}, {count} pictures each", flush=True)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        (data_dir / NOTE).write_text(json.dumps({"made by": MAKER}), encoding="utf-8")  # ours, but not finished
-        for index, texture in enumerate(TEXTURES):
-            if (data_dir / texture).exists():
-                shutil.rmtree(data_dir / texture)
-            make_category(data_dir / texture, texture, np.random.default_rng([seed, index]))
-        (data_dir / NOTE).write_text(json.dumps(note), encoding="utf-8")
+        with locks.held(data_dir, REMEDY):
+            write_note(data_dir, {"made by": MAKER})  # ours, but not finished
+            for index, texture in enumerate(TEXTURES):
+                if (data_dir / texture).exists():
+                    shutil.rmtree(data_dir / texture)
+                make_category(data_dir / texture, texture, np.random.default_rng([seed, index]))
+            write_note(data_dir, note)
     except OSError as error:
-        raise OSError(f"can't make the sample set in {data_dir}: {error.strerror}; free some space or change data.data_dir") from error
+        if error.errno is None:  # it says already what helps
+            raise
+        raise OSError(f"can't make the sample set in {data_dir}: {reason(error, REMEDY)}") from error
+
+
+def write_note(data_dir: Path, note: dict[str, object]) -> None:
+    with whole_file(data_dir / NOTE, REMEDY, "w") as file:
+        json.dump(note, file)
 
 
 def maker_note(data_dir: Path) -> dict[str, object]:
     """What the sample set in `data_dir` says of itself; nothing where there is no folder, or an empty one."""
-    if not data_dir.exists() or (data_dir.is_dir() and not any(data_dir.iterdir())):
-        return {}
+    if not data_dir.exists() or (data_dir.is_dir() and all(path.name.startswith(".") for path in data_dir.iterdir())):
+        return {}  # hidden ones are a killed run's lock and unfinished note
     path = data_dir / NOTE
     if not path.is_file():
         raise ValueError(f"data.data_dir is {data_dir}, which holds other files; name a new folder for the sample set, or change data.name")
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         note = None
     if not isinstance(note, dict) or note.get("made by") != MAKER:
         raise ValueError(f"{path} is damaged or another program's; name a new folder with data.data_dir")

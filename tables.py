@@ -1,6 +1,5 @@
 """Tables to read and to paste: a data set's categories beside the published figures, published settings, and runs side by side."""
 
-import csv
 import html
 import io
 import json
@@ -12,6 +11,7 @@ from tabulate import tabulate
 
 import config
 import manifest
+import spreadsheet
 from files import whole_file
 
 REMEDY = "choose another folder with --output"
@@ -55,8 +55,8 @@ def summary_row(outcome: Outcome) -> Row:
     return {**row, **used, "error": outcome.error}
 
 
-def percent(fraction: float | None) -> float | None:
-    return None if fraction is None else round(100 * fraction, 4)
+def percent(fraction: object) -> float | None:
+    return round(100 * fraction, 4) if isinstance(fraction, (int, float)) else None
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
@@ -71,7 +71,7 @@ def shown(row: Row) -> list[str]:
     for name in FIGURES:
         for figure, form in ((name, ".1f"), (f"{name}_published", ".1f"), (f"{name}_difference", "+.1f")):
             cells.append(NOTHING if row[figure] is None else f"{row[figure]:{form}}")
-    return [*cells, *("" if row[name] is None else f"{row[name]:g}" for name in SETTINGS)]
+    return [*cells, *("" if row[name] is None else f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in SETTINGS)]
 
 
 def write_summary(folder: Path, outcomes: Sequence[Outcome]) -> str:
@@ -79,9 +79,7 @@ def write_summary(folder: Path, outcomes: Sequence[Outcome]) -> str:
     rows = summary_rows(outcomes)
     settings = {one.category: manifest.load(one.folder)["settings"] for one in outcomes if one.folder}
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    spreadsheet.write_rows(table, [list(rows[0]), *(["" if cell is None else cell for cell in row.values()] for row in rows)])
     contents = {
         "csv": table.getvalue(),
         "json": json.dumps({"rows": rows, "settings": settings}, indent=2) + "\n",
@@ -174,7 +172,7 @@ def figures_of(metrics: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def with_interval(metrics: Mapping[str, Any], figure: str) -> str:
-    if metrics.get(figure) is None:
+    if not isinstance(metrics.get(figure), (int, float)):
         return NOTHING
     low, high = metrics.get("intervals", {}).get(figure, (None, None))
     return f"{100 * metrics[figure]:.1f}" + (f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None else "")

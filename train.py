@@ -21,6 +21,7 @@ import checkpoint
 import doctor
 import logs
 import parallel
+import resumption
 import runtime
 from config import Settings
 from dataset import ImageFolder, View, full_batches, random_squares, shuffled
@@ -108,7 +109,7 @@ def check(settings: Settings, resume: bool = False) -> tuple[ImageFolder, ImageF
     if settings.data.batch_size % processes:
         raise ValueError(f"data.batch_size is {settings.data.batch_size}, which {processes} processes do not divide; change one of them")
     logs.check(settings.training.log)
-    if settings.model.save_model:
+    if settings.model.save_model and parallel.group().leads:
         ensure_writable(settings.checkpoint_folder)
     if resume:
         checkpoint.load_training_state(settings.checkpoint_folder, made_with(settings, pictures))
@@ -123,6 +124,11 @@ def made_with(settings: Settings, pictures: ImageFolder) -> dict[str, Any]:
 
 def run(settings: Settings, resume: bool = False) -> None:
     """Train on train/good and leave weights in the category's checkpoint folder; with `resume` go on where an earlier run was stopped."""
+    with checkpoint.held(settings.checkpoint_folder, settings.model.save_model):
+        learn(settings, resume)
+
+
+def learn(settings: Settings, resume: bool) -> None:
     data, model, folder = settings.data, settings.model, settings.checkpoint_folder
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)
@@ -130,13 +136,15 @@ def run(settings: Settings, resume: bool = False) -> None:
     fingerprint = made_with(settings, pictures)
     if resume and checkpoint.is_made(folder, model.epochs, fingerprint):
         print(f"{data.category} is trained: {folder / str(model.epochs)} is of these settings and pictures", flush=True)
+        if model.save_model:
+            checkpoint.remove_training_state(folder)  # of a run that was killed between its last two writes
         return
     steps = model.epochs * full_batches(len(pictures), data.batch_size, "data.batch_size")
     trainer, losses = build_trainer(settings, steps, device), Losses()
     earlier = checkpoint.load_training_state(folder, fingerprint) if resume else None
     if earlier:
-        trainer.load_state_dict(earlier["trainer"])
-        losses = Losses(*earlier["losses"])
+        path = folder / checkpoint.TRAINING_STATE
+        losses = Losses(*resumption.restored(trainer, earlier, path, pictures=len(pictures), most_steps=steps))
     runtime.announce(
         f"Training {data.category}: {sum(weights.numel() for weights in trainer.unet.parameters()):,} weights, {model.epochs} epochs, {steps} steps",
         device,

@@ -10,7 +10,8 @@ import numpy as np
 import curves
 import metrics
 from drawing import Panel, Tops
-from results import Writer, file_stems
+from names import file_stems
+from results import Writer
 
 SIZE = (60, 40)  # width and height of each picture
 

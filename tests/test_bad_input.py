@@ -329,7 +329,7 @@ CASES = (
     Case("truth where a number belongs", (*TRAIN, "model.w=True"), ("model.w is True", "should be a number")),
     Case("number where a truth belongs", (*TRAIN, "metrics.pro=1"), ("metrics.pro is 1", "should be true or false")),
     Case("number where a list belongs", (*TRAIN, "model.attention_sizes=8"), ("model.attention_sizes is 8", "list such as [1, 2]")),
-    Case("list where a name belongs", (*TRAIN, "data.category=[nut]"), ("data.category is ['nut']", "should be a name")),
+    Case("list where a name belongs", (*TRAIN, "data.name=[nut]"), ("data.name is ['nut']", "should be a name")),
     Case("broken number of pixels", (*TRAIN, "data.image_size=64.5"), ("data.image_size is 64.5", "should be a whole number")),
     Case("misspelt latest", (*DETECT, "model.load_chp=lastest"), ("model.load_chp is 'lastest'", "a whole number or auto or latest")),
     Case("not a number", (*TRAIN, "model.learning_rate=.nan"), ("model.learning_rate is nan", "should be a number")),
@@ -502,7 +502,7 @@ def test_full_disk_leaves_the_earlier_weights(scene, run_main, arguments):
     code, out, err = run_main(*arguments, *FEW_STEPS)
     assert code == 2
     assert_one_error_line(out, err)
-    name = "training.jsonl" if arguments == TRAIN else "feat1"
+    name = "training.jsonl" if arguments == TRAIN else "adaptation.jsonl"
     assert f"can't write {scene.weights / name}: No space left" in err and "free some space or change model.checkpoint_dir" in err
     assert_nothing_half_written(scene, before)
 

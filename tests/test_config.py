@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,34 @@ def test_whatever_the_file_holds_is_settings_or_a_clear_error(content):
         config.build({"model": {"w": 1, "epochs": 1}} | given | {"data": known | data if isinstance(data, dict) else data})
     except ValueError as error:
         assert str(error)
+
+
+def test_keys_that_may_be_left_out_have_their_defaults():
+    loaded = config.build({"data": {"name": "own", "data_dir": "d", "category": "c"}, "model": {"w": 1, "epochs": 1, "load_chp": 1}})
+    assert loaded.model.checkpoint_dir == Path("checkpoints") and loaded.model.exp_name == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("data: !!python/object/apply:os.system ['touch owned']", "could not determine a constructor for the tag"),
+        ("data: !!python/object/new:os.system ['touch owned']", "could not determine a constructor for the tag"),
+        ("data: !!python/name:os.system", "could not determine a constructor for the tag"),
+        ("data: &a [x]\nmodel: *a", "*a stands for what is elsewhere; write it out"),
+        ("a0: &a0 [lol]\n" + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)), "*a0 stands for"),
+        ("a0: &a0 {k: v}\n" + "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 20)), "*a0 stands for"),
+        ("data: &a {x: *a}", "stands for what is elsewhere"),
+        ("[" * 20_000, "more than 10 brackets"),
+        ("data: " + "1:" * 30_000 + "1", "Exceeds the limit"),
+        ("x" * 70_000, "it has more than 65536 bytes"),
+    ],
+    ids=["apply", "new", "name", "alias", "laughs", "merged laughs", "itself", "brackets", "sixties", "long"],
+)
+def test_a_hostile_file_runs_nothing_and_fills_no_memory(tmp_path, monkeypatch, text, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(reason)) as caught:
+        config.load("c.yaml")
+    assert len(str(caught.value)) < 1000 and not (tmp_path / "owned").exists()
+    with pytest.raises(ValueError, match="not a YAML value|should be|holds no sections"):
+        config.with_overrides({"data": "x"}, [f"data.name={text[6:]}"])

@@ -1,7 +1,14 @@
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import write_picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import ImageFolder, View, pictures_below, shuffled_batches, to_unit_range
@@ -201,3 +208,47 @@ def test_other_files_are_passed_over(category):
         (category / "train" / "good" / name).write_text("x")
     assert len(ImageFolder(category, "train", View(32))) == 10
     assert ".png" in SUFFIXES
+
+
+def encoded(size: tuple[int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", size, 255).save(file, "PNG")
+    return file.getvalue()
+
+
+PLACES = st.sampled_from(
+    (
+        *("train/good/a.png", "train/good/b.JPG", "train/bad/a.png", "test/good/a.png", "test/crack/c.png", "test/crack/c.bmp", "test/crack/.c.png"),
+        *("test/.hidden/a.png", "test/crack/deep/a.png", "test/loose.png", "test/hole/=1.png", "test/con/nul.png", "ground_truth/crack/c_mask.png"),
+        *("ground_truth/crack/c.png", "ground_truth/hole/=1.tif", "ground_truth/good/a.png", "notes.txt", "test/crack/c.txt", "test/good"),
+    )
+)
+CONTENTS = st.sampled_from([encoded((6, 4)), encoded((6, 4)), encoded((6, 4)), encoded((4, 6)), b"", b"text"])
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.dictionaries(PLACES, CONTENTS, min_size=3), st.sampled_from(["train", "test"]), st.booleans())
+def test_any_layout_is_read_or_refused_with_a_word(files, split, masks):
+    """What is read lies where the layout says, once, with the label of its folder and the mask of its name."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "nut"
+        root.mkdir()
+        for name, content in files.items():
+            with contextlib.suppress(OSError):  # a file where another name wants a folder
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_bytes(content)
+        try:
+            pictures = ImageFolder(root, split, View(8), masks=masks)
+        except FileNotFoundError as error:
+            assert "\n" not in str(error) and str(root) in str(error)
+            return
+        assert pictures.names() == sorted(set(pictures.names())) and set(pictures.names()) <= set(files)
+        for index, name in enumerate(pictures.names()):
+            assert name.count("/") == 2 and name.split("/")[0] == split and not name.split("/")[2].startswith(".")
+            try:
+                item = pictures[index]
+            except ValueError as error:
+                assert str(root) in str(error) and "\n" not in str(error)
+                continue
+            assert item.path == name and item.label == (name.split("/")[1] != "good") and item.picture.shape == (3, 8, 8)
+            assert (item.mask is not None) == (masks and item.label)

@@ -7,22 +7,26 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics", "tiles"}
-FILES = {"dataset", "pictures", "checkpoint", "files", "results", "logs", "manifest"}
+FILES = {"dataset", "pictures", "checkpoint", "files", "results", "logs", "manifest", "names"}
 STAGE = METHOD | FILES | {"config", "parallel", "runtime"}
 ALLOWED: dict[str, set[str]] = {
-    **{room: set() for room in (*METHOD, "config", "runtime", "calibration", "parallel", "files", "drawing")},
+    **{room: set() for room in (*METHOD, "runtime", "calibration", "parallel", "drawing", "resumption")},
+    "config": {"names"},
+    "feature_extractor": {"downloads"},  # its pretrained weights
     # pictures, weights and results on disk
-    **{room: set() for room in ("depth", "annotations", "likeness", "findings", "sample_set")},
+    **{room: set() for room in ("depth", "annotations", "likeness", "findings", "locks", "names", "spreadsheet", "downloads")},
+    "files": {"locks"},
     "pictures": {"depth"},
     "dataset": {"pictures"},
-    "checkpoint": {"unet", "feature_extractor", "calibration", "files"},  # it builds what it loads
-    "logs": {"files"},
+    "checkpoint": {"unet", "feature_extractor", "calibration", "files", "locks"},  # it builds what it loads
+    "logs": {"files", "locks"},
     "manifest": {"calibration", "dataset", "files"},
-    "results": {"drawing", "files", "manifest"},
+    "results": {"drawing", "files", "locks", "manifest", "names", "spreadsheet"},
+    "sample_set": {"files", "locks"},
     # data made ready and looked through
     "archives": {"files", "pictures"},
     "near_duplicates": {"dataset", "pictures", "runtime"},
-    "layout": {"dataset", "files", "pictures", "runtime"},
+    "layout": {"dataset", "files", "locks", "pictures", "runtime"},
     "published_sets": {"archives", "dataset", "layout", "near_duplicates", "pictures"},
     "own_pictures": {"annotations", "dataset", "layout", "near_duplicates", "pictures"},
     "preparation": {"archives", "config", "layout", "own_pictures", "published_sets"},
@@ -30,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "contact_sheet": {"files", "pictures"},
     "doctor": {"contact_sheet", "dataset", "findings", "likeness", "looks", "pictures"},
     # stages
-    "train": STAGE | {"doctor", "findings"},
+    "train": STAGE | {"doctor", "findings", "resumption"},
     "domain_adaptation": STAGE | {"calibration"},
     "detection": METHOD | {"dataset", "pictures", "checkpoint", "calibration", "config", "parallel", "runtime"},
     "curves": {"metrics"},
@@ -39,8 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "inspection": STAGE | {"calibration", "detection", "drawing"},  # stage 3 on any pictures
     # several categories, and what is made of results
     "result_folder": {"config", "manifest", "metrics", "results"},
-    "report": {"config", "files", "result_folder", "results"},  # made of results folders alone
-    "tables": {"config", "files", "manifest"},
+    "report": {"config", "files", "names", "result_folder", "results"},  # made of results folders alone
+    "tables": {"config", "files", "manifest", "spreadsheet"},
     "figure": STAGE | {"detection", "drawing", "result_folder", "tables"},
     "campaign": {"config", "dataset", "parallel", "report", "sample_set", "tables"},  # and the stages, by name
     "rerun": {"campaign", "config", "manifest", "result_folder", "results"},

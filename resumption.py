@@ -1,0 +1,61 @@
+"""Whether what a training kept fits the training that is to go on with it: a damaged or foreign file is refused before it is used."""
+
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)  # what loading a state of another shape raises
+
+
+class Resumable(Protocol):
+    """What a training state is loaded into."""
+
+    @property
+    def unet(self) -> nn.Module: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def restored(trainer: Resumable, state: dict[str, Any], path: Path, *, pictures: int, most_steps: int) -> tuple[float, list[float]]:
+    """Load a training state; returns its lowest and its last losses. Raises ValueError where it does not fit."""
+    try:
+        check(trainer, state["trainer"], pictures, most_steps)
+        lowest, last = state["losses"]
+        losses = float(lowest), [float(loss) for loss in last]
+        trainer.load_state_dict(state["trainer"])
+    except MISFITS as error:
+        raise ValueError(f"{path} is damaged: {error}; remove it, or train without --resume") from error
+    if math.isnan(losses[0]) or not losses[1]:
+        raise ValueError(f"{path} is damaged: its losses are none; remove it, or train without --resume")
+    return losses
+
+
+def check(trainer: Resumable, state: dict[str, Any], pictures: int, most_steps: int) -> None:
+    """Raises one of MISFITS where the state has other parts, shapes or kinds of values than the trainer's own, or impossible places."""
+    ours = trainer.state_dict()
+    for part in ours.keys() - {"optimizer", "order", "dropout_cuda"}:
+        alike(state[part], ours[part], part)
+    alike(state["optimizer"]["param_groups"], ours["optimizer"]["param_groups"], "optimizer")
+    weights = list(trainer.unet.parameters())
+    for index, kept in state["optimizer"]["state"].items():
+        for name, value in kept.items():
+            alike(value, torch.zeros(()) if name == "step" else weights[index], f"optimizer.{index}.{name}")
+    if not 0 <= state["step"] <= most_steps or not all(type(index) is int and 0 <= index < pictures for index in state["order"]):
+        raise ValueError("its place is none in this training")
+
+
+def alike(found: Any, wanted: Any, name: str) -> None:
+    """Raises ValueError where two trees differ in more than the values of their numbers, texts and tensors."""
+    fits = type(found) is type(wanted) or (isinstance(found, (int, float)) and isinstance(wanted, (int, float)))
+    if isinstance(wanted, Tensor):
+        fits = isinstance(found, Tensor) and found.shape == wanted.shape and found.layout == wanted.layout and found.device.type != "meta"
+    if not fits or (isinstance(wanted, dict) and found.keys() != wanted.keys()) or (isinstance(wanted, (list, tuple)) and len(found) != len(wanted)):
+        raise ValueError(f"{name} is of another kind than in this training")
+    if isinstance(wanted, (dict, list, tuple)):
+        for key in wanted if isinstance(wanted, dict) else range(len(wanted)):
+            alike(found[key], wanted[key], f"{name}.{key}")

@@ -1,0 +1,249 @@
+"""make faults: runs of every stage killed by kill -9 at seeded moments and done again; what comes out must be what an unbroken run leaves.
+
+Half of the moments are times, the other half the very places where a file is opened for writing, renamed or removed. After each kill every
+file that is there is whole; after the run was done again the folder holds what the unbroken run's does, byte for byte, and nothing else.
+
+    python tests/kill.py [--kills 50] [--seed 0]
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import yaml  # noqa: E402
+from PIL import Image  # noqa: E402
+
+import checkpoint  # noqa: E402
+import detection  # noqa: E402,F401 - loaded here, once for all runs
+import evaluation  # noqa: E402,F401
+import inspection  # noqa: E402,F401
+import main  # noqa: E402
+
+SIZE = 32  # pixels
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CONFIGURATION = {
+    "data": {"name": "own", "data_dir": "data", "category": "nut", "image_size": 16, "batch_size": 4, "DA_batch_size": 4, "test_batch_size": 2},
+    "model": {"checkpoint_dir": "weights", "feature_extractor": "efficientnet_lite0", "base_channels": 8, "channel_multipliers": [1]}
+    | {"blocks_per_level": 1, "attention_sizes": [8], "heads": 1, "dropout": 0, "epochs": 6, "load_chp": "latest", "DA_epochs": 2, "DA_chp": 0}
+    | {"w": 3, "test_trajectory_steps": 100, "test_trajectory_steps_DA": 100, "skip": 100, "skip_DA": 100, "device": "cpu", "num_workers": 1},
+    "training": {"checkpoint_epochs": 2, "checkpoint_minutes": 1e-6, "ema": 0.5},
+    "score": {"draws": 1},
+    "metrics": {"size": 32, "resamples": 5, "raw_maps": True, "misclassifications": True},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run and what it needs: folders that earlier stages left; `again` is what is asked for after a kill."""
+
+    name: str
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()
+
+
+STAGES = (
+    Stage("training", ("--train",), (), ("--resume",)),
+    Stage("adaptation", ("--domain_adaptation",), ("training",)),
+    Stage("detection", ("--detection", "--output", "found"), ("training",)),
+    Stage("input", ("--detection", "--input", "data/nut/test", "--output", "found"), ("training",), ("--resume",)),
+)
+
+
+@dataclass
+class Tally:
+    """What became of a stage's kills; `late` ones came when the run had ended."""
+
+    kills: int = 0
+    late: int = 0
+    halves: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[str]:
+        return [*self.halves, *self.left, *self.differing, *self.failed]
+
+
+def make_data(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for place, count in (("train/good", 6), ("test/good", 3), ("test/crack", 3), ("ground_truth/crack", 3)):
+        (folder / place).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(60, 120, (SIZE, SIZE, 3), dtype=np.uint8)
+            if "crack" in place:
+                pixels[10:20, 12:24] = 255
+            mask = np.zeros((SIZE, SIZE), np.uint8)
+            mask[10:20, 12:24] = 255
+            name = f"{number:03}{'_mask' if place.startswith('ground') else ''}.png"
+            Image.fromarray(mask if place.startswith("ground") else pixels).save(folder / place / name)
+
+
+def run(folder: Path, arguments: tuple[str, ...], kill_at: int | None = None, kill_after: float | None = None) -> tuple[int, str, int]:
+    """One run in a process of its own, in `folder`: its exit code (−9: killed), what it said, and how many writes it came to.
+
+    It kills itself by SIGKILL before write number `kill_at`, or is killed after so many seconds.
+    """
+    (folder / "said").unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            os.chdir(folder)
+            with Path("said").open("w") as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                writes = count_writes(folder, kill_at)
+                code = main.main([*arguments, "--config", "c.yaml"])
+                said.write(f"\n{next(writes)}")
+        finally:
+            os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    said = (folder / "said").read_text()
+    code = os.waitstatus_to_exitcode(status)
+    return code, said, int(said.rpartition("\n")[2]) if code >= 0 and code != 99 else 0
+
+
+def count_writes(folder: Path, kill_at: int | None) -> Iterator[int]:
+    """Counts what changes files below `folder`, as Python itself reports it; each turn gives the number so far."""
+    count, inside = 0, str(folder)
+
+    def note(event: str, arguments: tuple) -> None:
+        nonlocal count
+        written = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES
+        if written or event in ("os.rename", "os.remove", "os.mkdir", "os.truncate"):
+            place = arguments[0]
+            if isinstance(place, (str, os.PathLike)) and str(Path(place).absolute()).startswith(inside):
+                count += 1
+                if count == kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(note)
+
+    def so_far() -> Iterator[int]:
+        while True:
+            yield count
+
+    return so_far()
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    """All files that a run leaves, without what depends on the clock."""
+    files = {path.relative_to(folder).as_posix(): path for part in ("weights", "found") for path in (folder / part).rglob("*") if path.is_file()}
+    return {name: timeless(path) for name, path in sorted(files.items())}
+
+
+def timeless(path: Path) -> bytes:
+    if path.name == "training.jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return json.dumps([{name: value for name, value in row.items() if name not in ("seconds", "pictures_per_second")} for row in rows]).encode()
+    return path.read_bytes()
+
+
+def half_written(folder: Path, whole: dict[str, bytes]) -> Iterator[str]:
+    """Files under their own names that are neither whole nor meant to grow."""
+    for path in (path for part in ("weights", "found") for path in (folder / part).rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.name.startswith("."):
+            continue
+        if path.name == checkpoint.TRAINING_STATE:
+            try:
+                checkpoint.read_state(path)
+            except ValueError as error:
+                yield str(error)
+        elif path.suffix == ".jsonl":
+            if path.read_bytes().count(b"\n") > whole[name].count(b"\n") + whole[name].count(b"}, {") + 1:
+                yield f"{name} has too many rows"
+        elif path.name != "predictions.csv" and path.read_bytes() != whole.get(name):
+            yield f"{name} is half-written"
+
+
+def prepared(folder: Path, base: Path, stage: Stage, unbroken: dict[str, Path]) -> Path:
+    """`folder` as it is before the stage."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(base, folder)
+    for need in stage.needs:
+        shutil.copytree(unbroken[need], folder, dirs_exist_ok=True)
+    return folder
+
+
+def break_and_repeat(work: Path, stage: Stage, whole: dict[str, bytes], kill: Callable[[], tuple[int, str, int]], code: int, tally: Tally) -> None:
+    moment = f"{stage.name}, kill {tally.kills}"
+    tally.kills += 1
+    tally.late += kill()[0] != -signal.SIGKILL
+    tally.halves += [f"{moment}: {fault}" for fault in half_written(work, whole)]
+    again, said, _ = run(work, (*stage.arguments, *stage.again))
+    if again != code:
+        tally.failed.append(f"{moment}: exit code {again}: {said[-500:]}")
+        return
+    found = content_of(work)
+    tally.left += [f"{moment}: {name} is left over" for name in found.keys() - whole.keys()]
+    tally.differing += [f"{moment}: {name} differs" for name in whole if found.get(name) != whole[name]]
+
+
+def faults_of(stage: Stage, kills: int, rng: random.Random, base: Path, work: Path, unbroken: dict[str, Path]) -> Tally:
+    tally = Tally()
+    prepared(work, base, stage, unbroken)
+    began = time.monotonic()
+    code, said, writes = run(work, stage.arguments)
+    seconds = time.monotonic() - began
+    if code:
+        raise SystemExit(f"{stage.name} fails without a kill: {said}")
+    whole = content_of(work)
+    unbroken[stage.name] = base.parent / f"unbroken {stage.name}"
+    shutil.copytree(work, unbroken[stage.name])
+    for number in range(kills):
+        prepared(work, base, stage, unbroken)
+        at, after = rng.randint(1, writes), rng.uniform(0, seconds)
+        place: dict[str, float | int] = {"kill_at": at} if number % 2 == 0 else {"kill_after": after}
+        break_and_repeat(work, stage, whole, lambda place=place: run(work, stage.arguments, **place), code, tally)  # type: ignore[misc]
+    return tally
+
+
+def main_() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="of training, adaptation, detection and input")
+    options = parser.parse_args()
+    stages = [stage for stage in STAGES if options.only is None or stage.name in options.only]
+    torch.set_num_threads(1)
+    rng, faults = random.Random(options.seed), []
+    print(f"{'stage':14}{'kills':>7}{'late':>6}{'half-written':>14}{'left over':>11}{'differing':>11}{'failed':>8}{'seconds':>9}")
+    with tempfile.TemporaryDirectory() as temporary:
+        base, work, unbroken = Path(temporary).resolve() / "base", Path(temporary).resolve() / "work", {}
+        make_data(base / "data" / "nut")
+        (base / "c.yaml").write_text(yaml.safe_dump(CONFIGURATION), encoding="utf-8")
+        for number, stage in enumerate(stages):
+            began = time.monotonic()
+            kills = options.kills // len(stages) + (number < options.kills % len(stages))
+            tally = faults_of(stage, kills, rng, base, work, unbroken)
+            faults += tally.faults
+            counts = (len(tally.halves), len(tally.left), len(tally.differing), len(tally.failed))
+            print(
+                f"{stage.name:14}{tally.kills:7}{tally.late:6}{counts[0]:14}{counts[1]:11}{counts[2]:11}{counts[3]:8}{time.monotonic() - began:9.0f}"
+            )
+            sys.stdout.flush()
+    print("\n".join(faults))
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main_())

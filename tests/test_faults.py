@@ -1,0 +1,283 @@
+"""What happens to what is there when a disk is full, turns read-only or goes away, and when runs are killed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import calibration
+import checkpoint
+import locks
+import logs
+import sample_set
+import train
+from drawing import Panel, Tops
+from results import Predictions, Writer
+from unet import UNet
+
+ROOT = Path(__file__).parents[1]
+SHAPE = {"image_size": 8, "base_channels": 8, "channel_multipliers": (1,), "blocks_per_level": 1, "attention_sizes": (), "heads": 1}
+
+
+class Disk:
+    """A small file system of its own, to be spoilt."""
+
+    def __init__(self, place: Path):
+        self.place, self.folder = place, place / "nut"
+
+    def mount(self) -> None:
+        self.place.mkdir(parents=True)
+        mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(self.place)]
+        if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("only root may mount a small file system")
+        self.folder.mkdir()
+
+    def fill(self) -> None:
+        with (self.place / "filler").open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"x" * 4096)
+            except OSError:
+                pass
+
+    def turn_read_only(self) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(self.place)], check=True)
+
+    def go_away(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.place)], check=True)
+
+    def content(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.folder.rglob("*") if path.is_file() and path.name != locks.LOCK}
+
+
+@pytest.fixture
+def disk(tmp_path):
+    disk = Disk(tmp_path / "disk")
+    disk.mount()
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk.place)], capture_output=True)
+
+
+class Extractor(nn.Module):
+    """What a file of features is made of."""
+
+    name = "resnet50"
+    network = nn.Linear(2, 2)
+
+
+def many_rows(add: Callable[[], None]) -> None:
+    """A line fits into what is left of the last block, thousands do not."""
+    for _ in range(5000):
+        add()
+
+
+def panel() -> Panel:
+    grey, ramp = np.full((8, 8, 3), 90, np.uint8), np.zeros((8, 8))
+    return Panel("p", 0.5, grey, grey, ramp, ramp, ramp, None, (8, 8))
+
+
+def a_calibration() -> calibration.Calibration:
+    return calibration.Calibration(1.0, 2.0, (0.1,), (0.5,) * calibration.PIXEL_RATES.size, True, {}, {})
+
+
+def predictions_row() -> dict:
+    return {"path": "p.png", "verdict": "normal", "score": 0.5, "p_value": 1.0, "regions": [], "error": ""}
+
+
+def spool(folder: Path) -> None:
+    with Writer(folder).spool() as kept:
+        many_rows(lambda: kept.add(np.zeros(1000, np.float32)))
+
+
+CHECKPOINTS, RESULTS = "change model.checkpoint_dir", "choose another folder with --output"
+WRITES: dict[str, tuple[Callable[[Path], object], str]] = {  # kind of file → how it is written, where else it might go
+    "2": (lambda folder: checkpoint.save_unet(folder / "2", UNet(**SHAPE)), CHECKPOINTS),
+    "training.state": (lambda folder: checkpoint.save_training_state(folder, {"made_with": {}}), CHECKPOINTS),
+    "feat1": (lambda folder: checkpoint.save_features(folder / "feat1", Extractor()), CHECKPOINTS),
+    "calibration.json": (lambda folder: checkpoint.save_calibration(folder, a_calibration()), CHECKPOINTS),
+    "training.jsonl": (
+        lambda folder: many_rows(lambda: log_of(folder).add(1, 1, 1.0, 1.0, 1, 1.0)),
+        CHECKPOINTS,
+    ),
+    "scores.csv": (lambda folder: Writer(folder).scores(["p"], [True], [0.5]), RESULTS),
+    "metrics.json": (lambda folder: Writer(folder).metrics({"pro": 0.5}), RESULTS),
+    "misclassifications.csv": (
+        lambda folder: Writer(folder).misclassifications(["p"], ["missed"], [0.5], 1.0),
+        RESULTS,
+    ),
+    "figures/p.png": (lambda folder: Writer(folder).figure("p", panel(), Tops(1, 1, 1)), RESULTS),
+    "anomaly_maps/nut/p.tiff": (
+        lambda folder: Writer(folder).raw_map("p", np.zeros((9, 9), np.float32), "nut"),
+        RESULTS,
+    ),
+    "outlines/p.png": (lambda folder: Writer(folder).picture("p.png", Image.new("L", (9, 9)), "outlines"), RESULTS),
+    "predictions.json": (lambda folder: Predictions(folder, {}), RESULTS),
+    "predictions.jsonl": (lambda folder: many_rows(lambda: rows_of(folder).add(predictions_row())), RESULTS),
+    "maps": (spool, RESULTS),
+    "sample.json": (lambda folder: sample_set.write_note(folder, {"made by": sample_set.MAKER}), "change data.data_dir"),
+}
+GROWING = ("training.jsonl", "predictions.jsonl", "maps")
+
+
+def log_of(folder: Path) -> logs.Log:
+    """The log as it is, not begun anew."""
+    log = logs.Log.__new__(logs.Log)
+    log.path, log._board = logs.path_of(folder, logs.TRAINING), None
+    return log
+
+
+def rows_of(folder: Path) -> Predictions:
+    rows = Predictions.__new__(Predictions)
+    rows._lines, rows._table = folder / "predictions.jsonl", folder / "predictions.csv"
+    return rows
+
+
+def written_before(name: str, folder: Path) -> None:
+    if name not in GROWING:
+        WRITES[name][0](folder)
+    else:
+        (folder / name).write_text('{"step": 1}\n')
+
+
+def lines_of(content: dict[str, bytes]) -> dict[str, bytes]:
+    """First lines: more may stand behind them where a file grows."""
+    return {name: body.partition(b"\n")[0] for name, body in content.items()}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_full_disk_costs_a_line_and_nothing_that_is_there(disk, name):
+    written_before(name, disk.folder)
+    before = disk.content()
+    disk.fill()
+    with pytest.raises(OSError, match="can't (write|keep maps)") as caught:
+        WRITES[name][0](disk.folder)
+    print(f"{name}: {caught.value}")
+    for words in (str(disk.folder), "No space left on device; free some space or", WRITES[name][1]):
+        assert words in str(caught.value)
+    assert not list(disk.place.rglob("*.part"))
+    after = disk.content()
+    assert after == before if name not in GROWING else lines_of(before).items() <= lines_of(after).items()
+
+
+@pytest.mark.parametrize("name", [name for name in WRITES if name != "maps"])
+def test_a_disk_that_turns_read_only_costs_a_line_and_nothing_that_is_there(disk, name):
+    written_before(name, disk.folder)
+    before = disk.content()
+    disk.turn_read_only()
+    with pytest.raises(OSError, match="can't write") as caught:
+        WRITES[name][0](disk.folder)
+    assert ("Read-only file system; " in str(caught.value) and str(disk.folder) in str(caught.value)) or "--output" in str(caught.value)
+    assert disk.content() == before
+
+
+@pytest.mark.parametrize("name", [name for name in WRITES if name not in ("maps", "predictions.json")])
+def test_nothing_is_written_where_a_network_folder_was(disk, name):
+    """What is written into the empty mount point is hidden when the folder is back."""
+    with locks.held(disk.folder, ""):
+        written_before(name, disk.folder)
+        disk.go_away()
+        with pytest.raises(OSError, match="can't write .*; bring the folder back or") as caught:
+            if name.partition(".")[0] in ("scores", "metrics", "misclassifications") or "/" in name:
+                writer = Writer.__new__(Writer)
+                writer.folder, writer._written = disk.folder, {}
+                writer.metrics({})
+            else:
+                WRITES[name][0](disk.folder)
+    assert "No such file or directory" in str(caught.value) and not list(disk.place.iterdir())
+
+
+def test_a_full_disk_while_the_sample_set_is_made(disk, monkeypatch):
+    """It is made whole by the next run."""
+    monkeypatch.setattr(sample_set, "TEXTURES", ("brick", "grass"))
+    with pytest.raises(OSError, match="can't make the sample set in .*No space left on device; free some space or change data.data_dir"):
+        sample_set.ensure_sample(disk.folder, seed=1)
+    assert json.loads((disk.folder / sample_set.NOTE).read_text()) == {"made by": sample_set.MAKER}
+    assert not list(disk.folder.glob(".*"))
+
+
+def test_a_stage_on_a_read_only_disk_ends_before_its_work(disk, run_main):
+    disk.turn_read_only()
+    for arguments in (["--train"], ["--domain_adaptation"]):
+        code, out, err = run_main(*arguments, f"model.checkpoint_dir={disk.place}")
+        assert code == 2 and err.count("\n") == 1 and f"can't write to {disk.folder}: Read-only file system; change model.checkpoint_dir" in err
+        assert "Training" not in out and "Adapting" not in out
+
+
+def test_a_calibration_that_cannot_be_kept_costs_a_word(run_main, tmp_path, disk):
+    """Detection needs no more of the checkpoint folder than to read it."""
+    assert run_main("--train", "metrics.visualisation=False")[0] == 0
+    shutil.copytree(tmp_path / "checkpoints" / "nut", disk.folder, dirs_exist_ok=True)
+    disk.turn_read_only()
+    code, out, err = run_main("--detection", "metrics.visualisation=False", f"model.checkpoint_dir={disk.place}")
+    assert code == 0 and "the calibration is not kept: can't write" in out and "Read-only file system" in out, err
+
+
+def test_killed_runs_lose_nothing():
+    """Three of the kills of `make faults`, which takes minutes."""
+    if not hasattr(os, "fork"):
+        pytest.skip("kill.py forks")
+    command = [sys.executable, "tests/kill.py", "--kills", "3", "--seed", "3", "--only", "training", "input"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and len(re.findall(r"^(training|input) +[12] ", done.stdout, re.MULTILINE)) == 2, done.stdout + done.stderr
+
+
+def test_a_log_and_rows_that_are_damaged_in_the_middle_keep_the_others(tmp_path):
+    log = logs.Log(tmp_path, logs.TRAINING, "jsonl")
+    for step in (1, 2, 3):
+        log.add(step, step, 1.0, 1.0, 1, 1.0)
+    damaged = log.path.read_text().splitlines()
+    for line in ('{"step": 2, "ep', "[]", '{"step": "2"}', "\udcff"):
+        log.path.write_text("\n".join([damaged[0], line, damaged[2]]) + "\n", errors="surrogateescape")
+        logs.Log(tmp_path, logs.TRAINING, "jsonl", 3)
+        assert log.path.read_text().splitlines() == [damaged[0], damaged[2]]
+    rows = Predictions(tmp_path, {})
+    for name in ("a", "b", "c"):
+        rows.add(predictions_row() | {"path": name})
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    for line in (lines[1][:-9], "1", '{"path": "b"}', lines[1].replace("0.5", '"x"'), lines[1].replace('"b"', '"\\ud800"'), "[" * 100_000):
+        (tmp_path / "predictions.jsonl").write_text("\n".join([lines[0], line, lines[2]]) + "\n")
+        assert Predictions(tmp_path, {}).done == {"a", "c"}
+
+
+def test_a_state_that_does_not_fit_is_refused_by_name(run_main, tmp_path):
+    """Damaged or made by hand: the training that it would go on with is named, nothing is changed."""
+    settings = ["model.epochs=200", "training.checkpoint_minutes=0.0001", "training.ema=0.5"]
+    state_path, states = tmp_path / "checkpoints" / "nut" / checkpoint.TRAINING_STATE, []
+    save = checkpoint.save_training_state
+
+    def stop_after(folder, state):
+        save(folder, state)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.checkpoint, "save_training_state", stop_after)
+        assert run_main("--train", *settings)[0] == 130
+    whole = torch.load(state_path, weights_only=True)
+    for spoil in (
+        lambda state: state["trainer"].pop("rate"),
+        lambda state: state["trainer"]["unet"].popitem(),
+        lambda state: state["trainer"]["optimizer"]["state"][0].update(exp_avg=torch.zeros(1)),
+        lambda state: state["trainer"].update(order=[10**6]),
+        lambda state: state["trainer"].update(step=-1),
+        lambda state: state.update(losses=[float("nan"), [1.0]]),
+        lambda state: state.update(losses=[1.0, []]),
+        lambda state: state.pop("losses"),
+    ):
+        state = torch.load(state_path, weights_only=True)
+        spoil(state)
+        torch.save(state, state_path)
+        states.append(state_path.read_bytes())
+        code, _, err = run_main("--train", "--resume", *settings)
+        assert code == 2 and f"{state_path} is damaged" in err and "train without --resume" in err and err.count("\n") == 1
+        assert state_path.read_bytes() == states[-1]
+        torch.save(whole, state_path)
