@@ -81,7 +81,7 @@ def load_training_state(folder: Path, made_with: dict[str, Any]) -> dict[str, An
     if state.get("format") != TRAINING_FORMAT:
         raise ValueError(f"{path} is not the state of a training of this version; train without --resume")
     check_complete(path, state, "made_with")
-    differing = differences(as_stored(state["made_with"]), as_stored(made_with))
+    differing = differences(plain_values(path, state["made_with"]), as_stored(made_with))
     if differing:
         raise ValueError(f"{path} is of another training: {differing}; set that again, or train without --resume")
     check_complete(path, state, "trainer")
@@ -100,7 +100,7 @@ def is_made(folder: Path, epoch: int, made_with: dict[str, Any], prefix: str = "
     """Whether the weights of this epoch are there and of these settings and pictures."""
     path = epochs_in(folder, prefix).get(epoch)
     theirs = read_state(path).get("made_with") if path else None
-    return isinstance(theirs, dict) and as_stored(theirs) == as_stored(made_with)
+    return path is not None and isinstance(theirs, dict) and plain_values(path, theirs) == as_stored(made_with)
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
@@ -232,7 +232,16 @@ def check_complete(path: str | Path, content: dict[str, Any], *parts: str) -> No
         raise ValueError(f"{path} is incomplete: it holds no {missing[0]}; replace or remove it")
 
 
+def plain_values(path: str | Path, part: dict[str, Any]) -> dict[str, Any]:
+    """A part of a file to compare with ours: numbers, texts and lists, and words for tensors. Raises ValueError where it is nested without end."""
+    try:
+        return as_stored(part)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it holds no plain values where it should; replace or remove it") from error
+
+
 def compare_architectures(path: str | Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    theirs, ours = plain_values(path, theirs), as_stored(ours)
     differing = [name for name in ours if name not in WITHOUT_WEIGHTS and theirs.get(name) != ours[name]]
     if differing:
         sides = "; ".join(f"{name} is {theirs.get(name)} in the file, {ours[name]} in the configuration" for name in differing)

@@ -43,8 +43,9 @@ def check(trainer: Resumable, state: dict[str, Any], pictures: int, most_steps: 
     alike(state["optimizer"]["param_groups"], ours["optimizer"]["param_groups"], "optimizer")
     weights = list(trainer.unet.parameters())
     for index, kept in state["optimizer"]["state"].items():
+        weight = weights[index]
         for name, value in kept.items():
-            alike(value, torch.zeros(()) if name == "step" else weights[index], f"optimizer.{index}.{name}")
+            alike(value, torch.zeros(()) if name == "step" else weight, f"optimizer.{index}.{name}")
     if not 0 <= state["step"] <= most_steps or not all(type(index) is int and 0 <= index < pictures for index in state["order"]):
         raise ValueError("its place is none in this training")
 

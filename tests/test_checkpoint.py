@@ -110,3 +110,15 @@ def test_given_weights_go_before_feat0(folder, tmp_path):
     extractor, origin = checkpoint.restore_features(folder, 0, "resnet50", tmp_path / "weights")
     assert origin == str(tmp_path / "weights")
     torch.testing.assert_close(extractor.network.state_dict(), source.network.state_dict())
+
+
+@pytest.mark.parametrize("strange", [torch.zeros(2, 2), (torch.zeros(2),), "8", None])
+def test_an_architecture_of_strange_values_is_of_another_network(folder, strange):
+    unet = UNet(**SMALL)
+    content = {"format": checkpoint.FORMAT, "network": "unet", "weights": unet.state_dict()}
+    checkpoint.save(folder / "1", content | {"architecture": unet.architecture | {"base_channels": strange}})
+    with pytest.raises(ValueError, match="(?s)base_channels is .* in the file, 8 in the configuration"):
+        checkpoint.load_unet(folder / "1", unet)
+    checkpoint.save(folder / "1", content | {"architecture": unet.architecture | {"base_channels": {(1, 2): 3}}})
+    with pytest.raises(ValueError, match="is damaged: it holds no plain values"):
+        checkpoint.load_unet(folder / "1", unet)

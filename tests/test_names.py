@@ -63,7 +63,7 @@ def test_ordinary_names_are_left_alone(name):
     assert names.stays_inside(name, windows=True) and names.safe_path(name, windows=True) == name
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.lists(NAMES, min_size=1, max_size=6, unique=True), st.booleans())
 def test_files_made_of_pictures_stay_inside_and_apart(pictures, windows):
     stems = names.file_stems(pictures, windows)
