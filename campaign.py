@@ -15,8 +15,8 @@ import parallel
 import report
 import sample_set
 import tables
-from config import Settings
 from dataset import categories_in
+from settings import Settings
 from tables import Outcome
 
 STAGES = ("train", "domain_adaptation", "detection")

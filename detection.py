@@ -24,11 +24,11 @@ import runtime
 import tiles
 from anomaly_map import Region, batch_ratio, combine, feature_distance, pixel_distance, regions_of, resized, smooth
 from calibration import Calibration
-from config import Settings
 from dataset import ImageFolder, Item, View, to_unit_range
 from ddad import NoiseSchedule, gaussian_draws, picture_draws, reconstruct
 from parallel import ALONE, Group
 from pictures import as_image
+from settings import AUTO, Settings
 
 Draws = Callable[[Tensor], Callable[[], Tensor]]  # pictures (B, C, S, S) of one pass → draw()
 Picture = Image.Image | NDArray[Any] | str | Path
@@ -114,7 +114,7 @@ class Detector:
     false_positive_rate: float = 0.01
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = config.AUTO) -> "Detector":
+    def load(cls, folder: str | Path, device: str = AUTO) -> "Detector":
         """The detector that the calibration in a category's checkpoint folder describes; the folder may have been moved (but not a file of
         model.backbone_weights).
 

@@ -15,12 +15,12 @@ import manifest
 import parallel
 import runtime
 from calibration import weights_hash
-from config import Settings
 from dataset import ImageFolder, View, full_batches, shuffled_batches
 from ddad import NoiseSchedule, gaussian_draws, reconstruct
 from feature_extractor import FeatureExtractor
 from files import ensure_writable
 from runtime import Progress
+from settings import Settings
 from unet import UNet
 
 LEARNING_RATE = 1e-4  # AdamW, as published

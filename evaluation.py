@@ -23,12 +23,12 @@ import report
 import runtime
 from anomaly_map import resized
 from calibration import Calibration
-from config import PER_IMAGE, Settings
 from dataset import NORMAL, ImageFolder, Item, View
 from detection import Detector, Finding, build, calibrated, findings_of, stream_noise
 from figures import METRICS, Figures, Metric, measure, metric_lines, verdict_lines
 from names import file_stems
 from results import MISCLASSIFIED, Writer, place
+from settings import PER_IMAGE, Settings
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,6 @@ import detection
 import drawing
 import runtime
 from anomaly_map import resized
-from config import Settings
 from dataset import ImageFolder, View
 from detection import Detector, Finding
 from files import whole_file
@@ -23,6 +22,7 @@ from pictures import defective, read_picture
 from result_folder import Row as Scored
 from result_folder import rows_of
 from results import SCORES
+from settings import PER_IMAGE, Settings
 from tables import results_in
 
 BEST, WORST = "best", "worst"
@@ -87,7 +87,7 @@ def detector_of(settings: Settings, weights: str, folder: Path) -> Detector:
     detector, settings, _ = detection.build(settings, settings.checkpoint_folder, runtime.choose_device(settings.model.device))
     if detector.networks.hash() != weights:
         raise ValueError(f"the weights in {settings.checkpoint_folder} are not those of {folder}; run --detection again for a new result")
-    if settings.score.protocol == config.PER_IMAGE:
+    if settings.score.protocol == PER_IMAGE:
         return detection.calibrated(detector, settings)
     print(f"{folder}: maps are weighed by the maxima of the chosen pictures, as score.protocol is published")
     return detector

@@ -15,12 +15,12 @@ from PIL import Image
 import drawing
 import parallel
 import runtime
-from config import PER_IMAGE, Settings
 from dataset import pictures_below, read_ahead
 from detection import Detection, Detector, build, calibrated, fingerprint
 from names import file_stems
 from pictures import read_picture
 from results import Predictions, Writer
+from settings import PER_IMAGE, Settings
 
 FORMAT = "ddad-predictions-1"
 DRAWN = ("heatmaps", "outlines", "anomaly_maps")  # subfolders of the output

@@ -12,10 +12,12 @@ from typing import Any
 
 import config
 import own_pictures
+import published
 import published_sets
 from archives import opened, relative_path
 from layout import TEST_GOOD, TRAIN_GOOD, Plan, make
 from published_sets import ONE_CLASS, About, Planned, published_counts
+from settings import AUTO
 
 NAMES = {"visa": "VisA", "mvtec": "MVTec", "mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD", "folder": "own"}  # data.name, and the folder's
 NORMAL_NAMES = ("good", "normal", "ok", "train")  # folders that do not name what is on the pictures
@@ -125,14 +127,14 @@ def next_command(request: Request, plan: Plan, data_dir: Path, configuration: st
     wanted: dict[str, object] = {"data.name": name, "data.data_dir": data_dir, "data.category": plan.category}
     if not given("model.checkpoint_dir", overrides) and before["data"]["name"] != name:
         wanted["model.checkpoint_dir"] = before["model"]["checkpoint_dir"].parent / name
-    row = config.published_table().get(plan.category, {})
+    row = published.table().get(plan.category, {})
     if row.get("data_set") != name:
-        wanted |= {f"model.{key}": value for key, value in FIRST_TRY.items() if model[key] == config.AUTO}
+        wanted |= {f"model.{key}": value for key, value in FIRST_TRY.items() if model[key] == AUTO}
     if plan.without_mask():
         wanted["data.mask"] = False
     most = learnable(plan.count(TRAIN_GOOD), after["calibration"])
     batch = after["data"]["batch_size"]
-    if most < (config.BY_NETWORK["batch_size"][model["DDADS"]] if batch == config.AUTO else batch):
+    if most < (config.BY_NETWORK["batch_size"][model["DDADS"]] if batch == AUTO else batch):
         wanted["data.batch_size"] = most
     kept = [override for override in overrides if override.partition("=")[0] not in wanted]
     changed = [f"{key}={value}" for key, value in wanted.items() if before[key.partition(".")[0]][key.partition(".")[2]] != value]
@@ -142,5 +144,5 @@ def next_command(request: Request, plan: Plan, data_dir: Path, configuration: st
 
 def learnable(normal: int, calibration: dict[str, Any]) -> int:
     """How many of the pictures in train/good are left to learn from."""
-    share = config.HELD_OUT if calibration["share"] == config.AUTO else calibration["share"]
+    share = config.HELD_OUT if calibration["share"] == AUTO else calibration["share"]
     return normal - (min(max(1, round(share * normal)), calibration["pictures"], normal - 1) if share else 0)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from config import PUBLISHED_FIGURES
+import published
 from files import whole_file
 from names import file_stems
 from result_folder import ResultFolder, read
@@ -129,7 +129,7 @@ def described(category: ResultFolder, pictures: Mapping[int, Mapping[str, str]])
 def plots_of(category: ResultFolder) -> list[Plot]:
     """ROC, overlap of regions, and training."""
     curves, figures = category.curves, category.figures
-    areas = {key: f" {percent(figures[key])} %" if key in figures else "" for key in PUBLISHED_FIGURES}
+    areas = {key: f" {percent(figures[key])} %" if key in figures else "" for key in published.FIGURES}
     kinds = (("pictures", "image_roc", "image_auroc"), ("pixels", "pixel_roc", "pixel_auroc"))
     rates = [Line(curves[name], kind, f"AUROC of {kind}{areas[area]}") for kind, name, area in kinds if curves.get(name)]
     overlap, training = curves.get("pro", []), curves.get("training", [])
@@ -206,11 +206,11 @@ def figures_of(category: ResultFolder) -> dict[str, Any]:
 
 def overview(categories: Sequence[ResultFolder]) -> dict[str, Any]:
     """A line a category, and the means where all categories have the figure."""
-    head = ["category", *(title for key in PUBLISHED_FIGURES for title in (NAMES[key].split(" to ")[0], "paper", "difference"))]
+    head = ["category", *(title for key in published.FIGURES for title in (NAMES[key].split(" to ")[0], "paper", "difference"))]
     lines = [
-        [one.name, *(cell for key in PUBLISHED_FIGURES for cell in compared(one.figures.get(key), one.published.get(key)))] for one in categories
+        [one.name, *(cell for key in published.FIGURES for cell in compared(one.figures.get(key), one.published.get(key)))] for one in categories
     ]
-    means = [(mean([one.figures.get(key) for one in categories]), mean([one.published.get(key) for one in categories])) for key in PUBLISHED_FIGURES]
+    means = [(mean([one.figures.get(key) for one in categories]), mean([one.published.get(key) for one in categories])) for key in published.FIGURES]
     return {"head": head, "lines": lines, "mean": ["mean", *(cell for pair in means for cell in compared(*pair))]}
 
 

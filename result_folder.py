@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import published_figures
+import published
 from manifest import MANIFEST
 from metrics import youden_threshold
 from results import CURVES, METRICS, SCORES, read_json
@@ -49,7 +49,7 @@ class ResultFolder(NamedTuple):
     @property
     def published(self) -> dict[str, float]:
         """The paper's values in percent, of the category of this name; none where the manifest names another data set."""
-        return published_figures(self.name, self.manifest.get("data_set"))
+        return published.figures(self.name, self.manifest.get("data_set"))
 
 
 def read(folder: Path) -> ResultFolder:

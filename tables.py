@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 import config
 import manifest
+import published
 import spreadsheet
 from files import whole_file
 
@@ -34,7 +35,7 @@ class Outcome(NamedTuple):
 
 def summary_rows(outcomes: Iterable[Outcome]) -> list[Row]:
     """A row a category in the paper's order, then those that are not in it; figures in percent, None where there is none; the mean last."""
-    order = list(config.published_table())
+    order = list(published.table())
     ordered = sorted(outcomes, key=lambda one: (order.index(one.category) if one.category in order else len(order), one.category))
     rows = [summary_row(one) for one in ordered]
     done = [row for row in rows if not row["error"]]
@@ -45,7 +46,7 @@ def summary_rows(outcomes: Iterable[Outcome]) -> list[Row]:
 
 def summary_row(outcome: Outcome) -> Row:
     there = manifest.load(outcome.folder) if outcome.folder else {"metrics": {}, "settings": {}, "data_set": None}
-    paper = config.published_figures(outcome.category, str(there["data_set"]))
+    paper = published.figures(outcome.category, str(there["data_set"]))
     row: Row = {"category": outcome.category}
     for name in FIGURES:
         ours, theirs = percent(there["metrics"].get(name)), paper.get(name)
@@ -115,9 +116,9 @@ def in_markdown(text: str) -> str:
 
 def published_table(data_set: str) -> str:
     """The paper's results and settings of MVTec AD or VisA, with the mean. Raises ValueError for another name."""
-    rows = [row for row in config.published_table().values() if row["data_set"].lower() == data_set.lower()]
+    rows = [row for row in published.table().values() if row["data_set"].lower() == data_set.lower()]
     if not rows:
-        known = sorted({row["data_set"] for row in config.published_table().values()})
+        known = sorted({row["data_set"] for row in published.table().values()})
         raise ValueError(f"nothing is published for {data_set!r}{config.nearest(data_set, known)}; take {' or '.join(known)}")
     settings = [name for name in rows[0] if name not in ("data_set", "category", *FIGURES)]
     body = [[row["category"], *(f"{float(row[name]):.1f}" for name in FIGURES), *(row[name] for name in settings)] for row in rows]

@@ -23,12 +23,12 @@ import logs
 import parallel
 import resumption
 import runtime
-from config import Settings
 from dataset import ImageFolder, View, full_batches, random_squares, shuffled
 from ddad import NoisePredictor, NoiseSchedule, noise_loss
 from files import ensure_writable
 from findings import brief
 from runtime import Progress
+from settings import Settings
 from unet import UNet
 
 LOSS_WINDOW = 100  # steps over which the shown loss is averaged

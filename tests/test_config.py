@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import config
+import published
 import unet
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +98,7 @@ def test_config_yaml_names_every_key():
 
 
 def test_auto_is_the_published_value_of_each_category():
-    table = config.published_table()
+    table = published.table()
     assert len(table) == 27
     for category, row in table.items():
         loaded = config.load(ROOT / "config.yaml", [f"data.name={row['data_set']}", f"data.category={category}", "model.load_chp=auto"])
@@ -109,7 +110,7 @@ def test_auto_is_the_published_value_of_each_category():
 
 @pytest.mark.parametrize(("data_set", "means"), [("MVTec", (99.8, 98.1, 92.3)), ("VisA", (98.9, 97.6, 92.7))])
 def test_the_published_table_has_the_published_means(data_set, means):
-    rows = [row for row in config.published_table().values() if row["data_set"] == data_set]
+    rows = [row for row in published.table().values() if row["data_set"] == data_set]
     for column, mean in zip(("image_auroc", "pixel_auroc", "pro"), means, strict=True):
         assert round(sum(float(row[column]) for row in rows) / len(rows), 1) == mean
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from test_train import gradients
 
 import logs
+import parallel
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -53,14 +55,9 @@ def test_two_processes_make_one_run(tiny_config, tmp_path, run_main, category):
     files = ["2", "adaptation.jsonl", "calibration.json", "feat0", "feat1", "training.jsonl"]
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()) == files
 
-    losses = [logs.lines(tmp_path / "checkpoints" / "nut", logs.ADAPTATION)[0]["loss"]]
-    assert run_main("--domain_adaptation", "--detection", "--output", str(tmp_path / "results1"), *options[2:])[0] == 0
-    losses += [logs.lines(tmp_path / "checkpoints" / "nut", logs.ADAPTATION)[0]["loss"]]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-    assert two("--detection", "--output", tmp_path / "results3").returncode == 0
+    assert run_main("--detection", "--output", str(tmp_path / "results1"), *options[2:])[0] == 0
     for name in ("scores.csv", "metrics.json"):
-        assert (tmp_path / "results3" / name).read_bytes() == (tmp_path / "results1" / name).read_bytes()
+        assert (tmp_path / "results2" / name).read_bytes() == (tmp_path / "results1" / name).read_bytes()
 
     source = category / "test" / "crack"
     (source / "damaged.png").write_text("no picture")
@@ -68,8 +65,15 @@ def test_two_processes_make_one_run(tiny_config, tmp_path, run_main, category):
     assert two("--detection", "--input", source, "--output", tmp_path / "found2").returncode != 0
     assert (tmp_path / "found2" / "predictions.csv").read_bytes() == (tmp_path / "found1" / "predictions.csv").read_bytes()
 
+    losses = [logs.lines(tmp_path / "checkpoints" / "nut", logs.ADAPTATION)[0]["loss"]]
+    assert run_main("--domain_adaptation", *options[2:])[0] == 0
+    losses += [logs.lines(tmp_path / "checkpoints" / "nut", logs.ADAPTATION)[0]["loss"]]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
-def test_processes_must_divide_the_batch(tiny_config):
-    command = [*TORCHRUN, "main.py", "--config", str(tiny_config), "--train", "data.batch_size=5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode != 0 and "data.batch_size is 5, which 2 processes do not divide" in done.stderr
+
+@pytest.mark.parametrize(("stage", "setting"), [("--train", "data.batch_size=5"), ("--domain_adaptation", "data.DA_batch_size=6")])
+def test_processes_must_divide_the_batch(run_main, monkeypatch, stage, setting):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(parallel, "joined", lambda: nullcontext(parallel.ALONE))
+    code, _, err = run_main(stage, setting)
+    assert code == 2 and setting.replace("=", " is ") in err and "2 processes do not divide" in err

@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics", "tiles"}
 FILES = {"dataset", "pictures", "checkpoint", "files", "results", "logs", "manifest", "names"}
-STAGE = METHOD | FILES | {"config", "parallel", "runtime"}
+STAGE = METHOD | FILES | {"parallel", "runtime", "settings"}
 ALLOWED: dict[str, set[str]] = {
-    **{room: set() for room in (*METHOD, "runtime", "calibration", "parallel", "drawing", "resumption")},
-    "config": {"names"},
+    **{room: set() for room in (*METHOD, "settings", "published", "runtime", "calibration", "parallel", "drawing", "resumption")},
+    "config": {"names", "published", "settings"},
     "feature_extractor": {"downloads"},  # its pretrained weights
     # pictures, weights and results on disk
     **{room: set() for room in ("depth", "annotations", "likeness", "findings", "locks", "names", "spreadsheet", "downloads")},
@@ -29,24 +29,24 @@ ALLOWED: dict[str, set[str]] = {
     "layout": {"dataset", "files", "locks", "pictures", "runtime"},
     "published_sets": {"archives", "dataset", "layout", "near_duplicates", "pictures"},
     "own_pictures": {"annotations", "dataset", "layout", "near_duplicates", "pictures"},
-    "preparation": {"archives", "config", "layout", "own_pictures", "published_sets"},
+    "preparation": {"archives", "config", "layout", "own_pictures", "published", "published_sets", "settings"},
     "looks": {"dataset", "likeness", "pictures", "runtime"},
     "contact_sheet": {"files", "pictures"},
     "doctor": {"contact_sheet", "dataset", "findings", "likeness", "looks", "pictures"},
     # stages
     "train": STAGE | {"doctor", "findings", "resumption"},
     "domain_adaptation": STAGE | {"calibration"},
-    "detection": METHOD | {"dataset", "pictures", "checkpoint", "calibration", "config", "parallel", "runtime"},
+    "detection": METHOD | {"dataset", "pictures", "checkpoint", "calibration", "config", "parallel", "runtime", "settings"},
     "curves": {"metrics"},
     "figures": {"curves", "metrics"},
     "evaluation": STAGE | {"calibration", "curves", "detection", "drawing", "figures", "report"},  # stage 3 on labelled test pictures
     "inspection": STAGE | {"calibration", "detection", "drawing"},  # stage 3 on any pictures
     # several categories, and what is made of results
-    "result_folder": {"config", "manifest", "metrics", "results"},
-    "report": {"config", "files", "names", "result_folder", "results"},  # made of results folders alone
-    "tables": {"config", "files", "manifest", "spreadsheet"},
-    "figure": STAGE | {"detection", "drawing", "result_folder", "tables"},
-    "campaign": {"config", "dataset", "parallel", "report", "sample_set", "tables"},  # and the stages, by name
+    "result_folder": {"published", "manifest", "metrics", "results"},
+    "report": {"published", "files", "names", "result_folder", "results"},  # made of results folders alone
+    "tables": {"config", "files", "manifest", "published", "spreadsheet"},
+    "figure": STAGE | {"config", "detection", "drawing", "result_folder", "tables"},
+    "campaign": {"config", "settings", "dataset", "parallel", "report", "sample_set", "tables"},  # and the stages, by name
     "rerun": {"campaign", "config", "manifest", "result_folder", "results"},
     "main": {"campaign", "config", "doctor", "figure", "parallel", "preparation", "rerun", "tables"},
 }
