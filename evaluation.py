@@ -77,6 +77,8 @@ def run(settings: Settings, output: Path | None = None, force: bool = False) -> 
     if finished:
         print(f"{settings.data.category} is done: {folder} is of these weights, settings and pictures; --force does it again")
         say(Figures.stored(manifest.load(folder)["metrics"]), settings)
+        if parallel.group().leads and not (folder / report.PAGE).exists():  # killed before its last write
+            report.write(folder / report.PAGE, [folder])
         return folder
     runtime.announce(
         f"Detecting defects of {settings.data.category}",
@@ -97,6 +99,7 @@ def judge(detector: Detector, pictures: ImageFolder, writer: Writer, made: dict[
     """Score the pictures, and write and say what comes of it."""
     data, model = settings.data, settings.model
     began = time.monotonic()
+    writer.begin()
     if settings.score.protocol == PER_IMAGE:
         detector = calibrated(detector, settings)
     results = scored(detector, pictures, findings_in(detector, pictures, settings), writer, settings)
@@ -114,6 +117,7 @@ def judge(detector: Detector, pictures: ImageFolder, writer: Writer, made: dict[
     content = write(writer, results, figures, detector, settings)
     seconds = {**logs.seconds(settings.checkpoint_folder), "detection": time.monotonic() - began}
     writer.manifest(made, seconds, content)
+    writer.metrics(content)
     print(f"{data.category}: {counted(results)} in {seconds['detection']:.0f} s; {scored_part(settings)}")
     if results.vanished:
         print(f"  {results.vanished} defective pictures have no defect left in their mask at this size; for pixels they count as normal")
@@ -231,7 +235,7 @@ def panel(item: Item, finding: Finding) -> drawing.Panel:
 
 
 def write(writer: Writer, results: Results, figures: Figures, detector: Detector, settings: Settings) -> dict[str, Any]:
-    """Tables and metrics.json, whose content is returned."""
+    """Tables and curves; returns what metrics.json is to hold."""
     kept, labels, scores = detector.calibration, results.labels, results.scores
     content = {**figures.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings), "vanished_defects": results.vanished}
     verdicts = threshold = None
@@ -244,7 +248,6 @@ def write(writer: Writer, results: Results, figures: Figures, detector: Detector
         writer.scores(results.paths, labels, scores)
         threshold = youden(scores, labels)
         verdicts = None if threshold is None else scores >= threshold
-    writer.metrics(content)
     writer.curves({**figures.lines, "training": curves.training(logs.lines(settings.checkpoint_folder, logs.TRAINING))})
     if settings.metrics.misclassifications and verdicts is not None and threshold is not None:
         errors = [error_of(label, verdict) for label, verdict in zip(labels, verdicts, strict=True)]

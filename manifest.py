@@ -66,7 +66,7 @@ def peak_memory() -> int | None:
 
 
 def write(folder: Path, made: Mapping[str, Any], *, seconds: Mapping[str, float], metrics: Mapping[str, Any], remedy: str) -> None:
-    """The last file of a result: where it is, the result is whole."""
+    """manifest.json of a result with these `metrics`."""
     data, model = made["settings"]["data"], made["settings"]["model"]
     content = {
         "format": FORMAT,

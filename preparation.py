@@ -88,9 +88,8 @@ def planned(request: Request, root: Path, values: dict[str, dict[str, Any]], ove
 
 
 def named_after(folder: Path) -> str:
-    """The name of the folder or, where that says good, of the one above."""
-    name = folder.parent.name if folder.name.lower() in NORMAL_NAMES else folder.name
-    return name or "own"
+    """The name of the folder or, where that says good or train, of the first one above that does not."""
+    return next((place.name for place in (folder, *folder.parents) if place.name.lower() not in NORMAL_NAMES), "") or "own"
 
 
 def prepare(about: About, plan: Plan, data_dir: Path) -> None:

@@ -94,6 +94,7 @@ class Writer:
         self._table(SCORES, ["path", "label", "score", *further], zip(*columns, strict=True))
 
     def metrics(self, figures: dict[str, Any]) -> None:
+        """Written last: where they are, the result is whole."""
         with self._file(METRICS) as file:
             json.dump(figures, file, indent=2)
             file.write("\n")
@@ -104,8 +105,13 @@ class Writer:
             json.dump({**points, "layers": self._layers}, file)
             file.write("\n")
 
+    def begin(self) -> None:
+        """An earlier result is no longer whole from here on."""
+        for name in (METRICS, manifest.MANIFEST):
+            (self.folder / name).unlink(missing_ok=True)
+
     def manifest(self, made: Mapping[str, Any], seconds: Mapping[str, float], figures: dict[str, Any]) -> None:
-        """How the result was made; written last, as it says that the result is whole."""
+        """How the result was made."""
         manifest.write(self.folder, made, seconds=seconds, metrics=figures, remedy=REMEDY)
         self._written[manifest.MANIFEST] = 0
 
@@ -154,19 +160,19 @@ class Writer:
 def place(folder: Path, made: Mapping[str, Any]) -> tuple[Path, bool]:
     """Where a result goes that is made with `made` (manifest.py), and whether it is there already, whole.
 
-    That is `folder`, or where it holds another result the first of <folder>-2, <folder>-3, … that does not.
+    That is `folder`, or where it holds another whole result the first of <folder>-2, <folder>-3, … that does not.
     """
     for candidate in numbered(folder):
+        if not is_whole(candidate):
+            break
         if manifest.is_of(candidate, made):
             return candidate, True
-        if not holds_results(candidate):
-            break
     return candidate, False
 
 
 def free(folder: Path) -> Path:
-    """The first of <folder>, <folder>-2, … that holds no results."""
-    return next(candidate for candidate in numbered(folder) if not holds_results(candidate))
+    """The first of <folder>, <folder>-2, … that holds no result."""
+    return next(candidate for candidate in numbered(folder) if not is_whole(candidate))
 
 
 def numbered(folder: Path) -> Iterator[Path]:
@@ -175,8 +181,8 @@ def numbered(folder: Path) -> Iterator[Path]:
         yield folder.with_name(f"{folder.name}-{number}")
 
 
-def holds_results(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (METRICS, manifest.MANIFEST))
+def is_whole(folder: Path) -> bool:
+    return (folder / METRICS).exists()
 
 
 class Predictions:

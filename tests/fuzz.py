@@ -45,6 +45,7 @@ import calibration  # noqa: E402
 import checkpoint  # noqa: E402
 import config  # noqa: E402
 import dataset  # noqa: E402
+import errors  # noqa: E402
 import logs  # noqa: E402
 import main  # noqa: E402
 import manifest  # noqa: E402
@@ -522,11 +523,11 @@ def judge(kind: Kind, content: bytes, folder: Path, watch: Watch, count: Count) 
         fault = ""
     except (ValueError, OSError) as error:
         count.refused += 1
-        fault = "" if main.one_line(error) and not isinstance(error, TimeoutError) else f"no word, or longer than {LONGEST} s"
+        fault = "" if errors.one_line(error) and not isinstance(error, TimeoutError) else f"no word, or longer than {LONGEST} s"
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        spent = isinstance(error, (MemoryError, RuntimeError)) and main.memory_spent(error)
+        spent = isinstance(error, (MemoryError, RuntimeError)) and errors.memory_spent(error)
         count.refused += spent
         fault = "" if spent else traceback.format_exc()
     finally:

@@ -296,9 +296,9 @@ CASES = (
         ("can't write results to {tmp}/taken", "choose another folder with --output"),
         file_in_the_way,
     ),
-    Case("--input without --detection", ("--input", "x"), ("--input is x", "add --detection True")),
+    Case("--input without --detection", ("--input", "x"), ("--input is x", "belongs to --detection")),
     Case("--resume without --input", (*DETECT, "--resume"), ("--resume", "add --train, or name the pictures with --input")),
-    Case("--input empty", (*DETECT, "--input", ""), ("--input is empty", "name a picture or a folder")),
+    Case("--input empty", (*DETECT, "--input", ""), ("--input: it is empty", "name a file or a folder")),
     Case("--input missing", (*DETECT, "--input", "{tmp}/none"), ("no picture or folder at {tmp}/none", "--input"), trained),
     Case("--input without pictures", (*DETECT, "--input", "{tmp}/checkpoints"), ("no pictures in {tmp}/checkpoints", ".png"), trained),
     Case(

@@ -246,9 +246,9 @@ def test_the_contact_sheet_shows_folders_and_findings(sound, run_main, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--check", "--train"), "--train is asked for too; run them one after the other"),
-        (("--check", "--contact_sheet", "x.jpg"), "it goes with --check and names a .png file"),
-        (("--train", "--contact_sheet", "x.png"), "it goes with --check"),
+        (("--check", "--train"), "--check and --train are two runs"),
+        (("--check", "--contact_sheet", "x.jpg"), "it names a .png file"),
+        (("--train", "--contact_sheet", "x.png"), "which belongs to --check"),
         (("--check", "data.category=nuts"), "did you mean nut?"),
         (("--check", "data.categroy=nut"), "unknown key data.categroy"),
     ],

@@ -48,7 +48,9 @@ ALLOWED: dict[str, set[str]] = {
     "figure": STAGE | {"config", "detection", "drawing", "result_folder", "tables"},
     "campaign": {"config", "settings", "dataset", "parallel", "report", "sample_set", "tables"},  # and the stages, by name
     "rerun": {"campaign", "config", "manifest", "result_folder", "results"},
-    "main": {"campaign", "config", "doctor", "figure", "parallel", "preparation", "rerun", "tables"},
+    "errors": {"parallel"},
+    "commands": {"campaign", "config", "doctor", "errors", "figure", "parallel", "preparation", "rerun", "tables"},
+    "main": {"commands", "errors"},
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
 
