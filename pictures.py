@@ -37,7 +37,7 @@ OPENING, READING = threading.Lock(), threading.Lock()
 
 UNREADABLE = (  # what Pillow and tifffile raise on a file that is spoilt or no picture
     *(UnidentifiedImageError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, tifffile.TiffFileError),
-    *(LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
+    *(LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError, Image.DecompressionBombError),
 )
 
 Size = tuple[int, int]
