@@ -533,7 +533,7 @@ def test_really_full_disk_while_results_are_written(scene, run_main, small_disk)
     assert code == 2
     assert_one_error_line(out, err)
     assert f"can't keep maps in {small_disk}: No space left" in err and "--output" in err
-    code, out, err = run_main("--detection", *FEW_STEPS, "metrics.size=32", "--output", str(small_disk))
+    code, out, err = run_main("--detection", *FEW_STEPS, "metrics.size=32", "metrics.visualisation=True", "--output", str(small_disk))
     assert code == 2
     assert_one_error_line(out, err)
     assert f"can't write {small_disk}/figures/crack/000.png: No space left" in err and "--output" in err

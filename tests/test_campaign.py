@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-QUICK = ("model.epochs=1", "metrics.visualisation=False", "metrics.resamples=20")
+QUICK = ("model.epochs=1", "metrics.resamples=20")
 
 
 @pytest.fixture
@@ -79,9 +79,7 @@ def test_what_the_category_may_be(run_main, tmp_path):
 def test_misclassified_pictures_are_drawn(run_main, tmp_path):
     run_main("--train", "model.epochs=1")
     for protocol in ("per_image", "published"):
-        code, _, _ = run_main(
-            "--detection", "metrics.visualisation=False", "metrics.misclassifications=True", f"score.protocol={protocol}", "metrics.resamples=0"
-        )
+        code, _, _ = run_main("--detection", "metrics.misclassifications=True", f"score.protocol={protocol}", "metrics.resamples=0")
         with (tmp_path / "results" / "misclassifications.csv").open(encoding="utf-8", newline="") as file:
             wrong = {(row["error"].replace(" ", "_"), row["path"].removeprefix("test/")) for row in csv.DictReader(file)}
         there = {path.relative_to(tmp_path / "results" / "misclassified").as_posix() for path in (tmp_path / "results").rglob("*.png")}

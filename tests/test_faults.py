@@ -217,10 +217,10 @@ def test_a_stage_on_a_read_only_disk_ends_before_its_work(disk, run_main):
 
 def test_a_calibration_that_cannot_be_kept_costs_a_word(run_main, tmp_path, disk):
     """Detection needs no more of the checkpoint folder than to read it."""
-    assert run_main("--train", "metrics.visualisation=False")[0] == 0
+    assert run_main("--train")[0] == 0
     shutil.copytree(tmp_path / "checkpoints" / "nut", disk.folder, dirs_exist_ok=True)
     disk.turn_read_only()
-    code, out, err = run_main("--detection", "metrics.visualisation=False", f"model.checkpoint_dir={disk.place}")
+    code, out, err = run_main("--detection", f"model.checkpoint_dir={disk.place}")
     assert code == 0 and "the calibration is not kept: can't write" in out and "Read-only file system" in out, err
 
 

@@ -17,7 +17,7 @@ def test_which_pictures_are_chosen():
 
 def test_a_figure_is_drawn_for_print(run_main, tmp_path, category):
     results = tmp_path / "results"
-    run_main("--train", "--detection", "model.epochs=1", "metrics.visualisation=False", "metrics.resamples=0")
+    run_main("--train", "--detection", "model.epochs=1", "metrics.resamples=0")
     code, out, err = run_main("--figure", str(results), "--choose", "best", "--choose", "test/good/001.png", "--output", str(tmp_path / "a figure"))
     assert code == 0 and "3 pictures in" in out
     picture = Image.open(tmp_path / "a figure.png")

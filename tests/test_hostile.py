@@ -85,6 +85,7 @@ def test_names_of_all_kinds_go_through_all_stages(run_main, category, tmp_path):
         "model.skip=100",
         "metrics.resamples=0",
         "metrics.size=32",
+        "metrics.visualisation=True",
     ]
     before = files_below(tmp_path)
     for arguments in (["--train", "--detection"], ["--detection", "--input", str(tmp_path / "new"), "--output", str(tmp_path / "found")]):

@@ -39,8 +39,10 @@ def predictions(folder: Path) -> dict[str, dict]:
 @pytest.fixture
 def inspect(run_main, pictures, tmp_path):
     """A trained network, and inspect(*arguments) → (code, out, err) of a run over `pictures` into <tmp>/found."""
-    assert run_main("--train", "--detection", "model.epochs=20", "metrics.visualisation=False")[0] == 0
-    return lambda *arguments: run_main("--detection", "--input", str(pictures), "--output", str(tmp_path / "found"), *arguments)
+    assert run_main("--train", "--detection", "model.epochs=20")[0] == 0
+    return lambda *arguments: run_main(
+        "--detection", "--input", str(pictures), "--output", str(tmp_path / "found"), "metrics.visualisation=True", *arguments
+    )
 
 
 def test_each_picture_gets_a_verdict_and_its_pictures(inspect, tmp_path):
@@ -104,7 +106,7 @@ def test_a_second_run_continues_only_when_asked_and_tries_unreadable_pictures_ag
 def test_the_output_may_lie_anywhere(inspect, run_main, pictures, tmp_path, output):
     (pictures / "a.png").rename(pictures / "a.PNG")
     for arguments in ([], ["--resume"]):
-        code, _, err = run_main("--detection", "--input", str(pictures), "--output", str(tmp_path / output), *arguments)
+        code, _, err = run_main("--detection", "--input", str(pictures), "--output", str(tmp_path / output), "metrics.visualisation=True", *arguments)
         assert code == 3 and err == ""
         assert sorted(predictions(tmp_path / output)) == ["a.PNG", "broken.png", "sub/b.jpg", "sub/b.png"]
     assert (tmp_path / output / "heatmaps" / "a.png").is_file()
@@ -118,7 +120,7 @@ def test_a_killed_run_is_resumed_with_each_row_once(inspect, pictures, tiny_conf
     for number in range(60):
         Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(pictures / f"{number:03}.png")
     command = [sys.executable, ROOT / "main.py", "--detection", "--input", pictures, "--output", tmp_path / "found", "--config", tiny_config]
-    command += ["model.epochs=20", "metrics.visualisation=False", "metrics.raw_maps=False", "--resume"]
+    command += ["model.epochs=20", "metrics.raw_maps=False", "--resume"]
     written = tmp_path / "found" / "predictions.jsonl"
     process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
     while process.poll() is None and not (written.exists() and written.read_text().count("\n") >= 5):
@@ -127,7 +129,7 @@ def test_a_killed_run_is_resumed_with_each_row_once(inspect, pictures, tiny_conf
     process.wait()
     done = written.read_text().count("\n")
     assert 5 <= done < 60
-    code, out, err = inspect("--resume", "metrics.visualisation=False", "metrics.raw_maps=False", "model.epochs=20")
+    code, out, err = inspect("--resume", "metrics.raw_maps=False", "model.epochs=20")
     assert code == 0 and " of 60 pictures are done already" in out, err
     assert sorted(predictions(tmp_path / "found")) == [f"{number:03}.png" for number in range(60)]
     with (tmp_path / "found" / "predictions.csv").open(newline="") as file:

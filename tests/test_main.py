@@ -39,7 +39,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp_path):
-    code, out, err = run_main("--train", "--domain_adaptation", "--detection", "model.DA_chp=latest")
+    code, out, err = run_main("--train", "--domain_adaptation", "--detection", "model.DA_chp=latest", "metrics.visualisation=True")
     assert code == 0, err
     checkpoints, results = tmp_path / "checkpoints" / "nut", tmp_path / "results"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "adaptation.jsonl", "calibration.json", "feat0", "feat1", "training.jsonl"]
@@ -125,7 +125,7 @@ def test_save_model_false_saves_nothing(run_main, tmp_path):
 
 
 def test_misclassifications_are_listed(run_main, tmp_path):
-    run_main("--train", "--detection", "score.protocol=published", "metrics.misclassifications=True", "metrics.visualisation=False")
+    run_main("--train", "--detection", "score.protocol=published", "metrics.misclassifications=True")
     with (tmp_path / "results" / "misclassifications.csv").open(encoding="utf-8", newline="") as file:
         listed = {row["path"]: row["error"] for row in csv.DictReader(file)}
     table = rows(tmp_path / "results")
@@ -199,7 +199,7 @@ def test_grey_input(run_main):
 
 
 def scores_of(run_main, tmp_path, *arguments):
-    code, _, err = run_main("--detection", "metrics.visualisation=False", *arguments)
+    code, _, err = run_main("--detection", *arguments)
     assert code == 0, err
     return {row["path"]: float(row["score"]) for row in rows(tmp_path / "results")}
 

@@ -44,7 +44,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
 
 def test_two_processes_make_one_run(tiny_config, tmp_path, run_main, category):
     """They train, adapt and detect together; one of them writes and speaks. What comes out is what one process makes."""
-    options = ["--config", str(tiny_config), "model.DA_chp=1", "metrics.visualisation=False"]
+    options = ["--config", str(tiny_config), "model.DA_chp=1"]
 
     def two(*arguments):
         command = [*TORCHRUN, "main.py", *options, *map(str, arguments)]

@@ -26,7 +26,7 @@ SETS = {  # builder → flag, folder of data, categories, and (train, test good,
     "ksdd": ("ksdd", "KSDD", ["commutator"], (11, 2, 2)),
     "ksdd2": ("ksdd", "KSDD", ["surface"], (7, 6, 2)),
 }
-TINY = ("model.epochs=1", "data.image_size=16", "model.attention_sizes=[8]", "metrics.visualisation=False", "metrics.resamples=0", "model.skip=100")
+TINY = ("model.epochs=1", "data.image_size=16", "model.attention_sizes=[8]", "metrics.resamples=0", "model.skip=100")
 
 
 @pytest.fixture

@@ -194,7 +194,7 @@ def test_the_manifest_is_shown_as_far_as_it_goes(tmp_path):
 
 def test_detection_leaves_a_page(run_main, tmp_path):
     run_main("--train")
-    code, said, _ = run_main("--detection", "metrics.resamples=0")
+    code, said, _ = run_main("--detection", "metrics.resamples=0", "metrics.visualisation=True")
     folder = tmp_path / "results"
     assert code == 0 and f"page for a browser: {folder / 'report.html'}" in said and "gallery (21)" in said
     text, data, pictures = page_of(tmp_path / "again.html", folder)

@@ -6,7 +6,7 @@ from PIL import Image
 
 import manifest
 
-QUICK = ("model.epochs=1", "metrics.visualisation=False", "metrics.resamples=20")
+QUICK = ("model.epochs=1", "metrics.resamples=20")
 
 
 @pytest.fixture
