@@ -77,8 +77,8 @@ def run(settings: Settings, output: Path | None = None, force: bool = False) -> 
     if finished:
         print(f"{settings.data.category} is done: {folder} is of these weights, settings and pictures; --force does it again")
         say(Figures.stored(manifest.load(folder)["metrics"]), settings)
-        if parallel.group().leads and not (folder / report.PAGE).exists():  # killed before its last write
-            report.write(folder / report.PAGE, [folder])
+        if parallel.group().leads:
+            finish(Writer(folder))
         return folder
     runtime.announce(
         f"Detecting defects of {settings.data.category}",
@@ -93,6 +93,13 @@ def run(settings: Settings, output: Path | None = None, force: bool = False) -> 
     elif settings.score.protocol == PER_IMAGE:
         deque(findings_in(calibrated(detector, settings), pictures, settings), maxlen=0)
     return folder
+
+
+def finish(writer: Writer) -> None:
+    """What a run leaves undone that is killed behind its last figures: the page, and its lock."""
+    with writer.held():
+        if not (writer.folder / report.PAGE).exists():
+            report.write(writer.folder / report.PAGE, [writer.folder])
 
 
 def judge(detector: Detector, pictures: ImageFolder, writer: Writer, made: dict[str, Any], settings: Settings) -> None:

@@ -117,7 +117,7 @@ def test_a_killed_run_is_resumed_with_each_row_once(inspect, pictures, tiny_conf
         if path.is_file():
             path.unlink()
     rng = np.random.default_rng(0)
-    for number in range(60):
+    for number in range(30):
         Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(pictures / f"{number:03}.png")
     command = [sys.executable, ROOT / "main.py", "--detection", "--input", pictures, "--output", tmp_path / "found", "--config", tiny_config]
     command += ["model.epochs=20", "metrics.raw_maps=False", "--resume"]
@@ -128,9 +128,9 @@ def test_a_killed_run_is_resumed_with_each_row_once(inspect, pictures, tiny_conf
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = written.read_text().count("\n")
-    assert 5 <= done < 60
-    code, out, err = inspect("--resume", "metrics.raw_maps=False", "model.epochs=20")
-    assert code == 0 and " of 60 pictures are done already" in out, err
-    assert sorted(predictions(tmp_path / "found")) == [f"{number:03}.png" for number in range(60)]
+    assert 5 <= done < 30
+    code, out, err = inspect("--resume", "metrics.raw_maps=False", "metrics.visualisation=False", "model.epochs=20")
+    assert code == 0 and " of 30 pictures are done already" in out, err
+    assert sorted(predictions(tmp_path / "found")) == [f"{number:03}.png" for number in range(30)]
     with (tmp_path / "found" / "predictions.csv").open(newline="") as file:
-        assert sorted(row["path"] for row in csv.DictReader(file)) == [f"{number:03}.png" for number in range(60)]
+        assert sorted(row["path"] for row in csv.DictReader(file)) == [f"{number:03}.png" for number in range(30)]
