@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +19,14 @@ from torch import nn
 import calibration
 import checkpoint
 import config
+import layout
 import locks
 import logs
+import manifest
+import report
 import resumption
 import sample_set
+import tables
 import train
 from drawing import Panel, Tops
 from results import Predictions, Writer
@@ -101,6 +106,14 @@ def spool(folder: Path) -> None:
         many_rows(lambda: kept.add(np.zeros(1000, np.float32)))
 
 
+def a_report(folder: Path) -> None:
+    """Of a results folder elsewhere."""
+    with tempfile.TemporaryDirectory() as other:
+        Writer(Path(other)).scores(["test/good/p"], [False], [0.5])
+        report.write(folder / report.PAGE, [Path(other)])
+
+
+MADE = {"settings": {"data": {"name": "own", "category": "nut"}, "model": {"seed": 0}}}
 CHECKPOINTS, RESULTS = "change model.checkpoint_dir", "choose another folder with --output"
 WRITES: dict[str, tuple[Callable[[Path], object], str]] = {  # kind of file → how it is written, where else it might go
     "2": (lambda folder: checkpoint.save_unet(folder / "2", UNet(**SHAPE)), CHECKPOINTS),
@@ -126,6 +139,12 @@ WRITES: dict[str, tuple[Callable[[Path], object], str]] = {  # kind of file → 
     "predictions.json": (lambda folder: Predictions(folder, {}), RESULTS),
     "predictions.jsonl": (lambda folder: many_rows(lambda: rows_of(folder).add(predictions_row())), RESULTS),
     "maps": (spool, RESULTS),
+    "curves.json": (lambda folder: Writer(folder).curves({}), RESULTS),
+    "manifest.json": (lambda folder: manifest.write(folder, MADE, seconds={}, metrics={}, remedy=RESULTS), RESULTS),
+    "gallery/picture/p.webp": (lambda folder: Writer(folder).gallery("p", panel(), Tops(1, 1, 1)), RESULTS),
+    "report.html": (a_report, RESULTS),
+    "summary.md": (lambda folder: tables.write_summary(folder, [tables.Outcome("nut", None, "gone")]), RESULTS),
+    "preparation.json": (lambda folder: layout.write_note(folder, {}), RESULTS),
     "sample.json": (lambda folder: sample_set.write_note(folder, {"made by": sample_set.MAKER}), "change data.data_dir"),
 }
 GROWING = ("training.jsonl", "predictions.jsonl", "maps")
@@ -189,7 +208,7 @@ def test_nothing_is_written_where_a_network_folder_was(disk, name):
         written_before(name, disk.folder)
         disk.go_away()
         with pytest.raises(OSError, match="can't write .*; bring the folder back or") as caught:
-            if name.partition(".")[0] in ("scores", "metrics", "misclassifications") or "/" in name:
+            if name.partition(".")[0] in ("scores", "metrics", "misclassifications", "curves") or "/" in name:
                 writer = Writer.__new__(Writer)
                 writer.folder, writer._written = disk.folder, {}
                 writer.metrics({})
