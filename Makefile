@@ -8,7 +8,7 @@ demo: $(VENV)/.installed
 	$(RUN) main.py --config demo.yaml --train --detection $(SETTINGS)
 
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest -q -rs -n 2 --cov
+	$(RUN) -m pytest -q -rs -n 2 --dist worksteal $(COVERAGE)
 
 fuzz: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) tests/fuzz.py $(FUZZ)

@@ -247,9 +247,9 @@ def test_killed_runs_lose_nothing():
     """Three of the kills of `make faults`, which takes minutes."""
     if not hasattr(os, "fork"):
         pytest.skip("kill.py forks")
-    command = [sys.executable, "tests/kill.py", "--kills", "3", "--seed", "3", "--only", "training"]
+    command = [sys.executable, "tests/kill.py", "--kills", "3", "--seed", "3", "--only", "training", "input"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0 and re.search(r"^training +3 ", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    assert done.returncode == 0 and len(re.findall(r"^(training|input) +[12] ", done.stdout, re.MULTILINE)) == 2, done.stdout + done.stderr
 
 
 def test_a_log_and_rows_that_are_damaged_in_the_middle_keep_the_others(tmp_path):

@@ -2,15 +2,9 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tifffile
 from PIL import Image
@@ -110,27 +104,3 @@ def test_the_output_may_lie_anywhere(inspect, run_main, pictures, tmp_path, outp
         assert code == 3 and err == ""
         assert sorted(predictions(tmp_path / output)) == ["a.PNG", "broken.png", "sub/b.jpg", "sub/b.png"]
     assert (tmp_path / output / "heatmaps" / "a.png").is_file()
-
-
-def test_a_killed_run_is_resumed_with_each_row_once(inspect, pictures, tiny_config, tmp_path):
-    for path in pictures.rglob("*"):
-        if path.is_file():
-            path.unlink()
-    rng = np.random.default_rng(0)
-    for number in range(30):
-        Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(pictures / f"{number:03}.png")
-    command = [sys.executable, ROOT / "main.py", "--detection", "--input", pictures, "--output", tmp_path / "found", "--config", tiny_config]
-    command += ["model.epochs=20", "metrics.raw_maps=False", "--resume"]
-    written = tmp_path / "found" / "predictions.jsonl"
-    process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    while process.poll() is None and not (written.exists() and written.read_text().count("\n") >= 5):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = written.read_text().count("\n")
-    assert 5 <= done < 30
-    code, out, err = inspect("--resume", "metrics.raw_maps=False", "metrics.visualisation=False", "model.epochs=20")
-    assert code == 0 and " of 30 pictures are done already" in out, err
-    assert sorted(predictions(tmp_path / "found")) == [f"{number:03}.png" for number in range(30)]
-    with (tmp_path / "found" / "predictions.csv").open(newline="") as file:
-        assert sorted(row["path"] for row in csv.DictReader(file)) == [f"{number:03}.png" for number in range(30)]
