@@ -16,6 +16,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 PATCH = 3  # side, in positions, of the neighbourhood whose features are averaged
 EIGHT_CONNECTED = 2  # skimage's connectivity
+MAXIMUM, TOP_MEAN, QUANTILE = "maximum", "top_mean", "quantile"  # ways to pool a map into an image score
 KERNEL_REACH = 4  # half-width of the Gaussian kernel, in sigmas: 33×33 for sigma 4
 
 
@@ -64,11 +65,18 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     return gaussian_blur(maps, [2 * reach + 1, 2 * reach + 1], [sigma, sigma])
 
 
-def resized(maps: Tensor, shape: tuple[int, int]) -> Tensor:
-    """(B, 1, H, W) at another size, bilinearly, antialiased where it shrinks."""
-    if maps.shape[-2:] == shape:
+def image_score(maps: Tensor, pooling: str = MAXIMUM, share: float = 0.0) -> float:
+    """The score of a picture from its map, of any shape: the maximum, as published; the mean of its highest `share` of pixels; or the lowest
+    of those. A share of less than a pixel is the maximum."""
+    highest = maps.flatten().topk(max(1, round(share * maps.numel()) if pooling != MAXIMUM else 1)).values
+    return (highest[-1] if pooling == QUANTILE else highest.mean()).item()
+
+
+def resized(maps: Tensor, shape: Sequence[int]) -> Tensor:
+    """(B, C, H, W) at another size, bilinearly, antialiased where it shrinks."""
+    if maps.shape[-2:] == tuple(shape):
         return maps
-    return F.interpolate(maps, size=shape, mode="bilinear", align_corners=False, antialias=True)
+    return F.interpolate(maps, size=list(shape), mode="bilinear", align_corners=False, antialias=True)
 
 
 def regions_of(scores: NDArray[np.float32], above: NDArray[np.bool_], threshold: float) -> tuple[NDArray[np.bool_], list[Region]]:

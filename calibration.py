@@ -14,13 +14,16 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, betaincinv
 from torch import Tensor, nn
+
+from normality import Reference, Spread
 
 FINGERPRINT_DIGITS = 16
 CONFIDENCE = 0.95  # of the highest false-positive rate that the normal pictures leave possible
@@ -41,6 +44,8 @@ class Calibration:
     """`feature` and `pixel` are the mean highest smoothed D_f and D_p of a normal picture, `scores` the normal image scores in order, `pixels`
     the thresholds of normal pixels at PIXEL_RATES, `held_out` whether training saw none of these pictures.
 
+    `spreads` and `references` are those of the parts of a normal-aware map (normality.py).
+
     `made_with` names the networks and settings that it holds for; `settings` are all settings, from which the detector can be built again.
     """
 
@@ -51,9 +56,11 @@ class Calibration:
     held_out: bool
     made_with: dict[str, Any]
     settings: dict[str, Any]
+    spreads: dict[str, Spread] = field(default_factory=dict)
+    references: dict[str, Reference] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        numbers = np.array([self.feature, self.pixel, *self.scores, *self.pixels], np.float64)
+        numbers = np.array([self.feature, self.pixel, *self.scores, *self.pixels, *chain(*self.spreads.values())], np.float64)
         right = np.isfinite(numbers).all() and self.pixel > 0 and len(self.scores) > 0 and len(self.pixels) == len(PIXEL_RATES)
         if not (right and list(self.scores) == sorted(self.scores) and isinstance(self.made_with, dict) and isinstance(self.settings, dict)):
             raise ValueError("a calibration holds finite numbers, scores in order and settings by name; measure it again")

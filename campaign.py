@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import config
 import parallel
+import planning
 import report
 import sample_set
 import tables
@@ -80,6 +81,7 @@ def run_category(settings: Settings, plan: Plan) -> tuple[Path | None, int]:
         settings = replace(settings, model=replace(settings.model, save_model=False))
     for line in config.accepted_without_effect(settings):
         print(line)
+    settings = planning.fitted(settings, plan.stages, plan.resume)
     for stage, arguments in stages:
         stage.check(settings, *arguments)
     parallel.group().wait()  # none begins to write before all have looked

@@ -3,6 +3,7 @@
     <checkpoint_dir>/<category>/2000        UNet after epoch 2000 (2000.zip is the same file)
     <checkpoint_dir>/<category>/feat3       feature extractor after adaptation epoch 3; feat0 is the untouched one
     <checkpoint_dir>/<category>/calibration.json
+    <checkpoint_dir>/<category>/references        what the calibration's parts compare with, where it has such parts
     <checkpoint_dir>/<category>/training.state    all that a training step changes, to go on from; gone once the training is done
 
 A released file is a state dict whose names may stand behind `module.`. Ours is a dict with `format`, `network`, `weights` and more.
@@ -14,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ import locks
 from calibration import Calibration, as_stored, differences
 from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, cached_weights, copy_into, load_trunk, read_state
 from files import whole_file
+from normality import DESCRIBED_BY, Reference, Spread
 from unet import UNet
 
 FORMAT = "ddad-1"
 FEATURES_PREFIX = "feat"
 TRAINING_STATE, TRAINING_FORMAT = "training.state", "ddad-training-1"
 CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-2"
+REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-1"
 AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
 REMEDY = "change model.checkpoint_dir"
@@ -103,9 +106,24 @@ def is_made(folder: Path, epoch: int, made_with: dict[str, Any], prefix: str = "
     return path is not None and isinstance(theirs, dict) and plain_values(path, theirs) == as_stored(made_with)
 
 
+def planned_epochs(folder: Path) -> int | None:
+    """The epochs of the training whose state, or else whose last weights, the folder holds."""
+    there = epochs_in(folder)
+    last = latest(there)
+    path = folder / TRAINING_STATE if has_training_state(folder) else there.get(last) if last is not None else None
+    made_with = read_state(path).get("made_with") if path else None
+    epochs = made_with.get("epochs") if isinstance(made_with, dict) else None
+    return epochs if isinstance(epochs, int) and epochs > 0 else None
+
+
 def save_calibration(folder: Path, calibration: Calibration) -> None:
+    if calibration.references:
+        tensors = {part: {"transform": one.transform, "bank": one.bank} for part, one in calibration.references.items()}
+        save(folder / REFERENCES, {"format": REFERENCES_FORMAT, "made_with": calibration.made_with, "references": tensors})
+    content = asdict(replace(calibration, references={}))
+    del content["references"]
     with whole_file(folder / CALIBRATION, REMEDY, "w") as file:
-        json.dump({"format": CALIBRATION_FORMAT, **asdict(calibration)}, file)
+        json.dump({"format": CALIBRATION_FORMAT, **content}, file)
 
 
 def load_calibration(folder: Path) -> Calibration | None:
@@ -118,9 +136,29 @@ def load_calibration(folder: Path) -> Calibration | None:
         if content.pop("format", None) != CALIBRATION_FORMAT:
             return None
         numbers = {name: float(content[name]) for name in ("feature", "pixel")}
-        return Calibration(**content | numbers | {name: tuple(map(float, content[name])) for name in ("scores", "pixels")})
+        lists = {name: tuple(map(float, content[name])) for name in ("scores", "pixels")}
+        spreads = {part: Spread(float(mean), float(deviation)) for part, (mean, deviation) in content.get("spreads", {}).items()}
+        kept = Calibration(**content | numbers | lists | {"spreads": spreads})
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is damaged; remove it, and detection measures it again") from error
+    if not set(kept.spreads) & set(DESCRIBED_BY):
+        return kept
+    references = load_references(folder / REFERENCES, kept)
+    return replace(kept, references=references) if references else None
+
+
+def load_references(path: Path, calibration: Calibration) -> dict[str, Reference] | None:
+    """Those that belong to the calibration, if they are there. Raises ValueError where the file is damaged."""
+    if not path.is_file():
+        return None
+    content = read_state(path)
+    if content.get("format") != REFERENCES_FORMAT or content.get("made_with") != calibration.made_with:
+        return None
+    wanted = [part for part in calibration.spreads if part in DESCRIBED_BY]
+    try:
+        return {part: Reference(**content["references"][part]) for part in wanted}
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged; remove it, and detection learns it again") from error
 
 
 def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:

@@ -14,6 +14,7 @@ import parallel
 import preparation
 import rerun
 import tables
+import tuning
 from errors import explained
 
 
@@ -53,6 +54,15 @@ def show_table(options: Namespace) -> int:
     return 0
 
 
+def tune(options: Namespace) -> int:
+    content = config.read(options.config, options.settings)
+    campaign.ensure_sample(content)
+    if config.is_several(content):
+        raise ValueError("--tune chooses for one category; set data.category to its name")
+    tuning.run(config.build(content), options.output)
+    return 0
+
+
 def check(options: Namespace) -> int:
     folders, data, model = campaign.folders(options.config, options.settings)
     return doctor.run(folders, masks=data["mask"], workers=model["num_workers"], sheet=options.contact_sheet)
@@ -68,5 +78,5 @@ def prepare(kind: str, options: Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     **dict.fromkeys(campaign.STAGES, run_stages),
-    **{"rerun": repeat, "compare": compare, "figure": draw, "table": show_table, "check": check},
+    **{"tune": tune, "rerun": repeat, "compare": compare, "figure": draw, "table": show_table, "check": check},
 }

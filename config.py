@@ -16,6 +16,7 @@ import yaml
 
 import published
 from names import stays_inside
+from presets import PRESETS, PUBLISHED
 from settings import AUTO, LATEST, PER_IMAGE, DataSettings, Settings
 
 SAMPLE = "sample"  # data.name of the embedded sample set
@@ -33,7 +34,9 @@ BY_CATEGORY: dict[str, tuple[str, Any, Any]] = {  # key → column of published.
     "DA_batch_size": ("DA_batch_size", int, 16),
     "test_batch_size": ("test_batch_size", int, 16),
 }
+SHORTCUTS = ("preset", "budget_minutes")  # at the top of the file
 DRAWS = 4  # `auto` number of reconstructions where scores are per picture; the published system makes one
+PLANNED = 0  # `auto` epochs until planning.py has found how many fit training.budget_minutes
 HELD_OUT = 0.2  # `auto` share of train/good kept for calibration where scores are per picture; the published runs train on all
 NOT_TEXT = (int, float, datetime.date)  # what YAML makes of 01 or 2024-01-02
 LARGEST_FILE = 2**16  # bytes; config.yaml with all its comments has 6,000
@@ -129,25 +132,39 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def with_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """`content` with each `section.key=value` set, the value read as YAML."""
+    """`content` with the settings of its `preset`, and then each `section.key=value` set, the value read as YAML."""
     merged = {section: dict(values) if isinstance(values, dict) else values for section, values in content.items()}
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        section, dot, leaf = name.partition(".")
-        if not (equals and dot and leaf):
-            raise ValueError(f"{override!r} is neither a flag nor section.key=value (model.w=3, say)")
-        if not text.strip():
-            raise ValueError(f"{override} has no value; give one behind = (model.w=3, say), or null for none")
-        try:
-            value = yaml.load(text, PlainLoader)
-        except NOT_YAML:
-            raise ValueError(f"{name}: {text!r} is not a YAML value; write 3, [1, 2], or text in quotes within quotes (\"'…'\")") from None
+    given = dict(map(parsed, overrides))
+    merged |= {name: given[name] for name in SHORTCUTS if name in given}
+    preset, budget = (merged.pop(name, None) for name in SHORTCUTS)
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}{nearest(str(preset), PRESETS)}; it should be {', '.join(PRESETS)} or null")
+    above = {**PRESETS[preset or PUBLISHED], **({"training.budget_minutes": budget} if budget is not None else {}), **given}
+    for name, value in above.items():
+        section, _, leaf = name.partition(".")
+        if name in SHORTCUTS:
+            continue
         if not isinstance(merged.setdefault(section, {}), dict):
             raise ValueError(f"{section} should be a section with keys, not {merged[section]!r}")
         for spelling in {leaf, *(other.partition(".")[2] for pair in SPELLINGS.items() if name in pair for other in pair)}:
             merged[section].pop(spelling, None)
-        merged[section][leaf] = text if wants_text(name) and isinstance(value, NOT_TEXT) else value
+        merged[section][leaf] = value
     return merged
+
+
+def parsed(override: str) -> tuple[str, Any]:
+    """Name and value of `section.key=value`."""
+    name, equals, text = override.partition("=")
+    _, dot, leaf = name.partition(".")
+    if not equals or not (name in SHORTCUTS or (dot and leaf)):
+        raise ValueError(f"{override!r} is neither a flag nor section.key=value (model.w=3, say)")
+    if not text.strip():
+        raise ValueError(f"{override} has no value; give one behind = (model.w=3, say), or null for none")
+    try:
+        value = yaml.load(text, PlainLoader)
+    except NOT_YAML:
+        raise ValueError(f"{name}: {text!r} is not a YAML value; write 3, [1, 2], or text in quotes within quotes (\"'…'\")") from None
+    return name, text if wants_text(name) and isinstance(value, NOT_TEXT) else value
 
 
 def wants_text(path: str) -> bool:
@@ -254,6 +271,8 @@ def resolved(sections: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any
     by_network = {leaf: pair[small] for leaf, pair in BY_NETWORK.items()}
     by_network["blur_sigma"] = BLUR_SIGMA_AT_256 * data["image_size"] / 256
     per_image = sections["score"]["protocol"] == PER_IMAGE
+    if sections["training"]["budget_minutes"]:
+        by_network["epochs"] = PLANNED
     by_network |= {"share": HELD_OUT, "draws": DRAWS} if per_image else {"share": 0.0, "draws": 1}
     row = published.table().get(data["category"], {})
     if row.get("data_set", "").lower() != str(data["name"]).lower():
@@ -291,6 +310,10 @@ def check_together(settings: Settings) -> None:
     for size in (data.image_size, settings.metrics.size):
         if round(settings.metrics.centre_crop * size) < 1:
             raise ValueError(f"metrics.centre_crop is {settings.metrics.centre_crop}, which leaves none of {size} pixels; raise it (1: all)")
+    if settings.score.parts and settings.score.protocol != PER_IMAGE:
+        raise ValueError(
+            "score.parts compare with normal pictures, and the published system has none; set score.protocol=per_image, or score.parts=null"
+        )
     if model.beta_start > model.beta_end:
         raise ValueError(f"model.beta_start is {model.beta_start}, above model.beta_end {model.beta_end}; noise grows from start to end")
     for steps, skip in (("test_trajectoy_steps", "skip"), ("test_trajectoy_steps_DA", "skip_DA")):

@@ -4,10 +4,10 @@
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,19 +19,21 @@ from torch import Tensor, nn
 import calibration
 import checkpoint
 import config
-import parallel
+import normality
 import runtime
 import tiles
-from anomaly_map import Region, batch_ratio, combine, feature_distance, pixel_distance, regions_of, resized, smooth
+from anomaly_map import MAXIMUM, Region, batch_ratio, combine, feature_distance, image_score, pixel_distance, regions_of, resized, smooth
 from calibration import Calibration
 from dataset import ImageFolder, Item, View, to_unit_range
 from ddad import NoiseSchedule, gaussian_draws, picture_draws, reconstruct
+from normality import Reference, Spread
 from parallel import ALONE, Group
 from pictures import as_image
 from settings import AUTO, Settings
 
 Draws = Callable[[Tensor], Callable[[], Tensor]]  # pictures (B, C, S, S) of one pass → draw()
 Picture = Image.Image | NDArray[Any] | str | Path
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +52,18 @@ class Detection:
     regions: list[Region]
 
 
+class Comparison(NamedTuple):
+    """Pictures beside their reconstructions: the mean reconstruction (B, C, H, W), the distances D_p and D_f (B, 1, H, W), and what is compared
+    with normal pictures (normality.described)."""
+
+    reconstruction: Tensor
+    distances: dict[str, Tensor]
+    described: dict[str, Tensor]
+
+
 class Finding(NamedTuple):
-    """What detection made of one picture, at the size at which the network was shown it: the reconstruction (C, H, W), D_f, D_p and the
-    anomaly map (H, W), and the image score, the map's maximum within the crop."""
+    """What detection made of one picture, at the size at which it is shown: the reconstruction (C, H, W), D_f, D_p and the anomaly map (H, W),
+    and the image score, pooled from the map within the crop."""
 
     reconstruction: Tensor
     d_feature: Tensor
@@ -63,7 +74,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Networks:
-    """The trained networks and how a reconstruction is made with them."""
+    """The trained networks and how a reconstruction is made with them; `size` is that at which the UNet sees pictures (None: their own)."""
 
     unet: nn.Module
     extractor: nn.Module
@@ -74,6 +85,7 @@ class Networks:
     eta: float
     draws: int = 1
     precision: str = "fp32"
+    size: int | None = None
 
     def hash(self) -> str:
         """Changes with any weight of the networks."""
@@ -87,19 +99,28 @@ class Networks:
         return torch.stack([reconstruct(unet, pictures, pictures, draw=draw, **made) for _ in range(self.draws)])
 
     @torch.no_grad()
-    def distances(self, pictures: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
-        """D_f and D_p (B, 1, H, W) between pictures (B, C, H, W) and their reconstructions (draws, B, C, H, W), the mean over the draws."""
+    def compared(self, pictures: Tensor, seen: Tensor, reconstructions: Tensor, wanted: Sequence[str] = ()) -> Comparison:
+        """Pictures (B, C, H, W), in full and as the UNet has `seen` them, beside their reconstructions (draws, B, C, H, W).
+
+        D_f and D_p are between the latter two, the mean over the draws; `wanted` are other parts.
+        """
         extractor = runtime.autocast(self.extractor, self.precision, pictures.device)
-        features, shape = extractor(pictures), (pictures.shape[-2], pictures.shape[-1])
-        d_features = [feature_distance(features, extractor(x_0), shape) for x_0 in reconstructions]
-        return mean(d_features), mean([pixel_distance(x_0, pictures) for x_0 in reconstructions])
+        features, shape = extractor(seen), (seen.shape[-2], seen.shape[-1])
+        rebuilt = [extractor(x_0) for x_0 in reconstructions]
+        distances = {
+            "feature": mean([feature_distance(features, one, shape) for one in rebuilt]),
+            "pixel": mean([pixel_distance(x_0, seen) for x_0 in reconstructions]),
+        }
+        whole = features if pictures is seen or not wanted else extractor(pictures)
+        return Comparison(reconstructions.mean(dim=0), distances, normality.described(whole, features, rebuilt, wanted))
 
 
 @dataclass(frozen=True)
 class Detector:
     """Finds defects in pictures. `Detector.load(folder)` reads one from a category's checkpoint folder; `detector(picture)` is a `Detection`.
 
-    Without a calibration maps are weighed by the maxima of their batch, as published, and there are no verdicts.
+    Maps are the paper's, or sums of `parts` (normality.py). Without a calibration the paper's are weighed by the maxima of their batch, as
+    published, and there are no verdicts.
     """
 
     networks: Networks
@@ -110,6 +131,9 @@ class Detector:
     seed: int
     batch_size: int
     device: torch.device
+    parts: tuple[str, ...] = ()
+    pooling: str = MAXIMUM
+    pooled_share: float = 0.01
     calibration: Calibration | None = None
     false_positive_rate: float = 0.01
 
@@ -176,10 +200,10 @@ class Detector:
         shape, whole = size[::-1], finding.anomaly[None, None]
         scored = torch.zeros_like(whole)  # nothing is found where nothing is scored
         self.cropped(scored).copy_(self.cropped(whole))
+        verdict, p_value = finding.score > self.threshold, self.known_normals.p_value(finding.score)
         peaks = F.adaptive_max_pool2d(scored, shape)[0, 0]  # which a resize might lose
         above = (resized(scored, shape)[0, 0] > self.pixel_threshold) | (peaks > self.threshold)
-        mask, regions = regions_of(peaks.numpy(), above.numpy(), self.threshold)
-        verdict, p_value = finding.score > self.threshold, self.known_normals.p_value(finding.score)
+        mask, regions = regions_of(peaks.numpy(), above.numpy() & verdict, self.threshold)
         return Detection(finding.score, p_value, verdict, resized(whole, shape)[0, 0].numpy(), mask, regions)
 
     def find(self, pictures: Tensor, noise: Draws) -> list[Finding]:
@@ -187,18 +211,41 @@ class Detector:
 
         Raises ValueError where a map is not finite.
         """
-        passes = tiles.cut(pictures, self.view.size).to(self.device).split(self.batch_size)
-        rebuilt = torch.cat([self.networks.reconstructions(batch, noise(batch)) for batch in passes], dim=1)
-        whole = tiles.merge(rebuilt, pictures.shape)
-        d_feature, d_pixel = self.networks.distances(pictures.to(self.device), whole)
-        ratio = self.calibration.balance if self.calibration else batch_ratio(d_feature, d_pixel)
-        return [self.finding(*parts, ratio) for parts in zip(whole.mean(dim=0), d_feature, d_pixel, strict=True)]
+        compared, known = self.compared(pictures, noise), self.calibration
+        parts = self.parts_of(compared, self.known_normals.references if self.parts else {})
+        ratio = known.balance if known else batch_ratio(parts["feature"], parts["pixel"])
+        anomaly = self.combined(parts, ratio, known.spreads if known else {})
+        return [self.finding(*one) for one in zip(compared.reconstruction, parts["feature"], parts["pixel"], anomaly, strict=True)]
 
-    def finding(self, reconstruction: Tensor, d_feature: Tensor, d_pixel: Tensor, ratio: float | Tensor) -> Finding:
-        anomaly = smooth(combine(d_feature[None], d_pixel[None], self.v, ratio), self.blur_sigma)
-        if not torch.isfinite(anomaly).all():
+    def compared(self, pictures: Tensor, noise: Draws) -> Comparison:
+        """`pictures` as for `find` beside their reconstructions."""
+        pictures, size = pictures.to(self.device), self.view.size
+        shown = tiles.cut(pictures, size)
+        seen = resized(shown, (self.networks.size or size,) * 2)
+        rebuilt = torch.cat([self.networks.reconstructions(batch, noise(batch)) for batch in seen.split(self.batch_size)], dim=1)
+        if seen is not shown:
+            rebuilt, pieces = resized(rebuilt.flatten(0, 1), (size, size)).unflatten(0, rebuilt.shape[:2]), resized(seen, (size, size))
+        seen = pictures if seen is shown else tiles.merge(pieces, pictures.shape)
+        return self.networks.compared(pictures, seen, tiles.merge(rebuilt, pictures.shape), self.parts)
+
+    def parts_of(self, compared: Comparison, references: Mapping[str, Reference]) -> dict[str, Tensor]:
+        """D_p, D_f and the other parts that are asked for, each (B, 1, h, w)."""
+        learnt = {part: references[part].distance(compared.described[kind]) for part, kind in normality.DESCRIBED_BY.items() if part in self.parts}
+        return compared.distances | learnt
+
+    def combined(self, parts: Mapping[str, Tensor], ratio: float | Tensor, spreads: Mapping[str, Spread]) -> Tensor:
+        """Anomaly maps (B, 1, H, W), not yet smooth: the paper's by `ratio`, or the sum of the parts in units of their `spreads`."""
+        if not self.parts:
+            return combine(parts["feature"], parts["pixel"], self.v, ratio)
+        units = {part: spreads[part].units(resized(parts[part], parts["pixel"].shape[-2:])) for part in self.parts}
+        return torch.stack([values * (self.v if part == "pixel" else 1) for part, values in units.items()]).sum(dim=0)
+
+    def finding(self, reconstruction: Tensor, d_feature: Tensor, d_pixel: Tensor, anomaly: Tensor) -> Finding:
+        smoothed = smooth(anomaly[None], self.blur_sigma)
+        if not torch.isfinite(smoothed).all():
             raise ValueError(f"the anomaly maps are not finite; lower model.w, {self.networks.w}, or model.v, {self.v}, or train again")
-        return Finding(reconstruction.cpu(), d_feature[0].cpu(), d_pixel[0].cpu(), anomaly[0, 0].cpu(), self.cropped(anomaly).max().item())
+        score = image_score(self.cropped(smoothed), self.pooling, self.pooled_share)
+        return Finding(reconstruction.cpu(), d_feature[0].cpu(), d_pixel[0].cpu(), smoothed[0, 0].cpu(), score)
 
     def cropped(self, maps: Tensor) -> Tensor:
         """The centre of maps (…, H, W) that is scored; a view."""
@@ -228,6 +275,13 @@ def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detec
         feature_extractor=extractor.name,
         backbone_weights=model.backbone_weights and model.backbone_weights.resolve(),
     )
+    detector = assembled(replace(settings, model=model), unet, extractor, device)
+    return detector, replace(settings, model=model), {"unet": weights, "features": f"{extractor.name} from {origin}"}
+
+
+def assembled(settings: Settings, unet: nn.Module, extractor: nn.Module, device: torch.device) -> Detector:
+    """The detector of these networks, as the settings want it."""
+    model = settings.model
     networks = Networks(
         ready(unet, device),
         ready(extractor, device),
@@ -238,8 +292,9 @@ def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detec
         eta=model.eta,
         draws=settings.score.draws,
         precision=settings.speed.detection_precision,
+        size=settings.unet_size,
     )
-    detector = Detector(
+    return Detector(
         networks,
         View(**settings.view_arguments()),
         v=model.v,
@@ -248,9 +303,11 @@ def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detec
         seed=model.seed,
         batch_size=settings.data.test_batch_size,
         device=device,
+        parts=settings.score.parts or (),
+        pooling=settings.score.pooling,
+        pooled_share=settings.score.pooled_share,
         false_positive_rate=settings.calibration.false_positive_rate,
     )
-    return detector, replace(settings, model=model), {"unet": weights, "features": f"{extractor.name} from {origin}"}
 
 
 def ready(network: nn.Module, device: torch.device) -> nn.Module:
@@ -261,78 +318,27 @@ def ready(network: nn.Module, device: torch.device) -> nn.Module:
 def fingerprint(detector: Detector, settings: Settings) -> dict[str, Any]:
     """All that a score depends on beside the picture, as a file holds it."""
     networks = detector.networks
-    matters = {name: getattr(networks, name) for name in ("w", "start", "skip", "eta", "draws", "precision")}
-    matters |= {name: getattr(detector, name) for name in ("v", "blur_sigma", "crop", "seed")}
+    matters = {name: getattr(networks, name) for name in ("w", "start", "skip", "eta", "draws", "precision", "size")}
+    matters |= {name: getattr(detector, name) for name in ("v", "blur_sigma", "crop", "seed", "parts", "pooling", "pooled_share")}
     matters |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments(), "pictures": settings.calibration.pictures}
     return calibration.as_stored(matters | {"weights": networks.hash()})
 
 
-def calibrated(detector: Detector, settings: Settings) -> Detector:
-    """With the calibration of the category's checkpoint folder, if it is of these networks and settings; else it is measured and kept there.
-
-    Raises FileNotFoundError where it has to be measured and train/good is not at hand.
-    """
-    folder, now = settings.checkpoint_folder, fingerprint(detector, settings)
-    there = parallel.group().told(checkpoint.load_calibration(folder))
-    stale = there.staleness(now) if there else f"no {checkpoint.CALIBRATION} of this version in {folder}"
-    if there and not stale:
-        kept = replace(there, settings=settings.as_dict())  # what does not matter to it may be new
-    else:
-        print(f"calibration is to be measured: {stale}", flush=True)
-        try:
-            whole = ImageFolder(settings.category_dir, "train", detector.view)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{folder / checkpoint.CALIBRATION} can't be used ({stale}), nor measured again: {error}") from error
-        kept = measured(detector, whole, now, settings)
-    if settings.model.save_model and kept != there:
-        try:
-            checkpoint.save_calibration(folder, kept)
-        except OSError as error:
-            print(f"the calibration is not kept: {error}")
-    print(kept.describe(detector.false_positive_rate), flush=True)
-    return replace(detector, calibration=kept)
-
-
-def measured(detector: Detector, whole: ImageFolder, made_with: dict[str, Any], settings: Settings) -> Calibration:
-    """On the pictures that no stage has seen; on others of train/good where there are none, as with released weights."""
-    unseen = whole.only(unseen_pictures(settings))
-    normal = (unseen or whole).drawn(settings.calibration.pictures, settings.model.seed)
-    processes = parallel.group()
-    findings = findings_of(detector, normal, detector.picture_noise, settings.model.num_workers, processes)
-    distances = [(found.d_feature[None], found.d_pixel[None]) for _, found in runtime.count(findings, len(normal), "calibrating")]
-    if not processes.leads:
-        return processes.told(None)
-    tops = [[detector.cropped(smooth(distance[None], detector.blur_sigma)).max() for distance in pair] for pair in distances]
-    feature, pixel = calibration.mean_tops(torch.tensor(tops))
-    balanced = [detector.finding(torch.empty(0), d_feature, d_pixel, feature / pixel) for d_feature, d_pixel in distances]
-    return processes.told(
-        Calibration(
-            feature,
-            pixel,
-            scores=tuple(sorted(finding.score for finding in balanced)),
-            pixels=calibration.pixel_quantiles(detector.cropped(finding.anomaly).numpy() for finding in balanced),
-            held_out=len(unseen) > 0,
-            made_with=made_with,
-            settings=settings.as_dict(),
-        )
-    )
-
-
-def unseen_pictures(settings: Settings) -> set[str]:
-    """The pictures of train/good that neither the UNet nor the adapted features were trained on, as far as their files say."""
-    folder, model = settings.checkpoint_folder, settings.model
-    unseen = set(checkpoint.held_out(checkpoint.find(folder, model.load_chp)))
-    return unseen & set(checkpoint.held_out(checkpoint.find(folder, model.DA_chp, checkpoint.FEATURES_PREFIX))) if model.DA_chp else unseen
-
-
 def findings_of(detector: Detector, folder: ImageFolder, noise: Draws, workers: int, group: Group = ALONE) -> Iterator[tuple[Item, Finding]]:
-    """All pictures of a folder with what was found in them, a batch at a time; the processes of a group do
-    every so-many-th batch each, and the first one yields all."""
+    """All pictures of a folder with what was found in them."""
+    return in_batches(detector, folder, lambda pictures: detector.find(pictures, noise), workers, group)
+
+
+def in_batches(
+    detector: Detector, folder: ImageFolder, work: Callable[[Tensor], list[Found]], workers: int, group: Group = ALONE
+) -> Iterator[tuple[Item, Found]]:
+    """All pictures of a folder with what `work` makes of each, a batch (B, C, H, W) at a time; the processes of a group do every so-many-th
+    batch each, and the first one yields all."""
     at_once = detector.pictures_at_once
     batches = folder.only(group.in_turn(folder.names(), at_once)).batches(at_once, workers)
     for _ in range(math.ceil(len(folder) / (group.size * at_once))):
         items = next(batches, [])  # the last processes may have a batch less
-        found = detector.find(torch.stack([item.picture for item in items]), noise) if items else []
+        found = work(torch.stack([item.picture for item in items])) if items else []
         yield from group.gathered(list(zip(items, found, strict=True)))
 
 

@@ -14,6 +14,7 @@ import logs
 import manifest
 import parallel
 import runtime
+from anomaly_map import resized
 from calibration import weights_hash
 from dataset import ImageFolder, View, full_batches, shuffled_batches
 from ddad import NoiseSchedule, gaussian_draws, reconstruct
@@ -133,11 +134,12 @@ def adaptation_loop(tuned: FeatureExtractor, unet: UNet, pixels: Sequence[Tensor
     processes = parallel.group()
 
     def rebuild(start_from: Tensor, target: Tensor) -> Tensor:
-        draw = gaussian_draws(target.shape, generator)
+        seen_start, seen_target = (resized(pictures, (settings.unet_size,) * 2) for pictures in (start_from, target))
+        draw = gaussian_draws(seen_target.shape, generator)
         rebuilt = reconstruct(
             unet,
-            processes.share(start_from),
-            processes.share(target),
+            processes.share(seen_start),
+            processes.share(seen_target),
             schedule=schedule,
             w=model.w_DA,
             start=model.test_trajectoy_steps_DA,
@@ -145,7 +147,7 @@ def adaptation_loop(tuned: FeatureExtractor, unet: UNet, pixels: Sequence[Tensor
             eta=model.eta,
             draw=lambda: processes.share(draw()),
         )
-        return processes.whole(rebuilt)
+        return resized(processes.whole(rebuilt), target.shape[-2:])
 
     return adaptation_steps(
         tuned,

@@ -24,9 +24,10 @@ import runtime
 from anomaly_map import resized
 from calibration import Calibration
 from dataset import NORMAL, ImageFolder, Item, View
-from detection import Detector, Finding, build, calibrated, findings_of, stream_noise
+from detection import Detector, Finding, build, findings_of, stream_noise
 from figures import METRICS, Figures, Metric, measure, metric_lines, verdict_lines
 from names import file_stems
+from normal_pictures import calibrated
 from results import MISCLASSIFIED, Writer, place
 from settings import PER_IMAGE, Settings
 

@@ -18,6 +18,7 @@ from anomaly_map import resized
 from dataset import ImageFolder, View
 from detection import Detector, Finding
 from files import whole_file
+from normal_pictures import calibrated
 from pictures import defective, read_picture
 from result_folder import Row as Scored
 from result_folder import rows_of
@@ -88,7 +89,7 @@ def detector_of(settings: Settings, weights: str, folder: Path) -> Detector:
     if detector.networks.hash() != weights:
         raise ValueError(f"the weights in {settings.checkpoint_folder} are not those of {folder}; run --detection again for a new result")
     if settings.score.protocol == PER_IMAGE:
-        return detection.calibrated(detector, settings)
+        return calibrated(detector, settings)
     print(f"{folder}: maps are weighed by the maxima of the chosen pictures, as score.protocol is published")
     return detector
 

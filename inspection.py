@@ -16,8 +16,9 @@ import drawing
 import parallel
 import runtime
 from dataset import pictures_below, read_ahead
-from detection import Detection, Detector, build, calibrated, fingerprint
+from detection import Detection, Detector, build, fingerprint
 from names import file_stems
+from normal_pictures import calibrated
 from pictures import read_picture
 from results import Predictions, Writer
 from settings import PER_IMAGE, Settings

@@ -65,6 +65,7 @@ def add_stage_flags(group: Flags) -> None:
     helps = ("stage 1: train the UNet on train/good", "stage 2: fine-tune the features", "stage 3: score the test pictures")
     for stage, text in zip(STAGES, helps, strict=True):
         group.add_argument(f"--{stage}", nargs="?", const=True, default=False, type=truth, metavar="True|False", help=text)
+    group.add_argument("--tune", action="store_true", help="choose settings of detection without labels, by made defects on normal pictures")
     group.add_argument("--input", type=place, metavar="PATH", help="a picture or a folder of them, without labels, for --detection to judge")
     group.add_argument("--output", type=place, metavar="DIR", help="folder of the results (results/<exp_name>/<category>), or of prepared data")
     group.add_argument("--resume", action="store_true", help="go on with an unfinished --train, or with the predictions of an earlier --input run")
@@ -133,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
 
 def requests(options: argparse.Namespace) -> list[str]:
     """The flags that ask for something to be done. Those of the stages are one request, and belong to --rerun where that is asked for too."""
-    alone = [flag for flag in ("rerun", "compare", "figure", "table", "check", *PREPARATIONS) if getattr(options, flag)]
+    alone = [flag for flag in ("tune", "rerun", "compare", "figure", "table", "check", *PREPARATIONS) if getattr(options, flag)]
     stages = [stage for stage in STAGES if getattr(options, stage)]
     return alone + (stages[:1] if "rerun" not in alone else [])
 

@@ -6,17 +6,16 @@ test pictures of the right part: they share no pixel of the photograph. Masks ma
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import skimage.data
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
-from skimage.filters import gaussian
+from PIL import Image
 
 import locks
 from files import reason, whole_file
+from synthetic import DEFECTS, cut
 
 TEXTURES = ("brick", "grass", "gravel")
 CROP = 128  # pixels
@@ -27,7 +26,6 @@ REMEDY = "change data.data_dir"
 VERSION = 1  # of the generator; a set of another version is made again
 
 Grey = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 
 def ensure_sample(data_dir: Path, seed: int) -> None:
@@ -92,72 +90,9 @@ def make_category(folder: Path, texture: str, rng: np.random.Generator) -> None:
 
 
 def crop(photograph: Grey, rng: np.random.Generator) -> Grey:
-    top, left = (rng.integers(0, extent - CROP + 1) for extent in photograph.shape)
-    return photograph[top : top + CROP, left : left + CROP].copy()
+    return cut(photograph, CROP, rng)
 
 
 def save(path: Path, picture: Grey) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(path)
-
-
-def scratch(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """A straight stroke of 3 or 4 pixels."""
-    angle, length = rng.uniform(0, np.pi), rng.uniform(0.4, 0.7) * CROP
-    middle = rng.uniform(0.35, 0.65, 2) * CROP
-    reach = length / 2 * np.array([np.cos(angle), np.sin(angle)])
-    mask = stroke([middle - reach, middle + reach], width=int(rng.integers(3, 5)))
-    return painted(picture, mask, opacity=0.9), mask
-
-
-def bent_line(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """A wire or fibre, 3 to 5 pixels thick, bent into an arc or an S."""
-    along = np.linspace(-1, 1, 40)
-    bend = rng.choice([along**2, along**3, np.sin(np.pi * along) / 2]) * rng.uniform(0.5, 1) * CROP / 4
-    angle, middle = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 0.6, 2) * CROP
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    points = np.stack([along * rng.uniform(0.2, 0.35) * CROP, bend], axis=1) @ turn.T + middle
-    mask = stroke(points, width=int(rng.integers(3, 6)))
-    return painted(picture, mask, opacity=0.9), mask
-
-
-def stain(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """A blot with a frayed edge, through which the texture shows."""
-    middle, radius = rng.uniform(0.3, 0.7, 2) * CROP, rng.uniform(0.10, 0.18) * CROP
-    rows, columns = np.mgrid[:CROP, :CROP]
-    distance = np.hypot(rows - middle[0], columns - middle[1]) / radius
-    fray = gaussian(rng.standard_normal(picture.shape), CROP / 24)
-    mask = distance + 0.3 * fray / fray.std() < 1
-    return painted(picture, mask, opacity=rng.uniform(0.6, 0.8)), mask
-
-
-def foreign_patch(picture: Grey, other: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """A piece of another surface, in its own grain, lighter or darker."""
-    height, width = rng.integers(CROP // 6, CROP // 3, 2)
-    top, left = rng.integers(CROP // 8, 7 * CROP // 8 - height), rng.integers(CROP // 8, 7 * CROP // 8 - width)
-    mask = np.zeros(picture.shape, bool)
-    mask[top : top + height, left : left + width] = True
-    piece = crop(other, rng)
-    piece = (piece - piece.mean()) + np.clip(picture.mean() + rng.choice([-0.3, 0.3]), 0.15, 0.85)
-    return np.where(mask, piece, picture).astype(np.float32), mask
-
-
-def painted(picture: Grey, mask: Mask, opacity: float) -> Grey:
-    """Black or white, whichever is further from the greys that the surface shows, laid over what the mask marks."""
-    darkest, brightest = np.percentile(picture, [1, 99])
-    tone = 0.0 if darkest > 1 - brightest else 1.0
-    return np.where(mask, (1 - opacity) * picture + opacity * tone, picture).astype(np.float32)
-
-
-def stroke(points: "list[NDArray] | NDArray", width: int) -> Mask:
-    canvas = Image.new("1", (CROP, CROP))
-    ImageDraw.Draw(canvas).line([tuple(point) for point in points], fill=1, width=width, joint="curve")
-    return np.array(canvas)
-
-
-DEFECTS: dict[str, Callable[[Grey, Grey, np.random.Generator], tuple[Grey, Mask]]] = {
-    "bent_line": bent_line,
-    "patch": foreign_patch,
-    "scratch": scratch,
-    "stain": stain,
-}

@@ -10,6 +10,7 @@ from typing import Any
 
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
+PARTS = ("pixel", "feature", "residual", "coarse", "residual_memory", "coarse_memory", "memory", "patch_memory")
 
 
 def key(
@@ -41,6 +42,7 @@ class ModelSettings:
     exp_name: str = key("default")
     feature_extractor: str = key("wide_resnet101_2")
     backbone_weights: Path | None = key(None)
+    unet_size: int | None = key(None, least=8)
     base_channels: int = key(AUTO, least=2)
     channel_multipliers: tuple[float, ...] | None = key(None, above=0)
     blocks_per_level: int = key(2, least=1)
@@ -84,6 +86,7 @@ class TrainingSettings:
     accumulate: int = key(1, least=1)
     checkpoint_epochs: int = key(250, least=1)
     checkpoint_minutes: float = key(10.0, above=0)
+    budget_minutes: float | None = key(None, above=0)
     log: str = key("jsonl", one_of=("jsonl", "tensorboard"))
 
 
@@ -99,6 +102,9 @@ class SpeedSettings:
 class ScoreSettings:
     protocol: str = key(PER_IMAGE, one_of=(PER_IMAGE, "published"))
     draws: int = key(AUTO, least=1)
+    parts: tuple[str, ...] | None = key(None, one_of=PARTS)
+    pooling: str = key("maximum", one_of=("maximum", "top_mean", "quantile"))
+    pooled_share: float = key(0.01, above=0, most=1)
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,11 @@ class Settings:
         """Where detection leaves the category's results."""
         return Path("results") / self.model.exp_name / self.data.category
 
+    @property
+    def unet_size(self) -> int:
+        """Pixels at which the UNet sees a picture, or a tile of it."""
+        return self.model.unet_size or self.data.image_size
+
     def view_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `View`: how the network is shown a picture."""
         return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles}
@@ -161,13 +172,13 @@ class Settings:
         """Keyword arguments of `UNet`."""
         names = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout")
         shape = {name: getattr(self.model, name) for name in names}
-        return {"image_size": self.data.image_size, "in_channels": self.data.input_channel, **shape}
+        return {"image_size": self.unet_size, "in_channels": self.data.input_channel, **shape}
 
     def training_arguments(self) -> dict[str, Any]:
         """All settings that the weights depend on."""
         parts = (self.view_arguments(), self.unet_arguments(), self.schedule_arguments(), self.split_arguments())
         model = {name: getattr(self.model, name) for name in ("learning_rate", "weight_decay", "epochs")}
-        training = {name: value for name, value in asdict(self.training).items() if not name.startswith(("checkpoint_", "log"))}
+        training = {name: value for name, value in asdict(self.training).items() if not name.startswith(("checkpoint_", "log", "budget_"))}
         merged = {name: value for part in parts for name, value in part.items()}
         return {**merged, "batch_size": self.data.batch_size, **model, **training, "precision": self.speed.precision}
 

@@ -23,6 +23,7 @@ import logs
 import parallel
 import resumption
 import runtime
+from anomaly_map import resized
 from dataset import ImageFolder, View, full_batches, random_squares, shuffled
 from ddad import NoisePredictor, NoiseSchedule, noise_loss
 from files import ensure_writable
@@ -244,6 +245,7 @@ def steps_of(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settings: S
         steps=steps,
         batch_size=settings.data.batch_size,
         window=settings.data.image_size,
+        size=settings.unet_size,
         highest_step=training.highest_step or settings.model.trajectory_steps,
         parts=training.accumulate,
         clip=training.clip,
@@ -261,6 +263,7 @@ def training_steps(
     steps: int,
     batch_size: int,
     window: int,
+    size: int | None = None,
     highest_step: int,
     parts: int = 1,
     clip: float | None = None,
@@ -268,7 +271,8 @@ def training_steps(
     exchanged: Callable[[bool], AbstractContextManager[Any]] = lambda now: nullcontext(),
 ) -> Iterator[Progress]:
     """One optimisation step a turn, until `trainer` has done `steps`. `pixels` are (C, H, W) uint8, of which squares of side `window` are
-    learnt; the last incomplete batch of an epoch is dropped. `predict` is the trainer's network as it is to be called.
+    learnt, shrunk to a side of `size` (None: their own); the last incomplete batch of an epoch is dropped. `predict` is the trainer's network
+    as it is to be called.
 
     Steps t are drawn from 0…highest_step − 1. A batch goes through the network in `parts`, whose gradients add up to the batch's; `clip` is
     the longest gradient. All processes of a run draw the same batch, of which each learns its `share`, and exchange gradients once a batch.
@@ -277,7 +281,7 @@ def training_steps(
     while trainer.step < steps:
         trainer.order = trainer.order or shuffled(len(pixels), batch_size, generator)
         chosen, trainer.order = trainer.order[:batch_size], trainer.order[batch_size:]
-        x_0 = random_squares([pixels[index] for index in chosen], window, generator)
+        x_0 = resized(random_squares([pixels[index] for index in chosen], window, generator), [size or window] * 2)
         t = torch.randint(highest_step, (batch_size,), generator=generator, device=generator.device)
         noise = torch.randn(x_0.shape, generator=generator, device=generator.device)
         total = torch.zeros((), device=generator.device)

@@ -193,7 +193,7 @@ def whole_detection(kind: str, batch: int, device: torch.device) -> Row:
 
     def fast() -> Tensor:
         rebuilt = networks.reconstructions(x, gaussian_draws(x.shape, torch.Generator(device).manual_seed(0)))
-        d_feature, d_pixel = networks.distances(x, rebuilt)
+        d_feature, d_pixel = networks.compared(x, x, rebuilt).distances.values()
         return smooth(combine(d_feature, d_pixel, 1.0), 4)
 
     @torch.no_grad()

@@ -92,6 +92,7 @@ def test_our_configurations_are_valid(name):
 
 def test_config_yaml_names_every_key():
     content = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    assert [content.pop(name) for name in config.SHORTCUTS] == [None, None]
     spelt = {config.SPELLINGS.get(f"{section}.{name}", f"{section}.{name}") for section, values in content.items() for name in values}
     known = {f"{section}.{name}" for section, values in config.load(ROOT / "config.yaml").as_dict().items() for name in values}
     assert spelt == known - set(config.NO_EFFECT)

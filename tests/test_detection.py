@@ -140,8 +140,8 @@ def test_maps_are_means_over_draws():
     both = networks.reconstructions(pictures, iter(noise).__next__)
     apart = torch.cat([detector().networks.reconstructions(pictures, iter(noise[i : i + 3]).__next__) for i in (0, 3)])
     torch.testing.assert_close(both, apart)
-    (f_1, p_1), (f_2, p_2) = (networks.distances(pictures, draw[None]) for draw in both)
-    d_feature, d_pixel = networks.distances(pictures, both)
+    (f_1, p_1), (f_2, p_2) = (networks.compared(pictures, pictures, draw[None]).distances.values() for draw in both)
+    d_feature, d_pixel = networks.compared(pictures, pictures, both).distances.values()
     torch.testing.assert_close(d_feature, (f_1 + f_2) / 2)
     torch.testing.assert_close(d_pixel, (p_1 + p_2) / 2)
 
@@ -246,7 +246,7 @@ def test_a_tiled_picture_is_compared_whole(category):
     parts = [alone.find(tile[None], alone.picture_noise)[0].reconstruction for tile in tiles.cut(shown, 32)]
     expected = tiles.merge(torch.stack(parts), shown.shape)
     torch.testing.assert_close(found.reconstruction, expected[0], rtol=0, atol=1e-5)
-    d_feature, d_pixel = tiled.networks.distances(shown, expected[None])
+    d_feature, d_pixel = tiled.networks.compared(shown, shown, expected[None]).distances.values()
     torch.testing.assert_close(found.d_feature, d_feature[0, 0], rtol=0, atol=1e-5)
     torch.testing.assert_close(found.d_pixel, d_pixel[0, 0], rtol=0, atol=1e-5)
     assert found.anomaly.shape == (64, 96) and tiled(picture).map.shape == (96, 144)

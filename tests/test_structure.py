@@ -6,23 +6,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "metrics", "tiles"}
+METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "normality", "metrics", "tiles"}
 FILES = {"dataset", "pictures", "checkpoint", "files", "results", "logs", "manifest", "names"}
 STAGE = METHOD | FILES | {"parallel", "runtime", "settings"}
 ALLOWED: dict[str, set[str]] = {
-    **{room: set() for room in (*METHOD, "settings", "published", "runtime", "calibration", "parallel", "drawing", "resumption")},
-    "config": {"names", "published", "settings"},
+    **{room: set() for room in (*METHOD, "settings", "published", "presets", "runtime", "parallel", "drawing", "resumption", "synthetic")},
+    "normality": {"anomaly_map"},
+    "calibration": {"normality"},
+    "config": {"names", "presets", "published", "settings"},
     "feature_extractor": {"downloads"},  # its pretrained weights
     # pictures, weights and results on disk
     **{room: set() for room in ("depth", "annotations", "likeness", "findings", "locks", "names", "spreadsheet", "downloads")},
     "files": {"locks"},
     "pictures": {"depth"},
     "dataset": {"pictures"},
-    "checkpoint": {"unet", "feature_extractor", "calibration", "files", "locks"},  # it builds what it loads
+    "checkpoint": {"unet", "feature_extractor", "calibration", "normality", "files", "locks"},  # it builds what it loads
     "logs": {"files", "locks"},
     "manifest": {"calibration", "dataset", "files"},
     "results": {"drawing", "files", "locks", "manifest", "names", "spreadsheet"},
-    "sample_set": {"files", "locks"},
+    "sample_set": {"files", "locks", "synthetic"},
     # data made ready and looked through
     "archives": {"files", "pictures"},
     "near_duplicates": {"dataset", "pictures", "runtime"},
@@ -37,19 +39,23 @@ ALLOWED: dict[str, set[str]] = {
     "train": STAGE | {"doctor", "findings", "resumption"},
     "domain_adaptation": STAGE | {"calibration"},
     "detection": METHOD | {"dataset", "pictures", "checkpoint", "calibration", "config", "parallel", "runtime", "settings"},
+    "normal_pictures": {"calibration", "checkpoint", "dataset", "ddad", "detection", "parallel", "runtime", "settings", "anomaly_map", "normality"},
     "curves": {"metrics"},
     "figures": {"curves", "metrics"},
-    "evaluation": STAGE | {"calibration", "curves", "detection", "drawing", "figures", "report"},  # stage 3 on labelled test pictures
-    "inspection": STAGE | {"calibration", "detection", "drawing"},  # stage 3 on any pictures
+    "evaluation": STAGE
+    | {"calibration", "curves", "detection", "drawing", "figures", "normal_pictures", "report"},  # stage 3 on labelled test pictures
+    "inspection": STAGE | {"calibration", "detection", "drawing", "normal_pictures"},  # stage 3 on any pictures
+    "planning": {"checkpoint", "config", "dataset", "detection", "parallel", "runtime", "settings", "train", "unet"},
+    "tuning": {"checkpoint", "config", "dataset", "detection", "files", "metrics", "normal_pictures", "runtime", "settings", "synthetic"},
     # several categories, and what is made of results
     "result_folder": {"published", "manifest", "metrics", "results"},
     "report": {"published", "files", "names", "result_folder", "results"},  # made of results folders alone
     "tables": {"config", "files", "manifest", "published", "spreadsheet"},
-    "figure": STAGE | {"config", "detection", "drawing", "result_folder", "tables"},
-    "campaign": {"config", "settings", "dataset", "parallel", "report", "sample_set", "tables"},  # and the stages, by name
+    "figure": STAGE | {"config", "detection", "drawing", "normal_pictures", "result_folder", "tables"},
+    "campaign": {"config", "settings", "dataset", "parallel", "planning", "report", "sample_set", "tables"},  # and the stages, by name
     "rerun": {"campaign", "config", "manifest", "result_folder", "results"},
     "errors": {"parallel"},
-    "commands": {"campaign", "config", "doctor", "errors", "figure", "parallel", "preparation", "rerun", "tables"},
+    "commands": {"campaign", "config", "doctor", "errors", "figure", "parallel", "preparation", "rerun", "tables", "tuning"},
     "main": {"commands", "errors"},
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))

@@ -1,0 +1,149 @@
+"""Normal-aware maps, beyond the paper: how unlike those of normal pictures a picture's features are, and what its reconstruction changes in them.
+
+D_f and D_p ask how far a picture is from its reconstruction. What a briefly trained network never gets right on normal pictures, fine texture
+above all, counts there as much as a defect. A `Reference` learns from normal pictures what is usual, and measures what is not.
+
+| part              | what it looks at                                                                 | by                                    |
+|-------------------|----------------------------------------------------------------------------------|---------------------------------------|
+| `pixel`           | picture and reconstruction, both as the UNet sees them: D_p                       | mean absolute difference              |
+| `feature`         | the features of both: D_f                                                         | cosine distance                       |
+| `residual`        | features of the picture in full less those of its reconstruction                  | Mahalanobis distance                  |
+| `coarse`          | features of the picture as the UNet sees it less those of its reconstruction      | Mahalanobis distance                  |
+| `residual_memory` | as `residual`                                                                     | distance to the nearest normal one    |
+| `coarse_memory`   | as `coarse`                                                                       | distance to the nearest normal one    |
+| `memory`          | features of the picture in full, without any reconstruction                       | distance to the nearest normal one    |
+| `patch_memory`    | the same, as they are: a plain memory of patches (PatchCore), to compare with      | distance to the nearest normal one    |
+
+A map is the sum of the parts that are asked for, each in units of its spread on normal pictures.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anomaly_map import patch_mean
+
+DISTANCES = ("feature", "pixel")
+DESCRIBED_BY = {
+    **{"residual": "residual", "coarse": "coarse", "residual_memory": "residual", "coarse_memory": "coarse"},
+    **{"memory": "picture", "patch_memory": "picture"},
+}
+PARTS = (*DISTANCES, *DESCRIBED_BY)
+WHITE, HALF_WHITE, AS_THEY_ARE = 1.0, 0.5, 0.0  # how far the spreads of normal descriptors are evened out
+SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
+BANK = 4000  # normal descriptors that are kept
+SAMPLE = 60_000  # of which they are chosen
+PROJECTED = 32  # dimensions, in which they are chosen
+LEAST_DEVIATION = 1e-12
+
+Features = Sequence[Tensor]
+
+
+def descriptors(features: Features) -> Tensor:
+    """All layers but the first, means over 3×3 positions, side by side on the first one's grid: → (B, C, H, W)."""
+    means = [patch_mean(layer.float()) for layer in features[1:]]
+    return torch.cat([F.interpolate(layer, size=means[0].shape[-2:], mode="bilinear", align_corners=False) for layer in means], dim=1)
+
+
+def described(picture: Features, seen: Features, rebuilt: Sequence[Features], parts: Sequence[str]) -> dict[str, Tensor]:
+    """What the `parts` look at, by DESCRIBED_BY: descriptors (B, C, H, W) of the picture in full, as the UNet `seen` it, and of its
+    reconstructions, whose mean is taken."""
+    wanted = {DESCRIBED_BY[part] for part in parts if part in DESCRIBED_BY}
+    whole = descriptors(picture)
+    found = {"picture": whole}
+    if wanted - {"picture"}:
+        mean = torch.stack([descriptors(one) for one in rebuilt]).mean(dim=0)
+        found |= {"residual": whole - mean, "coarse": descriptors(seen) - mean}
+    return {name: found[name] for name in found if name in wanted}
+
+
+class Spread(NamedTuple):
+    """The mean and the standard deviation of a part over the pixels of normal pictures, smooth as maps are."""
+
+    mean: float
+    deviation: float
+
+    def units(self, part: Tensor) -> Tensor:
+        """Deviations above the mean."""
+        return (part - self.mean) / max(self.deviation, LEAST_DEVIATION)
+
+
+def spread(maps: Sequence[Tensor]) -> Spread:
+    """Of all pixels of the maps."""
+    pixels = torch.cat([values.flatten() for values in maps]).double()
+    return Spread(pixels.mean().item(), pixels.std(correction=0).item())
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What is usual of a descriptor on normal pictures: distances are to the nearest row of `bank` (M, D), in the space `descriptor @ transform`
+    (C, D)."""
+
+    transform: Tensor
+    bank: Tensor
+
+    def distance(self, descriptors: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, 1, H, W); each picture's for itself, so that its distances are the same in any batch."""
+        transform, bank = self.transform.to(descriptors), self.bank.to(descriptors)
+        nearest = [torch.cdist(rows(one) @ transform, bank).amin(dim=1) for one in descriptors]
+        return torch.stack(nearest).view(len(descriptors), 1, *descriptors.shape[-2:])
+
+
+def rows(descriptors: Tensor) -> Tensor:
+    """(C, H, W) → (H·W, C)."""
+    return descriptors.flatten(1).T
+
+
+def drawn(descriptors: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of the places of descriptors (C, H, W), or all there are: → (count, C) on the CPU."""
+    everywhere = rows(descriptors).cpu()
+    return everywhere[torch.randperm(len(everywhere), generator=generator)[:count]]
+
+
+def mahalanobis(samples: Tensor) -> Reference:
+    """Distances from the mean of samples (N, C), each direction in units of its spread."""
+    transform = whitening(samples, WHITE)
+    return Reference(transform, samples.mean(dim=0, keepdim=True) @ transform)
+
+
+def nearest(samples: Tensor, evened: float, generator: torch.Generator) -> Reference:
+    """Distances from the nearest of samples (N, C), of which BANK are kept, each direction in units of its spread to the power `evened`."""
+    transform = whitening(samples, evened)
+    points = samples @ transform
+    return Reference(transform, points[farthest_points(points, BANK, generator)])
+
+
+def whitening(samples: Tensor, evened: float) -> Tensor:
+    """(C, C), symmetric: the covariance of samples (N, C) to the power −evened/2; 1 makes it a sphere, 0 leaves all as it is."""
+    centred = samples - samples.mean(dim=0)
+    covariance = (centred.T @ centred).double() / len(samples)
+    sphere = torch.eye(len(covariance)).to(covariance) * max(SHRINKAGE * covariance.diagonal().mean().item(), LEAST_DEVIATION)
+    values, vectors = torch.linalg.eigh(covariance + sphere)
+    return (vectors * values.pow(-evened / 2) @ vectors.T).to(samples)
+
+
+def farthest_points(samples: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices of `count` samples (N, C) that leave none far from all of them: each next one is the farthest (Gonzalez 1985; PatchCore's
+    coreset), after a random projection."""
+    projection = torch.randn(samples.shape[1], PROJECTED, generator=generator) / PROJECTED**0.5
+    points = samples @ projection.to(samples)
+    squares, farthest = points.square().sum(dim=1), points.new_full((len(points),), torch.inf)
+    chosen = torch.zeros(min(count, len(points)), dtype=torch.long)
+    for place in range(1, len(chosen)):
+        last = chosen[place - 1]
+        farthest = torch.minimum(farthest, squares + squares[last] - 2 * points @ points[last])
+        chosen[place] = farthest.argmax()
+    return chosen
+
+
+def learnt(samples: Mapping[str, Tensor], parts: Sequence[str], generator: torch.Generator) -> dict[str, Reference]:
+    """The references of those `parts` that have one, from descriptors (N, C) of normal pictures by DESCRIBED_BY."""
+    wanted = {part: samples[kind] for part, kind in DESCRIBED_BY.items() if part in parts}
+    return {
+        part: nearest(rows, AS_THEY_ARE if part == "patch_memory" else HALF_WHITE, generator) if part.endswith("memory") else mahalanobis(rows)
+        for part, rows in wanted.items()
+    }

@@ -1,0 +1,113 @@
+"""How much training fits a budget of minutes on this machine, found by timing its own steps before it starts.
+
+Detection is counted first, with all that it does on normal and test pictures; training gets what is left.
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import NamedTuple
+
+import checkpoint
+import detection
+import parallel
+import runtime
+import train
+from config import PLANNED
+from dataset import ImageFolder, View, full_batches
+from settings import Settings
+from unet import UNet
+
+TIMED_STEPS, TIMED_PICTURES = 5, 8
+MOST_STEPS = 4000  # more gained nothing (benchmarks/accuracy.md)
+FEWEST_STEPS = 100  # below them there is nothing to detect with
+RESERVE = 0.9  # share of the budget that is planned for, as machines have other things to do
+DRAWING_SECONDS = 0.25  # a test picture's figure, metrics and table rows
+SECONDS_PER_MINUTE = 60
+
+
+class Costs(NamedTuple):
+    """Seconds that a training step takes, and what a picture takes in detection."""
+
+    step: float
+    picture: float
+
+
+def fitted(settings: Settings, stages: Collection[str], resume: bool) -> Settings:
+    """With as many epochs as fit training.budget_minutes, where model.epochs is left to it; a run that goes on keeps what it had planned.
+
+    Raises FileNotFoundError where there are no pictures, ValueError where the budget holds no useful training.
+    """
+    if settings.model.epochs != PLANNED or "train" not in stages:
+        return settings
+    before = planned_before(settings) if resume else None
+    epochs = parallel.group().told(before or planned(settings, stages))
+    return replace(settings, model=replace(settings.model, epochs=epochs), training=replace(settings.training, budget_minutes=None))
+
+
+def planned_before(settings: Settings) -> int | None:
+    """The epochs of the training that the checkpoint folder holds, finished or not."""
+    epochs = checkpoint.planned_epochs(settings.checkpoint_folder)
+    if epochs:
+        print(f"{epochs} epochs, as {settings.checkpoint_folder} has them planned", flush=True)
+    return epochs
+
+
+def planned(settings: Settings, stages: Collection[str]) -> int:
+    """Epochs; says what the minutes go into."""
+    budget = settings.training.budget_minutes or math.inf
+    whole = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
+    learnt, held_out = whole.split(**settings.split_arguments())
+    batches = full_batches(len(learnt), settings.data.batch_size, "data.batch_size")
+    print(f"timing this machine, to fit {settings.data.category} into {budget:g} minutes", flush=True)
+    began = time.monotonic()
+    costs = timed(settings, whole)
+    normal = test = 0
+    if "detection" in stages:
+        normal = len(held_out) + (len(learnt) if settings.score.parts else 0)
+        test = len(ImageFolder(settings.category_dir, "test", whole.view, masks=False))
+    others = normal * costs.picture + test * (costs.picture + DRAWING_SECONDS) + (time.monotonic() - began)
+    epochs = max(1, steps_within(budget, costs.step, others) // batches)
+    print(
+        f"plan: {epochs * batches} training steps of {settings.data.batch_size} pictures ({costs.step:.2g} s each) in "
+        f"{epochs * batches * costs.step / SECONDS_PER_MINUTE:.1f} min; {normal} normal and {test} test pictures ({costs.picture:.2g} s each) in "
+        f"{others / SECONDS_PER_MINUTE:.1f} min",
+        flush=True,
+    )
+    return epochs
+
+
+def steps_within(budget: float, step: float, others: float) -> int:
+    """Training steps of `step` seconds that `budget` minutes hold beside `others` seconds. Raises ValueError where they are too few."""
+    steps = min(MOST_STEPS, int((RESERVE * budget * SECONDS_PER_MINUTE - others) / step))
+    if steps < FEWEST_STEPS:
+        wanted = math.ceil((FEWEST_STEPS * step + others) / RESERVE / SECONDS_PER_MINUTE)
+        raise ValueError(f"budget_minutes is {budget:g}, which leaves {max(0, steps)} training steps; set it to {wanted} or more on this machine")
+    return steps
+
+
+def timed(settings: Settings, pictures: ImageFolder) -> Costs:
+    """What steps and pictures take here, with networks of these settings and a few of the pictures."""
+    device = runtime.choose_device(settings.model.device)
+    few = pictures.only(pictures.names()[:TIMED_PICTURES])
+    pixels = [pixel for pixel, _ in zip(itertools.cycle(few.pixels(settings.model.num_workers)), range(settings.data.batch_size), strict=False)]
+    trial = replace(settings, model=replace(settings.model, epochs=1))
+    steps = train.steps_of(train.build_trainer(trial, TIMED_STEPS, device), pixels, TIMED_STEPS, trial)
+    step = statistics.median(list(seconds_between(lambda: next(steps, None), TIMED_STEPS))[1:])
+    extractor, _ = checkpoint.restore_features(settings.checkpoint_folder, 0, settings.model.feature_extractor, settings.model.backbone_weights)
+    detector = detection.assembled(settings, UNet(**settings.unet_arguments()), extractor, device)
+    found = detection.in_batches(detector, few, lambda batch: [detector.compared(batch, detector.picture_noise)] * len(batch), 0)
+    whole = sum(seconds_between(lambda: list(found), 1))
+    return Costs(step, whole / len(few))
+
+
+def seconds_between(call: Callable[[], object], times: int) -> list[float]:
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return seconds

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import normality
+import settings
+from anomaly_map import image_score
+from detection import Detector
+from normality import Reference, descriptors, drawn, farthest_points, mahalanobis, nearest, spread
+
+torch.manual_seed(0)
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def test_the_settings_know_the_parts():
+    assert set(settings.PARTS) == set(normality.PARTS)
+
+
+def test_mahalanobis_distances_are_those_of_the_inverse_covariance():
+    samples = torch.randn(500, 4) @ torch.randn(4, 4) + 3
+    points = torch.randn(1, 4, 2, 3)
+    mean, covariance = samples.numpy().mean(axis=0), np.cov(samples.numpy().T, bias=True)
+    inverse = np.linalg.inv(covariance + normality.SHRINKAGE * np.trace(covariance) / 4 * np.eye(4))
+    rows = points[0].flatten(1).T.numpy() - mean
+    expected = np.sqrt(np.einsum("nc,cd,nd->n", rows, inverse, rows)).reshape(1, 1, 2, 3)
+    np.testing.assert_allclose(mahalanobis(samples).distance(points).numpy(), expected, rtol=1e-3)
+
+
+def test_directions_in_which_normal_pictures_vary_count_less():
+    samples = torch.randn(1000, 2) * torch.tensor([10.0, 0.1])
+    usual, unusual = (mahalanobis(samples).distance(torch.tensor(point).view(1, 2, 1, 1)).item() for point in ([5.0, 0.0], [0.0, 5.0]))
+    assert unusual > 10 * usual
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_samples_give_finite_distances(count):
+    samples = torch.randn(count, 5) if count > 1 else torch.ones(1, 5)
+    assert torch.isfinite(mahalanobis(samples).distance(torch.randn(1, 5, 2, 2))).all()
+
+
+def test_the_nearest_normal_descriptor_is_found_by_looking_at_all():
+    samples, points = torch.randn(300, 6), torch.randn(2, 6, 4, 5)
+    expected = torch.stack([(samples - row).square().sum(dim=1).min().sqrt() for row in points.permute(0, 2, 3, 1).reshape(-1, 6)])
+    torch.testing.assert_close(nearest(samples, 0, generator()).distance(points).flatten(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_evening_out_goes_from_nothing_to_a_sphere():
+    samples = torch.randn(5000, 3) * torch.tensor([8.0, 1.0, 2.0])
+    for evened, expected in ((0, [8, 1, 2]), (0.5, [8**0.5, 1, 2**0.5]), (1, [1, 1, 1])):
+        spreads = (samples @ normality.whitening(samples, evened)).std(dim=0)
+        torch.testing.assert_close(spreads, torch.tensor(expected, dtype=torch.float32), rtol=0.25, atol=0)
+
+
+def test_farthest_points_leave_no_cluster_out():
+    clusters = torch.arange(10).repeat_interleave(50)
+    samples = 100.0 * nn.functional.one_hot(clusters, 10) + torch.randn(500, 10)
+    assert set(clusters[farthest_points(samples, 10, generator())].tolist()) == set(range(10))
+    assert sorted(farthest_points(samples[:20], 99, generator()).tolist()) == list(range(20))
+
+
+def test_a_distance_is_the_same_in_any_batch():
+    reference, maps = Reference(torch.randn(7, 5), torch.randn(40, 5)), torch.randn(6, 7, 8, 8)
+    torch.testing.assert_close(reference.distance(maps)[2:3], reference.distance(maps[2:3]), rtol=0, atol=0)
+
+
+def test_descriptors_stand_side_by_side_on_the_finer_grid():
+    found = descriptors([torch.zeros(2, 3, 16, 16), torch.ones(2, 4, 8, 8), torch.full((2, 5, 4, 4), 2.0)])
+    assert found.shape == (2, 9, 8, 8)
+    assert found[0, :4, 4, 4].eq(1).all() and found[0, 4:, 4, 4].eq(2).all()
+
+
+def test_places_are_drawn_without_repeats():
+    maps = torch.arange(12.0).view(1, 3, 4)
+    assert sorted(drawn(maps, 99, generator()).flatten().tolist()) == list(range(12))
+    assert len(set(drawn(maps, 5, generator()).flatten().tolist())) == 5
+
+
+def test_units_are_deviations_above_the_mean_of_normal_pixels():
+    maps = [torch.tensor([1.0, 3.0]), torch.tensor([5.0, 7.0])]
+    assert spread(maps).units(torch.tensor(4 + 2 * 5**0.5)).item() == pytest.approx(2)
+    assert torch.isfinite(spread([torch.ones(3)]).units(torch.ones(3))).all()
+
+
+@pytest.mark.parametrize(
+    ("pooling", "share", "expected"), [("maximum", 0.5, 10), ("top_mean", 0.2, 9.5), ("quantile", 0.2, 9), ("top_mean", 0.01, 10)]
+)
+def test_scores_pool_the_highest_pixels(pooling, share, expected):
+    assert image_score(torch.arange(1.0, 11).view(1, 1, 2, 5), pooling, share) == expected
+
+
+# whole runs
+
+PARTS = (
+    "score.parts=[pixel, feature, residual, coarse, residual_memory, coarse_memory, memory, patch_memory]",
+    "model.unet_size=16",
+    "score.pooling=top_mean",
+)
+
+
+@pytest.fixture
+def detected(run_main):
+    assert run_main("--train", *PARTS)[0] == 0
+    code, out, _ = run_main("--detection", *PARTS)
+    assert code == 0 and "calibration is to be measured" in out and "image AUROC" in out
+    return run_main
+
+
+def test_a_detector_of_all_parts_is_loaded_from_its_folder(detected, tmp_path, category):
+    detector = Detector.load(tmp_path / "checkpoints" / "nut", device="cpu")
+    paths = sorted((category / "test").rglob("*.png"))
+    together = detector.detect(paths)
+    for path, found in zip(paths, together, strict=True):
+        alone = detector(Image.open(path))
+        assert alone.score == pytest.approx(found.score, rel=1e-4, abs=1e-4)
+        assert bool(found.regions) == found.is_anomalous
+    assert detector.known_normals.references.keys() == normality.DESCRIBED_BY.keys()
+
+
+def test_what_was_learnt_is_kept_and_learnt_again_where_it_is_gone_or_of_other_settings(detected, tmp_path):
+    kept = tmp_path / "checkpoints" / "nut" / "references"
+    assert "calibration is to be measured" not in detected("--detection", *PARTS)[1]
+    kept.unlink()
+    assert "calibration is to be measured: no calibration.json" in detected("--detection", *PARTS)[1] and kept.exists()
+    assert "parts was" in detected("--detection", *PARTS, "score.parts=[pixel, memory]")[1]
+    kept.write_bytes(b"no weights")
+    code, _, err = detected("--detection", *PARTS, "score.parts=[pixel, memory]")
+    assert code == 2 and "references is not a file of weights" in err
+
+
+def test_parts_need_normal_pictures(run_main):
+    code, _, err = run_main("--detection", "score.parts=[pixel]", "score.protocol=published")
+    assert code == 2 and "set score.protocol=per_image, or score.parts=null" in err
+    code, _, err = run_main("--detection", "score.parts=[pixels]")
+    assert code == 2 and "did you mean pixel?" in err

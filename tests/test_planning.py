@@ -1,0 +1,67 @@
+import pytest
+import yaml
+from test_config import ROOT
+
+import config
+import planning
+from presets import PRESETS
+
+LAPTOP = ("preset=laptop", "model.unet_size=16", "model.channel_multipliers=[1]", "model.base_channels=8", "data.batch_size=4", "data.image_size=32")
+SHORT = (*LAPTOP, "score.draws=1", "model.skip=125")
+
+
+def test_a_budget_holds_what_its_seconds_hold():
+    assert planning.steps_within(10, step=0.5, others=240) == (0.9 * 600 - 240) / 0.5
+    assert planning.steps_within(1000, step=0.1, others=0) == planning.MOST_STEPS
+    with pytest.raises(ValueError, match="budget_minutes is 1, which leaves 54 training steps; set it to 2 or more"):
+        planning.steps_within(1, step=1, others=0)
+
+
+def test_a_preset_goes_above_the_file_and_below_the_command_line():
+    data = ("data.name=own", "data.data_dir=d", "data.category=c")
+    plain = config.load(ROOT / "config.yaml")
+    laptop = config.load(ROOT / "config.yaml", [*data, "preset=laptop", "model.v=2"])
+    assert (plain.data.image_size, plain.model.unet_size, plain.score.parts) == (256, None, None)
+    assert (laptop.model.unet_size, laptop.model.v, laptop.model.w, laptop.training.budget_minutes) == (64, 2, 5, 60)
+    assert laptop.model.epochs == config.PLANNED
+    assert config.load(ROOT / "config.yaml", [*data, "preset=laptop", "budget_minutes=10"]).training.budget_minutes == 10
+    assert config.load(ROOT / "config.yaml", ["preset=published"]) == config.load(ROOT / "config.yaml")
+    with pytest.raises(ValueError, match="preset is 'laptpo'; did you mean laptop"):
+        config.load(ROOT / "config.yaml", [*data, "preset=laptpo"])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_name_keys_that_there_are(name):
+    known = {f"{section}.{key}" for section, values in config.load(ROOT / "config.yaml").as_dict().items() for key in values}
+    assert {config.SPELLINGS.get(key, key) for key in PRESETS[name]} <= known
+
+
+def test_the_laptop_preset_plans_trains_and_detects(run_main, monkeypatch, tmp_path):
+    monkeypatch.setattr(planning, "MOST_STEPS", 4)
+    monkeypatch.setattr(planning, "FEWEST_STEPS", 1)
+    code, out, err = run_main("--train", "--domain_adaptation", "--detection", *SHORT, "budget_minutes=5")
+    assert (code, err) == (0, "")
+    assert "to fit nut into 5 minutes" in out and "plan: 4 training steps of 4 pictures" in out and "image AUROC" in out
+    code, out, _ = run_main("--train", "--resume", *SHORT, "budget_minutes=9")
+    assert code == 0 and "2 epochs, as" in out and "nut is trained" in out
+    code, _, err = run_main("--train", *SHORT, "budget_minutes=0.0001")
+    assert code == 2 and "budget_minutes is 0.0001, which leaves 0 training steps; set it to 1 or more" in err
+
+
+def test_tuning_writes_a_configuration_that_runs(run_main, monkeypatch, tmp_path):
+    import tuning
+
+    monkeypatch.setattr(tuning, "REBUILT", {"model.w": (1.0,)})
+    assert run_main("--train")[0] == 0
+    code, out, _ = run_main("--tune", "--output", str(tmp_path / "tuned"))
+    assert code == 0 and "present settings" in out and "model.w = 1.0" in out and "use it with --config" in out
+    content = yaml.safe_load((tmp_path / "tuned" / "tuned.yaml").read_text())
+    assert content["model"]["v"] in (1.0, *tuning.SCORED["model.v"])
+    assert (tmp_path / "tuned" / "tuning.jsonl").read_text().count("objective") >= 3
+    assert run_main("--detection", config=tmp_path / "tuned" / "tuned.yaml")[0] == 0
+
+
+def test_tuning_without_unseen_pictures_says_what_it_needs(run_main):
+    assert run_main("--train", "calibration.share=0")[0] == 0
+    code, _, err = run_main("--tune")
+    assert code == 2 and "--tune needs some: train with calibration.share above 0" in err

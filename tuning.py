@@ -1,0 +1,238 @@
+"""--tune: settings of detection chosen without labels, by made defects on normal pictures that training has not seen.
+
+Each of these pictures is judged as it is and with defects of several kinds (synthetic.py). One setting after the other takes the value by which
+the two are told apart best; a value that gains less than LEAST_GAIN does not replace the present one. All that was tried is in tuning.jsonl,
+what was chosen in tuned.yaml, a configuration for --config.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor
+
+import checkpoint
+import config
+import detection
+import metrics
+import normal_pictures
+import runtime
+from dataset import ImageFolder, View, to_unit_range
+from detection import Detector
+from files import ensure_writable, whole_file
+from settings import PER_IMAGE, Settings
+from synthetic import DEFECTS, SUBTLE_DEFECTS, spoilt
+
+TUNED, LOG = "tuned.yaml", "tuning.jsonl"
+REMEDY = "name another folder with --output"
+KINDS = DEFECTS | SUBTLE_DEFECTS
+PICTURES = 40  # held-out normal ones, at most
+COPIES = 2  # of each, with a defect
+LEARNT_FROM = 100  # normal pictures, at most, whose features a trial learns anew
+LEAST_GAIN = 0.005  # of the objective, which is at most 1
+PRO_LIMIT = 0.3
+REBUILT: dict[str, Sequence[Any]] = {  # settings that take new reconstructions of all pictures, and values to try
+    "model.w": (1.0, 2.0, 3.0, 5.0, 8.0),
+    "model.test_trajectoy_steps": (100, 250, 400),
+    "model.skip": (25, 50, 125),
+}
+SCORED: dict[str, Sequence[Any]] = {  # those that only change what is made of them
+    "model.v": (0.25, 0.5, 1.0, 2.0, 4.0),
+    "score.pooling": ("maximum", "top_mean", "quantile"),
+    "score.pooled_share": (0.002, 0.01, 0.05),
+}
+
+Parts = list[dict[str, Tensor]]
+
+
+class Quality(NamedTuple):
+    """How well made defects are found: image AUROC by kind and PRO of all, as fractions."""
+
+    kinds: dict[str, float]
+    pro: float
+
+    @property
+    def objective(self) -> float:
+        """Finding the pictures and outlining the defects count alike."""
+        return (float(np.mean(list(self.kinds.values()))) + self.pro) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What a detector makes of the normal pictures and of their spoilt copies."""
+
+    detector: Detector
+    clean: Parts
+    spoilt: Parts
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Normal pictures (C, H, W), their spoilt copies with kinds and masks (H, W), and the pictures to learn references from."""
+
+    clean: list[Tensor]
+    spoilt: list[Tensor]
+    kinds: NDArray[np.str_]
+    masks: list[NDArray[np.bool_]]
+    learnt_from: ImageFolder
+
+
+def check(settings: Settings, output: Path | None = None) -> tuple[Path, ImageFolder, ImageFolder]:
+    """The folder of the results, all normal pictures, and those that training has not seen; raises what would stop the stage later."""
+    if settings.score.protocol != PER_IMAGE:
+        raise ValueError("--tune judges by thresholds of single pictures, which score.protocol=published has not; set it to per_image")
+    folder, pictures = output or settings.results_folder, ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
+    unseen = pictures.only(normal_pictures.unseen_pictures(settings)).drawn(PICTURES, settings.model.seed)
+    if not len(unseen):
+        raise ValueError(
+            f"training has seen all normal pictures of {settings.data.category}; --tune needs some: train with calibration.share above 0"
+        )
+    ensure_writable(folder)
+    return folder, pictures, unseen
+
+
+def run(settings: Settings, output: Path | None = None) -> Path:
+    """Choose; leaves tuned.yaml and tuning.jsonl in a folder (results/<exp_name>/<category>), which is returned."""
+    began, device = time.monotonic(), runtime.choose_device(settings.model.device)
+    folder, pictures, unseen = check(settings, output)
+    _, settings, origins = detection.build(settings, settings.checkpoint_folder, device)
+    bench = prepared(pictures, unseen, settings)
+    runtime.announce(
+        f"Tuning {settings.data.category}: {len(bench.clean)} normal pictures, {len(bench.spoilt)} made defects of {len(KINDS)} kinds",
+        device,
+        settings.as_dict(),
+        {"reads": settings.category_dir / "train", **origins, "writes": folder},
+    )
+    chosen, tried = settings, []
+    for line, best in choices(settings, bench, device):
+        tried.append(line)
+        chosen = best
+        print(f"  {line['setting']} = {line['value']}: objective {line['objective']:.4f}{' *' if line['taken'] else ''}", flush=True)
+    with whole_file(folder / LOG, REMEDY, "w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in tried)
+    with whole_file(folder / TUNED, REMEDY, "w") as file:
+        yaml.safe_dump(chosen.as_dict(), file, sort_keys=False)
+    changed = [f"{name}={value(chosen, name)}" for name in (*REBUILT, *SCORED, "model.DA_chp") if value(chosen, name) != value(settings, name)]
+    print(f"tuned {settings.data.category} in {(time.monotonic() - began) / 60:.1f} min: {', '.join(changed) or 'nothing gains'}")
+    print(f"use it with --config {folder / TUNED}; what was tried is in {folder / LOG}", flush=True)
+    return folder
+
+
+def prepared(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> Bench:
+    """The kinds of defects take turns; which comes where follows from the seed."""
+    rng, names = np.random.default_rng(settings.model.seed), list(KINDS)
+    clean = unseen.pixels(settings.model.num_workers)
+    kinds = [names[number % len(names)] for number in range(COPIES * len(clean))]
+    made = [spoilt(as_array(clean[number % len(clean)]), KINDS[kind], rng) for number, kind in enumerate(kinds)]
+    return Bench(
+        [to_unit_range(one) for one in clean],
+        [to_unit_range(as_pixels(changed)) for changed, _ in made],
+        np.array(kinds),
+        [mask for _, mask in made],
+        pictures.without(unseen.names()).drawn(LEARNT_FROM, settings.model.seed),
+    )
+
+
+def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings]]:
+    """What each trial gave, for the log, and the best settings so far."""
+    trial = tried(settings, bench, device)
+    best, quality = settings, judged(trial, bench)
+    yield as_line("present settings", None, quality, True), best
+    features = [epoch for epoch in checkpoint.epochs_in(settings.checkpoint_folder, checkpoint.FEATURES_PREFIX) if epoch != settings.model.DA_chp]
+    for name, values in (REBUILT | {"model.DA_chp": features}).items():
+        for candidate in different(settings, best, name, values):
+            other = tried(candidate, bench, device)
+            found = judged(other, bench)
+            taken = found.objective > quality.objective + LEAST_GAIN
+            if taken:
+                best, trial, quality = candidate, other, found
+            yield as_line(name, value(candidate, name), found, taken), best
+    for name, values in SCORED.items():
+        for candidate in different(settings, best, name, values):
+            found = judged(replace(trial, detector=scored_as(trial.detector, candidate)), bench)
+            taken = found.objective > quality.objective + LEAST_GAIN
+            if taken:
+                best, trial, quality = candidate, replace(trial, detector=scored_as(trial.detector, candidate)), found
+            yield as_line(name, value(candidate, name), found, taken), best
+
+
+def different(settings: Settings, best: Settings, name: str, values: Sequence[Any]) -> Iterator[Settings]:
+    """The best settings with each other value of a key with which they go together."""
+    for other in values:
+        candidate = with_value(best, name, other)
+        if other == value(settings, name) or (name == "score.pooled_share" and best.score.pooling == "maximum"):
+            continue
+        try:
+            config.check_together(candidate)
+        except ValueError:
+            continue
+        yield candidate
+
+
+def tried(settings: Settings, bench: Bench, device: torch.device) -> Trial:
+    """All pictures, by the detector of these settings."""
+    detector, settings, _ = detection.build(settings, settings.checkpoint_folder, device)
+    references = normal_pictures.referred(detector, bench.learnt_from, settings) if detector.parts else {}
+    clean, spoilt_ones = (
+        [part for picture in pictures for part in normal_pictures.parts_alone(detector, picture[None], references)]
+        for pictures in (bench.clean, bench.spoilt)
+    )
+    kept = normal_pictures.judged(detector, clean, references, True, {}, settings)
+    return Trial(replace(detector, calibration=kept), clean, spoilt_ones)
+
+
+def judged(trial: Trial, bench: Bench) -> Quality:
+    """How well the spoilt pictures are told from the others."""
+    detector, known = trial.detector, trial.detector.known_normals
+    found = [
+        detector.finding(torch.empty(0), parts["feature"][0], parts["pixel"][0], detector.combined(parts, known.balance, known.spreads)[0])
+        for parts in (*trial.clean, *trial.spoilt)
+    ]
+    scores, normals = np.array([finding.score for finding in found]), len(trial.clean)
+    maps = [detector.cropped(finding.anomaly).numpy() for finding in found[normals:]]
+    masks = [detector.cropped(torch.from_numpy(mask)).numpy() for mask in bench.masks]
+    kinds = {
+        kind: metrics.image_auroc(np.r_[scores[:normals], scores[normals:][chosen]], np.r_[np.zeros(normals, bool), np.ones(chosen.sum(), bool)])
+        for kind in KINDS
+        if (chosen := bench.kinds == kind).any()
+    }
+    by_shape = [[place for place, one in enumerate(maps) if one.shape == shape] for shape in {one.shape for one in maps}]
+    pros = [
+        (len(places), metrics.pro(np.stack([maps[at] for at in places]), np.stack([masks[at] for at in places]), PRO_LIMIT)) for places in by_shape
+    ]
+    return Quality(kinds, sum(count * pro for count, pro in pros) / len(maps))
+
+
+def scored_as(detector: Detector, settings: Settings) -> Detector:
+    return replace(detector, v=settings.model.v, pooling=settings.score.pooling, pooled_share=settings.score.pooled_share)
+
+
+def as_line(name: str, tried_value: Any, quality: Quality, taken: bool) -> dict[str, Any]:
+    return {"setting": name, "value": tried_value, "objective": quality.objective, "taken": taken, "pro": quality.pro, "image_auroc": quality.kinds}
+
+
+def value(settings: Settings, name: str) -> Any:
+    section, _, key = name.partition(".")
+    return getattr(getattr(settings, section), key)
+
+
+def with_value(settings: Settings, name: str, new: Any) -> Settings:
+    section, _, key = name.partition(".")
+    return replace(settings, **{section: replace(getattr(settings, section), **{key: new})})
+
+
+def as_array(pixels: Tensor) -> NDArray[np.float32]:
+    """(C, H, W) uint8 → (H, W, C) in 0…1."""
+    return pixels.permute(1, 2, 0).numpy().astype(np.float32) / np.float32(255)
+
+
+def as_pixels(picture: NDArray[np.float32]) -> Tensor:
+    """The inverse of `as_array`."""
+    return torch.from_numpy((picture.clip(0, 1) * 255).round().astype(np.uint8)).permute(2, 0, 1).contiguous()
