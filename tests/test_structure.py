@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"locks"},
     "pictures": {"depth"},
     "dataset": {"pictures"},
+    "cache": {"dataset", "files"},
     "checkpoint": {"unet", "feature_extractor", "calibration", "files", "locks"},  # it builds what it loads
     "logs": {"files", "locks"},
     "manifest": {"calibration", "dataset", "files"},
@@ -34,8 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "contact_sheet": {"files", "pictures"},
     "doctor": {"contact_sheet", "dataset", "findings", "likeness", "looks", "pictures"},
     # stages
-    "train": STAGE | {"doctor", "findings", "resumption"},
-    "domain_adaptation": STAGE | {"calibration"},
+    "train": STAGE | {"cache", "doctor", "findings", "resumption"},
+    "domain_adaptation": STAGE | {"cache", "calibration"},
     "detection": METHOD | {"dataset", "pictures", "checkpoint", "calibration", "config", "parallel", "runtime", "settings"},
     "curves": {"metrics"},
     "figures": {"curves", "metrics"},
