@@ -33,6 +33,9 @@ from settings import AUTO, Settings
 Draws = Callable[[Tensor], Callable[[], Tensor]]  # pictures (B, C, S, S) of one pass → draw()
 Picture = Image.Image | NDArray[Any] | str | Path
 
+HELD = 0.2  # share of all that a network's layers put out which is in memory at a time, without gradients; measured: 0.08 to 0.14
+MOST_AT_ONCE = {"cuda": 64}  # pictures of a batch by device, 8 elsewhere: more are no faster
+
 
 @dataclass(frozen=True, eq=False)
 class Detection:
@@ -239,18 +242,27 @@ def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detec
         draws=settings.score.draws,
         precision=settings.speed.detection_precision,
     )
+    view = View(**settings.view_arguments())
     detector = Detector(
         networks,
-        View(**settings.view_arguments()),
+        view,
         v=model.v,
         blur_sigma=model.blur_sigma,
         crop=settings.metrics.centre_crop,
         seed=model.seed,
-        batch_size=settings.data.test_batch_size,
+        batch_size=settings.data.test_batch_size or pictures_that_fit(networks, view, runtime.free_memory(device), MOST_AT_ONCE.get(device.type, 8)),
         device=device,
         false_positive_rate=settings.calibration.false_positive_rate,
     )
     return detector, replace(settings, model=model), {"unet": weights, "features": f"{extractor.name} from {origin}"}
+
+
+def pictures_that_fit(networks: Networks, view: View, free: float, most: int) -> int:
+    """How many pictures half of `free` bytes hold on their way through the networks: a power of two, as scores of other batches may differ in
+    their last digits, and `most` at most."""
+    picture, t = torch.empty(1, view.channels, view.size, view.size), torch.zeros(1)
+    layers = max(runtime.output_bytes(networks.unet, picture, t), runtime.output_bytes(networks.extractor, picture))
+    return 2 ** int(math.log2(min(max(1, free / 2 / (HELD * layers)), most)))
 
 
 def ready(network: nn.Module, device: torch.device) -> nn.Module:
@@ -328,7 +340,7 @@ def unseen_pictures(settings: Settings) -> set[str]:
 def findings_of(detector: Detector, folder: ImageFolder, noise: Draws, workers: int, group: Group = ALONE) -> Iterator[tuple[Item, Finding]]:
     """All pictures of a folder with what was found in them, a batch at a time; the processes of a group do
     every so-many-th batch each, and the first one yields all."""
-    at_once = detector.pictures_at_once
+    at_once = group.told(detector.pictures_at_once)
     batches = folder.only(group.in_turn(folder.names(), at_once)).batches(at_once, workers)
     for _ in range(math.ceil(len(folder) / (group.size * at_once))):
         items = next(batches, [])  # the last processes may have a batch less

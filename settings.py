@@ -27,7 +27,7 @@ class DataSettings:
     image_size: int = key(256, least=8)
     batch_size: int = key(AUTO, least=1)
     DA_batch_size: int = key(AUTO, least=2)
-    test_batch_size: int = key(AUTO, least=1)
+    test_batch_size: int | None = key(AUTO, least=1)
     mask: bool = key(True)
     input_channel: int = key(3, least=1, most=3)
     tiles: int | None = key(None, least=1)
