@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks import speed
+from benchmarks import precision, speed, steps
 from ddad import NoiseSchedule
 from unet import UNet
 
@@ -23,3 +23,22 @@ def test_a_row_holds_both_times_and_their_ratio(make, tmp_path):
     cells = speed.measured(make(tmp_path), 2, CPU, 1e9).strip("| ").split(" | ")
     plain, ours, ratio = (float(cell.split()[0]) for cell in cells[1:4])
     assert len(cells) == 7 and min(plain, ours, ratio) > 0  # which is faster is for the benchmark to say
+
+
+def test_precision_and_steps_are_measured_on_a_trained_category(run_main, tmp_path, category, capsys, monkeypatch):
+    monkeypatch.setattr(steps, "STRIDES", ((100, 50), (100, 100)))
+    monkeypatch.setattr(steps, "STARTS", ())
+    run_main("--train")
+    run_main("--detection")
+    places, log = [str(tmp_path / "checkpoints" / "nut"), str(category.parent)], tmp_path / "steps.jsonl"
+    capsys.readouterr()
+    precision.main([*places, "--every", "3"])
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    changes = {name: float(normal) for name, normal, *_ in lines}
+    assert changes["fp16"] < changes["bf16"] < changes["another seed"]
+    tables = []
+    for _ in range(2):
+        steps.main([*places, str(log)])
+        tables.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")])
+    assert tables[0] == tables[1] and [line.split(" | ")[2] for line in tables[0]] == ["n", "2", "1"]
+    assert len(log.read_text().splitlines()) == 2
