@@ -268,12 +268,12 @@ def bounded(path: str, spec: "Field[Any]", value: Any) -> Any:
 def resolved(sections: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
     """One section with each `auto` replaced by what it stands for."""
     data, small = sections["data"], sections["model"]["DDADS"]
-    by_network = {leaf: pair[small] for leaf, pair in BY_NETWORK.items()}
+    by_network: dict[str, Any] = {leaf: pair[small] for leaf, pair in BY_NETWORK.items()}
     by_network["blur_sigma"] = BLUR_SIGMA_AT_256 * data["image_size"] / 256
     per_image = sections["score"]["protocol"] == PER_IMAGE
     if sections["training"]["budget_minutes"]:
         by_network["epochs"] = PLANNED
-    by_network |= {"share": HELD_OUT, "draws": DRAWS} if per_image else {"share": 0.0, "draws": 1}
+    by_network |= {"share": HELD_OUT, "draws": DRAWS, "test_batch_size": None} if per_image else {"share": 0.0, "draws": 1}
     row = published.table().get(data["category"], {})
     if row.get("data_set", "").lower() != str(data["name"]).lower():
         row = {}

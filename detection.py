@@ -35,6 +35,9 @@ Draws = Callable[[Tensor], Callable[[], Tensor]]  # pictures (B, C, S, S) of one
 Picture = Image.Image | NDArray[Any] | str | Path
 Found = TypeVar("Found")
 
+HELD = 0.2  # share of all that a network's layers put out which is in memory at a time, without gradients; measured: 0.06 to 0.13
+MOST_AT_ONCE = {"cuda": 64}  # pictures of a batch by device, 8 elsewhere: more are no faster
+
 
 @dataclass(frozen=True, eq=False)
 class Detection:
@@ -294,20 +297,29 @@ def assembled(settings: Settings, unet: nn.Module, extractor: nn.Module, device:
         precision=settings.speed.detection_precision,
         size=settings.unet_size,
     )
+    view = View(**settings.view_arguments())
     return Detector(
         networks,
-        View(**settings.view_arguments()),
+        view,
         v=model.v,
         blur_sigma=model.blur_sigma,
         crop=settings.metrics.centre_crop,
         seed=model.seed,
-        batch_size=settings.data.test_batch_size,
+        batch_size=settings.data.test_batch_size or pictures_that_fit(networks, view, runtime.free_memory(device), MOST_AT_ONCE.get(device.type, 8)),
         device=device,
         parts=settings.score.parts or (),
         pooling=settings.score.pooling,
         pooled_share=settings.score.pooled_share,
         false_positive_rate=settings.calibration.false_positive_rate,
     )
+
+
+def pictures_that_fit(networks: Networks, view: View, free: float, most: int) -> int:
+    """How many pictures half of `free` bytes hold on their way through the networks: a power of two, as scores of other batches may differ in
+    their last digits, and `most` at most."""
+    seen, picture = (torch.empty(1, view.channels, size, size) for size in (networks.size or view.size, view.size))
+    layers = max(runtime.output_bytes(networks.unet, seen, torch.zeros(1)), runtime.output_bytes(networks.extractor, picture))
+    return 2 ** int(math.log2(min(max(1, free / 2 / (HELD * layers)), most)))
 
 
 def ready(network: nn.Module, device: torch.device) -> nn.Module:
@@ -334,7 +346,7 @@ def in_batches(
 ) -> Iterator[tuple[Item, Found]]:
     """All pictures of a folder with what `work` makes of each, a batch (B, C, H, W) at a time; the processes of a group do every so-many-th
     batch each, and the first one yields all."""
-    at_once = detector.pictures_at_once
+    at_once = group.told(detector.pictures_at_once)
     batches = folder.only(group.in_turn(folder.names(), at_once)).batches(at_once, workers)
     for _ in range(math.ceil(len(folder) / (group.size * at_once))):
         items = next(batches, [])  # the last processes may have a batch less

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import cache
 import checkpoint
 import logs
 import manifest
@@ -104,7 +105,7 @@ def adapt(settings: Settings, resume: bool) -> None:
     began = time.monotonic()
     if model.save_model and not isinstance(origin, Path):
         checkpoint.save_features(folder / "feat0", tuned, epoch=0)
-    loop = adaptation_loop(tuned.to(device), unet, pictures.pixels(model.num_workers), settings, device)
+    loop = adaptation_loop(tuned.to(device), unet, cache.pixels(pictures, **settings.cache_arguments()), settings, device)
     log = logs.Log(folder, logs.ADAPTATION, settings.training.log) if model.save_model and steps else None
     losses, shown_at = [], began
     result = "untouched"

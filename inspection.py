@@ -110,7 +110,7 @@ def outcomes(
         except (ValueError, OSError) as error:
             return str(error)
 
-    at_once = detector.pictures_at_once
+    at_once = group.told(detector.pictures_at_once)
     batches = read_ahead(lambda name: (name, read(name)), group.in_turn(names, at_once), at_once, workers)
     for _ in range(math.ceil(len(names) / (group.size * at_once))):
         batch = next(batches, [])  # the last processes may have a batch less

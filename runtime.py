@@ -1,12 +1,15 @@
 """What the three stages share as they run: device, seed, the lines they print first, and progress. Mathematics and files live elsewhere."""
 
+import copy
+import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -99,6 +102,28 @@ def autocast(network: nn.Module, precision: str, device: torch.device) -> Callab
 def compiled(call: Callable[..., Any], wanted: bool | str, device: torch.device) -> Callable[..., Any]:
     """The network compiled by torch; `auto` compiles on CUDA alone, as on a CPU compiling takes minutes."""
     return torch.compile(call) if (device.type == "cuda" if wanted == "auto" else wanted) else call
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that may still be taken there; infinity where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with suppress(OSError, KeyError):  # not Linux
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+        return 1024 * int(lines["MemAvailable"].split()[0])
+    return math.inf
+
+
+def output_bytes(network: nn.Module, *inputs: Tensor) -> int:
+    """Bytes of all that the layers of a network put out for these inputs; nothing is computed."""
+    sizes: list[int] = []
+    shapes_alone = copy.deepcopy(network).to("meta")
+    for module in shapes_alone.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda _, __, output: sizes.append(getattr(output, "nbytes", 0)))
+    with torch.no_grad():
+        shapes_alone(*(tensor.to("meta") for tensor in inputs))
+    return sum(sizes)
 
 
 def choose_device(wanted: str) -> torch.device:

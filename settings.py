@@ -28,7 +28,7 @@ class DataSettings:
     image_size: int = key(256, least=8)
     batch_size: int = key(AUTO, least=1)
     DA_batch_size: int = key(AUTO, least=2)
-    test_batch_size: int = key(AUTO, least=1)
+    test_batch_size: int | None = key(AUTO, least=1)
     mask: bool = key(True)
     input_channel: int = key(3, least=1, most=3)
     tiles: int | None = key(None, least=1)
@@ -96,6 +96,8 @@ class SpeedSettings:
     detection_precision: str = key("fp32", one_of=("fp32", "bf16", "fp16"))
     compile: bool | str = key(AUTO)
     activation_checkpointing: bool = key(False)
+    cache: Path | None = key(None)
+    cache_limit: float = key(10.0, above=0)
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,10 @@ class Settings:
     def split_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `ImageFolder.split`: which pictures are held out of training."""
         return {"share": self.calibration.share, "most": self.calibration.pictures, "seed": self.model.seed}
+
+    def cache_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `cache.pixels`: where decoded pictures are kept."""
+        return {"workers": self.model.num_workers, "folder": self.speed.cache, "limit": self.speed.cache_limit}
 
     def schedule_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `NoiseSchedule`."""

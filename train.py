@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+import cache
 import checkpoint
 import doctor
 import logs
@@ -161,7 +162,7 @@ def learn(settings: Settings, resume: bool) -> None:
         print(f"starting anew; the unfinished run in {folder}, which --resume would go on with, is replaced", flush=True)
     began = time.monotonic()
     saved: Path | str = "nowhere (model.save_model is False)"
-    pixels, notes = pictures.pixels(model.num_workers), {"held_out": kept.names(), "made_with": fingerprint}
+    pixels, notes = cache.pixels(pictures, **settings.cache_arguments()), {"held_out": kept.names(), "made_with": fingerprint}
     shown = [picture.numpy() for picture in pixels]
     for line in brief(doctor.glance(settings.category_dir, pictures.names(), shown)):
         print(line, flush=True)

@@ -1,8 +1,12 @@
 import pytest
 import torch
+from torch import nn
 
-from benchmarks import speed
+from benchmarks import precision, speed, steps
+from calibration import PIXEL_RATES, Calibration
+from dataset import ImageFolder, View
 from ddad import NoiseSchedule
+from detection import Detector, Networks
 from unet import UNet
 
 CPU = torch.device("cpu")
@@ -16,10 +20,60 @@ def test_the_plain_reference_computes_the_same():
     x, t = torch.randn(3, 3, 16, 16), torch.tensor([0, 10, 999])
     torch.testing.assert_close(speed.plain_unet(unet)(x, t), unet(x, t), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(speed.plain_alpha_bar(t, CPU), NoiseSchedule().alpha_bar(t))
+    noise = torch.randn_like(x)
+    torch.testing.assert_close(speed.PlainSchedule().add_noise(x, t, noise), NoiseSchedule().add_noise(x, t, noise))
 
 
-@pytest.mark.parametrize("make", [lambda folder: speed.loading(3, 50, folder), lambda _: speed.measuring(6, 64)], ids=["loading", "metrics"])
+def test_the_plain_loop_of_pro_is_the_published_one(golden):
+    expected = golden("metrics")
+    assert speed.plain_pro(expected["maps"], expected["masks"] > 0) == pytest.approx(float(expected["pro_200_thresholds"]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda folder: speed.loading(3, 50, folder), lambda _: speed.measuring(6, 64), lambda _: speed.averaging(CPU)],
+    ids=["loading", "metrics", "average"],
+)
 def test_a_row_holds_both_times_and_their_ratio(make, tmp_path):
     cells = speed.measured(make(tmp_path), 2, CPU, 1e9).strip("| ").split(" | ")
     plain, ours, ratio = (float(cell.split()[0]) for cell in cells[1:4])
     assert len(cells) == 7 and min(plain, ours, ratio) > 0  # which is faster is for the benchmark to say
+
+
+class Layers(nn.Module):
+    """Three feature maps of any picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1) for channels in (3, 6, 12))
+
+    def forward(self, x):
+        return [x := layer(x) for layer in self.layers]
+
+
+def test_less_exact_numbers_move_scores_more(category):
+    torch.manual_seed(0)
+    unet = UNet(16, 8, channel_multipliers=[1, 2], blocks_per_level=1, attention_sizes=(8,), heads=2).eval()
+    for parameter in unet.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    networks = Networks(unet, Layers().eval(), NoiseSchedule(), w=3, start=100, skip=50, eta=1)
+    kept = Calibration(1.0, 1.0, (0.5, 0.6, 0.7), (0.3,) * len(PIXEL_RATES), True, {}, {})
+    detector = Detector(networks, View(16), v=1, blur_sigma=0.5, crop=1, seed=0, batch_size=4, device=CPU, calibration=kept)
+    lines = [line.strip("| ").split(" | ") for line in precision.rows(detector, ImageFolder(category, "test", detector.view, masks=False))]
+    changes = {name: float(normal) for name, normal, *_ in lines}
+    assert 0 < changes["fp16"] < changes["bf16"] < changes["another seed"] and all(cells[-1].endswith("of 6") for cells in lines)
+
+
+def test_a_stopped_measurement_of_steps_goes_on(run_main, tmp_path, category, capsys, monkeypatch):
+    monkeypatch.setattr(steps, "STRIDES", ((100, 50), (100, 100)))
+    monkeypatch.setattr(steps, "STARTS", ())
+    run_main("--train")
+    run_main("--detection")
+    log = tmp_path / "steps.jsonl"
+    tables = []
+    for _ in range(2):
+        capsys.readouterr()
+        steps.main([str(tmp_path / "checkpoints" / "nut"), str(category.parent), str(log)])
+        tables.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")])
+    assert tables[0] == tables[1] and [line.split(" | ")[2] for line in tables[0]] == ["n", "2", "1"]
+    assert len(log.read_text().splitlines()) == 2

@@ -48,6 +48,13 @@ def detector(kept=CALIBRATION, draws=1, **changes):
     return detection.Detector(networks, **values, device=torch.device("cpu"), calibration=kept)
 
 
+@pytest.mark.parametrize(("free", "pictures"), [(0, 1), (1, 1), (2.2, 2), (3.9, 2), (4.1, 4), (1e9, 32), (float("inf"), 32)])
+def test_a_batch_is_what_half_of_the_free_memory_holds(free, pictures):
+    networks = detection.Networks(Wavy(), nn.Conv2d(3, 10, 1), SCHEDULE, w=3, start=100, skip=50, eta=1)
+    picture = detection.HELD * 4 * 10 * 8 * 8  # bytes
+    assert detection.pictures_that_fit(networks, View(8), free * 2 * picture, most=32) == pictures
+
+
 def anomalies(made, folder, noise=None, workers=2):
     return torch.stack([finding.anomaly for _, finding in detection.findings_of(made, folder, noise or made.picture_noise, workers)])
 

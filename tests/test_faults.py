@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import cache
 import calibration
 import checkpoint
 import config
@@ -28,6 +29,7 @@ import resumption
 import sample_set
 import tables
 import train
+from dataset import ImageFolder, View
 from drawing import Panel, Tops
 from results import Predictions, Writer
 from unet import UNet
@@ -224,6 +226,14 @@ def test_a_full_disk_while_the_sample_set_is_made(disk, monkeypatch):
         sample_set.ensure_sample(disk.folder, seed=1)
     assert json.loads((disk.folder / sample_set.NOTE).read_text()) == {"made by": sample_set.MAKER}
     assert not list(disk.folder.glob(".*"))
+
+
+def test_pictures_on_a_full_disk_are_decoded_and_not_kept(disk, category, capsys):
+    pictures = ImageFolder(category, "train", View(32))
+    disk.fill()
+    found = cache.pixels(pictures, workers=1, folder=disk.folder, limit=1)
+    torch.testing.assert_close(found, pictures.pixels(1), rtol=0, atol=0)
+    assert "No space left on device; free some space or change speed.cache" in capsys.readouterr().out and not disk.content()
 
 
 def test_a_stage_on_a_read_only_disk_ends_before_its_work(disk, run_main):

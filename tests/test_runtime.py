@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 import runtime
 from runtime import Progress, choose_device, count, follow
@@ -37,3 +38,13 @@ def test_things_are_counted_as_they_pass(monkeypatch, capsys):
     monkeypatch.setattr(runtime.time, "monotonic", lambda: float(next(clock)))
     assert list(count("abcd", 4, "detecting")) == list("abcd")
     assert capsys.readouterr().out.splitlines()[-1] == "detecting: picture 4/4, ETA 00:00"
+
+
+def test_what_layers_put_out_is_counted_without_computing():
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.AvgPool2d(2), nn.ReLU()))
+    assert runtime.output_bytes(layers, torch.empty(1, 3, 16, 16)) == 4 * 8 * (16 * 16 + 2 * 8 * 8)
+    assert not any(parameter.is_meta for parameter in layers.parameters())
+
+
+def test_free_memory_is_told_or_unknown():
+    assert runtime.free_memory(torch.device("cpu")) > 2**20

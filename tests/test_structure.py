@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "pictures": {"depth"},
     "dataset": {"pictures"},
     "checkpoint": {"unet", "feature_extractor", "calibration", "normality", "files", "locks"},  # it builds what it loads
+    "cache": {"dataset", "files"},
     "logs": {"files", "locks"},
     "manifest": {"calibration", "dataset", "files"},
     "results": {"drawing", "files", "locks", "manifest", "names", "spreadsheet"},
@@ -36,8 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "contact_sheet": {"files", "pictures"},
     "doctor": {"contact_sheet", "dataset", "findings", "likeness", "looks", "pictures"},
     # stages
-    "train": STAGE | {"doctor", "findings", "resumption"},
-    "domain_adaptation": STAGE | {"calibration"},
+    "train": STAGE | {"cache", "doctor", "findings", "resumption"},
+    "domain_adaptation": STAGE | {"cache", "calibration"},
     "detection": METHOD | {"dataset", "pictures", "checkpoint", "calibration", "config", "parallel", "runtime", "settings"},
     "normal_pictures": {"calibration", "checkpoint", "dataset", "ddad", "detection", "parallel", "runtime", "settings", "anomaly_map", "normality"},
     "curves": {"metrics"},
