@@ -233,14 +233,14 @@ class Detector:
 
     def parts_of(self, compared: Comparison, references: Mapping[str, Reference]) -> dict[str, Tensor]:
         """D_p, D_f and the other parts that are asked for, each (B, 1, h, w)."""
-        learnt = {part: references[part].distance(compared.described[kind]) for part, kind in normality.DESCRIBED_BY.items() if part in self.parts}
+        learnt = {part: references[part].distance(compared.described[kind]) for part, kind in normality.DESCRIBED_BY.items() if part in references}
         return compared.distances | learnt
 
     def combined(self, parts: Mapping[str, Tensor], ratio: float | Tensor, spreads: Mapping[str, Spread]) -> Tensor:
         """Anomaly maps (B, 1, H, W), not yet smooth: the paper's by `ratio`, or the sum of the parts in units of their `spreads`."""
         if not self.parts:
             return combine(parts["feature"], parts["pixel"], self.v, ratio)
-        units = {part: spreads[part].units(resized(parts[part], parts["pixel"].shape[-2:])) for part in self.parts}
+        units = {part: spread.units(resized(parts[part], parts["pixel"].shape[-2:])) for part, spread in spreads.items()}
         return torch.stack([values * (self.v if part == "pixel" else 1) for part, values in units.items()]).sum(dim=0)
 
     def finding(self, reconstruction: Tensor, d_feature: Tensor, d_pixel: Tensor, anomaly: Tensor) -> Finding:
@@ -332,6 +332,7 @@ def fingerprint(detector: Detector, settings: Settings) -> dict[str, Any]:
     networks = detector.networks
     matters = {name: getattr(networks, name) for name in ("w", "start", "skip", "eta", "draws", "precision", "size")}
     matters |= {name: getattr(detector, name) for name in ("v", "blur_sigma", "crop", "seed", "parts", "pooling", "pooled_share")}
+    matters |= {"drop_parts": settings.score.drop_parts}
     matters |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments(), "pictures": settings.calibration.pictures}
     return calibration.as_stored(matters | {"weights": networks.hash()})
 

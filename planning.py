@@ -24,6 +24,7 @@ from unet import UNet
 TIMED_STEPS, TIMED_PICTURES = 5, 8
 MOST_STEPS = 4000  # more gained nothing (benchmarks/accuracy.md)
 FEWEST_STEPS = 100  # below them there is nothing to detect with
+TRAINING_SHARE = 0.4  # of the budget is training, however long detection takes
 RESERVE = 0.9  # share of the budget that is planned for, as machines have other things to do
 DRAWING_SECONDS = 0.25  # a test picture's figure, metrics and table rows
 SECONDS_PER_MINUTE = 60
@@ -81,10 +82,16 @@ def planned(settings: Settings, stages: Collection[str]) -> int:
 
 
 def steps_within(budget: float, step: float, others: float) -> int:
-    """Training steps of `step` seconds that `budget` minutes hold beside `others` seconds. Raises ValueError where they are too few."""
-    steps = min(MOST_STEPS, int((RESERVE * budget * SECONDS_PER_MINUTE - others) / step))
+    """Training steps of `step` seconds that `budget` minutes hold beside `others` seconds, which leave them TRAINING_SHARE of it at least.
+
+    Raises ValueError where they are too few.
+    """
+    seconds = budget * SECONDS_PER_MINUTE
+    if RESERVE * seconds - others < TRAINING_SHARE * seconds:
+        print(f"detection takes {others / SECONDS_PER_MINUTE:.0f} min: all of it takes more than {budget:g} minutes, of which training gets a part")
+    steps = min(MOST_STEPS, int(max(RESERVE * seconds - others, TRAINING_SHARE * seconds) / step))
     if steps < FEWEST_STEPS:
-        wanted = math.ceil((FEWEST_STEPS * step + others) / RESERVE / SECONDS_PER_MINUTE)
+        wanted = math.ceil(FEWEST_STEPS * step / TRAINING_SHARE / SECONDS_PER_MINUTE)
         raise ValueError(f"budget_minutes is {budget:g}, which leaves {max(0, steps)} training steps; set it to {wanted} or more on this machine")
     return steps
 
@@ -99,9 +106,11 @@ def timed(settings: Settings, pictures: ImageFolder) -> Costs:
     step = statistics.median(list(seconds_between(lambda: next(steps, None), TIMED_STEPS))[1:])
     extractor, _ = checkpoint.restore_features(settings.checkpoint_folder, 0, settings.model.feature_extractor, settings.model.backbone_weights)
     detector = detection.assembled(settings, UNet(**settings.unet_arguments()), extractor, device)
-    found = detection.in_batches(detector, few, lambda batch: [detector.compared(batch, detector.picture_noise)] * len(batch), 0)
-    whole = sum(seconds_between(lambda: list(found), 1))
-    return Costs(step, whole / len(few))
+
+    def compare() -> object:
+        return list(detection.in_batches(detector, few, lambda batch: [detector.compared(batch, detector.picture_noise)] * len(batch), 0))
+
+    return Costs(step, seconds_between(compare, 2)[-1] / len(few))
 
 
 def seconds_between(call: Callable[[], object], times: int) -> list[float]:

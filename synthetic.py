@@ -128,4 +128,4 @@ DEFECTS: dict[str, Defect] = {
     "scratch": scratch,
     "stain": stain,
 }
-SUBTLE_DEFECTS: dict[str, Defect] = {"crack": crack, "displaced": displaced, "pit": pit}
+ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit}

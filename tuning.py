@@ -28,11 +28,10 @@ from dataset import ImageFolder, View, to_unit_range
 from detection import Detector
 from files import ensure_writable, whole_file
 from settings import PER_IMAGE, Settings
-from synthetic import DEFECTS, SUBTLE_DEFECTS, spoilt
+from synthetic import ALL_DEFECTS
 
 TUNED, LOG = "tuned.yaml", "tuning.jsonl"
 REMEDY = "name another folder with --output"
-KINDS = DEFECTS | SUBTLE_DEFECTS
 PICTURES = 40  # held-out normal ones, at most
 COPIES = 2  # of each, with a defect
 LEARNT_FROM = 100  # normal pictures, at most, whose features a trial learns anew
@@ -105,7 +104,7 @@ def run(settings: Settings, output: Path | None = None) -> Path:
     _, settings, origins = detection.build(settings, settings.checkpoint_folder, device)
     bench = prepared(pictures, unseen, settings)
     runtime.announce(
-        f"Tuning {settings.data.category}: {len(bench.clean)} normal pictures, {len(bench.spoilt)} made defects of {len(KINDS)} kinds",
+        f"Tuning {settings.data.category}: {len(bench.clean)} normal pictures, {len(bench.spoilt)} made defects of {len(ALL_DEFECTS)} kinds",
         device,
         settings.as_dict(),
         {"reads": settings.category_dir / "train", **origins, "writes": folder},
@@ -126,18 +125,10 @@ def run(settings: Settings, output: Path | None = None) -> Path:
 
 
 def prepared(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> Bench:
-    """The kinds of defects take turns; which comes where follows from the seed."""
-    rng, names = np.random.default_rng(settings.model.seed), list(KINDS)
     clean = unseen.pixels(settings.model.num_workers)
-    kinds = [names[number % len(names)] for number in range(COPIES * len(clean))]
-    made = [spoilt(as_array(clean[number % len(clean)]), KINDS[kind], rng) for number, kind in enumerate(kinds)]
-    return Bench(
-        [to_unit_range(one) for one in clean],
-        [to_unit_range(as_pixels(changed)) for changed, _ in made],
-        np.array(kinds),
-        [mask for _, mask in made],
-        pictures.without(unseen.names()).drawn(LEARNT_FROM, settings.model.seed),
-    )
+    made = normal_pictures.made_defects(clean, COPIES, settings.model.seed)
+    learnt_from = pictures.without(unseen.names()).drawn(LEARNT_FROM, settings.model.seed)
+    return Bench([to_unit_range(one) for one in clean], made.pictures, made.kinds, made.masks, learnt_from)
 
 
 def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings]]:
@@ -184,7 +175,7 @@ def tried(settings: Settings, bench: Bench, device: torch.device) -> Trial:
         [part for picture in pictures for part in normal_pictures.parts_alone(detector, picture[None], references)]
         for pictures in (bench.clean, bench.spoilt)
     )
-    kept = normal_pictures.judged(detector, clean, references, True, {}, settings)
+    kept = normal_pictures.judged(detector, detector.parts, clean, references, True, {}, settings)
     return Trial(replace(detector, calibration=kept), clean, spoilt_ones)
 
 
@@ -200,7 +191,7 @@ def judged(trial: Trial, bench: Bench) -> Quality:
     masks = [detector.cropped(torch.from_numpy(mask)).numpy() for mask in bench.masks]
     kinds = {
         kind: metrics.image_auroc(np.r_[scores[:normals], scores[normals:][chosen]], np.r_[np.zeros(normals, bool), np.ones(chosen.sum(), bool)])
-        for kind in KINDS
+        for kind in ALL_DEFECTS
         if (chosen := bench.kinds == kind).any()
     }
     by_shape = [[place for place, one in enumerate(maps) if one.shape == shape] for shape in {one.shape for one in maps}]
@@ -226,13 +217,3 @@ def value(settings: Settings, name: str) -> Any:
 def with_value(settings: Settings, name: str, new: Any) -> Settings:
     section, _, key = name.partition(".")
     return replace(settings, **{section: replace(getattr(settings, section), **{key: new})})
-
-
-def as_array(pixels: Tensor) -> NDArray[np.float32]:
-    """(C, H, W) uint8 → (H, W, C) in 0…1."""
-    return pixels.permute(1, 2, 0).numpy().astype(np.float32) / np.float32(255)
-
-
-def as_pixels(picture: NDArray[np.float32]) -> Tensor:
-    """The inverse of `as_array`."""
-    return torch.from_numpy((picture.clip(0, 1) * 255).round().astype(np.uint8)).permute(2, 0, 1).contiguous()

@@ -20,7 +20,8 @@ import metrics
 import runtime
 from dataset import ImageFolder
 from ddad import strides
-from detection import Detector, findings_of, measured
+from detection import Detector, findings_of
+from normal_pictures import measured
 
 STRIDES = ((250, 25), (250, 50), (249, 83), (250, 125), (250, 250))  # (start, skip): n = 10, 5, 3, 2, 1
 STARTS = ((125, 25), (75, 25), (50, 25), (25, 25))  # n = 5, 3, 2, 1

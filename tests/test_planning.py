@@ -13,7 +13,8 @@ SHORT = (*LAPTOP, "score.draws=1", "model.skip=125")
 def test_a_budget_holds_what_its_seconds_hold():
     assert planning.steps_within(10, step=0.5, others=240) == (0.9 * 600 - 240) / 0.5
     assert planning.steps_within(1000, step=0.1, others=0) == planning.MOST_STEPS
-    with pytest.raises(ValueError, match="budget_minutes is 1, which leaves 54 training steps; set it to 2 or more"):
+    assert planning.steps_within(10, step=1, others=9999) == planning.TRAINING_SHARE * 600
+    with pytest.raises(ValueError, match="budget_minutes is 1, which leaves 54 training steps; set it to 5 or more"):
         planning.steps_within(1, step=1, others=0)
 
 

@@ -1,0 +1,158 @@
+"""python -m benchmarks.accuracy DATA_DIR/CATEGORY … --work FOLDER [--seeds 0 1 2] [--rows WORD …] [--plot FILE.png]: what each choice of
+preset: laptop is worth.
+
+A row is the preset with some settings changed, on each category and seed: trained, detected and measured by main.py like any run, maps and masks
+at 256 pixels, the centre 224 of them. Rows that train alike share weights. What is done is not done again, so that a stopped run goes on. The
+table, medians over the seeds with their range, is printed and written to FOLDER/accuracy.md.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+import manifest
+import published
+
+ROOT = Path(__file__).parents[1]
+METRICS = {"image AUROC": "image_auroc", "pixel AUROC": "pixel_auroc", "PRO": "pro"}
+SECONDS_PER_MINUTE = 60
+
+
+@dataclass(frozen=True)
+class Row:
+    """The preset with other `settings`; `weights` names the training, for rows that have the same one."""
+
+    name: str
+    why: str
+    settings: tuple[str, ...] = ()
+    weights: str = "preset"
+
+
+TEN = ("budget_minutes=10",)
+ROWS = (
+    Row("preset, 10 minutes", "what a user gets", TEN, "10 minutes"),
+    Row("preset, 20 minutes", "the curve", ("budget_minutes=20",), "20 minutes"),
+    Row("preset, 60 minutes", "the default", ("budget_minutes=60",), "60 minutes"),
+    *(
+        Row(name, why, (*TEN, *settings), "10 minutes")
+        for name, why, settings in (
+            ("patch memory", "the bar: nearest normal patch, no reconstruction", ("score.parts=[patch_memory]",)),
+            ("the paper's map", "D_f + v·balance·D_p", ("score.parts=null", "model.v=1")),
+            ("memory alone", "half-white patches, no reconstruction", ("score.parts=[memory]",)),
+            ("coarse_memory alone", "what reconstructions change, nearest normal change", ("score.parts=[coarse_memory]",)),
+            ("coarse alone", "the same by Mahalanobis distance", ("score.parts=[coarse]",)),
+            ("pixel alone", "D_p", ("score.parts=[pixel]", "model.v=1")),
+            ("memory + coarse_memory", "without D_p", ("score.parts=[memory, coarse_memory]",)),
+            ("v = 1", "more of D_p", ("model.v=1",)),
+            ("top_mean of 1 %", "pooling", ("score.pooling=top_mean",)),
+            ("w = 2", "a weaker pull", ("model.w=2",)),
+            ("w = 8", "a stronger pull", ("model.w=8",)),
+            ("T' = 100", "less noise, 4 calls", ("model.test_trajectory_steps=100",)),
+            ("5 calls", "skip 50", ("model.skip=50",)),
+            ("1 draw", "half the time", ("score.draws=1",)),
+            ("raw weights", "without the moving average", ("model.averaged=False",)),
+            ("512-pixel features", "smaller defects", ("data.image_size=512", "data.test_batch_size=4")),
+        )
+    ),
+    Row("all timesteps", "training.highest_step=null", (*TEN, "training.highest_step=null"), "all timesteps"),
+    Row("half the width", "base_channels=16", (*TEN, "model.base_channels=16"), "half the width"),
+    Row("128-pixel UNet", "finer reconstructions, fewer steps", (*TEN, "model.unet_size=128", "model.attention_sizes=[16]"), "128 pixels"),
+    Row(
+        "tiles",
+        "the picture in its proportions, tiles of 64 seen as they are",
+        (*TEN, "data.image_size=64", "model.unet_size=null", "data.tiles=2"),
+        "tiles",
+    ),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Runs variants of preset: laptop and compares them.")
+    parser.add_argument("categories", type=Path, nargs="+", metavar="DATA_DIR/CATEGORY")
+    parser.add_argument("--work", type=Path, required=True, help="folder of weights and results")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", default=[""], help="words that the names of the wanted rows hold (all)")
+    parser.add_argument("--plot", type=Path, help="draw image AUROC against minutes, of the rows with a budget")
+    options = parser.parse_args()
+    wanted = [row for row in ROWS if any(word in row.name for word in options.rows)]
+    for seed in options.seeds:
+        for row in wanted:
+            for category in options.categories:
+                run(row, category, seed, options.work)
+    table = "\n".join(lines(options.categories, options.seeds, options.work))
+    print(table)
+    (options.work / "accuracy.md").write_text(table + "\n", encoding="utf-8")
+    if options.plot:
+        plot(options.categories, options.seeds, options.work, options.plot)
+
+
+def run(row: Row, category: Path, seed: int, work: Path) -> None:
+    """One row of one category and seed, unless its result is there."""
+    folder = result_folder(row, category, seed, work)
+    if (folder / "metrics.json").exists():
+        return
+    places = {"data.name": "own", "data.data_dir": category.parent, "data.category": category.name, "model.seed": seed}
+    places |= {"model.checkpoint_dir": work / "weights" / f"{row.weights} s{seed}", "metrics.visualisation": False}
+    settings = ["preset=laptop", *(f"{name}={value}" for name, value in places.items()), *row.settings]
+    flags = ["--train", "--detection", "--resume", "--config", ROOT / "config.yaml", "--output", folder]
+    print(f"{row.name}, {category.name}, seed {seed}", flush=True)
+    subprocess.run([sys.executable, ROOT / "main.py", *flags, *settings], check=True, stdout=subprocess.DEVNULL)
+
+
+def result_folder(row: Row, category: Path, seed: int, work: Path) -> Path:
+    return work / "results" / row.name / f"{category.name} s{seed}"
+
+
+def results(row: Row, category: Path, seeds: Sequence[int], work: Path) -> list[dict[str, Any]]:
+    """The manifests that are there."""
+    folders = (result_folder(row, category, seed, work) for seed in seeds)
+    return [manifest.load(folder) for folder in folders if (folder / "metrics.json").exists()]
+
+
+def minutes(made: dict[str, Any]) -> float:
+    return sum(made["seconds"].values()) / SECONDS_PER_MINUTE
+
+
+def lines(categories: Sequence[Path], seeds: Sequence[int], work: Path) -> Iterator[str]:
+    """A table a category: rows by name, what they are for, minutes, seeds and figures in percent."""
+    for category in categories:
+        yield f"\n{category.name}\n\n| | why | minutes | seeds | {' | '.join(METRICS)} |\n|{'---|' * (4 + len(METRICS))}"
+        for row in ROWS:
+            found = results(row, category, seeds, work)
+            if found:
+                figures = " | ".join(spread([100 * made["metrics"][key] for made in found]) for key in METRICS.values())
+                yield f"| {row.name} | {row.why} | {spread([minutes(made) for made in found])} | {len(found)} | {figures} |"
+
+
+def spread(values: Sequence[float]) -> str:
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:.1f} ({low:.1f}–{high:.1f})" if low < high else f"{middle:.1f}"
+
+
+def plot(categories: Sequence[Path], seeds: Sequence[int], work: Path, path: Path) -> None:
+    """Image AUROC against minutes, the patch memory as a cross, the paper's figure as a line where it has one."""
+    figure = Figure(figsize=(3.4 * len(categories), 2.8), layout="constrained")
+    budgets, bar = [row for row in ROWS if row.name.startswith("preset")], next(row for row in ROWS if row.name == "patch memory")
+    for axes, category in zip(figure.subplots(1, len(categories), squeeze=False)[0], categories, strict=True):
+        for rows, style, name in ((budgets, "o-", "preset: laptop"), ([bar], "x", "patch memory")):
+            found = [one for row in rows if (one := results(row, category, seeds, work))]
+            times = [statistics.median(map(minutes, one)) for one in found]
+            figures = [statistics.median(100 * made["metrics"]["image_auroc"] for made in one) for one in found]
+            axes.plot(times, figures, style, label=name)
+        paper = published.table().get(category.name, {}).get("image_auroc")
+        if paper:
+            axes.axhline(float(paper), color="0.5", linestyle="--", label="paper")
+        axes.set(title=category.name, xlabel="minutes", ylabel="image AUROC, %", xscale="log")
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
