@@ -1,12 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+import normal_pictures
 import normality
 import settings
+import synthetic
 from anomaly_map import image_score
+from dataset import View
 from detection import Detector
 from normality import Reference, descriptors, drawn, farthest_points, mahalanobis, nearest, spread
 
@@ -137,3 +142,31 @@ def test_parts_need_normal_pictures(run_main):
     assert code == 2 and "set score.protocol=per_image, or score.parts=null" in err
     code, _, err = run_main("--detection", "score.parts=[pixels]")
     assert code == 2 and "did you mean pixel?" in err
+
+
+def test_a_part_that_hides_made_defects_is_left_out(capsys):
+    """Of two parts one is noise, larger on normal pictures than the other is on defects."""
+    noise = torch.Generator().manual_seed(1)
+
+    def parts(defective: bool) -> dict[str, torch.Tensor]:
+        clear = torch.rand(1, 1, 16, 16, generator=noise)
+        clear[..., 8, 8] += 3.0 * defective
+        loud = torch.rand(1, 1, 16, 16, generator=noise) ** 20 * 10 * torch.rand(1, generator=noise)
+        return {"feature": loud, "pixel": clear, "memory": loud}
+
+    detector = Detector(None, View(16), 1.0, 0.0, 1.0, 0, 4, torch.device("cpu"), parts=("pixel", "memory"))
+    normal, defective = [parts(False) for _ in range(20)], [parts(True) for _ in range(20)]
+    kinds = np.array(["pit", "crack"] * 10)
+    assert normal_pictures.useful(detector, normal, defective, kinds) == ("pixel",)
+    assert "part memory is left out" in capsys.readouterr().out
+    detector = replace(detector, parts=("pixel", "feature"))
+    assert normal_pictures.useful(detector, normal, [one | {"feature": one["pixel"]} for one in defective], kinds) == ("pixel", "feature")
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(kind, shape) for kind in synthetic.ALL_DEFECTS for shape in ((64, 64), (60, 90, 3))])
+def test_a_made_defect_changes_its_mask_alone(kind, shape):
+    rng = np.random.default_rng(0)
+    picture = rng.random(shape).astype(np.float32) * 0.5 + 0.25
+    changed, mask = synthetic.spoilt(picture, synthetic.ALL_DEFECTS[kind], rng)
+    assert mask.shape == shape[:2] and mask.any()
+    assert (changed != picture)[mask].any() and not (changed != picture)[~mask].any()
