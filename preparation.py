@@ -39,7 +39,7 @@ class Request:
 
 def run(request: Request, configuration: str, overrides: Sequence[str]) -> None:
     """Prepare, count, and print the command that trains on it. Raises ValueError or OSError, naming what can't be read or written."""
-    values = config.checked_sections(config.with_overrides(config.read_yaml(Path(configuration)), overrides))
+    values = config.checked_sections(config.read(configuration, overrides))
     data_dir = destination(request, values["data"], overrides)
     make_folder(data_dir)
     with opened(request.source.expanduser().resolve(), data_dir) as root:
@@ -120,8 +120,7 @@ def warning_lines(about: About, plan: Plan) -> Iterator[str]:
 
 def next_command(request: Request, plan: Plan, data_dir: Path, configuration: str, overrides: Sequence[str]) -> str:
     """What trains on the category and detects its defects, with the settings in which it differs from the configuration."""
-    file = config.read_yaml(Path(configuration))
-    before, after = config.checked_sections(file), config.checked_sections(config.with_overrides(file, overrides))
+    before, after = (config.checked_sections(config.read(configuration, settings)) for settings in ([], overrides))
     name, model = NAMES[request.kind], after["model"]
     wanted: dict[str, object] = {"data.name": name, "data.data_dir": data_dir, "data.category": plan.category}
     if not given("model.checkpoint_dir", overrides) and before["data"]["name"] != name:

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import originals
@@ -298,3 +299,9 @@ def test_a_command_lowers_the_batch_to_the_pictures_there_are(original, run_main
     _, out, _ = run_main("--prepare_mvtec", str(original("mvtec")), "data.batch_size=16", "model.epochs=1")
     assert {"data.batch_size=5", "model.epochs=1"} <= set(shlex.split(out.splitlines()[-1]))
     assert preparation.learnable(500, {"share": "auto", "pictures": 100}) == 400
+
+
+def test_the_shipped_configuration_and_its_presets_serve(original, run_main, tmp_path):
+    source, shipped = str(original("mvtec")), Path(__file__).parents[1] / "config.yaml"
+    code, out, _ = run_main("--prepare_mvtec", source, "--output", str(tmp_path / "made"), "preset=laptop", config=shipped)
+    assert code == 0 and "preset=laptop" in shlex.split(out.splitlines()[-1])
