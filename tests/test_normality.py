@@ -107,33 +107,24 @@ PARTS = (
 )
 
 
-@pytest.fixture
-def detected(run_main):
+def test_a_detector_of_all_parts_is_kept_beside_the_weights(run_main, tmp_path, category):
     assert run_main("--train", *PARTS)[0] == 0
     code, out, _ = run_main("--detection", *PARTS)
     assert code == 0 and "calibration is to be measured" in out and "image AUROC" in out
-    return run_main
-
-
-def test_a_detector_of_all_parts_is_loaded_from_its_folder(detected, tmp_path, category):
-    detector = Detector.load(tmp_path / "checkpoints" / "nut", device="cpu")
-    paths = sorted((category / "test").rglob("*.png"))
-    together = detector.detect(paths)
-    for path, found in zip(paths, together, strict=True):
+    folder = tmp_path / "checkpoints" / "nut"
+    detector, paths = Detector.load(folder, device="cpu"), sorted((category / "test").rglob("*.png"))
+    for path, found in zip(paths, detector.detect(paths), strict=True):
         alone = detector(Image.open(path))
         assert alone.score == pytest.approx(found.score, rel=1e-4, abs=1e-4)
         assert bool(found.regions) == found.is_anomalous
-    assert detector.known_normals.references.keys() == normality.DESCRIBED_BY.keys()
+    assert detector.known_normals.references.keys() == detector.known_normals.spreads.keys() & normality.DESCRIBED_BY.keys()
 
-
-def test_what_was_learnt_is_kept_and_learnt_again_where_it_is_gone_or_of_other_settings(detected, tmp_path):
-    kept = tmp_path / "checkpoints" / "nut" / "references"
-    assert "calibration is to be measured" not in detected("--detection", *PARTS)[1]
-    kept.unlink()
-    assert "calibration is to be measured: no calibration.json" in detected("--detection", *PARTS)[1] and kept.exists()
-    assert "parts was" in detected("--detection", *PARTS, "score.parts=[pixel, memory]")[1]
-    kept.write_bytes(b"no weights")
-    code, _, err = detected("--detection", *PARTS, "score.parts=[pixel, memory]")
+    assert "calibration is to be measured" not in run_main("--detection", *PARTS)[1]
+    (folder / "references").unlink()
+    out = run_main("--detection", *PARTS, "score.parts=[pixel, memory]", "score.drop_parts=False")[1]
+    assert "calibration is to be measured: no calibration.json" in out
+    (folder / "references").write_bytes(b"no weights")
+    code, _, err = run_main("--detection", *PARTS, "score.parts=[pixel, memory]", "score.drop_parts=False")
     assert code == 2 and "references is not a file of weights" in err
 
 
