@@ -152,7 +152,8 @@ def load_references(path: Path, calibration: Calibration) -> dict[str, Reference
     if not path.is_file():
         return None
     content = read_state(path)
-    if content.get("format") != REFERENCES_FORMAT or content.get("made_with") != calibration.made_with:
+    made_with = content.get("made_with")
+    if content.get("format") != REFERENCES_FORMAT or not isinstance(made_with, dict) or plain_values(path, made_with) != calibration.made_with:
         return None
     wanted = [part for part in calibration.spreads if part in DESCRIBED_BY]
     try:

@@ -137,7 +137,7 @@ def with_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dict
     given = dict(map(parsed, overrides))
     merged |= {name: given[name] for name in SHORTCUTS if name in given}
     preset, budget = (merged.pop(name, None) for name in SHORTCUTS)
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise ValueError(f"preset is {preset!r}{nearest(str(preset), PRESETS)}; it should be {', '.join(PRESETS)} or null")
     above = {**PRESETS[preset or PUBLISHED], **({"training.budget_minutes": budget} if budget is not None else {}), **given}
     for name, value in above.items():
@@ -272,7 +272,7 @@ def resolved(sections: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any
     by_network["blur_sigma"] = BLUR_SIGMA_AT_256 * data["image_size"] / 256
     per_image = sections["score"]["protocol"] == PER_IMAGE
     if sections["training"]["budget_minutes"]:
-        by_network["epochs"] = PLANNED
+        by_network |= {"epochs": PLANNED, "load_chp": LATEST}
     by_network |= {"share": HELD_OUT, "draws": DRAWS, "test_batch_size": None} if per_image else {"share": 0.0, "draws": 1}
     row = published.table().get(data["category"], {})
     if row.get("data_set", "").lower() != str(data["name"]).lower():

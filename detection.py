@@ -22,10 +22,11 @@ import config
 import normality
 import runtime
 import tiles
-from anomaly_map import MAXIMUM, Region, batch_ratio, combine, feature_distance, image_score, pixel_distance, regions_of, resized, smooth
+from anomaly_map import MAXIMUM, Region, batch_ratio, combine, image_score, regions_of, resized, smooth
 from calibration import Calibration
 from dataset import ImageFolder, Item, View, to_unit_range
-from ddad import NoiseSchedule, gaussian_draws, picture_draws, reconstruct
+from ddad import NoiseSchedule, gaussian_draws, picture_draws
+from networks import MOST_AT_ONCE, Comparison, Networks, pictures_that_fit, ready
 from normality import Reference, Spread
 from parallel import ALONE, Group
 from pictures import as_image
@@ -34,9 +35,6 @@ from settings import AUTO, Settings
 Draws = Callable[[Tensor], Callable[[], Tensor]]  # pictures (B, C, S, S) of one pass → draw()
 Picture = Image.Image | NDArray[Any] | str | Path
 Found = TypeVar("Found")
-
-HELD = 0.2  # share of all that a network's layers put out which is in memory at a time, without gradients; measured: 0.06 to 0.13
-MOST_AT_ONCE = {"cuda": 64}  # pictures of a batch by device, 8 elsewhere: more are no faster
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,15 +53,6 @@ class Detection:
     regions: list[Region]
 
 
-class Comparison(NamedTuple):
-    """Pictures beside their reconstructions: the mean reconstruction (B, C, H, W), the distances D_p and D_f (B, 1, H, W), and what is compared
-    with normal pictures (normality.described)."""
-
-    reconstruction: Tensor
-    distances: dict[str, Tensor]
-    described: dict[str, Tensor]
-
-
 class Finding(NamedTuple):
     """What detection made of one picture, at the size at which it is shown: the reconstruction (C, H, W), D_f, D_p and the anomaly map (H, W),
     and the image score, pooled from the map within the crop."""
@@ -73,49 +62,6 @@ class Finding(NamedTuple):
     d_pixel: Tensor
     anomaly: Tensor
     score: float
-
-
-@dataclass(frozen=True)
-class Networks:
-    """The trained networks and how a reconstruction is made with them; `size` is that at which the UNet sees pictures (None: their own)."""
-
-    unet: nn.Module
-    extractor: nn.Module
-    schedule: NoiseSchedule
-    w: float
-    start: int
-    skip: int
-    eta: float
-    draws: int = 1
-    precision: str = "fp32"
-    size: int | None = None
-
-    def hash(self) -> str:
-        """Changes with any weight of the networks."""
-        return calibration.weights_hash([self.unet, self.extractor])
-
-    @torch.no_grad()
-    def reconstructions(self, pictures: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """(draws, B, C, S, S): started from and pulled towards the pictures (B, C, S, S), with different noise."""
-        made: dict[str, Any] = {"schedule": self.schedule, "w": self.w, "start": self.start, "skip": self.skip, "eta": self.eta}
-        unet = runtime.autocast(self.unet, self.precision, pictures.device)
-        return torch.stack([reconstruct(unet, pictures, pictures, draw=draw, **made) for _ in range(self.draws)])
-
-    @torch.no_grad()
-    def compared(self, pictures: Tensor, seen: Tensor, reconstructions: Tensor, wanted: Sequence[str] = ()) -> Comparison:
-        """Pictures (B, C, H, W), in full and as the UNet has `seen` them, beside their reconstructions (draws, B, C, H, W).
-
-        D_f and D_p are between the latter two, the mean over the draws; `wanted` are other parts.
-        """
-        extractor = runtime.autocast(self.extractor, self.precision, pictures.device)
-        features, shape = extractor(seen), (seen.shape[-2], seen.shape[-1])
-        rebuilt = [extractor(x_0) for x_0 in reconstructions]
-        distances = {
-            "feature": mean([feature_distance(features, one, shape) for one in rebuilt]),
-            "pixel": mean([pixel_distance(x_0, seen) for x_0 in reconstructions]),
-        }
-        whole = features if pictures is seen or not wanted else extractor(pictures)
-        return Comparison(reconstructions.mean(dim=0), distances, normality.described(whole, features, rebuilt, wanted))
 
 
 @dataclass(frozen=True)
@@ -260,10 +206,6 @@ class Detector:
         return picture_draws(pictures, self.seed)
 
 
-def mean(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(tensors).mean(dim=0)
-
-
 def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detector, Settings, dict[str, object]]:
     """The detector of a checkpoint folder, not yet calibrated; the settings with the files found in place of `auto` and `latest`; and where
     the weights come from."""
@@ -312,19 +254,6 @@ def assembled(settings: Settings, unet: nn.Module, extractor: nn.Module, device:
         pooled_share=settings.score.pooled_share,
         false_positive_rate=settings.calibration.false_positive_rate,
     )
-
-
-def pictures_that_fit(networks: Networks, view: View, free: float, most: int) -> int:
-    """How many pictures half of `free` bytes hold on their way through the networks: a power of two, as scores of other batches may differ in
-    their last digits, and `most` at most."""
-    seen, picture = (torch.empty(1, view.channels, size, size) for size in (networks.size or view.size, view.size))
-    layers = max(runtime.output_bytes(networks.unet, seen, torch.zeros(1)), runtime.output_bytes(networks.extractor, picture))
-    return 2 ** int(math.log2(min(max(1, free / 2 / (HELD * layers)), most)))
-
-
-def ready(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network as it runs fastest."""
-    return network.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def fingerprint(detector: Detector, settings: Settings) -> dict[str, Any]:

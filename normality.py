@@ -86,6 +86,11 @@ class Reference:
     transform: Tensor
     bank: Tensor
 
+    def __post_init__(self) -> None:
+        shapes = [tuple(part.shape) if isinstance(part, Tensor) and part.is_floating_point() else () for part in (self.transform, self.bank)]
+        if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1] or not len(self.bank):
+            raise ValueError(f"a reference is two matrices with as many columns, not {shapes[0]} and {shapes[1]}")
+
     def distance(self, descriptors: Tensor) -> Tensor:
         """(B, C, H, W) → (B, 1, H, W); each picture's for itself, so that its distances are the same in any batch."""
         transform, bank = self.transform.to(descriptors), self.bank.to(descriptors)

@@ -3,12 +3,15 @@
 Pictures are (H, W) or (H, W, C), float32 in 0…1, squares; `other` is a surface that a piece may be taken from, at least half as large.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from skimage.filters import gaussian
+from torch import Tensor
 
 Pixels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -129,3 +132,21 @@ DEFECTS: dict[str, Defect] = {
     "stain": stain,
 }
 ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit}
+
+
+class MadeDefects(NamedTuple):
+    """Normal pictures (C, H, W) uint8 with a made defect each, its kind, and its mask (H, W)."""
+
+    pictures: list[Tensor]
+    kinds: NDArray[np.str_]
+    masks: list[Mask]
+
+
+def made_defects(normal: Sequence[Tensor], copies: int, seed: int) -> MadeDefects:
+    """`copies` of each normal picture (C, H, W) uint8; the kinds take turns, where a defect lies follows from the seed."""
+    rng, names = np.random.default_rng(seed), list(ALL_DEFECTS)
+    kinds = [names[number % len(names)] for number in range(copies * len(normal))]
+    arrays = [pixels.permute(1, 2, 0).numpy().astype(np.float32) / np.float32(255) for pixels in normal]
+    made = [spoilt(arrays[number % len(arrays)], ALL_DEFECTS[kind], rng) for number, kind in enumerate(kinds)]
+    pixels = [torch.from_numpy((changed.clip(0, 1) * 255).round().astype(np.uint8)).permute(2, 0, 1).contiguous() for changed, _ in made]
+    return MadeDefects(pixels, np.array(kinds), [mask for _, mask in made])

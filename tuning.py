@@ -28,7 +28,7 @@ from dataset import ImageFolder, View, to_unit_range
 from detection import Detector
 from files import ensure_writable, whole_file
 from settings import PER_IMAGE, Settings
-from synthetic import ALL_DEFECTS
+from synthetic import ALL_DEFECTS, made_defects
 
 TUNED, LOG = "tuned.yaml", "tuning.jsonl"
 REMEDY = "name another folder with --output"
@@ -125,10 +125,12 @@ def run(settings: Settings, output: Path | None = None) -> Path:
 
 
 def prepared(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> Bench:
+    """The pictures of all trials."""
     clean = unseen.pixels(settings.model.num_workers)
-    made = normal_pictures.made_defects(clean, COPIES, settings.model.seed)
+    made = made_defects(clean, COPIES, settings.model.seed)
     learnt_from = pictures.without(unseen.names()).drawn(LEARNT_FROM, settings.model.seed)
-    return Bench([to_unit_range(one) for one in clean], made.pictures, made.kinds, made.masks, learnt_from)
+    clean, spoilt = ([to_unit_range(one) for one in pixels] for pixels in (clean, made.pictures))
+    return Bench(clean, spoilt, made.kinds, made.masks, learnt_from)
 
 
 def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings]]:
@@ -171,29 +173,25 @@ def tried(settings: Settings, bench: Bench, device: torch.device) -> Trial:
     """All pictures, by the detector of these settings."""
     detector, settings, _ = detection.build(settings, settings.checkpoint_folder, device)
     references = normal_pictures.referred(detector, bench.learnt_from, settings) if detector.parts else {}
-    clean, spoilt_ones = (
+    clean, spoilt = (
         [part for picture in pictures for part in normal_pictures.parts_alone(detector, picture[None], references)]
         for pictures in (bench.clean, bench.spoilt)
     )
-    kept = normal_pictures.judged(detector, detector.parts, clean, references, True, {}, settings)
-    return Trial(replace(detector, calibration=kept), clean, spoilt_ones)
+    kept = detector.parts
+    if settings.score.drop_parts and len(kept) > 1:
+        kept = normal_pictures.useful(detector, clean, spoilt, bench.kinds)
+    known = normal_pictures.judged(detector, kept, clean, references, held_out=True, made_with={}, settings={})
+    return Trial(replace(detector, calibration=known), clean, spoilt)
 
 
 def judged(trial: Trial, bench: Bench) -> Quality:
     """How well the spoilt pictures are told from the others."""
     detector, known = trial.detector, trial.detector.known_normals
-    found = [
-        detector.finding(torch.empty(0), parts["feature"][0], parts["pixel"][0], detector.combined(parts, known.balance, known.spreads)[0])
-        for parts in (*trial.clean, *trial.spoilt)
-    ]
+    found = [normal_pictures.found(detector, parts, known.balance, known.spreads) for parts in (*trial.clean, *trial.spoilt)]
     scores, normals = np.array([finding.score for finding in found]), len(trial.clean)
     maps = [detector.cropped(finding.anomaly).numpy() for finding in found[normals:]]
     masks = [detector.cropped(torch.from_numpy(mask)).numpy() for mask in bench.masks]
-    kinds = {
-        kind: metrics.image_auroc(np.r_[scores[:normals], scores[normals:][chosen]], np.r_[np.zeros(normals, bool), np.ones(chosen.sum(), bool)])
-        for kind in ALL_DEFECTS
-        if (chosen := bench.kinds == kind).any()
-    }
+    kinds = normal_pictures.by_kind(scores[:normals], scores[normals:], bench.kinds)
     by_shape = [[place for place, one in enumerate(maps) if one.shape == shape] for shape in {one.shape for one in maps}]
     pros = [
         (len(places), metrics.pro(np.stack([maps[at] for at in places]), np.stack([masks[at] for at in places]), PRO_LIMIT)) for places in by_shape

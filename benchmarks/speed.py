@@ -1,9 +1,6 @@
 """python -m benchmarks.speed [--device cpu] [--repeats 5] [--ablation] [ROW …]: how fast each part is, beside a plain reference, in one table.
 
-The reference is in this file: the same weights and results, without what makes the parts fast here. Like the published code it attends over
-strided views of one tensor by einsum and softmax, keeps NCHW tensors, steps the optimizer weight by weight, recomputes alpha_bar at each step,
-computes layer4 and throws it away, decodes all pictures in each epoch, and takes PRO from 200 thresholds, at each of which all masks are
-labelled again. Loss, schedule formula, feature distance and map are the same on both sides. Both sides alternate.
+The reference is benchmarks/plain.py; both sides alternate.
 
 With --ablation each row takes one of these away from ours and leaves the others: what a change gains on its own.
 
@@ -23,28 +20,35 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
-from skimage.measure import label, regionprops
-from sklearn.metrics import auc, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 import metrics
 from anomaly_map import combine, feature_distance, pixel_distance, smooth
+from benchmarks.plain import (
+    EXTRACTOR,
+    LEARNING_RATE,
+    PRO_LIMIT,
+    SCHEDULE,
+    WEIGHT_DECAY,
+    PlainResNet,
+    PlainSchedule,
+    plain_adam,
+    plain_pro,
+    plain_reconstruct,
+    plain_unet,
+)
 from dataset import ImageFolder, View, shuffled_batches
 from ddad import NoiseSchedule, gaussian_draws, noise_loss, reconstruct
-from detection import Networks, ready
 from feature_extractor import FeatureExtractor
+from networks import Networks, ready
 from train import build_optimizer, ramped_average
-from unet import SelfAttention, UNet
+from unet import UNet
 
-SCHEDULE = NoiseSchedule()
-EXTRACTOR = "wide_resnet101_2"
 GIGA, MEBI = 1e9, 2**20
-LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.05
-PRO_LIMIT, PLAIN_THRESHOLDS = 0.3, 200
 
 
 @dataclass(frozen=True)
@@ -57,94 +61,6 @@ class Row:
     plain: Callable[[], object]
     operations: float = 0.0
     most: int | None = None  # repeats of what takes minutes
-
-
-# The plain reference
-
-
-class PlainAttention(SelfAttention):
-    """As published: q, k and v are strided views, the scores are a tensor of their own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.to_qkv(self.norm(x).reshape(batch, channels, -1)).reshape(batch * self.heads, -1, height * width)
-        q, k, v = qkv.chunk(3, dim=1)
-        scale = (channels // self.heads) ** -0.25
-        scores = torch.einsum("bct,bcs->bts", q * scale, k * scale).softmax(dim=-1)
-        attended = torch.einsum("bts,bcs->bct", scores, v).reshape(batch, channels, -1)
-        return x + self.proj_out(attended).reshape(x.shape)
-
-
-def plain_unet(unet: UNet) -> UNet:
-    plain = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
-    for module in plain.modules():
-        if isinstance(module, SelfAttention):
-            module.__class__ = PlainAttention
-    return plain
-
-
-def plain_adam(unet: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(unet.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, foreach=False)
-
-
-class PlainSchedule(NoiseSchedule):
-    """alpha_bar from its product at each call."""
-
-    def add_noise(self, x0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
-        alpha_bar = plain_alpha_bar(t, x0.device).to(x0.dtype).view(-1, 1, 1, 1)
-        return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
-
-
-def plain_alpha_bar(t: Tensor | int, device: torch.device) -> Tensor:
-    betas = torch.linspace(1e-4, 0.02, SCHEDULE.steps, dtype=torch.float64, device=device)
-    return torch.cat([torch.ones(1, dtype=torch.float64, device=device), (1 - betas).cumprod(dim=0)]).index_select(
-        0, torch.as_tensor(t, device=device).view(-1) + 1
-    )
-
-
-@torch.no_grad()
-def plain_reconstruct(unet: nn.Module, x: Tensor, w: float, start: int, skip: int) -> Tensor:
-    signal = plain_alpha_bar(start, x.device).float()
-    x_t = signal.sqrt() * x + (1 - signal).sqrt() * torch.randn_like(x)
-    times = list(range(0, start, skip))[::-1]
-    for t, s in zip(times, [*times[1:], -1], strict=True):
-        now, then = plain_alpha_bar(t, x.device).float(), plain_alpha_bar(s, x.device).float()
-        eps = unet(x_t, torch.full((len(x),), t, device=x.device))
-        y_t = now.sqrt() * x + (1 - now).sqrt() * eps
-        eps = eps - w * (1 - now).sqrt() * (y_t - x_t)
-        x_0 = (x_t - (1 - now).sqrt() * eps) / now.sqrt()
-        new = ((1 - now / then) * (1 - then) / (1 - now)).sqrt()
-        x_t = then.sqrt() * x_0 + new * torch.randn_like(x) + (1 - then - new**2).clamp_min(0).sqrt() * eps
-    return x_t
-
-
-class PlainResNet(nn.Module):
-    """The whole network; layer4 and fc are computed for nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = torchvision.models.get_model(EXTRACTOR, weights=None)
-
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        collected, x = [], pictures
-        for name, module in self.network.named_children():
-            x = module(x.flatten(1) if name == "fc" else x)
-            if name in ("layer1", "layer2", "layer3"):
-                collected.append(x)
-        return collected
-
-
-def plain_pro(maps: np.ndarray, masks: np.ndarray) -> float:
-    """The loop whose value tests hold against the published one; regions are labelled again at each threshold (40 maps of 224² take 9 s)."""
-    curve = []
-    for threshold in np.arange(maps.min(), maps.max(), (maps.max() - maps.min()) / PLAIN_THRESHOLDS):
-        above, overlaps = maps > threshold, []
-        for found, mask in zip(above, masks, strict=True):
-            for region in regionprops(label(mask)):
-                overlaps.append(found[region.coords[:, 0], region.coords[:, 1]].sum() / region.area)
-        curve.append((np.logical_and(~masks, above).sum() / (~masks).sum(), np.mean(overlaps)))
-    rate, overlap = np.array([point for point in curve if point[0] < PRO_LIMIT]).T
-    return float(auc(rate / rate.max(), overlap))
 
 
 # Rows

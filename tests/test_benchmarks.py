@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import precision, speed, steps
+from benchmarks import plain, precision, speed, steps
 from calibration import PIXEL_RATES, Calibration
 from dataset import ImageFolder, View
 from ddad import NoiseSchedule
-from detection import Detector, Networks
+from detection import Detector
+from networks import Networks
 from unet import UNet
 
 CPU = torch.device("cpu")
@@ -18,15 +19,15 @@ def test_the_plain_reference_computes_the_same():
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     x, t = torch.randn(3, 3, 16, 16), torch.tensor([0, 10, 999])
-    torch.testing.assert_close(speed.plain_unet(unet)(x, t), unet(x, t), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(speed.plain_alpha_bar(t, CPU), NoiseSchedule().alpha_bar(t))
+    torch.testing.assert_close(plain.plain_unet(unet)(x, t), unet(x, t), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.plain_alpha_bar(t, CPU), NoiseSchedule().alpha_bar(t))
     noise = torch.randn_like(x)
-    torch.testing.assert_close(speed.PlainSchedule().add_noise(x, t, noise), NoiseSchedule().add_noise(x, t, noise))
+    torch.testing.assert_close(plain.PlainSchedule().add_noise(x, t, noise), NoiseSchedule().add_noise(x, t, noise))
 
 
 def test_the_plain_loop_of_pro_is_the_published_one(golden):
     expected = golden("metrics")
-    assert speed.plain_pro(expected["maps"], expected["masks"] > 0) == pytest.approx(float(expected["pro_200_thresholds"]), rel=1e-4)
+    assert plain.plain_pro(expected["maps"], expected["masks"] > 0) == pytest.approx(float(expected["pro_200_thresholds"]), rel=1e-4)
 
 
 @pytest.mark.parametrize(

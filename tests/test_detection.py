@@ -15,6 +15,7 @@ from calibration import PIXEL_RATES, Calibration
 from dataset import ImageFolder, View, to_unit_range
 from ddad import NoiseSchedule
 from feature_extractor import FeatureExtractor
+from networks import HELD, Networks, pictures_that_fit
 
 SCHEDULE = NoiseSchedule()
 
@@ -43,16 +44,16 @@ CALIBRATION = Calibration(1.0, 1.0, (0.5, 0.6, 0.7), (0.3,) * len(PIXEL_RATES), 
 
 
 def detector(kept=CALIBRATION, draws=1, **changes):
-    networks = detection.Networks(Wavy(), Pyramid(), SCHEDULE, w=3, start=100, skip=50, eta=1, draws=draws)
+    networks = Networks(Wavy(), Pyramid(), SCHEDULE, w=3, start=100, skip=50, eta=1, draws=draws)
     values = {"view": View(32), "v": 2, "blur_sigma": 0.5, "crop": 0.875, "seed": 5, "batch_size": 4} | changes
     return detection.Detector(networks, **values, device=torch.device("cpu"), calibration=kept)
 
 
 @pytest.mark.parametrize(("free", "pictures"), [(0, 1), (1, 1), (2.2, 2), (3.9, 2), (4.1, 4), (1e9, 32), (float("inf"), 32)])
 def test_a_batch_is_what_half_of_the_free_memory_holds(free, pictures):
-    networks = detection.Networks(Wavy(), nn.Conv2d(3, 10, 1), SCHEDULE, w=3, start=100, skip=50, eta=1)
-    picture = detection.HELD * 4 * 10 * 8 * 8  # bytes
-    assert detection.pictures_that_fit(networks, View(8), free * 2 * picture, most=32) == pictures
+    networks = Networks(Wavy(), nn.Conv2d(3, 10, 1), SCHEDULE, w=3, start=100, skip=50, eta=1)
+    picture = HELD * 4 * 10 * 8 * 8  # bytes
+    assert pictures_that_fit(networks, View(8), free * 2 * picture, most=32) == pictures
 
 
 def anomalies(made, folder, noise=None, workers=2):
@@ -110,7 +111,7 @@ def test_published_maps_of_a_batch_are_the_golden_ones(golden, tmp_path):
     weights = tmp_path / "resnet50"
     torch.save({f"module.{name}": value for name, value in state_dict(golden("resnet_state_dict")["resnet50"]).items()}, weights)
     unet, features = Knowing(torch.from_numpy(expected["recon"])), FeatureExtractor("resnet50", weights).eval()
-    networks = detection.Networks(unet, features, SCHEDULE, w=0, start=25, skip=25, eta=1)
+    networks = Networks(unet, features, SCHEDULE, w=0, start=25, skip=25, eta=1)
     for v in (1, 7):
         made = replace(detector(kept=None, v=v, blur_sigma=4, batch_size=3, view=View(64)), networks=networks)
         found = made.find(torch.from_numpy(expected["target"]), made.picture_noise)

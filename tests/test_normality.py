@@ -161,3 +161,17 @@ def test_a_made_defect_changes_its_mask_alone(kind, shape):
     changed, mask = synthetic.spoilt(picture, synthetic.ALL_DEFECTS[kind], rng)
     assert mask.shape == shape[:2] and mask.any()
     assert (changed != picture)[mask].any() and not (changed != picture)[~mask].any()
+
+
+def test_where_training_saw_all_pictures_references_are_learnt_from_them_too(run_main):
+    assert run_main("--train", "calibration.share=0")[0] == 0
+    code, out, _ = run_main("--detection", "calibration.share=0", "score.parts=[pixel, memory]")
+    assert code == 0 and "training has seen these pictures" in out
+
+
+@pytest.mark.parametrize(
+    ("transform", "bank"), [(torch.zeros(3), torch.zeros(3, 3)), (torch.zeros(3, 4), torch.zeros(5, 3)), ("text", torch.zeros(2, 2))]
+)
+def test_a_reference_of_anything_but_matrices_that_fit_is_refused(transform, bank):
+    with pytest.raises(ValueError, match="two matrices"):
+        Reference(transform, bank)

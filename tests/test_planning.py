@@ -4,6 +4,7 @@ from test_config import ROOT
 
 import config
 import planning
+from benchmarks import accuracy
 from presets import PRESETS
 
 LAPTOP = ("preset=laptop", "model.unet_size=16", "model.channel_multipliers=[1]", "model.base_channels=8", "data.batch_size=4", "data.image_size=32")
@@ -27,8 +28,20 @@ def test_a_preset_goes_above_the_file_and_below_the_command_line():
     assert laptop.model.epochs == config.PLANNED
     assert config.load(ROOT / "config.yaml", [*data, "preset=laptop", "budget_minutes=10"]).training.budget_minutes == 10
     assert config.load(ROOT / "config.yaml", ["preset=published"]) == config.load(ROOT / "config.yaml")
-    with pytest.raises(ValueError, match="preset is 'laptpo'; did you mean laptop"):
-        config.load(ROOT / "config.yaml", [*data, "preset=laptpo"])
+    for wrong, said in (("laptpo", "preset is 'laptpo'; did you mean laptop"), ("[laptop]", "preset is \\['laptop'\\]")):
+        with pytest.raises(ValueError, match=said):
+            config.load(ROOT / "config.yaml", [*data, f"preset={wrong}"])
+
+
+def test_a_budget_without_a_preset_detects_with_what_it_trained():
+    planned = config.load(ROOT / "config.yaml", ["budget_minutes=30"]).model
+    assert (planned.epochs, planned.load_chp) == (config.PLANNED, "latest")
+    assert config.load(ROOT / "config.yaml", ["budget_minutes=30", "model.epochs=7"]).model.epochs == 7
+
+
+@pytest.mark.parametrize("row", accuracy.ROWS, ids=lambda row: row.name)
+def test_the_rows_of_the_accuracy_table_are_valid(row):
+    config.load(ROOT / "config.yaml", ["preset=laptop", "data.name=own", "data.data_dir=d", "data.category=c", *row.settings])
 
 
 @pytest.mark.parametrize("name", PRESETS)

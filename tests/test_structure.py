@@ -39,7 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     # stages
     "train": STAGE | {"cache", "doctor", "findings", "resumption"},
     "domain_adaptation": STAGE | {"cache", "calibration"},
-    "detection": METHOD | {"dataset", "pictures", "checkpoint", "calibration", "config", "parallel", "runtime", "settings"},
+    "detection": METHOD | {"networks", "dataset", "pictures", "checkpoint", "calibration", "config", "parallel", "runtime", "settings"},
+    "networks": {"calibration", "normality", "runtime", "anomaly_map", "dataset", "ddad"},
     "normal_pictures": {
         "calibration",
         "checkpoint",
@@ -59,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": STAGE
     | {"calibration", "curves", "detection", "drawing", "figures", "normal_pictures", "report"},  # stage 3 on labelled test pictures
     "inspection": STAGE | {"calibration", "detection", "drawing", "normal_pictures"},  # stage 3 on any pictures
-    "planning": {"checkpoint", "config", "dataset", "detection", "parallel", "runtime", "settings", "train", "unet"},
+    "planning": {"checkpoint", "config", "dataset", "detection", "normal_pictures", "parallel", "runtime", "settings", "train", "unet"},
     "tuning": {"checkpoint", "config", "dataset", "detection", "files", "metrics", "normal_pictures", "runtime", "settings", "synthetic"},
     # several categories, and what is made of results
     "result_folder": {"published", "manifest", "metrics", "results"},
