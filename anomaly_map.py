@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from skimage.measure import label, regionprops
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 PATCH = 3  # side, in positions, of the neighbourhood whose features are averaged
 EIGHT_CONNECTED = 2  # skimage's connectivity
@@ -62,7 +61,10 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     if sigma == 0:
         return maps
     reach = max(1, round(KERNEL_REACH * sigma))
-    return gaussian_blur(maps, [2 * reach + 1, 2 * reach + 1], [sigma, sigma])
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma).square())
+    kernel = (weights / weights.sum()).to(maps)
+    padded = F.pad(maps, [reach] * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 
 
 def image_score(maps: Tensor, pooling: str = MAXIMUM, share: float = 0.0) -> float:

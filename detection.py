@@ -167,15 +167,15 @@ class Detector:
         return [self.finding(*one) for one in zip(compared.reconstruction, parts["feature"], parts["pixel"], anomaly, strict=True)]
 
     def compared(self, pictures: Tensor, noise: Draws) -> Comparison:
-        """`pictures` as for `find` beside their reconstructions."""
-        pictures, size = pictures.to(self.device), self.view.size
-        shown = tiles.cut(pictures, size)
-        seen = resized(shown, (self.networks.size or size,) * 2)
+        """`pictures` as for `find` beside their reconstructions, both as small as the UNet sees them, but for tiles."""
+        pictures, whole = pictures.to(self.device), (self.view.size,) * 2
+        small = (self.networks.size or self.view.size,) * 2
+        seen = resized(tiles.cut(pictures, self.view.size), small)
         rebuilt = torch.cat([self.networks.reconstructions(batch, noise(batch)) for batch in seen.split(self.batch_size)], dim=1)
-        if seen is not shown:
-            rebuilt, pieces = resized(rebuilt.flatten(0, 1), (size, size)).unflatten(0, rebuilt.shape[:2]), resized(seen, (size, size))
-        seen = pictures if seen is shown else tiles.merge(pieces, pictures.shape)
-        return self.networks.compared(pictures, seen, tiles.merge(rebuilt, pictures.shape), self.parts)
+        if pictures.shape[-2:] != whole:
+            enlarged = resized(rebuilt.flatten(0, 1), whole).unflatten(0, rebuilt.shape[:2])
+            seen, rebuilt = (tiles.merge(pieces, pictures.shape) for pieces in (resized(seen, whole), enlarged))
+        return self.networks.compared(pictures, pictures if small == whole else seen, rebuilt, self.parts)
 
     def parts_of(self, compared: Comparison, references: Mapping[str, Reference]) -> dict[str, Tensor]:
         """D_p, D_f and the other parts that are asked for, each (B, 1, h, w)."""

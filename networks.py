@@ -11,17 +11,18 @@ from torch import Tensor, nn
 import calibration
 import normality
 import runtime
-from anomaly_map import feature_distance, pixel_distance
+from anomaly_map import feature_distance, pixel_distance, resized
 from dataset import View
 from ddad import NoiseSchedule, reconstruct
+from normality import descriptors
 
 HELD = 0.2  # share of all that a network's layers put out which is in memory at a time, without gradients; measured: 0.06 to 0.13
 MOST_AT_ONCE = {"cuda": 64}  # pictures of a batch by device, 8 elsewhere: more are no faster
 
 
 class Comparison(NamedTuple):
-    """Pictures beside their reconstructions: the mean reconstruction (B, C, H, W), the distances D_p and D_f (B, 1, H, W), and what is compared
-    with normal pictures (normality.described)."""
+    """Pictures beside their reconstructions: the mean reconstruction (B, C, H, W), the distances D_p and D_f (B, 1, H, W), and the
+    descriptors (B, D, h, w) that are compared with those of normal pictures, by their kind (normality.py)."""
 
     reconstruction: Tensor
     distances: dict[str, Tensor]
@@ -56,19 +57,29 @@ class Networks:
 
     @torch.no_grad()
     def compared(self, pictures: Tensor, seen: Tensor, reconstructions: Tensor, wanted: Sequence[str] = ()) -> Comparison:
-        """Pictures (B, C, H, W), in full and as the UNet has `seen` them, beside their reconstructions (draws, B, C, H, W).
+        """Pictures (B, C, H, W) in full, and as the UNet has `seen` them (B, C, h, w), beside their reconstructions (draws, B, C, h, w).
 
         D_f and D_p are between the latter two, the mean over the draws; `wanted` are other parts.
         """
-        extractor = runtime.autocast(self.extractor, self.precision, pictures.device)
-        features, shape = extractor(seen), (seen.shape[-2], seen.shape[-1])
-        rebuilt = [extractor(x_0) for x_0 in reconstructions]
+        shape, kinds = pictures.shape[-2:], normality.kinds_of(wanted)
+        features, rebuilt = self.features(seen), [self.features(x_0) for x_0 in reconstructions]
         distances = {
-            "feature": mean([feature_distance(features, one, shape) for one in rebuilt]),
-            "pixel": mean([pixel_distance(x_0, seen) for x_0 in reconstructions]),
+            "feature": mean([feature_distance(features, one, (shape[0], shape[1])) for one in rebuilt]),
+            "pixel": resized(mean([pixel_distance(x_0, seen) for x_0 in reconstructions]), shape),
         }
-        whole = features if pictures is seen or not wanted else extractor(pictures)
-        return Comparison(reconstructions.mean(dim=0), distances, normality.described(whole, features, rebuilt, wanted))
+        described = {normality.COARSE: descriptors(features) - mean([descriptors(one) for one in rebuilt])} if normality.COARSE in kinds else {}
+        if kinds - {normality.COARSE}:
+            whole = features if pictures is seen else self.features(pictures)
+            described[normality.PICTURE] = descriptors(whole)
+            if normality.RESIDUAL in kinds:
+                if whole[0].shape != features[0].shape:  # which the extractor has enlarged to another size
+                    rebuilt = [self.features(resized(x_0, shape)) for x_0 in reconstructions]
+                described[normality.RESIDUAL] = described[normality.PICTURE] - mean([descriptors(one) for one in rebuilt])
+        return Comparison(resized(reconstructions.mean(dim=0), shape), distances, {kind: described[kind] for kind in kinds})
+
+    @torch.no_grad()
+    def features(self, pictures: Tensor) -> list[Tensor]:
+        return runtime.autocast(self.extractor, self.precision, pictures.device)(pictures)
 
 
 def mean(tensors: list[Tensor]) -> Tensor:

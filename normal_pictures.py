@@ -1,6 +1,6 @@
 """What normal pictures teach a detector, measured once and kept beside the weights: references, spreads, the balance and thresholds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from settings import Settings
 from synthetic import made_defects
 
 SPOILT = 42  # normal pictures, at most, that get made defects to choose parts by
+REBUILT = 200  # normal pictures, at most, of which reconstructions are learnt from
 LEAST_GAIN = 0.01  # of image AUROC
 
 Parts = dict[str, Tensor]
@@ -110,19 +111,51 @@ def found(detector: Detector, parts: Parts, ratio: float, spreads: Mapping[str, 
 
 
 def referred(detector: Detector, pictures: ImageFolder, settings: Settings) -> dict[str, Reference]:
-    """The references of the detector's parts, from so many descriptors of all these pictures as are needed."""
+    """The references of the detector's parts: of what pictures look like from all of these, of what their reconstructions change from REBUILT."""
     processes, seed = parallel.group(), settings.model.seed
-    each = max(1, normality.SAMPLE // len(pictures))
+    rebuilding = replace(detector, parts=tuple(part for part in detector.parts if normality.DESCRIBED_BY.get(part) != normality.PICTURE))
 
-    def sampled(batch: Tensor) -> list[dict[str, Tensor]]:
-        described = detector.compared(batch, detector.picture_noise).described
-        streams = [torch.Generator().manual_seed(content_seed(picture, seed)) for picture in batch]
-        return [{kind: normality.drawn(maps[place], each, stream) for kind, maps in described.items()} for place, stream in enumerate(streams)]
+    def rebuilt(batch: Tensor) -> dict[str, Tensor]:
+        return rebuilding.compared(batch, detector.picture_noise).described
 
-    batches = in_batches(detector, pictures, sampled, settings.model.num_workers, processes)
-    samples = [one for _, one in runtime.count(batches, len(pictures), "learning what is normal")]
-    kinds = {kind: torch.cat([one[kind] for one in samples]) for kind in (samples[0] if samples else {})}
-    return normality.learnt(kinds, detector.parts, torch.Generator().manual_seed(seed)) if processes.leads else {}
+    def sampled(describe: Callable[[Tensor], dict[str, Tensor]], some: ImageFolder, verb: str) -> dict[str, Tensor]:
+        each = max(1, normality.SAMPLE // len(some))
+
+        def samples(batch: Tensor) -> list[dict[str, Tensor]]:
+            described = describe(batch)
+            streams = [torch.Generator().manual_seed(content_seed(picture, seed)) for picture in batch]
+            return [{kind: normality.drawn(maps[place], each, stream) for kind, maps in described.items()} for place, stream in enumerate(streams)]
+
+        batches = in_batches(detector, some, samples, settings.model.num_workers, processes)
+        found = [one for _, one in runtime.count(batches, len(some), verb)]
+        return {kind: torch.cat([one[kind] for one in found]) for kind in (found[0] if found else {})}
+
+    kinds = normality.kinds_of(detector.parts)
+    described: dict[str, Tensor] = {}
+    if normality.PICTURE in kinds:
+        described |= sampled(lambda batch: looks(detector, batch), pictures, "learning what pictures look like")
+    if kinds - {normality.PICTURE}:
+        described |= sampled(rebuilt, pictures.drawn(REBUILT, seed), "learning what reconstructions change")
+    return normality.learnt(described, detector.parts, torch.Generator().manual_seed(seed)) if processes.leads else {}
+
+
+def looks(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:
+    """What is described of pictures (B, C, H, W) without reconstructing them."""
+    return {normality.PICTURE: normality.descriptors(detector.networks.features(pictures.to(detector.device)))}
+
+
+def work(parts: Collection[str], learnt: int, held_out: int) -> tuple[int, int]:
+    """How many pictures `measured` reconstructs and compares, and how many it only looks at, of those that training learns and holds out."""
+    kinds = normality.kinds_of(parts)
+    spoilt = min(held_out, SPOILT) if len(parts) > 1 else 0
+    return held_out + spoilt + (min(learnt, REBUILT) if kinds - {normality.PICTURE} else 0), learnt if normality.PICTURE in kinds else 0
+
+
+def placeholders(detector: Detector, picture: Tensor) -> dict[str, Reference]:
+    """References that take as long as the detector's will, before there are any; from any picture (1, C, H, W)."""
+    described = detector.compared(picture, detector.picture_noise).described
+    kinds = {part: kind for part, kind in normality.DESCRIBED_BY.items() if part in detector.parts}
+    return {part: normality.placeholder(described[kind].shape[1]) for part, kind in kinds.items()}
 
 
 def parts_alone(detector: Detector, pictures: Tensor, references: Mapping[str, Reference]) -> list[Parts]:

@@ -17,7 +17,7 @@ above all, counts there as much as a defect. A `Reference` learns from normal pi
 A map is the sum of the parts that are asked for, each in units of its spread on normal pictures.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,9 +28,14 @@ from torch import Tensor
 from anomaly_map import patch_mean
 
 DISTANCES = ("feature", "pixel")
+PICTURE, RESIDUAL, COARSE = "picture", "residual", "coarse"  # kinds of descriptors
 DESCRIBED_BY = {
-    **{"residual": "residual", "coarse": "coarse", "residual_memory": "residual", "coarse_memory": "coarse"},
-    **{"memory": "picture", "patch_memory": "picture"},
+    "residual": RESIDUAL,
+    "coarse": COARSE,
+    "residual_memory": RESIDUAL,
+    "coarse_memory": COARSE,
+    "memory": PICTURE,
+    "patch_memory": PICTURE,
 }
 PARTS = (*DISTANCES, *DESCRIBED_BY)
 WHITE, HALF_WHITE, AS_THEY_ARE = 1.0, 0.5, 0.0  # how far the spreads of normal descriptors are evened out
@@ -49,16 +54,9 @@ def descriptors(features: Features) -> Tensor:
     return torch.cat([F.interpolate(layer, size=means[0].shape[-2:], mode="bilinear", align_corners=False) for layer in means], dim=1)
 
 
-def described(picture: Features, seen: Features, rebuilt: Sequence[Features], parts: Sequence[str]) -> dict[str, Tensor]:
-    """What the `parts` look at, by DESCRIBED_BY: descriptors (B, C, H, W) of the picture in full, as the UNet `seen` it, and of its
-    reconstructions, whose mean is taken."""
-    wanted = {DESCRIBED_BY[part] for part in parts if part in DESCRIBED_BY}
-    whole = descriptors(picture)
-    found = {"picture": whole}
-    if wanted - {"picture"}:
-        mean = torch.stack([descriptors(one) for one in rebuilt]).mean(dim=0)
-        found |= {"residual": whole - mean, "coarse": descriptors(seen) - mean}
-    return {name: found[name] for name in found if name in wanted}
+def kinds_of(parts: Collection[str]) -> set[str]:
+    """What the parts look at."""
+    return {DESCRIBED_BY[part] for part in parts if part in DESCRIBED_BY}
 
 
 class Spread(NamedTuple):
@@ -96,6 +94,11 @@ class Reference:
         transform, bank = self.transform.to(descriptors), self.bank.to(descriptors)
         nearest = [torch.cdist(rows(one) @ transform, bank).amin(dim=1) for one in descriptors]
         return torch.stack(nearest).view(len(descriptors), 1, *descriptors.shape[-2:])
+
+
+def placeholder(width: int) -> Reference:
+    """One that takes as long as a learnt one does, for descriptors of `width` channels."""
+    return Reference(torch.eye(width), torch.zeros(BANK, width))
 
 
 def rows(descriptors: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import runtime
 import train
 from config import PLANNED
 from dataset import ImageFolder, View, full_batches
-from normal_pictures import SPOILT
+from normal_pictures import looks, parts_alone, placeholders, work
 from settings import Settings
 from unet import UNet
 
@@ -32,10 +32,11 @@ SECONDS_PER_MINUTE = 60
 
 
 class Costs(NamedTuple):
-    """Seconds that a training step takes, and what a picture takes in detection."""
+    """Seconds that a training step takes, a picture in detection, and one whose looks alone are learnt."""
 
     step: float
     picture: float
+    look: float
 
 
 def fitted(settings: Settings, stages: Collection[str], resume: bool) -> Settings:
@@ -67,16 +68,16 @@ def planned(settings: Settings, stages: Collection[str]) -> int:
     print(f"timing this machine, to fit {settings.data.category} into {budget:g} minutes", flush=True)
     began = time.monotonic()
     costs = parallel.group().told(timed(settings, whole))
-    normal = test = 0
+    compared = looked_at = test = 0
     if "detection" in stages:
-        normal = len(held_out) + (len(learnt) + min(len(held_out), SPOILT) if settings.score.parts else 0)
+        compared, looked_at = work(settings.score.parts or (), len(learnt), len(held_out))
         test = len(ImageFolder(settings.category_dir, "test", whole.view, masks=False))
-    others = normal * costs.picture + test * (costs.picture + DRAWING_SECONDS) + (time.monotonic() - began)
+    others = compared * costs.picture + looked_at * costs.look + test * (costs.picture + DRAWING_SECONDS) + (time.monotonic() - began)
     epochs = max(1, steps_within(budget, costs.step, others) // batches)
     print(
         f"plan: {epochs * batches} training steps of {settings.data.batch_size} pictures ({costs.step:.2g} s each) in "
-        f"{epochs * batches * costs.step / SECONDS_PER_MINUTE:.1f} min; {normal} normal and {test} test pictures ({costs.picture:.2g} s each) in "
-        f"{others / SECONDS_PER_MINUTE:.1f} min",
+        f"{epochs * batches * costs.step / SECONDS_PER_MINUTE:.1f} min; {compared + test} pictures to compare ({costs.picture:.2g} s each) and "
+        f"{looked_at} to look at ({costs.look:.2g} s each) in {others / SECONDS_PER_MINUTE:.1f} min",
         flush=True,
     )
     return epochs
@@ -107,11 +108,15 @@ def timed(settings: Settings, pictures: ImageFolder) -> Costs:
     step = statistics.median(seconds_between(lambda: next(steps, None), TIMED_STEPS)[1:])
     extractor, _ = checkpoint.restore_features(settings.checkpoint_folder, 0, settings.model.feature_extractor, settings.model.backbone_weights)
     detector = detection.assembled(settings, UNet(**settings.unet_arguments()), extractor, device)
+    references = placeholders(detector, next(few.batches(1, 0))[0].picture[None])
 
     def compare() -> object:
-        return list(detection.in_batches(detector, few, lambda batch: [detector.compared(batch, detector.picture_noise)] * len(batch), 0))
+        return list(detection.in_batches(detector, few, lambda batch: parts_alone(detector, batch, references), 0))
 
-    return Costs(step, seconds_between(compare, 2)[-1] / len(few))
+    def look() -> object:
+        return list(detection.in_batches(detector, few, lambda batch: [looks(detector, batch)] * len(batch), 0))
+
+    return Costs(step, seconds_between(compare, 2)[-1] / len(few), seconds_between(look, 2)[-1] / len(few))
 
 
 def seconds_between(call: Callable[[], object], times: int) -> list[float]:
