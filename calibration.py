@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.special import betainc, betaincinv
 from torch import Tensor, nn
 
-from normality import Reference, Spread
+from normality import Reference, Scale
 
 FINGERPRINT_DIGITS = 16
 CONFIDENCE = 0.95  # of the highest false-positive rate that the normal pictures leave possible
@@ -44,7 +44,7 @@ class Calibration:
     """`feature` and `pixel` are the mean highest smoothed D_f and D_p of a normal picture, `scores` the normal image scores in order, `pixels`
     the thresholds of normal pixels at PIXEL_RATES, `held_out` whether training saw none of these pictures.
 
-    `spreads` and `references` are those of the parts of a normal-aware map (normality.py).
+    `scales` and `references` are those of the parts of a normal-aware map (normality.py).
 
     `made_with` names the networks and settings that it holds for; `settings` are all settings, from which the detector can be built again.
     """
@@ -56,11 +56,11 @@ class Calibration:
     held_out: bool
     made_with: dict[str, Any]
     settings: dict[str, Any]
-    spreads: dict[str, Spread] = field(default_factory=dict)
+    scales: dict[str, Scale] = field(default_factory=dict)
     references: dict[str, Reference] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        numbers = np.array([self.feature, self.pixel, *self.scores, *self.pixels, *chain(*self.spreads.values())], np.float64)
+        numbers = np.array([self.feature, self.pixel, *self.scores, *self.pixels, *chain(*self.scales.values())], np.float64)
         right = np.isfinite(numbers).all() and self.pixel > 0 and len(self.scores) > 0 and len(self.pixels) == len(PIXEL_RATES)
         if not (right and list(self.scores) == sorted(self.scores) and isinstance(self.made_with, dict) and isinstance(self.settings, dict)):
             raise ValueError("a calibration holds finite numbers, scores in order and settings by name; measure it again")

@@ -27,13 +27,13 @@ import locks
 from calibration import Calibration, as_stored, differences
 from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, cached_weights, copy_into, load_trunk, read_state
 from files import whole_file
-from normality import DESCRIBED_BY, Reference, Spread
+from normality import DESCRIBED_BY, Reference, Scale
 from unet import UNet
 
 FORMAT = "ddad-1"
 FEATURES_PREFIX = "feat"
 TRAINING_STATE, TRAINING_FORMAT = "training.state", "ddad-training-1"
-CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-2"
+CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-3"
 REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-1"
 AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
@@ -137,11 +137,11 @@ def load_calibration(folder: Path) -> Calibration | None:
             return None
         numbers = {name: float(content[name]) for name in ("feature", "pixel")}
         lists = {name: tuple(map(float, content[name])) for name in ("scores", "pixels")}
-        spreads = {part: Spread(float(mean), float(deviation)) for part, (mean, deviation) in content.get("spreads", {}).items()}
-        kept = Calibration(**content | numbers | lists | {"spreads": spreads})
+        scales = {part: Scale(float(mean), float(top)) for part, (mean, top) in content.get("scales", {}).items()}
+        kept = Calibration(**content | numbers | lists | {"scales": scales})
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is damaged; remove it, and detection measures it again") from error
-    if not set(kept.spreads) & set(DESCRIBED_BY):
+    if not set(kept.scales) & set(DESCRIBED_BY):
         return kept
     references = load_references(folder / REFERENCES, kept)
     return replace(kept, references=references) if references else None
@@ -155,7 +155,7 @@ def load_references(path: Path, calibration: Calibration) -> dict[str, Reference
     made_with = content.get("made_with")
     if content.get("format") != REFERENCES_FORMAT or not isinstance(made_with, dict) or plain_values(path, made_with) != calibration.made_with:
         return None
-    wanted = [part for part in calibration.spreads if part in DESCRIBED_BY]
+    wanted = [part for part in calibration.scales if part in DESCRIBED_BY]
     try:
         return {part: Reference(**content["references"][part]) for part in wanted}
     except (TypeError, ValueError, LookupError, AttributeError) as error:

@@ -27,7 +27,7 @@ from calibration import Calibration
 from dataset import ImageFolder, Item, View, to_unit_range
 from ddad import NoiseSchedule, gaussian_draws, picture_draws
 from networks import MOST_AT_ONCE, Comparison, Networks, pictures_that_fit, ready
-from normality import Reference, Spread
+from normality import Reference, Scale
 from parallel import ALONE, Group
 from pictures import as_image
 from settings import AUTO, Settings
@@ -68,7 +68,7 @@ class Finding(NamedTuple):
 class Detector:
     """Finds defects in pictures. `Detector.load(folder)` reads one from a category's checkpoint folder; `detector(picture)` is a `Detection`.
 
-    Maps are the paper's, or sums of `parts` (normality.py). Without a calibration the paper's are weighed by the maxima of their batch, as
+    Maps are the paper's, or the highest of `parts` (normality.py). Without a calibration the paper's are weighed by the maxima of their batch, as
     published, and there are no verdicts.
     """
 
@@ -163,8 +163,8 @@ class Detector:
         compared, known = self.compared(pictures, noise), self.calibration
         parts = self.parts_of(compared, self.known_normals.references if self.parts else {})
         ratio = known.balance if known else batch_ratio(parts["feature"], parts["pixel"])
-        anomaly = self.combined(parts, ratio, known.spreads if known else {})
-        return [self.finding(*one) for one in zip(compared.reconstruction, parts["feature"], parts["pixel"], anomaly, strict=True)]
+        alone = [{part: maps[place : place + 1] for part, maps in parts.items()} for place in range(len(pictures))]
+        return [self.finding(*one, ratio, known.scales if known else {}) for one in zip(compared.reconstruction, alone, strict=True)]
 
     def compared(self, pictures: Tensor, noise: Draws) -> Comparison:
         """`pictures` as for `find` beside their reconstructions, both as small as the UNet sees them, but for tiles."""
@@ -182,19 +182,19 @@ class Detector:
         learnt = {part: references[part].distance(compared.described[kind]) for part, kind in normality.DESCRIBED_BY.items() if part in references}
         return compared.distances | learnt
 
-    def combined(self, parts: Mapping[str, Tensor], ratio: float | Tensor, spreads: Mapping[str, Spread]) -> Tensor:
-        """Anomaly maps (B, 1, H, W), not yet smooth: the paper's by `ratio`, or the sum of the parts in units of their `spreads`."""
-        if not self.parts:
-            return combine(parts["feature"], parts["pixel"], self.v, ratio)
-        units = {part: spread.units(resized(parts[part], parts["pixel"].shape[-2:])) for part, spread in spreads.items()}
-        return torch.stack([values * (self.v if part == "pixel" else 1) for part, values in units.items()]).sum(dim=0)
-
-    def finding(self, reconstruction: Tensor, d_feature: Tensor, d_pixel: Tensor, anomaly: Tensor) -> Finding:
-        smoothed = smooth(anomaly[None], self.blur_sigma)
-        if not torch.isfinite(smoothed).all():
+    def finding(self, reconstruction: Tensor, parts: Mapping[str, Tensor], ratio: float | Tensor, scales: Mapping[str, Scale]) -> Finding:
+        """Of one picture's parts (1, 1, h, w): the map is the paper's by `ratio`, or the highest of the parts by their `scales`."""
+        shape = parts["pixel"].shape[-2:]
+        if self.parts:
+            units = [scale.units(smooth(resized(parts[part], shape), self.blur_sigma)) for part, scale in scales.items()]
+            anomaly = torch.stack(units).amax(dim=0)
+        else:
+            anomaly = smooth(combine(parts["feature"], parts["pixel"], self.v, ratio), self.blur_sigma)
+        if not torch.isfinite(anomaly).all():
             raise ValueError(f"the anomaly maps are not finite; lower model.w, {self.networks.w}, or model.v, {self.v}, or train again")
-        score = image_score(self.cropped(smoothed), self.pooling, self.pooled_share)
-        return Finding(reconstruction.cpu(), d_feature[0].cpu(), d_pixel[0].cpu(), smoothed[0, 0].cpu(), score)
+        score = image_score(self.cropped(anomaly), self.pooling, self.pooled_share)
+        d_feature, d_pixel, anomaly = (maps[0, 0].cpu() for maps in (parts["feature"], parts["pixel"], anomaly))
+        return Finding(reconstruction.cpu(), d_feature, d_pixel, anomaly, score)
 
     def cropped(self, maps: Tensor) -> Tensor:
         """The centre of maps (…, H, W) that is scored; a view."""
@@ -261,7 +261,6 @@ def fingerprint(detector: Detector, settings: Settings) -> dict[str, Any]:
     networks = detector.networks
     matters = {name: getattr(networks, name) for name in ("w", "start", "skip", "eta", "draws", "precision", "size")}
     matters |= {name: getattr(detector, name) for name in ("v", "blur_sigma", "crop", "seed", "parts", "pooling", "pooled_share")}
-    matters |= {"drop_parts": settings.score.drop_parts}
     matters |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments(), "pictures": settings.calibration.pictures}
     return calibration.as_stored(matters | {"weights": networks.hash()})
 

@@ -1,32 +1,26 @@
-"""What normal pictures teach a detector, measured once and kept beside the weights: references, spreads, the balance and thresholds."""
+"""What normal pictures teach a detector, measured once and kept beside the weights: references, scales, the balance and thresholds."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 import calibration
 import checkpoint
-import metrics
 import normality
 import parallel
 import runtime
 from anomaly_map import resized, smooth
 from calibration import Calibration
-from dataset import ImageFolder, to_unit_range
+from dataset import ImageFolder
 from ddad import content_seed
 from detection import Detector, Finding, fingerprint, in_batches
-from normality import Reference, Spread
+from normality import Reference, Scale
 from settings import Settings
-from synthetic import made_defects
 
-SPOILT = 42  # normal pictures, at most, that get made defects to choose parts by
 REBUILT = 200  # normal pictures, at most, of which reconstructions are learnt from
-LEAST_GAIN = 0.01  # of image AUROC
 
 Parts = dict[str, Tensor]
 
@@ -68,46 +62,13 @@ def measured(detector: Detector, whole: ImageFolder, made_with: dict[str, Any], 
     parts = [one for _, one in runtime.count(batches, len(normal), "calibrating")]
     if not processes.leads:
         return processes.told(None)
-    kept = detector.parts
-    if settings.score.drop_parts and len(kept) > 1:
-        made = made_defects(normal.drawn(SPOILT, settings.model.seed).pixels(settings.model.num_workers), 1, settings.model.seed)
-        defective = [part for picture in made.pictures for part in parts_alone(detector, to_unit_range(picture)[None], references)]
-        kept = useful(detector, parts, defective, made.kinds)
     notes = {"held_out": len(unseen) > 0, "made_with": made_with, "settings": settings.as_dict()}
-    return processes.told(judged(detector, kept, parts, references, **notes))
+    return processes.told(judged(detector, parts, references, **notes))
 
 
-def useful(detector: Detector, normal: Sequence[Parts], defective: Sequence[Parts], kinds: NDArray[np.str_]) -> tuple[str, ...]:
-    """The detector's parts without those that only hide made defects: as long as leaving one out lets them be told from normal pictures better,
-    by LEAST_GAIN of the mean image AUROC over the kinds, the one whose loss gains most is left out."""
-    feature, pixel, spreads = balanced(detector, normal)
-
-    def told_apart(kept: tuple[str, ...]) -> float:
-        chosen = {part: spreads[part] for part in kept}
-        scores = [np.array([found(detector, one, feature / pixel, chosen).score for one in some]) for some in (normal, defective)]
-        return float(np.mean(list(by_kind(scores[0], scores[1], kinds).values())))
-
-    kept, best = detector.parts, told_apart(detector.parts)
-    while len(kept) > 1:
-        fewer = {tuple(part for part in kept if part != left_out): left_out for left_out in kept}
-        gains = {parts: told_apart(parts) for parts in fewer}
-        candidate = max(gains, key=lambda parts: gains[parts])
-        if gains[candidate] < best + LEAST_GAIN:
-            break
-        print(f"part {fewer[candidate]} is left out: without it made defects have an image AUROC of {gains[candidate]:.3f}, with it {best:.3f}")
-        kept, best = candidate, gains[candidate]
-    return kept
-
-
-def by_kind(normal: NDArray[np.float64], defective: NDArray[np.float64], kinds: NDArray[np.str_]) -> dict[str, float]:
-    """Image AUROC of each kind of defect against the normal pictures, from scores (N,) and (M,)."""
-    of = {str(kind): defective[kinds == kind] for kind in np.unique(kinds)}
-    return {kind: metrics.image_auroc(np.r_[normal, some], np.repeat([False, True], [len(normal), len(some)])) for kind, some in of.items()}
-
-
-def found(detector: Detector, parts: Parts, ratio: float, spreads: Mapping[str, Spread]) -> Finding:
+def found(detector: Detector, parts: Parts, ratio: float, scales: Mapping[str, Scale]) -> Finding:
     """What the detector finds in a picture of these parts, whose reconstruction it leaves out."""
-    return detector.finding(torch.empty(0), parts["feature"][0], parts["pixel"][0], detector.combined(parts, ratio, spreads)[0])
+    return detector.finding(torch.empty(0), parts, ratio, scales)
 
 
 def referred(detector: Detector, pictures: ImageFolder, settings: Settings) -> dict[str, Reference]:
@@ -147,8 +108,7 @@ def looks(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:
 def work(parts: Collection[str], learnt: int, held_out: int) -> tuple[int, int]:
     """How many pictures `measured` reconstructs and compares, and how many it only looks at, of those that training learns and holds out."""
     kinds = normality.kinds_of(parts)
-    spoilt = min(held_out, SPOILT) if len(parts) > 1 else 0
-    return held_out + spoilt + (min(learnt, REBUILT) if kinds - {normality.PICTURE} else 0), learnt if normality.PICTURE in kinds else 0
+    return held_out + (min(learnt, REBUILT) if kinds - {normality.PICTURE} else 0), learnt if normality.PICTURE in kinds else 0
 
 
 def placeholders(detector: Detector, picture: Tensor) -> dict[str, Reference]:
@@ -164,11 +124,11 @@ def parts_alone(detector: Detector, pictures: Tensor, references: Mapping[str, R
     return [{part: maps[place : place + 1].cpu() for part, maps in parts.items()} for place in range(len(pictures))]
 
 
-def balanced(detector: Detector, normal: Sequence[Parts]) -> tuple[float, float, dict[str, Spread]]:
-    """The mean highest D_f and D_p of normal pictures, and the spread of each of the detector's parts."""
+def balanced(detector: Detector, normal: Sequence[Parts]) -> tuple[float, float, dict[str, Scale]]:
+    """The mean highest D_f and D_p of normal pictures, and the scale of each of the detector's parts."""
     feature, pixel = calibration.mean_tops(torch.tensor([[scored(detector, one[part]).max() for part in normality.DISTANCES] for one in normal]))
     maps = {part: [scored(detector, resized(one[part], one["pixel"].shape[-2:])) for one in normal] for part in detector.parts}
-    return feature, pixel, {part: normality.spread(values) for part, values in maps.items()}
+    return feature, pixel, {part: normality.scale(values) for part, values in maps.items()}
 
 
 def scored(detector: Detector, maps: Tensor) -> Tensor:
@@ -176,18 +136,17 @@ def scored(detector: Detector, maps: Tensor) -> Tensor:
     return detector.cropped(smooth(maps, detector.blur_sigma))
 
 
-def judged(detector: Detector, kept: Sequence[str], normal: Sequence[Parts], references: Mapping[str, Reference], **notes: Any) -> Calibration:
-    """The calibration that normal pictures of these parts give, of which those that are `kept` make the map; `notes` are its other fields."""
-    feature, pixel, spreads = balanced(detector, normal)
-    spreads = {part: spreads[part] for part in kept}
-    findings = [found(detector, one, feature / pixel, spreads) for one in normal]
+def judged(detector: Detector, normal: Sequence[Parts], references: Mapping[str, Reference], **notes: Any) -> Calibration:
+    """The calibration that normal pictures of these parts give; `notes` are its other fields."""
+    feature, pixel, scales = balanced(detector, normal)
+    findings = [found(detector, one, feature / pixel, scales) for one in normal]
     return Calibration(
         feature,
         pixel,
         scores=tuple(sorted(finding.score for finding in findings)),
         pixels=calibration.pixel_quantiles(detector.cropped(finding.anomaly).numpy() for finding in findings),
-        spreads=spreads,
-        references={part: reference for part, reference in references.items() if part in kept},
+        scales=scales,
+        references=dict(references),
         **notes,
     )
 

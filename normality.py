@@ -14,7 +14,8 @@ above all, counts there as much as a defect. A `Reference` learns from normal pi
 | `memory`          | features of the picture in full, without any reconstruction                       | distance to the nearest normal one    |
 | `patch_memory`    | the same, as they are: a plain memory of patches (PatchCore), to compare with      | distance to the nearest normal one    |
 
-A map is the sum of the parts that are asked for, each in units of its spread on normal pictures.
+A map is the highest of the parts that are asked for, each in units in which normal pictures reach 1 (`Scale`): one part is enough to tell a
+defect, and one that normal pictures drive high is kept from hiding what others show, as it would in a sum.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -43,7 +44,7 @@ SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
 BANK = 4000  # normal descriptors that are kept
 SAMPLE = 60_000  # of which they are chosen
 PROJECTED = 32  # dimensions, in which they are chosen
-LEAST_DEVIATION = 1e-12
+LEAST_UNIT = 1e-12
 
 Features = Sequence[Tensor]
 
@@ -59,21 +60,21 @@ def kinds_of(parts: Collection[str]) -> set[str]:
     return {DESCRIBED_BY[part] for part in parts if part in DESCRIBED_BY}
 
 
-class Spread(NamedTuple):
-    """The mean and the standard deviation of a part over the pixels of normal pictures, smooth as maps are."""
+class Scale(NamedTuple):
+    """What a part comes to on normal pictures, smooth as maps are: the mean over their pixels, and the mean of their maxima."""
 
     mean: float
-    deviation: float
+    top: float
 
     def units(self, part: Tensor) -> Tensor:
-        """Deviations above the mean."""
-        return (part - self.mean) / max(self.deviation, LEAST_DEVIATION)
+        """0 at the mean, 1 where normal pictures have their maximum."""
+        return (part - self.mean) / max(self.top - self.mean, LEAST_UNIT)
 
 
-def spread(maps: Sequence[Tensor]) -> Spread:
-    """Of all pixels of the maps."""
-    pixels = torch.cat([values.flatten() for values in maps]).double()
-    return Spread(pixels.mean().item(), pixels.std(correction=0).item())
+def scale(maps: Sequence[Tensor]) -> Scale:
+    """Of the maps of normal pictures."""
+    means, tops = (torch.stack([measure(values.double()) for values in maps]).mean().item() for measure in (torch.mean, torch.amax))
+    return Scale(means, tops)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +130,7 @@ def whitening(samples: Tensor, evened: float) -> Tensor:
     """(C, C), symmetric: the covariance of samples (N, C) to the power −evened/2; 1 makes it a sphere, 0 leaves all as it is."""
     centred = samples - samples.mean(dim=0)
     covariance = (centred.T @ centred).double() / len(samples)
-    sphere = torch.eye(len(covariance)).to(covariance) * max(SHRINKAGE * covariance.diagonal().mean().item(), LEAST_DEVIATION)
+    sphere = torch.eye(len(covariance)).to(covariance) * max(SHRINKAGE * covariance.diagonal().mean().item(), LEAST_UNIT)
     values, vectors = torch.linalg.eigh(covariance + sphere)
     return (vectors * values.pow(-evened / 2) @ vectors.T).to(samples)
 

@@ -105,7 +105,6 @@ class ScoreSettings:
     protocol: str = key(PER_IMAGE, one_of=(PER_IMAGE, "published"))
     draws: int = key(AUTO, least=1)
     parts: tuple[str, ...] | None = key(None, one_of=PARTS)
-    drop_parts: bool = key(True)
     pooling: str = key("maximum", one_of=("maximum", "top_mean", "quantile"))
     pooled_share: float = key(0.01, above=0, most=1)
 

@@ -177,26 +177,29 @@ def tried(settings: Settings, bench: Bench, device: torch.device) -> Trial:
         [part for picture in pictures for part in normal_pictures.parts_alone(detector, picture[None], references)]
         for pictures in (bench.clean, bench.spoilt)
     )
-    kept = detector.parts
-    if settings.score.drop_parts and len(kept) > 1:
-        kept = normal_pictures.useful(detector, clean, spoilt, bench.kinds)
-    known = normal_pictures.judged(detector, kept, clean, references, held_out=True, made_with={}, settings={})
+    known = normal_pictures.judged(detector, clean, references, held_out=True, made_with={}, settings={})
     return Trial(replace(detector, calibration=known), clean, spoilt)
 
 
 def judged(trial: Trial, bench: Bench) -> Quality:
     """How well the spoilt pictures are told from the others."""
     detector, known = trial.detector, trial.detector.known_normals
-    found = [normal_pictures.found(detector, parts, known.balance, known.spreads) for parts in (*trial.clean, *trial.spoilt)]
+    found = [normal_pictures.found(detector, parts, known.balance, known.scales) for parts in (*trial.clean, *trial.spoilt)]
     scores, normals = np.array([finding.score for finding in found]), len(trial.clean)
     maps = [detector.cropped(finding.anomaly).numpy() for finding in found[normals:]]
     masks = [detector.cropped(torch.from_numpy(mask)).numpy() for mask in bench.masks]
-    kinds = normal_pictures.by_kind(scores[:normals], scores[normals:], bench.kinds)
+    kinds = by_kind(scores[:normals], scores[normals:], bench.kinds)
     by_shape = [[place for place, one in enumerate(maps) if one.shape == shape] for shape in {one.shape for one in maps}]
     pros = [
         (len(places), metrics.pro(np.stack([maps[at] for at in places]), np.stack([masks[at] for at in places]), PRO_LIMIT)) for places in by_shape
     ]
     return Quality(kinds, sum(count * pro for count, pro in pros) / len(maps))
+
+
+def by_kind(normal: NDArray[np.float64], defective: NDArray[np.float64], kinds: NDArray[np.str_]) -> dict[str, float]:
+    """Image AUROC of each kind of defect against the normal pictures, from scores (N,) and (M,)."""
+    of = {str(kind): defective[kinds == kind] for kind in np.unique(kinds)}
+    return {kind: metrics.image_auroc(np.r_[normal, some], np.repeat([False, True], [len(normal), len(some)])) for kind, some in of.items()}
 
 
 def scored_as(detector: Detector, settings: Settings) -> Detector:

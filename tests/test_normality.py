@@ -1,19 +1,16 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-import normal_pictures
 import normality
 import settings
 import synthetic
 from anomaly_map import image_score
 from dataset import View
 from detection import Detector
-from normality import Reference, descriptors, drawn, farthest_points, mahalanobis, nearest, spread
+from normality import Reference, descriptors, drawn, farthest_points, mahalanobis, nearest, scale
 
 torch.manual_seed(0)
 
@@ -57,8 +54,8 @@ def test_the_nearest_normal_descriptor_is_found_by_looking_at_all():
 def test_evening_out_goes_from_nothing_to_a_sphere():
     samples = torch.randn(5000, 3) * torch.tensor([8.0, 1.0, 2.0])
     for evened, expected in ((0, [8, 1, 2]), (0.5, [8**0.5, 1, 2**0.5]), (1, [1, 1, 1])):
-        spreads = (samples @ normality.whitening(samples, evened)).std(dim=0)
-        torch.testing.assert_close(spreads, torch.tensor(expected, dtype=torch.float32), rtol=0.25, atol=0)
+        scales = (samples @ normality.whitening(samples, evened)).std(dim=0)
+        torch.testing.assert_close(scales, torch.tensor(expected, dtype=torch.float32), rtol=0.25, atol=0)
 
 
 def test_farthest_points_leave_no_cluster_out():
@@ -85,10 +82,10 @@ def test_places_are_drawn_without_repeats():
     assert len(set(drawn(maps, 5, generator()).flatten().tolist())) == 5
 
 
-def test_units_are_deviations_above_the_mean_of_normal_pixels():
+def test_units_reach_one_at_the_maxima_of_normal_pictures():
     maps = [torch.tensor([1.0, 3.0]), torch.tensor([5.0, 7.0])]
-    assert spread(maps).units(torch.tensor(4 + 2 * 5**0.5)).item() == pytest.approx(2)
-    assert torch.isfinite(spread([torch.ones(3)]).units(torch.ones(3))).all()
+    assert scale(maps) == (4, 5) and scale(maps).units(torch.tensor(6.0)).item() == pytest.approx(2)
+    assert torch.isfinite(scale([torch.ones(3)]).units(torch.ones(3))).all()
 
 
 @pytest.mark.parametrize(
@@ -117,14 +114,14 @@ def test_a_detector_of_all_parts_is_kept_beside_the_weights(run_main, tmp_path, 
         alone = detector(Image.open(path))
         assert alone.score == pytest.approx(found.score, rel=1e-4, abs=1e-4)
         assert bool(found.regions) == found.is_anomalous
-    assert detector.known_normals.references.keys() == detector.known_normals.spreads.keys() & normality.DESCRIBED_BY.keys()
+    assert detector.known_normals.references.keys() == detector.known_normals.scales.keys() & normality.DESCRIBED_BY.keys()
 
     assert "calibration is to be measured" not in run_main("--detection", *PARTS)[1]
     (folder / "references").unlink()
-    out = run_main("--detection", *PARTS, "score.parts=[pixel, memory]", "score.drop_parts=False")[1]
+    out = run_main("--detection", *PARTS, "score.parts=[pixel, memory]")[1]
     assert "calibration is to be measured: no calibration.json" in out
     (folder / "references").write_bytes(b"no weights")
-    code, _, err = run_main("--detection", *PARTS, "score.parts=[pixel, memory]", "score.drop_parts=False")
+    code, _, err = run_main("--detection", *PARTS, "score.parts=[pixel, memory]")
     assert code == 2 and "references is not a file of weights" in err
 
 
@@ -135,23 +132,12 @@ def test_parts_need_normal_pictures(run_main):
     assert code == 2 and "did you mean pixel?" in err
 
 
-def test_a_part_that_hides_made_defects_is_left_out(capsys):
-    """Of two parts one is noise, larger on normal pictures than the other is on defects."""
-    noise = torch.Generator().manual_seed(1)
-
-    def parts(defective: bool) -> dict[str, torch.Tensor]:
-        clear = torch.rand(1, 1, 16, 16, generator=noise)
-        clear[..., 8, 8] += 3.0 * defective
-        loud = torch.rand(1, 1, 16, 16, generator=noise) ** 20 * 10 * torch.rand(1, generator=noise)
-        return {"feature": loud, "pixel": clear, "memory": loud}
-
-    detector = Detector(None, View(16), 1.0, 0.0, 1.0, 0, 4, torch.device("cpu"), parts=("pixel", "memory"))
-    normal, defective = [parts(False) for _ in range(20)], [parts(True) for _ in range(20)]
-    kinds = np.array(["pit", "crack"] * 10)
-    assert normal_pictures.useful(detector, normal, defective, kinds) == ("pixel",)
-    assert "part memory is left out" in capsys.readouterr().out
-    detector = replace(detector, parts=("pixel", "feature"))
-    assert normal_pictures.useful(detector, normal, [one | {"feature": one["pixel"]} for one in defective], kinds) == ("pixel", "feature")
+def test_a_map_is_the_highest_of_its_parts_in_units_of_normal_maxima():
+    detector = Detector(None, View(4), 1.0, 0.0, 1.0, 0, 4, torch.device("cpu"), parts=("pixel", "memory"))
+    parts = {"pixel": torch.zeros(1, 1, 4, 4), "feature": torch.zeros(1, 1, 4, 4), "memory": torch.full((1, 1, 2, 2), 10.0)}
+    parts["pixel"][..., 0, 0], parts["memory"][..., 1, 1] = 6.0, 40.0
+    found = detector.finding(torch.empty(0), parts, 1.0, {"pixel": normality.Scale(0, 2), "memory": normality.Scale(10, 30)})
+    assert found.anomaly[0, 0] == found.score == 3 and found.anomaly[3, 3] == 1.5 and found.anomaly[0, 3] == 0
 
 
 @pytest.mark.parametrize(("kind", "shape"), [(kind, shape) for kind in synthetic.ALL_DEFECTS for shape in ((64, 64), (60, 90, 3))])
