@@ -36,6 +36,8 @@ class Row:
 
 
 TEN = ("budget_minutes=10",)
+ONE_CALL = ("model.skip=250", "score.draws=1")  # a reconstruction that the map does not look at is made quickly
+AT_256 = ("data.image_size=256", "model.blur_sigma=2")
 ROWS = (
     Row("preset, 10 minutes", "what a user gets", TEN, "10 minutes"),
     Row("preset, 20 minutes", "the curve", ("budget_minutes=20",), "20 minutes"),
@@ -43,14 +45,16 @@ ROWS = (
     *(
         Row(name, why, (*TEN, *settings), "10 minutes")
         for name, why, settings in (
-            ("patch memory", "the bar: nearest normal patch, no reconstruction", ("score.parts=[patch_memory]",)),
-            ("the paper's map", "D_f + v·balance·D_p", ("score.parts=null", "model.v=1")),
-            ("memory alone", "half-white patches, no reconstruction", ("score.parts=[memory]",)),
+            ("patch memory", "the bar: nearest normal patch, no reconstruction", ("score.parts=[patch_memory]", *ONE_CALL)),
+            ("patch memory, 256 pixels", "the same, as it is usually run", ("score.parts=[patch_memory]", *ONE_CALL, *AT_256)),
+            ("the paper's map", "D_f + v·balance·D_p", ("score.parts=null",)),
+            ("memory alone", "half-white patches, no reconstruction", ("score.parts=[memory]", *ONE_CALL)),
             ("coarse_memory alone", "what reconstructions change, nearest normal change", ("score.parts=[coarse_memory]",)),
-            ("coarse alone", "the same by Mahalanobis distance", ("score.parts=[coarse]",)),
-            ("pixel alone", "D_p", ("score.parts=[pixel]", "model.v=1")),
-            ("memory + coarse_memory", "without D_p", ("score.parts=[memory, coarse_memory]",)),
-            ("v = 1", "more of D_p", ("model.v=1",)),
+            ("pixel alone", "D_p", ("score.parts=[pixel]",)),
+            ("memory + coarse", "Mahalanobis distance of the changes", ("score.parts=[memory, coarse]",)),
+            ("memory + coarse_memory + pixel", "with D_p", ("score.parts=[memory, coarse_memory, pixel]",)),
+            ("256-pixel features", "faster, larger defects", AT_256),
+            ("blur as published", "sigma 4 of 256", ("model.blur_sigma=8",)),
             ("top_mean of 1 %", "pooling", ("score.pooling=top_mean",)),
             ("w = 2", "a weaker pull", ("model.w=2",)),
             ("w = 8", "a stronger pull", ("model.w=8",)),
@@ -58,7 +62,6 @@ ROWS = (
             ("5 calls", "skip 50", ("model.skip=50",)),
             ("1 draw", "half the time", ("score.draws=1",)),
             ("raw weights", "without the moving average", ("model.averaged=False",)),
-            ("512-pixel features", "smaller defects", ("data.image_size=512", "data.test_batch_size=4")),
         )
     ),
     Row("all timesteps", "training.highest_step=null", (*TEN, "training.highest_step=null"), "all timesteps"),
@@ -67,7 +70,7 @@ ROWS = (
     Row(
         "tiles",
         "the picture in its proportions, tiles of 64 seen as they are",
-        (*TEN, "data.image_size=64", "model.unet_size=null", "data.tiles=2"),
+        (*TEN, "data.image_size=64", "model.unet_size=null", "model.blur_sigma=auto", "data.tiles=2"),
         "tiles",
     ),
 )
@@ -76,7 +79,7 @@ ROWS = (
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Runs variants of preset: laptop and compares them.")
     parser.add_argument("categories", type=Path, nargs="+", metavar="DATA_DIR/CATEGORY")
-    parser.add_argument("--work", type=Path, required=True, help="folder of weights and results")
+    parser.add_argument("--work", type=Path, required=True, help="folder of weights, results and logs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=[""], help="words that the names of the wanted rows hold (all)")
     parser.add_argument("--plot", type=Path, help="draw image AUROC against minutes, of the rows with a budget")
@@ -94,7 +97,7 @@ def main() -> None:
 
 
 def run(row: Row, category: Path, seed: int, work: Path) -> None:
-    """One row of one category and seed, unless its result is there."""
+    """One row of one category and seed, unless its result is there; what it prints goes to a log."""
     folder = result_folder(row, category, seed, work)
     if (folder / "metrics.json").exists():
         return
@@ -103,7 +106,10 @@ def run(row: Row, category: Path, seed: int, work: Path) -> None:
     settings = ["preset=laptop", *(f"{name}={value}" for name, value in places.items()), *row.settings]
     flags = ["--train", "--detection", "--resume", "--config", ROOT / "config.yaml", "--output", folder]
     print(f"{row.name}, {category.name}, seed {seed}", flush=True)
-    subprocess.run([sys.executable, ROOT / "main.py", *flags, *settings], check=True, stdout=subprocess.DEVNULL)
+    log = work / "logs" / f"{row.name}, {category.name} s{seed}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as file:
+        subprocess.run([sys.executable, ROOT / "main.py", *flags, *settings], check=True, stdout=file, stderr=subprocess.STDOUT)
 
 
 def result_folder(row: Row, category: Path, seed: int, work: Path) -> Path:
