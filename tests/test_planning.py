@@ -3,6 +3,7 @@ import yaml
 from test_config import ROOT
 
 import config
+import normal_pictures
 import planning
 from benchmarks import accuracy
 from presets import PRESETS
@@ -79,3 +80,11 @@ def test_tuning_without_unseen_pictures_says_what_it_needs(run_main):
     assert run_main("--train", "calibration.share=0")[0] == 0
     code, _, err = run_main("--tune")
     assert code == 2 and "--tune needs some: train with calibration.share above 0" in err
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"), [((), (60, 0)), (("memory",), (60, 500)), (("coarse",), (260, 0)), (("memory", "coarse_memory", "pixel"), (260, 500))]
+)
+def test_the_plan_counts_what_normal_pictures_take(parts, expected):
+    assert normal_pictures.work(parts, learnt=500, held_out=60) == expected
+    assert normal_pictures.work(parts, learnt=50, held_out=60) == (min(expected[0], 110), min(expected[1], 50))
