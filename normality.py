@@ -14,8 +14,8 @@ above all, counts there as much as a defect. A `Reference` learns from normal pi
 | `memory`          | features of the picture in full, without any reconstruction                       | distance to the nearest normal one    |
 | `patch_memory`    | the same, as they are: a plain memory of patches (PatchCore), to compare with      | distance to the nearest normal one    |
 
-A map is the highest of the parts that are asked for, each in units in which normal pictures reach 1 (`Scale`): one part is enough to tell a
-defect, and one that normal pictures drive high is kept from hiding what others show, as it would in a sum.
+A map is the highest of the parts that are asked for, each in units in which few normal pictures exceed 1 (`Scale`): one part is enough to tell a
+defect, and one that some normal pictures drive high is kept from hiding what others show, as it would in a sum.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -44,6 +44,7 @@ SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
 BANK = 4000  # normal descriptors that are kept
 SAMPLE = 60_000  # of which they are chosen
 PROJECTED = 32  # dimensions, in which they are chosen
+DEVIATIONS = 2  # above the mean of normal maxima is the top
 LEAST_UNIT = 1e-12
 
 Features = Sequence[Tensor]
@@ -61,20 +62,20 @@ def kinds_of(parts: Collection[str]) -> set[str]:
 
 
 class Scale(NamedTuple):
-    """What a part comes to on normal pictures, smooth as maps are: the mean over their pixels, and the mean of their maxima."""
+    """What a part comes to on normal pictures, smooth as maps are: the mean over their pixels, and a top that few of their maxima exceed."""
 
     mean: float
     top: float
 
     def units(self, part: Tensor) -> Tensor:
-        """0 at the mean, 1 where normal pictures have their maximum."""
+        """0 at the mean, 1 at the top."""
         return (part - self.mean) / max(self.top - self.mean, LEAST_UNIT)
 
 
 def scale(maps: Sequence[Tensor]) -> Scale:
-    """Of the maps of normal pictures."""
-    means, tops = (torch.stack([measure(values.double()) for values in maps]).mean().item() for measure in (torch.mean, torch.amax))
-    return Scale(means, tops)
+    """Of the maps of normal pictures; the top is DEVIATIONS above the mean of their maxima."""
+    means, maxima = (torch.stack([measure(values.double()) for values in maps]) for measure in (torch.mean, torch.amax))
+    return Scale(means.mean().item(), (maxima.mean() + DEVIATIONS * maxima.std(correction=0)).item())
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,9 +82,9 @@ def test_places_are_drawn_without_repeats():
     assert len(set(drawn(maps, 5, generator()).flatten().tolist())) == 5
 
 
-def test_units_reach_one_at_the_maxima_of_normal_pictures():
+def test_units_are_one_two_deviations_above_the_mean_of_normal_maxima():
     maps = [torch.tensor([1.0, 3.0]), torch.tensor([5.0, 7.0])]
-    assert scale(maps) == (4, 5) and scale(maps).units(torch.tensor(6.0)).item() == pytest.approx(2)
+    assert scale(maps) == (4, 5 + 2 * 2) and scale(maps).units(torch.tensor(14.0)).item() == pytest.approx(2)
     assert torch.isfinite(scale([torch.ones(3)]).units(torch.ones(3))).all()
 
 
