@@ -160,7 +160,8 @@ def different(settings: Settings, best: Settings, name: str, values: Sequence[An
     """The best settings with each other value of a key with which they go together."""
     for other in values:
         candidate = with_value(best, name, other)
-        if other == value(settings, name) or (name == "score.pooled_share" and best.score.pooling == "maximum"):
+        unused = best.score.parts if name == "model.v" else name == "score.pooled_share" and best.score.pooling == "maximum"
+        if unused or other == value(settings, name):
             continue
         try:
             config.check_together(candidate)

@@ -82,7 +82,7 @@ def test_places_are_drawn_without_repeats():
     assert len(set(drawn(maps, 5, generator()).flatten().tolist())) == 5
 
 
-def test_units_are_one_two_deviations_above_the_mean_of_normal_maxima():
+def test_units_reach_one_two_deviations_above_the_mean_of_normal_maxima():
     maps = [torch.tensor([1.0, 3.0]), torch.tensor([5.0, 7.0])]
     assert scale(maps) == (4, 5 + 2 * 2) and scale(maps).units(torch.tensor(14.0)).item() == pytest.approx(2)
     assert torch.isfinite(scale([torch.ones(3)]).units(torch.ones(3))).all()
@@ -132,7 +132,7 @@ def test_parts_need_normal_pictures(run_main):
     assert code == 2 and "did you mean pixel?" in err
 
 
-def test_a_map_is_the_highest_of_its_parts_in_units_of_normal_maxima():
+def test_a_map_is_the_highest_of_its_parts_in_their_units():
     detector = Detector(None, View(4), 1.0, 0.0, 1.0, 0, 4, torch.device("cpu"), parts=("pixel", "memory"))
     parts = {"pixel": torch.zeros(1, 1, 4, 4), "feature": torch.zeros(1, 1, 4, 4), "memory": torch.full((1, 1, 2, 2), 10.0)}
     parts["pixel"][..., 0, 0], parts["memory"][..., 1, 1] = 6.0, 40.0
