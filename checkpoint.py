@@ -33,8 +33,8 @@ from unet import UNet
 FORMAT = "ddad-1"
 FEATURES_PREFIX = "feat"
 TRAINING_STATE, TRAINING_FORMAT = "training.state", "ddad-training-1"
-CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-3"
-REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-1"
+CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-4"
+REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-2"
 AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
 REMEDY = "change model.checkpoint_dir"
@@ -118,7 +118,7 @@ def planned_epochs(folder: Path) -> int | None:
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
     if calibration.references:
-        tensors = {part: {"transform": one.transform, "bank": one.bank} for part, one in calibration.references.items()}
+        tensors = {part: vars(one) for part, one in calibration.references.items()}
         save(folder / REFERENCES, {"format": REFERENCES_FORMAT, "made_with": calibration.made_with, "references": tensors})
     content = asdict(replace(calibration, references={}))
     del content["references"]

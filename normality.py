@@ -9,17 +9,20 @@ above all, counts there as much as a defect. A `Reference` learns from normal pi
 | `feature`         | the features of both: D_f                                                         | cosine distance                       |
 | `residual`        | features of the picture in full less those of its reconstruction                  | Mahalanobis distance                  |
 | `coarse`          | features of the picture as the UNet sees it less those of its reconstruction      | Mahalanobis distance                  |
-| `residual_memory` | as `residual`                                                                     | distance to the nearest normal one    |
-| `coarse_memory`   | as `coarse`                                                                       | distance to the nearest normal one    |
-| `memory`          | features of the picture in full, without any reconstruction                       | distance to the nearest normal one    |
+| `residual_memory` | as `residual`                                                                     | local outlier factor                  |
+| `coarse_memory`   | as `coarse`                                                                       | local outlier factor                  |
+| `memory`          | features of the picture in full, without any reconstruction                       | local outlier factor                  |
 | `patch_memory`    | the same, as they are: a plain memory of patches (PatchCore), to compare with      | distance to the nearest normal one    |
+
+The local outlier factor (Breunig et al. 2000, simplified) is the mean distance to the nearest normal ones over the mean distance at which these
+have theirs: what lies as far from others as they do is usual, be it in a dense or in a sparse place.
 
 A map is the highest of the parts that are asked for, each in units in which few normal pictures exceed 1 (`Scale`): one part is enough to tell a
 defect, and one that some normal pictures drive high is kept from hiding what others show, as it would in a sum.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -44,6 +47,8 @@ SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
 BANK = 4000  # normal descriptors that are kept
 SAMPLE = 60_000  # of which they are chosen
 PROJECTED = 32  # dimensions, in which they are chosen
+NEIGHBOURS = 4  # of a local outlier factor
+LEAST_SPACING = 0.1
 DEVIATIONS = 2  # above the mean of normal maxima is the top
 LEAST_UNIT = 1e-12
 
@@ -81,26 +86,36 @@ def scale(maps: Sequence[Tensor]) -> Scale:
 @dataclass(frozen=True, eq=False)
 class Reference:
     """What is usual of a descriptor on normal pictures: distances are to the nearest row of `bank` (M, D), in the space `descriptor @ transform`
-    (C, D)."""
+    (C, D). With `spacing` (M), how far each row lies from its own neighbours, they are local outlier factors."""
 
     transform: Tensor
     bank: Tensor
+    spacing: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = [tuple(part.shape) if isinstance(part, Tensor) and part.is_floating_point() else () for part in (self.transform, self.bank)]
         if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1] or not len(self.bank):
             raise ValueError(f"a reference is two matrices with as many columns, not {shapes[0]} and {shapes[1]}")
+        if self.spacing is not None and not (isinstance(self.spacing, Tensor) and self.spacing.shape == (len(self.bank),)):
+            raise ValueError(f"a reference's spacing is a number for each of the {len(self.bank)} rows of its bank")
 
     def distance(self, descriptors: Tensor) -> Tensor:
         """(B, C, H, W) → (B, 1, H, W); each picture's for itself, so that its distances are the same in any batch."""
         transform, bank = self.transform.to(descriptors), self.bank.to(descriptors)
-        nearest = [torch.cdist(rows(one) @ transform, bank).amin(dim=1) for one in descriptors]
-        return torch.stack(nearest).view(len(descriptors), 1, *descriptors.shape[-2:])
+        far = [self.from_bank(torch.cdist(rows(one) @ transform, bank)) for one in descriptors]
+        return torch.stack(far).view(len(descriptors), 1, *descriptors.shape[-2:])
+
+    def from_bank(self, distances: Tensor) -> Tensor:
+        """Distances from each row (N, M) → (N)."""
+        if self.spacing is None:
+            return distances.amin(dim=1)
+        nearest, places = distances.topk(min(NEIGHBOURS, len(self.bank)), dim=1, largest=False)
+        return nearest.mean(dim=1) / self.spacing.to(distances)[places].mean(dim=1)
 
 
 def placeholder(width: int) -> Reference:
     """One that takes as long as a learnt one does, for descriptors of `width` channels."""
-    return Reference(torch.eye(width), torch.zeros(BANK, width))
+    return Reference(torch.eye(width), torch.zeros(BANK, width), torch.ones(BANK))
 
 
 def rows(descriptors: Tensor) -> Tensor:
@@ -125,6 +140,14 @@ def nearest(samples: Tensor, evened: float, generator: torch.Generator) -> Refer
     transform = whitening(samples, evened)
     points = samples @ transform
     return Reference(transform, points[farthest_points(points, BANK, generator)])
+
+
+def local(memory: Reference) -> Reference:
+    """Local outlier factors in place of its distances. Rows that repeat others count as LEAST_SPACING of the median away from them."""
+    bank = memory.bank
+    others = torch.cdist(bank, bank).fill_diagonal_(torch.inf).topk(min(NEIGHBOURS, len(bank) - 1), largest=False).values
+    spacing = others.mean(dim=1).nan_to_num(1)  # a row alone has none
+    return replace(memory, spacing=spacing.clamp_min(max(LEAST_SPACING * spacing.median().item(), LEAST_UNIT)))
 
 
 def whitening(samples: Tensor, evened: float) -> Tensor:
@@ -152,8 +175,10 @@ def farthest_points(samples: Tensor, count: int, generator: torch.Generator) -> 
 
 def learnt(samples: Mapping[str, Tensor], parts: Sequence[str], generator: torch.Generator) -> dict[str, Reference]:
     """The references of those `parts` that have one, from descriptors (N, C) of normal pictures by DESCRIBED_BY."""
-    wanted = {part: samples[kind] for part, kind in DESCRIBED_BY.items() if part in parts}
-    return {
-        part: nearest(rows, AS_THEY_ARE if part == "patch_memory" else HALF_WHITE, generator) if part.endswith("memory") else mahalanobis(rows)
-        for part, rows in wanted.items()
-    }
+
+    def reference(part: str, descriptors: Tensor) -> Reference:
+        if part == "patch_memory":
+            return nearest(descriptors, AS_THEY_ARE, generator)
+        return local(nearest(descriptors, HALF_WHITE, generator)) if part.endswith("memory") else mahalanobis(descriptors)
+
+    return {part: reference(part, samples[kind]) for part, kind in DESCRIBED_BY.items() if part in parts}

@@ -10,7 +10,7 @@ import synthetic
 from anomaly_map import image_score
 from dataset import View
 from detection import Detector
-from normality import Reference, descriptors, drawn, farthest_points, mahalanobis, nearest, scale
+from normality import Reference, descriptors, drawn, farthest_points, local, mahalanobis, nearest, scale
 
 torch.manual_seed(0)
 
@@ -49,6 +49,29 @@ def test_the_nearest_normal_descriptor_is_found_by_looking_at_all():
     samples, points = torch.randn(300, 6), torch.randn(2, 6, 4, 5)
     expected = torch.stack([(samples - row).square().sum(dim=1).min().sqrt() for row in points.permute(0, 2, 3, 1).reshape(-1, 6)])
     torch.testing.assert_close(nearest(samples, 0, generator()).distance(points).flatten(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_local_outlier_factor_is_a_distance_in_units_of_the_neighbours_own():
+    bank, points, count = torch.randn(60, 3), torch.randn(1, 3, 2, 5), normality.NEIGHBOURS
+    own = [(bank - row).square().sum(dim=1).sqrt().sort().values[1 : count + 1].mean() for row in bank]
+    expected = []
+    for point in points[0].flatten(1).T:
+        far, places = (bank - point).square().sum(dim=1).sqrt().sort()
+        expected.append(far[:count].mean() / torch.stack([own[place] for place in places[:count]]).mean())
+    found = local(Reference(torch.eye(3), bank)).distance(points)
+    torch.testing.assert_close(found.flatten(), torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_usual_in_a_sparse_place_is_unusual_in_a_dense_one():
+    dense, sparse = torch.randn(100, 2) * 0.1, torch.randn(100, 2) * 10 + 500
+    one_away = torch.tensor([[1.0, 501.0], [0.0, 500.0]]).view(1, 2, 1, 2)
+    reference = Reference(torch.eye(2), torch.cat([dense, sparse]))
+    assert local(reference).distance(one_away)[..., 0].item() > 10 * local(reference).distance(one_away)[..., 1].item()
+
+
+@pytest.mark.parametrize("bank", [torch.ones(1, 2), torch.ones(3, 2), torch.zeros(50, 2)])
+def test_memories_of_one_place_give_finite_factors(bank):
+    assert torch.isfinite(local(Reference(torch.eye(2), bank)).distance(torch.ones(1, 2, 3, 3))).all()
 
 
 def test_evening_out_goes_from_nothing_to_a_sphere():
@@ -161,3 +184,9 @@ def test_where_training_saw_all_pictures_references_are_learnt_from_them_too(run
 def test_a_reference_of_anything_but_matrices_that_fit_is_refused(transform, bank):
     with pytest.raises(ValueError, match="two matrices"):
         Reference(transform, bank)
+
+
+@pytest.mark.parametrize("spacing", ["text", torch.ones(3), torch.ones(2, 1)])
+def test_a_reference_whose_spacing_is_not_of_its_bank_is_refused(spacing):
+    with pytest.raises(ValueError, match="each of the 2 rows"):
+        Reference(torch.eye(3), torch.zeros(2, 3), spacing)
