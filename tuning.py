@@ -23,6 +23,7 @@ import config
 import detection
 import metrics
 import normal_pictures
+import normality
 import runtime
 from dataset import ImageFolder, View, to_unit_range
 from detection import Detector
@@ -141,7 +142,7 @@ def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[
     features = [epoch for epoch in checkpoint.epochs_in(settings.checkpoint_folder, checkpoint.FEATURES_PREFIX) if epoch != settings.model.DA_chp]
     for name, values in (REBUILT | {"model.DA_chp": features}).items():
         for candidate in different(settings, best, name, values):
-            other = tried(candidate, bench, device)
+            other = tried(candidate, bench, device, trial if name in REBUILT else None)
             found = judged(other, bench)
             taken = found.objective > quality.objective + LEAST_GAIN
             if taken:
@@ -170,14 +171,19 @@ def different(settings: Settings, best: Settings, name: str, values: Sequence[An
         yield candidate
 
 
-def tried(settings: Settings, bench: Bench, device: torch.device) -> Trial:
-    """All pictures, by the detector of these settings."""
+def tried(settings: Settings, bench: Bench, device: torch.device, before: Trial | None = None) -> Trial:
+    """All pictures, by the detector of these settings; parts that look at the pictures alone are taken from a trial `before`."""
     detector, settings, _ = detection.build(settings, settings.checkpoint_folder, device)
-    references = normal_pictures.referred(detector, bench.learnt_from, settings) if detector.parts else {}
-    clean, spoilt = (
-        [part for picture in pictures for part in normal_pictures.parts_alone(detector, picture[None], references)]
-        for pictures in (bench.clean, bench.spoilt)
-    )
+    same = [part for part in detector.parts if before and normality.DESCRIBED_BY.get(part) == normality.PICTURE]
+    changing = replace(detector, parts=tuple(part for part in detector.parts if part not in same))
+    references = normal_pictures.referred(changing, bench.learnt_from, settings) if changing.parts else {}
+
+    def compared(pictures: list[Tensor], then: Parts | None) -> Parts:
+        parts = [one for picture in pictures for one in normal_pictures.parts_alone(changing, picture[None], references)]
+        return [one | {part: old[part] for part in same} for one, old in zip(parts, then or parts, strict=True)]
+
+    clean, spoilt = (compared(bench.clean, before and before.clean), compared(bench.spoilt, before and before.spoilt))
+    references |= {part: before.detector.known_normals.references[part] for part in same} if before else {}
     known = normal_pictures.judged(detector, clean, references, held_out=True, made_with={}, settings={})
     return Trial(replace(detector, calibration=known), clean, spoilt)
 

@@ -1,4 +1,5 @@
 import pytest
+import torch
 import yaml
 from test_config import ROOT
 
@@ -74,6 +75,22 @@ def test_tuning_writes_a_configuration_that_runs(run_main, monkeypatch, tmp_path
     assert content["model"]["v"] in (1.0, *tuning.SCORED["model.v"])
     assert (tmp_path / "tuned" / "tuning.jsonl").read_text().count("objective") >= 3
     assert run_main("--detection", config=tmp_path / "tuned" / "tuned.yaml")[0] == 0
+
+
+def test_a_trial_that_takes_over_what_no_reconstruction_changes_is_a_whole_one(run_main, tiny_config):
+    import tuning
+
+    parts = ("score.parts=[memory, coarse_memory]", "model.unet_size=16")
+    assert run_main("--train", *parts)[0] == 0
+    settings, device = config.load(tiny_config, parts), torch.device("cpu")
+    _, pictures, unseen = tuning.check(settings)
+    bench = tuning.prepared(pictures, unseen, settings)
+    before, other = tuning.tried(settings, bench, device), tuning.with_value(settings, "model.w", 1.0)
+    whole, short = tuning.tried(other, bench, device), tuning.tried(other, bench, device, before)
+    assert tuning.judged(whole, bench) == tuning.judged(short, bench) != tuning.judged(before, bench)
+    for one, two, old in zip(whole.spoilt, short.spoilt, before.spoilt, strict=True):
+        assert two["memory"] is old["memory"]
+        torch.testing.assert_close(dict(one), dict(two), rtol=1e-5, atol=1e-5)
 
 
 def test_tuning_without_unseen_pictures_says_what_it_needs(run_main):

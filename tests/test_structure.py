@@ -61,7 +61,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"calibration", "curves", "detection", "drawing", "figures", "normal_pictures", "report"},  # stage 3 on labelled test pictures
     "inspection": STAGE | {"calibration", "detection", "drawing", "normal_pictures"},  # stage 3 on any pictures
     "planning": {"checkpoint", "config", "dataset", "detection", "normal_pictures", "parallel", "runtime", "settings", "train", "unet"},
-    "tuning": {"checkpoint", "config", "dataset", "detection", "files", "metrics", "normal_pictures", "runtime", "settings", "synthetic"},
+    "tuning": {"checkpoint", "config", "dataset", "detection", "files", "metrics", "normal_pictures", "normality", "runtime", "settings"}
+    | {"synthetic"},
     # several categories, and what is made of results
     "result_folder": {"published", "manifest", "metrics", "results"},
     "report": {"published", "files", "names", "result_folder", "results"},  # made of results folders alone
