@@ -68,7 +68,7 @@ class Finding(NamedTuple):
 class Detector:
     """Finds defects in pictures. `Detector.load(folder)` reads one from a category's checkpoint folder; `detector(picture)` is a `Detection`.
 
-    Maps are the paper's, or the highest of `parts` (normality.py). Without a calibration the paper's are weighed by the maxima of their batch, as
+    Maps are the paper's, or of `parts` (normality.py). Without a calibration the paper's are weighed by the maxima of their batch, as
     published, and there are no verdicts.
     """
 
@@ -183,11 +183,10 @@ class Detector:
         return compared.distances | learnt
 
     def finding(self, reconstruction: Tensor, parts: Mapping[str, Tensor], ratio: float | Tensor, scales: Mapping[str, Scale]) -> Finding:
-        """Of one picture's parts (1, 1, h, w): the map is the paper's by `ratio`, or the highest of the parts by their `scales`."""
+        """Of one picture's parts (1, 1, h, w): the map is the paper's by `ratio`, or of the parts by their `scales`."""
         shape = parts["pixel"].shape[-2:]
         if self.parts:
-            units = [scale.units(smooth(resized(parts[part], shape), self.blur_sigma)) for part, scale in scales.items()]
-            anomaly = torch.stack(units).amax(dim=0)
+            anomaly = normality.together([scale.units(smooth(resized(parts[part], shape), self.blur_sigma)) for part, scale in scales.items()])
         else:
             anomaly = smooth(combine(parts["feature"], parts["pixel"], self.v, ratio), self.blur_sigma)
         if not torch.isfinite(anomaly).all():

@@ -17,8 +17,8 @@ above all, counts there as much as a defect. A `Reference` learns from normal pi
 The local outlier factor (Breunig et al. 2000, simplified) is the mean distance to the nearest normal ones over the mean distance at which these
 have theirs: what lies as far from others as they do is usual, be it in a dense or in a sparse place.
 
-A map is the highest of the parts that are asked for, each in units in which few normal pictures exceed 1 (`Scale`): one part is enough to tell a
-defect, and one that some normal pictures drive high is kept from hiding what others show, as it would in a sum.
+A map is the length of the vector of the parts that are asked for (`together`), each in units in which few normal pictures exceed 1 (`Scale`): one
+part is enough to tell a defect, and those that agree count for more, but what is weak does not add up as it would in a sum.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -75,6 +75,13 @@ class Scale(NamedTuple):
     def units(self, part: Tensor) -> Tensor:
         """0 at the mean, 1 at the top."""
         return (part - self.mean) / max(self.top - self.mean, LEAST_UNIT)
+
+
+def together(units: Sequence[Tensor]) -> Tensor:
+    """Parts in their units, of one shape: the root of the sum of the squares of those above 0, or the highest where none is."""
+    stacked = torch.stack(list(units))
+    highest = stacked.amax(dim=0)
+    return torch.where(highest > 0, stacked.clamp_min(0).square().sum(dim=0).sqrt(), highest)
 
 
 def scale(maps: Sequence[Tensor]) -> Scale:

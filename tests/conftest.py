@@ -9,6 +9,8 @@ import torch
 import yaml
 from PIL import Image
 
+import normality
+
 DATA = Path(__file__).parent / "data"
 PICTURE_SIZE = 48  # pixels, on disk
 
@@ -16,6 +18,13 @@ PICTURE_SIZE = 48  # pixels, on disk
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)  # two runs at once on two cores crawl with more
+
+
+@pytest.fixture(autouse=True)
+def small_memories(monkeypatch):
+    """Memories of normal descriptors that are chosen in no time."""
+    monkeypatch.setattr(normality, "BANK", 300)
+    monkeypatch.setattr(normality, "SAMPLE", 3000)
 
 
 @pytest.fixture

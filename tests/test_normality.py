@@ -155,12 +155,15 @@ def test_parts_need_normal_pictures(run_main):
     assert code == 2 and "did you mean pixel?" in err
 
 
-def test_a_map_is_the_highest_of_its_parts_in_their_units():
+def test_a_map_is_the_length_of_its_parts_in_their_units():
     detector = Detector(None, View(4), 1.0, 0.0, 1.0, 0, 4, torch.device("cpu"), parts=("pixel", "memory"))
-    parts = {"pixel": torch.zeros(1, 1, 4, 4), "feature": torch.zeros(1, 1, 4, 4), "memory": torch.full((1, 1, 2, 2), 10.0)}
-    parts["pixel"][..., 0, 0], parts["memory"][..., 1, 1] = 6.0, 40.0
+    parts = {"pixel": torch.zeros(1, 1, 4, 4), "feature": torch.zeros(1, 1, 4, 4), "memory": torch.full((1, 1, 4, 4), 10.0)}
+    parts["pixel"][..., 0, 0], parts["memory"][..., 0, 0] = 6.0, 90.0
+    parts["pixel"][..., 1, 1], parts["memory"][..., 1, 1] = -4.0, 30.0
+    parts["pixel"][..., 2, 2], parts["memory"][..., 2, 2] = -4.0, 0.0
     found = detector.finding(torch.empty(0), parts, 1.0, {"pixel": normality.Scale(0, 2), "memory": normality.Scale(10, 30)})
-    assert found.anomaly[0, 0] == found.score == 3 and found.anomaly[3, 3] == 1.5 and found.anomaly[0, 3] == 0
+    assert found.anomaly[0, 0] == found.score == 5  # of 3 and 4
+    assert found.anomaly[1, 1] == 1 and found.anomaly[2, 2] == -0.5 and found.anomaly[3, 3] == 0  # what is below the usual does not count
 
 
 @pytest.mark.parametrize(("kind", "shape"), [(kind, shape) for kind in synthetic.ALL_DEFECTS for shape in ((64, 64), (60, 90, 3))])
