@@ -30,10 +30,20 @@ def predictions(folder: Path) -> dict[str, dict]:
     return {row["path"]: row for row in rows}
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder to keep what the first test has trained in."""
+    return tmp_path_factory.mktemp("trained")
+
+
 @pytest.fixture
-def inspect(run_main, pictures, tmp_path):
+def inspect(run_main, pictures, trained, tmp_path):
     """A trained network, and inspect(*arguments) → (code, out, err) of a run over `pictures` into <tmp>/found."""
-    assert run_main("--train", "--detection", "model.epochs=20")[0] == 0
+    if not list(trained.iterdir()):
+        assert run_main("--train", "--detection", "model.epochs=20")[0] == 0
+        for name in ("checkpoints", "results"):
+            shutil.copytree(tmp_path / name, trained / name)
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return lambda *arguments: run_main(
         "--detection", "--input", str(pictures), "--output", str(tmp_path / "found"), "metrics.visualisation=True", *arguments
     )
