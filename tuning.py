@@ -182,7 +182,8 @@ def tried(settings: Settings, bench: Bench, device: torch.device, before: Trial 
         parts = [one for picture in pictures for one in normal_pictures.parts_alone(changing, picture[None], references)]
         return [one | {part: old[part] for part in same} for one, old in zip(parts, then or parts, strict=True)]
 
-    clean, spoilt = (compared(bench.clean, before and before.clean), compared(bench.spoilt, before and before.spoilt))
+    clean = compared(bench.clean, before.clean if before else None)
+    spoilt = compared(bench.spoilt, before.spoilt if before else None)
     references |= {part: before.detector.known_normals.references[part] for part in same} if before else {}
     known = normal_pictures.judged(detector, clean, references, held_out=True, made_with={}, settings={})
     return Trial(replace(detector, calibration=known), clean, spoilt)
