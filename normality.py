@@ -48,7 +48,7 @@ BANK = 4000  # normal descriptors that are kept
 SAMPLE = 60_000  # of which they are chosen
 PROJECTED = 32  # dimensions, in which they are chosen
 NEIGHBOURS = 4  # of a local outlier factor
-LEAST_SPACING = 0.1
+LEAST_SPACING = 0.1  # of the median, at which rows count as away from their own neighbours
 DEVIATIONS = 2  # above the mean of normal maxima is the top
 LEAST_UNIT = 1e-12
 
