@@ -186,7 +186,7 @@ class Detector:
         """Of one picture's parts (1, 1, h, w): the map is the paper's by `ratio`, or of the parts by their `scales`."""
         shape = parts["pixel"].shape[-2:]
         if self.parts:
-            anomaly = normality.together([scale.units(smooth(resized(parts[part], shape), self.blur_sigma)) for part, scale in scales.items()])
+            anomaly = normality.together({part: scale.units(smooth(resized(parts[part], shape), self.blur_sigma)) for part, scale in scales.items()})
         else:
             anomaly = smooth(combine(parts["feature"], parts["pixel"], self.v, ratio), self.blur_sigma)
         if not torch.isfinite(anomaly).all():

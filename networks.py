@@ -70,7 +70,7 @@ class Networks:
         described = {normality.COARSE: descriptors(features) - mean([descriptors(one) for one in rebuilt])} if normality.COARSE in kinds else {}
         if kinds - {normality.COARSE}:
             whole = features if pictures is seen else self.features(pictures)
-            described[normality.PICTURE] = descriptors(whole)
+            described |= normality.of_picture(whole)
             if normality.RESIDUAL in kinds:
                 if whole[0].shape != features[0].shape:  # which the extractor has enlarged to another size
                     rebuilt = [self.features(resized(x_0, shape)) for x_0 in reconstructions]

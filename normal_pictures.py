@@ -74,7 +74,7 @@ def found(detector: Detector, parts: Parts, ratio: float, scales: Mapping[str, S
 def referred(detector: Detector, pictures: ImageFolder, settings: Settings) -> dict[str, Reference]:
     """The references of the detector's parts: of what pictures look like from all of these, of what their reconstructions change from REBUILT."""
     processes, seed = parallel.group(), settings.model.seed
-    rebuilding = replace(detector, parts=tuple(part for part in detector.parts if normality.DESCRIBED_BY.get(part) != normality.PICTURE))
+    rebuilding = replace(detector, parts=tuple(part for part in detector.parts if normality.DESCRIBED_BY.get(part) not in normality.ALONE))
 
     def rebuilt(batch: Tensor) -> dict[str, Tensor]:
         return rebuilding.compared(batch, detector.picture_noise).described
@@ -93,29 +93,30 @@ def referred(detector: Detector, pictures: ImageFolder, settings: Settings) -> d
 
     kinds = normality.kinds_of(detector.parts)
     described: dict[str, Tensor] = {}
-    if normality.PICTURE in kinds:
+    if kinds & normality.ALONE:
         described |= sampled(lambda batch: looks(detector, batch), pictures, "learning what pictures look like")
-    if kinds - {normality.PICTURE}:
+    if kinds - normality.ALONE:
         described |= sampled(rebuilt, pictures.drawn(REBUILT, seed), "learning what reconstructions change")
     return normality.learnt(described, detector.parts, torch.Generator().manual_seed(seed)) if processes.leads else {}
 
 
 def looks(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:
     """What is described of pictures (B, C, H, W) without reconstructing them."""
-    return {normality.PICTURE: normality.descriptors(detector.networks.features(pictures.to(detector.device)))}
+    described = normality.of_picture(detector.networks.features(pictures.to(detector.device)))
+    return {kind: described[kind] for kind in described if kind in normality.kinds_of(detector.parts)}
 
 
 def work(parts: Collection[str], learnt: int, held_out: int) -> tuple[int, int]:
     """How many pictures `measured` reconstructs and compares, and how many it only looks at, of those that training learns and holds out."""
     kinds = normality.kinds_of(parts)
-    return held_out + (min(learnt, REBUILT) if kinds - {normality.PICTURE} else 0), learnt if normality.PICTURE in kinds else 0
+    return held_out + (min(learnt, REBUILT) if kinds - normality.ALONE else 0), learnt if kinds & normality.ALONE else 0
 
 
 def placeholders(detector: Detector, picture: Tensor) -> dict[str, Reference]:
     """References that take as long as the detector's will, before there are any; from any picture (1, C, H, W)."""
     described = detector.compared(picture, detector.picture_noise).described
     kinds = {part: kind for part, kind in normality.DESCRIBED_BY.items() if part in detector.parts}
-    return {part: normality.placeholder(described[kind].shape[1]) for part, kind in kinds.items()}
+    return {part: normality.placeholder(kind, described[kind].shape[1]) for part, kind in kinds.items()}
 
 
 def parts_alone(detector: Detector, pictures: Tensor, references: Mapping[str, Reference]) -> list[Parts]:

@@ -12,13 +12,15 @@ above all, counts there as much as a defect. A `Reference` learns from normal pi
 | `residual_memory` | as `residual`                                                                     | local outlier factor                  |
 | `coarse_memory`   | as `coarse`                                                                       | local outlier factor                  |
 | `memory`          | features of the picture in full, without any reconstruction                       | local outlier factor                  |
-| `patch_memory`    | the same, as they are: a plain memory of patches (PatchCore), to compare with      | distance to the nearest normal one    |
+| `wide_memory`     | as `memory`, means over 8×8 positions                                             | local outlier factor                  |
+| `patch_memory`    | as `memory`, as they are: a plain memory of patches (PatchCore), to compare with  | distance to the nearest normal one    |
 
 The local outlier factor (Breunig et al. 2000, simplified) is the mean distance to the nearest normal ones over the mean distance at which these
 have theirs: what lies as far from others as they do is usual, be it in a dense or in a sparse place.
 
 A map is the length of the vector of the parts that are asked for (`together`), each in units in which few normal pictures exceed 1 (`Scale`): one
-part is enough to tell a defect, and those that agree count for more, but what is weak does not add up as it would in a sum.
+part is enough to tell a defect, and those that agree count for more, but what is weak does not add up as it would in a sum. Parts that blur what
+they find (BLURRED) count half, so that the others draw the outline where both see something.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -32,19 +34,23 @@ from torch import Tensor
 from anomaly_map import patch_mean
 
 DISTANCES = ("feature", "pixel")
-PICTURE, RESIDUAL, COARSE = "picture", "residual", "coarse"  # kinds of descriptors
+PICTURE, WIDE, RESIDUAL, COARSE = "picture", "wide", "residual", "coarse"  # kinds of descriptors
+ALONE = {PICTURE, WIDE}  # those that need no reconstruction
 DESCRIBED_BY = {
     "residual": RESIDUAL,
     "coarse": COARSE,
     "residual_memory": RESIDUAL,
     "coarse_memory": COARSE,
     "memory": PICTURE,
+    "wide_memory": WIDE,
     "patch_memory": PICTURE,
 }
 PARTS = (*DISTANCES, *DESCRIBED_BY)
+BLURRED, BLURRED_WEIGHT = {part for part, kind in DESCRIBED_BY.items() if kind in (COARSE, WIDE)}, 0.5
+WIDTH = 8  # positions of a wide descriptor
 WHITE, HALF_WHITE, AS_THEY_ARE = 1.0, 0.5, 0.0  # how far the spreads of normal descriptors are evened out
 SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
-BANK = 4000  # normal descriptors that are kept
+BANKS = {PICTURE: 4000, WIDE: 10_000, RESIDUAL: 4000, COARSE: 4000}  # normal descriptors that are kept; a picture has few wide ones
 SAMPLE = 60_000  # of which they are chosen
 PROJECTED = 32  # dimensions, in which they are chosen
 NEIGHBOURS = 4  # of a local outlier factor
@@ -59,6 +65,18 @@ def descriptors(features: Features) -> Tensor:
     """All layers but the first, means over 3×3 positions, side by side on the first one's grid: → (B, C, H, W)."""
     means = [patch_mean(layer.float()) for layer in features[1:]]
     return torch.cat([F.interpolate(layer, size=means[0].shape[-2:], mode="bilinear", align_corners=False) for layer in means], dim=1)
+
+
+def wide(descriptors: Tensor) -> Tensor:
+    """Means over WIDTH×WIDTH positions, half a width apart; the border is not padded: (B, C, H, W) → (B, C, H/4, W/4)."""
+    width = min(WIDTH, *descriptors.shape[-2:])
+    return F.avg_pool2d(descriptors, width, stride=max(1, width // 2), padding=width // 4, count_include_pad=False)
+
+
+def of_picture(features: Features) -> dict[str, Tensor]:
+    """The descriptors of a picture ALONE, by kind."""
+    whole = descriptors(features)
+    return {PICTURE: whole, WIDE: wide(whole)}
 
 
 def kinds_of(parts: Collection[str]) -> set[str]:
@@ -77,9 +95,10 @@ class Scale(NamedTuple):
         return (part - self.mean) / max(self.top - self.mean, LEAST_UNIT)
 
 
-def together(units: Sequence[Tensor]) -> Tensor:
-    """Parts in their units, of one shape: the root of the sum of the squares of those above 0, or the highest where none is."""
-    stacked = torch.stack(list(units))
+def together(units: Mapping[str, Tensor]) -> Tensor:
+    """Parts in their units, of one shape: the root of the sum of the squares of those above 0, or the highest where none is; BLURRED ones
+    count half."""
+    stacked = torch.stack([BLURRED_WEIGHT * values if part in BLURRED else values for part, values in units.items()])
     highest = stacked.amax(dim=0)
     return torch.where(highest > 0, stacked.clamp_min(0).square().sum(dim=0).sqrt(), highest)
 
@@ -120,9 +139,9 @@ class Reference:
         return nearest.mean(dim=1) / self.spacing.to(distances)[places].mean(dim=1)
 
 
-def placeholder(width: int) -> Reference:
-    """One that takes as long as a learnt one does, for descriptors of `width` channels."""
-    return Reference(torch.eye(width), torch.zeros(BANK, width), torch.ones(BANK))
+def placeholder(kind: str, width: int) -> Reference:
+    """One that takes as long as a learnt one does, for descriptors of a kind of `width` channels."""
+    return Reference(torch.eye(width), torch.zeros(BANKS[kind], width), torch.ones(BANKS[kind]))
 
 
 def rows(descriptors: Tensor) -> Tensor:
@@ -142,11 +161,11 @@ def mahalanobis(samples: Tensor) -> Reference:
     return Reference(transform, samples.mean(dim=0, keepdim=True) @ transform)
 
 
-def nearest(samples: Tensor, evened: float, generator: torch.Generator) -> Reference:
-    """Distances from the nearest of samples (N, C), of which BANK are kept, each direction in units of its spread to the power `evened`."""
+def nearest(samples: Tensor, count: int, evened: float, generator: torch.Generator) -> Reference:
+    """Distances from the nearest of samples (N, C), of which `count` are kept, each direction in units of its spread to the power `evened`."""
     transform = whitening(samples, evened)
     points = samples @ transform
-    return Reference(transform, points[farthest_points(points, BANK, generator)])
+    return Reference(transform, points[farthest_points(points, count, generator)])
 
 
 def local(memory: Reference) -> Reference:
@@ -183,9 +202,9 @@ def farthest_points(samples: Tensor, count: int, generator: torch.Generator) -> 
 def learnt(samples: Mapping[str, Tensor], parts: Sequence[str], generator: torch.Generator) -> dict[str, Reference]:
     """The references of those `parts` that have one, from descriptors (N, C) of normal pictures by DESCRIBED_BY."""
 
-    def reference(part: str, descriptors: Tensor) -> Reference:
+    def reference(part: str, kind: str) -> Reference:
         if part == "patch_memory":
-            return nearest(descriptors, AS_THEY_ARE, generator)
-        return local(nearest(descriptors, HALF_WHITE, generator)) if part.endswith("memory") else mahalanobis(descriptors)
+            return nearest(samples[kind], BANKS[kind], AS_THEY_ARE, generator)
+        return local(nearest(samples[kind], BANKS[kind], HALF_WHITE, generator)) if part.endswith("memory") else mahalanobis(samples[kind])
 
-    return {part: reference(part, samples[kind]) for part, kind in DESCRIBED_BY.items() if part in parts}
+    return {part: reference(part, kind) for part, kind in DESCRIBED_BY.items() if part in parts}

@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.skip": 25,
         "score.protocol": "per_image",
         "score.draws": 2,
-        "score.parts": ["memory", "coarse_memory"],
+        "score.parts": ["memory", "wide_memory", "coarse_memory"],
         "score.pooling": "maximum",
     },
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
-PARTS = ("pixel", "feature", "residual", "coarse", "residual_memory", "coarse_memory", "memory", "patch_memory")
+PARTS = ("pixel", "feature", "residual", "coarse", "residual_memory", "coarse_memory", "memory", "wide_memory", "patch_memory")
 
 
 def key(

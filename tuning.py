@@ -174,7 +174,7 @@ def different(settings: Settings, best: Settings, name: str, values: Sequence[An
 def tried(settings: Settings, bench: Bench, device: torch.device, before: Trial | None = None) -> Trial:
     """All pictures, by the detector of these settings; parts that look at the pictures alone are taken from a trial `before`."""
     detector, settings, _ = detection.build(settings, settings.checkpoint_folder, device)
-    same = [part for part in detector.parts if before and normality.DESCRIBED_BY.get(part) == normality.PICTURE]
+    same = [part for part in detector.parts if before and normality.DESCRIBED_BY.get(part) in normality.ALONE]
     changing = replace(detector, parts=tuple(part for part in detector.parts if part not in same))
     references = normal_pictures.referred(changing, bench.learnt_from, settings) if changing.parts else {}
 

@@ -48,7 +48,7 @@ def test_few_samples_give_finite_distances(count):
 def test_the_nearest_normal_descriptor_is_found_by_looking_at_all():
     samples, points = torch.randn(300, 6), torch.randn(2, 6, 4, 5)
     expected = torch.stack([(samples - row).square().sum(dim=1).min().sqrt() for row in points.permute(0, 2, 3, 1).reshape(-1, 6)])
-    torch.testing.assert_close(nearest(samples, 0, generator()).distance(points).flatten(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(nearest(samples, 300, 0, generator()).distance(points).flatten(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_local_outlier_factor_is_a_distance_in_units_of_the_neighbours_own():
@@ -99,6 +99,16 @@ def test_descriptors_stand_side_by_side_on_the_finer_grid():
     assert found[0, :4, 4, 4].eq(1).all() and found[0, 4:, 4, 4].eq(2).all()
 
 
+@pytest.mark.parametrize(("shape", "expected"), [((64, 64), (16, 16)), ((32, 48), (8, 12)), ((4, 4), (2, 2)), ((1, 3), (1, 3))])
+def test_wide_descriptors_are_means_around_their_places(shape, expected):
+    maps = torch.randn(1, 2, *shape)
+    found = normality.wide(maps)
+    assert found.shape == (1, 2, *expected)
+    if shape == (64, 64):
+        torch.testing.assert_close(found[0, :, 3, 5], maps[0, :, 10:18, 18:26].mean(dim=(1, 2)))
+        torch.testing.assert_close(found[0, :, 0, 15], maps[0, :, :6, 58:].mean(dim=(1, 2)))  # the border alone
+
+
 def test_places_are_drawn_without_repeats():
     maps = torch.arange(12.0).view(1, 3, 4)
     assert sorted(drawn(maps, 99, generator()).flatten().tolist()) == list(range(12))
@@ -121,7 +131,7 @@ def test_scores_pool_the_highest_pixels(pooling, share, expected):
 # whole runs
 
 PARTS = (
-    "score.parts=[pixel, feature, residual, coarse, residual_memory, coarse_memory, memory, patch_memory]",
+    "score.parts=[pixel, feature, residual, coarse, residual_memory, coarse_memory, memory, wide_memory, patch_memory]",
     "model.unet_size=16",
     "score.pooling=top_mean",
 )
@@ -163,6 +173,7 @@ def test_a_map_is_the_length_of_its_parts_in_their_units():
     parts["pixel"][..., 2, 2], parts["memory"][..., 2, 2] = -4.0, 0.0
     found = detector.finding(torch.empty(0), parts, 1.0, {"pixel": normality.Scale(0, 2), "memory": normality.Scale(10, 30)})
     assert found.anomaly[0, 0] == found.score == 5  # of 3 and 4
+    assert normality.together({"memory": torch.tensor(2.0), "wide_memory": torch.tensor(3.0)}).item() == 2.5  # which counts half
     assert found.anomaly[1, 1] == 1 and found.anomaly[2, 2] == -0.5 and found.anomaly[3, 3] == 0  # what is below the usual does not count
 
 

@@ -80,7 +80,7 @@ def test_tuning_writes_a_configuration_that_runs(run_main, monkeypatch, tmp_path
 def test_a_trial_that_takes_over_what_no_reconstruction_changes_is_a_whole_one(run_main, tiny_config):
     import tuning
 
-    parts = ("score.parts=[memory, coarse_memory]", "model.unet_size=16")
+    parts = ("score.parts=[memory, wide_memory, coarse_memory]", "model.unet_size=16")
     assert run_main("--train", *parts)[0] == 0
     settings, device = config.load(tiny_config, parts), torch.device("cpu")
     _, pictures, unseen = tuning.check(settings)
@@ -89,7 +89,7 @@ def test_a_trial_that_takes_over_what_no_reconstruction_changes_is_a_whole_one(r
     whole, short = tuning.tried(other, bench, device), tuning.tried(other, bench, device, before)
     assert tuning.judged(whole, bench) == tuning.judged(short, bench)
     for one, two, old in zip(whole.spoilt, short.spoilt, before.spoilt, strict=True):
-        assert two["memory"] is old["memory"] and not torch.equal(two["coarse_memory"], old["coarse_memory"])
+        assert all(two[part] is old[part] for part in ("memory", "wide_memory")) and not torch.equal(two["coarse_memory"], old["coarse_memory"])
         torch.testing.assert_close(dict(one), dict(two), rtol=1e-5, atol=1e-5)
 
 
@@ -100,7 +100,14 @@ def test_tuning_without_unseen_pictures_says_what_it_needs(run_main):
 
 
 @pytest.mark.parametrize(
-    ("parts", "expected"), [((), (60, 0)), (("memory",), (60, 500)), (("coarse",), (260, 0)), (("memory", "coarse_memory", "pixel"), (260, 500))]
+    ("parts", "expected"),
+    [
+        ((), (60, 0)),
+        (("memory",), (60, 500)),
+        (("wide_memory",), (60, 500)),
+        (("coarse",), (260, 0)),
+        (("memory", "coarse_memory", "pixel"), (260, 500)),
+    ],
 )
 def test_the_plan_counts_what_normal_pictures_take(parts, expected):
     assert normal_pictures.work(parts, learnt=500, held_out=60) == expected
