@@ -20,7 +20,7 @@ have theirs: what lies as far from others as they do is usual, be it in a dense 
 
 A map is the length of the vector of the parts that are asked for (`together`), each in units in which few normal pictures exceed 1 (`Scale`): one
 part is enough to tell a defect, and those that agree count for more, but what is weak does not add up as it would in a sum. Parts that blur what
-they find (BLURRED) count half, so that the others draw the outline where both see something.
+they find (BLURRED) count half in it, so that the others draw the outline where both see something.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -46,7 +46,8 @@ DESCRIBED_BY = {
     "patch_memory": PICTURE,
 }
 PARTS = (*DISTANCES, *DESCRIBED_BY)
-BLURRED, BLURRED_WEIGHT = {part for part, kind in DESCRIBED_BY.items() if kind in (COARSE, WIDE)}, 0.5
+BLURRED = {part for part, kind in DESCRIBED_BY.items() if kind in (COARSE, WIDE)}
+BLURRED_WEIGHT = 0.5  # of their squares
 WIDTH = 8  # positions of a wide descriptor
 WHITE, HALF_WHITE, AS_THEY_ARE = 1.0, 0.5, 0.0  # how far the spreads of normal descriptors are evened out
 SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
@@ -96,9 +97,9 @@ class Scale(NamedTuple):
 
 
 def together(units: Mapping[str, Tensor]) -> Tensor:
-    """Parts in their units, of one shape: the root of the sum of the squares of those above 0, or the highest where none is; BLURRED ones
-    count half."""
-    stacked = torch.stack([BLURRED_WEIGHT * values if part in BLURRED else values for part, values in units.items()])
+    """Parts in their units, of one shape: the root of the sum of the squares of those above 0, of which BLURRED ones count half; or the highest
+    where none is."""
+    stacked = torch.stack([values * BLURRED_WEIGHT**0.5 if part in BLURRED else values for part, values in units.items()])
     highest = stacked.amax(dim=0)
     return torch.where(highest > 0, stacked.clamp_min(0).square().sum(dim=0).sqrt(), highest)
 

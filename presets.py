@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.test_trajectory_steps": 250,
         "model.skip": 25,
         "score.protocol": "per_image",
-        "score.draws": 2,
+        "score.draws": 1,
         "score.parts": ["memory", "wide_memory", "coarse_memory"],
         "score.pooling": "maximum",
     },

@@ -173,7 +173,7 @@ def test_a_map_is_the_length_of_its_parts_in_their_units():
     parts["pixel"][..., 2, 2], parts["memory"][..., 2, 2] = -4.0, 0.0
     found = detector.finding(torch.empty(0), parts, 1.0, {"pixel": normality.Scale(0, 2), "memory": normality.Scale(10, 30)})
     assert found.anomaly[0, 0] == found.score == 5  # of 3 and 4
-    assert normality.together({"memory": torch.tensor(2.0), "wide_memory": torch.tensor(3.0)}).item() == 2.5  # which counts half
+    assert normality.together({"memory": torch.tensor(1.0), "wide_memory": torch.tensor(4.0)}).item() == pytest.approx(3)  # whose square counts half
     assert found.anomaly[1, 1] == 1 and found.anomaly[2, 2] == -0.5 and found.anomaly[3, 3] == 0  # what is below the usual does not count
 
 
