@@ -33,11 +33,13 @@ class Row:
     why: str
     settings: tuple[str, ...] = ()
     weights: str = "preset"
+    stages: tuple[str, ...] = ("--train", "--detection")
 
 
 TEN = ("budget_minutes=10",)
 ONE_CALL = ("model.skip=250", "score.draws=1")  # a reconstruction that the map does not look at is made quickly
 AT_256 = ("data.image_size=256", "model.blur_sigma=2")
+WITH_ADAPTATION = ("--train", "--domain_adaptation", "--detection")
 ROWS = (
     Row("preset, 10 minutes", "what a user gets", TEN, "10 minutes"),
     Row("preset, 20 minutes", "the curve", ("budget_minutes=20",), "20 minutes"),
@@ -65,6 +67,13 @@ ROWS = (
             ("5 calls", "skip 50", ("model.skip=50",)),
             ("2 draws", "the mean of two reconstructions", ("score.draws=2",)),
             ("raw weights", "without the moving average", ("model.averaged=False",)),
+        )
+    ),
+    *(
+        Row(name, why, (*TEN, "model.DA_epochs=1", "model.DA_chp=1", "data.DA_batch_size=8", *settings), "10 minutes", WITH_ADAPTATION)
+        for name, why, settings in (
+            ("adapted", "stage 2 for an epoch, as published", ()),
+            ("adapted, tied", "the same, a hundred times as close to the pretrained features", ("model.DLlambda=10",)),
         )
     ),
     Row("all timesteps", "training.highest_step=null", (*TEN, "training.highest_step=null"), "all timesteps"),
@@ -107,7 +116,7 @@ def run(row: Row, category: Path, seed: int, work: Path) -> None:
     places = {"data.name": "own", "data.data_dir": category.parent, "data.category": category.name, "model.seed": seed}
     places |= {"model.checkpoint_dir": work / "weights" / f"{row.weights} s{seed}", "metrics.visualisation": False}
     settings = ["preset=laptop", *(f"{name}={value}" for name, value in places.items()), *row.settings]
-    flags = ["--train", "--detection", "--resume", "--config", ROOT / "config.yaml", "--output", folder]
+    flags = [*row.stages, "--resume", "--config", ROOT / "config.yaml", "--output", folder]
     print(f"{row.name}, {category.name}, seed {seed}", flush=True)
     log = work / "logs" / f"{row.name}, {category.name} s{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
