@@ -103,7 +103,7 @@ def is_made(folder: Path, epoch: int, made_with: dict[str, Any], prefix: str = "
     """Whether the weights of this epoch are there and of these settings and pictures."""
     path = epochs_in(folder, prefix).get(epoch)
     theirs = read_state(path).get("made_with") if path else None
-    return path is not None and isinstance(theirs, dict) and plain_values(path, theirs) == as_stored(made_with)
+    return path is not None and isinstance(theirs, dict) and not differences(plain_values(path, theirs), as_stored(made_with))
 
 
 def planned_epochs(folder: Path) -> int | None:

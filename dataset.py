@@ -185,6 +185,17 @@ def random_squares(pictures: Sequence[Tensor], window: int, generator: torch.Gen
     return to_unit_range(torch.stack(list(pictures)).to(generator.device))
 
 
+def augmented(squares: Tensor, augmentation: str | None, generator: torch.Generator) -> Tensor:
+    """Squares (N, C, S, S), each mirrored left to right or not, by chance (`flip`), and turned by a multiple of 90° as well (`rotate`)."""
+    if augmentation is None:
+        return squares
+    mirrored, turns = (torch.randint(most, (len(squares),), generator=generator, device=generator.device).tolist() for most in (2, 4))
+    if augmentation == "flip":
+        turns = [0] * len(squares)
+    turned = [one.rot90(times, (1, 2)) for one, times in zip(squares, turns, strict=True)]
+    return torch.stack([one.flip(2) if mirror else one for one, mirror in zip(turned, mirrored, strict=True)])
+
+
 def square(picture: Tensor, side: int, down: float, across: float) -> Tensor:
     """The square of `side` pixels whose corner lies at these shares, 0…1, of the way that there is."""
     top, left = (int(share * (extent - side + 1)) for share, extent in zip((down, across), picture.shape[1:], strict=True))

@@ -11,6 +11,7 @@
 | w           | strength       | how hard the pull is; 0 is plain denoising                   |
 | eta         | stochasticity  | 1 draws new noise at each step (DDPM), 0 none (DDIM)         |
 | t, s        | steps          | the present step and the next, earlier one (−1: no noise)    |
+| v           | velocity       | √alpha_bar·eps − √(1 − alpha_bar)·x_0; elsewhere v weighs D_p |
 """
 
 import hashlib
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 NoisePredictor = Callable[[Tensor, Tensor], Tensor]
+X_0, VELOCITY = "x0", "v"  # what a network may predict in place of the noise
 LEAST_SIGNAL = 1e-12  # of alpha_bar; below it dividing by its root says nothing
 
 
@@ -48,14 +50,46 @@ class NoiseSchedule:
 
     def add_noise(self, x0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
         """x_t = √alpha_bar(t)·x0 + √(1 − alpha_bar(t))·noise; x0 and noise (B, C, H, W), t (B,) or one step for all."""
-        signal, spread = (table.to(x0.dtype).to(x0.device) for table in (self._alpha_bars.sqrt(), (1 - self._alpha_bars).sqrt()))
-        return signal[t + 1].view(-1, 1, 1, 1) * x0 + spread[t + 1].view(-1, 1, 1, 1) * noise
+        signal, spread = self.shares(t, x0)
+        return signal * x0 + spread * noise
+
+    def shares(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """√alpha_bar(t) and √(1 − alpha_bar(t)) of t (B,) or one step for all, both (B, 1, 1, 1) with dtype and device of a tensor."""
+        tables = (table.to(like.dtype).to(like.device) for table in (self._alpha_bars.sqrt(), (1 - self._alpha_bars).sqrt()))
+        signal, spread = (table[t + 1].view(-1, 1, 1, 1) for table in tables)
+        return signal, spread
 
 
-def noise_loss(unet: NoisePredictor, x0: Tensor, t: Tensor, noise: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """Mean over the batch of ‖noise − unet(x_t, t)‖², summed over channels and pixels; x0, noise (B, C, H, W), t (B,)."""
+def noise_predictor(network: NoisePredictor, predicts: str | None, schedule: NoiseSchedule) -> NoisePredictor:
+    """A network that predicts x_0 or the velocity v (Salimans & Ho 2022, section 4), as a predictor of noise; None: it is one already."""
+
+    def from_x_0(x_t: Tensor, t: Tensor) -> Tensor:
+        signal, spread = schedule.shares(t, x_t)
+        return (x_t - signal * network(x_t, t)) / spread
+
+    def from_velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        signal, spread = schedule.shares(t, x_t)
+        return signal * network(x_t, t) + spread * x_t
+
+    return network if predicts is None else {X_0: from_x_0, VELOCITY: from_velocity}[predicts]
+
+
+def loss_weights(predicts: str | None, min_snr: float | None, schedule: NoiseSchedule) -> Tensor | None:
+    """Of the noise's squared error at each step (steps,), such that it is the error of what the network predicts; with `min_snr`, min(SNR, min_snr)
+    times that of x_0 (Hang et al. 2023, section 3.4), whatever it predicts. SNR is alpha_bar / (1 − alpha_bar). None: 1 at all steps."""
+    alpha_bar = schedule.alpha_bar(torch.arange(schedule.steps))
+    snr = alpha_bar / (1 - alpha_bar)
+    if min_snr is not None:
+        return snr.clamp_max(min_snr) / snr
+    return None if predicts is None else {X_0: 1 / snr, VELOCITY: 1 / alpha_bar}[predicts]
+
+
+def noise_loss(unet: NoisePredictor, x0: Tensor, t: Tensor, noise: Tensor, schedule: NoiseSchedule, weights: Tensor | None = None) -> Tensor:
+    """Mean over the batch of ‖noise − unet(x_t, t)‖², summed over channels and pixels, times `weights` (steps,) at t, where there are any;
+    x0, noise (B, C, H, W), t (B,)."""
     predicted = unet(schedule.add_noise(x0, t, noise), t)
-    return (noise - predicted).square().sum(dim=(1, 2, 3)).mean()
+    errors = (noise - predicted).square().sum(dim=(1, 2, 3))
+    return (errors if weights is None else weights.to(errors)[t] * errors).mean()
 
 
 @torch.no_grad()

@@ -237,6 +237,7 @@ def assembled(settings: Settings, unet: nn.Module, extractor: nn.Module, device:
         draws=settings.score.draws,
         precision=settings.speed.detection_precision,
         size=settings.unet_size,
+        predicts=model.predicts,
     )
     view = View(**settings.view_arguments())
     return Detector(

@@ -18,7 +18,7 @@ import runtime
 from anomaly_map import resized
 from calibration import weights_hash
 from dataset import ImageFolder, View, full_batches, shuffled_batches
-from ddad import NoiseSchedule, gaussian_draws, reconstruct
+from ddad import NoiseSchedule, gaussian_draws, noise_predictor, reconstruct
 from feature_extractor import FeatureExtractor
 from files import ensure_writable
 from runtime import Progress
@@ -132,13 +132,13 @@ def adaptation_loop(tuned: FeatureExtractor, unet: UNet, pixels: Sequence[Tensor
     model, schedule = settings.model, NoiseSchedule(**settings.schedule_arguments())
     generator = torch.Generator(device).manual_seed(model.seed)
 
-    processes = parallel.group()
+    processes, predictor = parallel.group(), noise_predictor(unet, model.predicts, schedule)
 
     def rebuild(start_from: Tensor, target: Tensor) -> Tensor:
         seen_start, seen_target = (resized(pictures, (settings.unet_size,) * 2) for pictures in (start_from, target))
         draw = gaussian_draws(seen_target.shape, generator)
         rebuilt = reconstruct(
-            unet,
+            predictor,
             processes.share(seen_start),
             processes.share(seen_target),
             schedule=schedule,

@@ -126,7 +126,9 @@ def run(options: argparse.Namespace) -> int:
         build_parser().print_help()
         return 2
     import commands
+    import runtime
 
+    runtime.keep_memory()
     if asked[0] in PREPARATIONS:
         return commands.prepare(asked[0].removeprefix("prepare_"), options)
     return commands.COMMANDS[asked[0]](options)

@@ -13,7 +13,7 @@ import normality
 import runtime
 from anomaly_map import feature_distance, pixel_distance, resized
 from dataset import View
-from ddad import NoiseSchedule, reconstruct
+from ddad import NoiseSchedule, noise_predictor, reconstruct
 from normality import descriptors
 
 HELD = 0.2  # share of all that a network's layers put out which is in memory at a time, without gradients; measured: 0.06 to 0.13
@@ -43,6 +43,7 @@ class Networks:
     draws: int = 1
     precision: str = "fp32"
     size: int | None = None
+    predicts: str | None = None
 
     def hash(self) -> str:
         """Changes with any weight of the networks."""
@@ -52,7 +53,7 @@ class Networks:
     def reconstructions(self, pictures: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """(draws, B, C, S, S): started from and pulled towards the pictures (B, C, S, S), with different noise."""
         made: dict[str, Any] = {"schedule": self.schedule, "w": self.w, "start": self.start, "skip": self.skip, "eta": self.eta}
-        unet = runtime.autocast(self.unet, self.precision, pictures.device)
+        unet = noise_predictor(runtime.autocast(self.unet, self.precision, pictures.device), self.predicts, self.schedule)
         return torch.stack([reconstruct(unet, pictures, pictures, draw=draw, **made) for _ in range(self.draws)])
 
     @torch.no_grad()

@@ -49,6 +49,7 @@ class ModelSettings:
     attention_sizes: tuple[int, ...] = key((32, 16, 8), least=1)
     heads: int = key(AUTO, least=1)
     dropout: float = key(AUTO, least=0, most=0.99)
+    predicts: str | None = key(None, one_of=("x0", "v"))
     learning_rate: float = key(3e-4, above=0)
     weight_decay: float = key(0.05, least=0)
     epochs: int = key(AUTO, least=1)
@@ -82,6 +83,8 @@ class TrainingSettings:
     warmup_steps: int = key(0, least=0)
     ema: float = key(0.0, least=0, most=0.99999)
     highest_step: int | None = key(None, least=1)
+    min_snr: float | None = key(None, above=0)
+    augmentation: str | None = key(None, one_of=("flip", "rotate"))
     clip: float | None = key(None, above=0)
     accumulate: int = key(1, least=1)
     checkpoint_epochs: int = key(250, least=1)
@@ -176,7 +179,7 @@ class Settings:
 
     def unet_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `UNet`."""
-        names = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout")
+        names = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts")
         shape = {name: getattr(self.model, name) for name in names}
         return {"image_size": self.unet_size, "in_channels": self.data.input_channel, **shape}
 

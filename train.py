@@ -25,8 +25,8 @@ import parallel
 import resumption
 import runtime
 from anomaly_map import resized
-from dataset import ImageFolder, View, full_batches, random_squares, shuffled
-from ddad import NoisePredictor, NoiseSchedule, noise_loss
+from dataset import ImageFolder, View, augmented, full_batches, random_squares, shuffled
+from ddad import NoisePredictor, NoiseSchedule, loss_weights, noise_loss, noise_predictor
 from files import ensure_writable
 from findings import brief
 from runtime import Progress
@@ -237,17 +237,21 @@ def build_trainer(settings: Settings, steps: int, device: torch.device) -> Train
 def steps_of(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settings: Settings) -> Iterator[Progress]:
     """`training_steps` as the settings want it."""
     training, device, processes = settings.training, trainer.generator.device, parallel.group()
+    schedule, predicts = NoiseSchedule(**settings.schedule_arguments()), settings.model.predicts
     shared, exchanged = processes.together(trainer.unet)
+    network = runtime.compiled(runtime.autocast(shared, settings.speed.precision, device), settings.speed.compile, device)
     return training_steps(
         trainer,
         pixels,
-        NoiseSchedule(**settings.schedule_arguments()),
-        runtime.compiled(runtime.autocast(shared, settings.speed.precision, device), settings.speed.compile, device),
+        schedule,
+        noise_predictor(network, predicts, schedule),
         steps=steps,
         batch_size=settings.data.batch_size,
         window=settings.data.image_size,
         size=settings.unet_size,
         highest_step=training.highest_step or settings.model.trajectory_steps,
+        weights=loss_weights(predicts, training.min_snr, schedule),
+        augmentation=training.augmentation,
         parts=training.accumulate,
         clip=training.clip,
         share=processes.share,
@@ -266,23 +270,27 @@ def training_steps(
     window: int,
     size: int | None = None,
     highest_step: int,
+    weights: Tensor | None = None,
+    augmentation: str | None = None,
     parts: int = 1,
     clip: float | None = None,
     share: Callable[[Tensor], Tensor] = lambda batch: batch,
     exchanged: Callable[[bool], AbstractContextManager[Any]] = lambda now: nullcontext(),
 ) -> Iterator[Progress]:
     """One optimisation step a turn, until `trainer` has done `steps`. `pixels` are (C, H, W) uint8, of which squares of side `window` are
-    learnt, shrunk to a side of `size` (None: their own); the last incomplete batch of an epoch is dropped. `predict` is the trainer's network
-    as it is to be called.
+    learnt, shrunk to a side of `size` (None: their own) and `augmented`; the last incomplete batch of an epoch is dropped. `predict` is the
+    trainer's network as it is to be called.
 
-    Steps t are drawn from 0…highest_step − 1. A batch goes through the network in `parts`, whose gradients add up to the batch's; `clip` is
-    the longest gradient. All processes of a run draw the same batch, of which each learns its `share`, and exchange gradients once a batch.
+    Steps t are drawn from 0…highest_step − 1, at which losses count by `weights`. A batch goes through the network in `parts`, whose gradients
+    add up to the batch's; `clip` is the longest gradient. All processes of a run draw the same batch, of which each learns its `share`, and
+    exchange gradients once a batch.
     """
     unet, generator, batches = trainer.unet.train(), trainer.generator, len(pixels) // batch_size
     while trainer.step < steps:
         trainer.order = trainer.order or shuffled(len(pixels), batch_size, generator)
         chosen, trainer.order = trainer.order[:batch_size], trainer.order[batch_size:]
-        x_0 = resized(random_squares([pixels[index] for index in chosen], window, generator), [size or window] * 2)
+        squares = random_squares([pixels[index] for index in chosen], window, generator)
+        x_0 = resized(augmented(squares, augmentation, generator), [size or window] * 2)
         t = torch.randint(highest_step, (batch_size,), generator=generator, device=generator.device)
         noise = torch.randn(x_0.shape, generator=generator, device=generator.device)
         total = torch.zeros((), device=generator.device)
@@ -290,7 +298,7 @@ def training_steps(
         chunks = list(zip(*(share(tensor).chunk(parts) for tensor in (x_0, t, noise)), strict=True))
         for number, part in enumerate(chunks, start=1):
             with exchanged(number == len(chunks)):
-                loss = noise_loss(predict, part[0], part[1], part[2], schedule) * (len(part[0]) / len(share(t)))
+                loss = noise_loss(predict, part[0], part[1], part[2], schedule, weights) * (len(part[0]) / len(share(t)))
                 trainer.scaler.scale(loss).backward()
             total += loss.detach()
         if clip is not None:

@@ -35,7 +35,8 @@ def published_multipliers(image_size: int) -> tuple[float, ...]:
 
 
 class UNet(nn.Module):
-    """Predicts the noise in x_t. Called as `unet(x, t)`: x (B, C, H, W), t (B,) steps 0…T−1 → noise (B, C, H, W).
+    """Predicts the noise in x_t, or what `predicts` names (ddad.noise_predictor). Called as `unet(x, t)`: x (B, C, H, W), t (B,) steps
+    0…T−1 → noise (B, C, H, W).
 
     A level is `blocks_per_level` residual blocks of `base_channels · multiplier` channels, each followed by self-attention
     where the feature map is one of `attention_sizes` pixels wide. `channel_multipliers=None` takes the published ones.
@@ -57,6 +58,7 @@ class UNet(nn.Module):
         heads: int = 4,
         dropout: float = 0.0,
         in_channels: int = 3,
+        predicts: str | None = None,
     ):
         super().__init__()
         multipliers = published_multipliers(image_size) if channel_multipliers is None else tuple(channel_multipliers)
@@ -71,6 +73,7 @@ class UNet(nn.Module):
             "heads": heads,
             "dropout": dropout,
             "in_channels": in_channels,
+            "predicts": predicts,
         }
         embedding = TIME_EMBEDDING_FACTOR * base_channels
         sizes = [image_size >> level for level in range(len(widths))]

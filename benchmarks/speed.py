@@ -138,9 +138,9 @@ def target_once(device: torch.device, draws: int = 4) -> Row:
 
     def slow() -> None:
         for draw in rebuilt:
-            networks.distances(x, draw[None])
+            networks.compared(x, x, draw[None])
 
-    return Row(f"target's features once: distances of {draws} draws, {EXTRACTOR} 256 px", 1, lambda: networks.distances(x, rebuilt), slow)
+    return Row(f"target's features once: distances of {draws} draws, {EXTRACTOR} 256 px", 1, lambda: networks.compared(x, x, rebuilt), slow)
 
 
 def averaging(device: torch.device) -> Row:

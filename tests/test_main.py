@@ -99,6 +99,15 @@ def test_a_run_is_repeated_exactly(run_main, tmp_path):
     assert (tmp_path / "one" / "results" / "scores.csv").read_bytes() == (tmp_path / "two" / "results" / "scores.csv").read_bytes()
 
 
+@pytest.mark.parametrize("predicts", ["x0", "v"])
+def test_a_network_that_predicts_the_picture_or_the_velocity_is_used_as_it_was_trained(run_main, predicts):
+    options = ("training.min_snr=5", "training.augmentation=flip")
+    code, _, err = run_main("--train", "--domain_adaptation", "--detection", f"model.predicts={predicts}", *options)
+    assert code == 0, err
+    code, _, err = run_main("--detection", "--force")
+    assert code == 2 and f"is of another network: predicts is {predicts} in the file, None in the configuration" in err
+
+
 def test_training_learns(run_main, tmp_path):
     code, out, _ = run_main(
         "--train",

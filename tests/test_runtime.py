@@ -1,3 +1,8 @@
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -48,3 +53,16 @@ def test_what_layers_put_out_is_counted_without_computing():
 
 def test_free_memory_is_told_or_unknown():
     assert runtime.free_memory(torch.device("cpu")) > 2**20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_memory_that_tensors_leave_is_kept_for_the_next_ones():
+    script = """
+import resource, torch, runtime
+runtime.keep_memory()
+for _ in range(20):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+    faults = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True).stdout
+    assert int(faults) < 14 * 2**14  # of 20 times the 2**14 pages of such a tensor; some 80,000 are the interpreter's and torch's

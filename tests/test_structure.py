@@ -72,7 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     "rerun": {"campaign", "config", "manifest", "result_folder", "results"},
     "errors": {"parallel"},
     "commands": {"campaign", "config", "doctor", "errors", "figure", "parallel", "preparation", "rerun", "tables", "tuning"},
-    "main": {"commands", "errors"},
+    "main": {"commands", "errors", "runtime"},
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dataset import full_batches, shuffled_batches
+from dataset import augmented, full_batches, shuffled_batches
 from ddad import NoiseSchedule
 from train import LOSS_WINDOW, Losses, Trainer, build_optimizer, learning_rate_factor, ramped_average, training_steps
 from unet import UNet
@@ -99,6 +99,16 @@ def test_steps_stay_below_the_highest_and_epochs_end():
     progress = steps_of(trainer_of(Spy()), 80, highest_step=50)
     assert [(p.step, p.epoch, p.epoch_ends) for p in progress[:3]] == [(1, 1, False), (2, 1, True), (3, 2, False)] and len(progress) == 80
     assert min(told) == 0 and max(told) == 49
+
+
+@pytest.mark.parametrize(("augmentation", "kinds"), [(None, 1), ("flip", 2), ("rotate", 8)])
+def test_augmentation_shows_a_picture_as_it_is_mirrored_or_turned(augmentation, kinds):
+    picture = PIXELS[0].float()
+    alike = {tuple(one.rot90(turns, (1, 2)).flatten().tolist()) for one in (picture, picture.flip(2)) for turns in range(4)}
+    shown = augmented(picture.expand(200, -1, -1, -1), augmentation, torch.Generator().manual_seed(0))
+    found = {tuple(one.flatten().tolist()) for one in shown}
+    assert len(found) == kinds and found <= alike
+    assert augmentation != "flip" or found == {tuple(one.flatten().tolist()) for one in (picture, picture.flip(2))}
 
 
 @pytest.mark.parametrize("stopped", [1, 2, 5])
