@@ -1,6 +1,7 @@
 """python -m benchmarks.speed [--device cpu] [--repeats 5] [--ablation] [ROW …]: how fast each part is, beside a plain reference, in one table.
 
-The reference is benchmarks/plain.py; both sides alternate.
+The reference is benchmarks/plain.py. Each side of a row has a process of its own, as main.py keeps memory (runtime.keep_memory) and the reference
+does not; both alternate.
 
 With --ablation each row takes one of these away from ours and leaves the others: what a change gains on its own.
 
@@ -10,12 +11,14 @@ is of the fastest convolution or matrix product measured in the same run.
 
 import argparse
 import copy
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 import metrics
+import runtime
 from anomaly_map import combine, feature_distance, pixel_distance, smooth
 from benchmarks.plain import (
     EXTRACTOR,
@@ -49,11 +53,14 @@ from train import build_optimizer, ramped_average
 from unet import UNet
 
 GIGA, MEBI = 1e9, 2**20
+ATTENTION, OPTIMIZER, TABLE, MEMORY = "attention", "fused optimizer", "alpha_bar table", "kept memory"  # what --ablation takes away
+OURS, PLAIN = "ours", "plain"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what is done, to how many pictures, by us and by the reference, and how many operations it takes (0: not counted)."""
+    """One line of the table: what is done, to how many pictures, by us and by the reference, how many operations it takes (0: not counted), and
+    whether the reference keeps memory as we do."""
 
     name: str
     pictures: int
@@ -61,6 +68,7 @@ class Row:
     plain: Callable[[], object]
     operations: float = 0.0
     most: int | None = None  # repeats of what takes minutes
+    plain_keeps_memory: bool = False
 
 
 # Rows
@@ -85,7 +93,7 @@ def operations(call: Callable[[], object]) -> float:
 
 def training(kind: str, batch: int, device: torch.device, without: str = "") -> Row:
     unet, size = network(kind, device)
-    plain = plain_unet(unet).train() if without in ("", "attention") else copy.deepcopy(unet).train()
+    plain = plain_unet(unet).train() if without in ("", ATTENTION) else copy.deepcopy(unet).train()
     ours = unet.train()
     if device.type == "cuda":  # as train.py has it
         ours = ours.to(memory_format=torch.channels_last)
@@ -105,19 +113,21 @@ def training(kind: str, batch: int, device: torch.device, without: str = "") -> 
         return build_optimizer(network, "adam", LEARNING_RATE, WEIGHT_DECAY)
 
     fast = step_of(ours, adam(ours), SCHEDULE)
-    optimizer = plain_adam(plain) if without in ("", "fused optimizer") else adam(plain)
-    slow = step_of(plain, optimizer, PlainSchedule() if without in ("", "alpha_bar table") else SCHEDULE)
-    return Row(named(f"training step, {kind} {size} px, batch {batch}", without), batch, fast, slow, operations(fast))
+    optimizer = plain_adam(plain) if without in ("", OPTIMIZER) else adam(plain)
+    slow = step_of(plain, optimizer, PlainSchedule() if without in ("", TABLE) else SCHEDULE)
+    name = named(f"training step, {kind} {size} px, batch {batch}", without)
+    return Row(name, batch, fast, slow, operations(fast), plain_keeps_memory=without not in ("", MEMORY))
 
 
 def forward(kind: str, batch: int, device: torch.device, without: str = "") -> Row:
     unet, size = network(kind, device)
-    ways = {"": plain_unet(unet), "attention": ready(plain_unet(unet), device), "channels_last": copy.deepcopy(unet)}
+    ways = {"": plain_unet(unet), ATTENTION: ready(plain_unet(unet), device), "channels_last": copy.deepcopy(unet)}
     plain, ours = ways[without].eval(), ready(unet, device)
     x, t = torch.randn(batch, 3, size, size, device=device), torch.full((batch,), 100, device=device)
     fast, slow = torch.no_grad()(lambda: ours(x, t)), torch.no_grad()(lambda: plain(x, t))
     torch.testing.assert_close(fast(), slow(), rtol=0, atol=1e-3)
-    return Row(named(f"forward, {kind} {size} px, batch {batch}", without), batch, fast, slow, operations(fast))
+    name = named(f"forward, {kind} {size} px, batch {batch}", without)
+    return Row(name, batch, fast, slow, operations(fast), plain_keeps_memory=without != "")
 
 
 def named(row: str, without: str) -> str:
@@ -128,7 +138,7 @@ def layer4(device: torch.device) -> Row:
     ours, plain = ready(FeatureExtractor(EXTRACTOR, "random"), device), ready(PlainResNet(), device)
     x = torch.rand(1, 3, 256, 256, device=device) * 2 - 1
     fast, slow = torch.no_grad()(lambda: ours(x)), torch.no_grad()(lambda: plain(x))
-    return Row(f"layer4 not computed: features, {EXTRACTOR} 256 px", 1, fast, slow, operations(fast))
+    return Row(f"layer4 not computed: features, {EXTRACTOR} 256 px", 1, fast, slow, operations(fast), plain_keeps_memory=True)
 
 
 def target_once(device: torch.device, draws: int = 4) -> Row:
@@ -140,13 +150,15 @@ def target_once(device: torch.device, draws: int = 4) -> Row:
         for draw in rebuilt:
             networks.compared(x, x, draw[None])
 
-    return Row(f"target's features once: distances of {draws} draws, {EXTRACTOR} 256 px", 1, lambda: networks.compared(x, x, rebuilt), slow)
+    name = f"target's features once: distances of {draws} draws, {EXTRACTOR} 256 px"
+    return Row(name, 1, lambda: networks.compared(x, x, rebuilt), slow, plain_keeps_memory=True)
 
 
 def averaging(device: torch.device) -> Row:
     unet, _ = network("DDAD-S", device)
     ours, plain = AveragedModel(unet, multi_avg_fn=ramped_average(0.999)), AveragedModel(unet, avg_fn=get_ema_avg_fn(0.999))
-    return Row("moving average at once, not weight by weight: DDAD-S", 1, lambda: ours.update_parameters(unet), lambda: plain.update_parameters(unet))
+    fast, slow = (lambda: ours.update_parameters(unet)), (lambda: plain.update_parameters(unet))
+    return Row("moving average at once, not weight by weight: DDAD-S", 1, fast, slow, plain_keeps_memory=True)
 
 
 def whole_detection(kind: str, batch: int, device: torch.device) -> Row:
@@ -259,15 +271,39 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float:
     return float("nan")
 
 
-def measured(row: Row, repeats: int, device: torch.device, fastest: float) -> str:
-    row.ours(), row.plain()
-    pairs = [(seconds(row.plain, device), seconds(row.ours, device)) for _ in range(min(repeats, row.most or repeats))]
+def serve(pipe: Connection, side: str, name: str, ablation: bool, device: torch.device) -> None:
+    """One side of a row: what it is, then the seconds that it takes, as often as asked, then its peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        row = rows(ablation, device, Path(folder))[name]()
+        if side == OURS or row.plain_keeps_memory:
+            runtime.keep_memory()
+        call = row.ours if side == OURS else row.plain
+        call()
+        pipe.send((row.name, row.pictures, row.operations, row.most))
+        while pipe.recv():
+            pipe.send(seconds(call, device))
+        pipe.send(peak_memory(call, device))
+
+
+def measured(name: str, repeats: int, ablation: bool, device: torch.device, fastest: float) -> str:
+    """The table's line of a row."""
+    spawn, pipes = multiprocessing.get_context("spawn"), {}
+    for side in (PLAIN, OURS):
+        pipes[side], theirs = spawn.Pipe()
+        spawn.Process(target=serve, args=(theirs, side, name, ablation, device), daemon=True).start()
+        title, pictures, operations, most = pipes[side].recv()
+    pairs = [(told(pipes[PLAIN], True), told(pipes[OURS], True)) for _ in range(min(repeats, most or repeats))]
+    memory = [told(pipes[side], False) for side in (PLAIN, OURS)][-1]
     plain, ours = zip(*pairs, strict=True)
     ratios = [slow / fast for slow, fast in pairs]
-    rate = row.operations / statistics.median(ours)
+    rate = operations / statistics.median(ours)
     rates = f"{rate / GIGA:.0f} | {rate / fastest:.0%}" if rate else "– | –"
-    memory = peak_memory(row.ours, device)
-    return f"| {row.name} | {spread(plain, row.pictures)} | {spread(ours, row.pictures)} | {spread(ratios)}× | {rates} | {memory:.0f} |"
+    return f"| {title} | {spread(plain, pictures)} | {spread(ours, pictures)} | {spread(ratios)}× | {rates} | {memory:.0f} |"
+
+
+def told(pipe: Connection, question: bool) -> float:
+    pipe.send(question)
+    return float(pipe.recv())
 
 
 def spread(values: tuple[float, ...] | list[float], of: int = 1) -> str:
@@ -275,7 +311,12 @@ def spread(values: tuple[float, ...] | list[float], of: int = 1) -> str:
     return f"{middle:.3g} ({low:.3g}–{high:.3g})"
 
 
-def table(device: torch.device, folder: Path) -> dict[str, Callable[[], Row]]:
+def rows(ablation: bool, device: torch.device, folder: Path) -> dict[str, Callable[[], Row]]:
+    """What makes each row, by name; the plain side of an ablation's rows is ours without one change."""
+    return without_one(device) if ablation else against_plain(device, folder)
+
+
+def against_plain(device: torch.device, folder: Path) -> dict[str, Callable[[], Row]]:
     return {
         "training DDAD-S": lambda: training("DDAD-S", 16, device),
         "training DDAD 256": lambda: training("DDAD", 2, device),
@@ -288,13 +329,13 @@ def table(device: torch.device, folder: Path) -> dict[str, Callable[[], Row]]:
     }
 
 
-def ablation(device: torch.device) -> dict[str, Callable[[], Row]]:
-    """The plain side of each row is ours without one change."""
+def without_one(device: torch.device) -> dict[str, Callable[[], Row]]:
     return {
-        "training attention": lambda: training("DDAD-S", 16, device, "attention"),
-        "training optimizer": lambda: training("DDAD-S", 16, device, "fused optimizer"),
-        "training alpha_bar": lambda: training("DDAD-S", 16, device, "alpha_bar table"),
-        "forward attention": lambda: forward("DDAD-S", 16, device, "attention"),
+        "training attention": lambda: training("DDAD-S", 16, device, ATTENTION),
+        "training optimizer": lambda: training("DDAD-S", 16, device, OPTIMIZER),
+        "training alpha_bar": lambda: training("DDAD-S", 16, device, TABLE),
+        "training memory": lambda: training("DDAD", 2, device, MEMORY),
+        "forward attention": lambda: forward("DDAD-S", 16, device, ATTENTION),
         "forward channels_last": lambda: forward("DDAD-S", 16, device, "channels_last"),
         "features layer4": lambda: layer4(device),
         "features target": lambda: target_once(device),
@@ -317,10 +358,9 @@ def main() -> None:
     print(f"ceiling: convolution {convolution / GIGA:.0f} GFLOP/s, matrix product {product / GIGA:.0f} GFLOP/s\n")
     sides = ("without it", "with it") if options.ablation else ("plain", "ours")
     print(f"| | {sides[0]}, s a picture | {sides[1]}, s a picture | ratio | GFLOP/s | of the ceiling | peak MiB |\n|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        for name, make in (ablation(device) if options.ablation else table(device, Path(folder))).items():
-            if all(word in name for word in options.rows):
-                print(measured(make(), options.repeats, device, max(convolution, product)), flush=True)
+    for name in rows(options.ablation, device, Path()):
+        if all(word in name for word in options.rows):
+            print(measured(name, options.repeats, options.ablation, device, max(convolution, product)), flush=True)
     print("\nA loaded picture's and a map's share is of the whole set's time.")
 
 

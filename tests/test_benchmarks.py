@@ -30,15 +30,16 @@ def test_the_plain_loop_of_pro_is_the_published_one(golden):
     assert plain.plain_pro(expected["maps"], expected["masks"] > 0) == pytest.approx(float(expected["pro_200_thresholds"]), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda folder: speed.loading(3, 50, folder), lambda _: speed.measuring(6, 64), lambda _: speed.averaging(CPU)],
-    ids=["loading", "metrics", "average"],
-)
-def test_a_row_holds_both_times_and_their_ratio(make, tmp_path):
-    cells = speed.measured(make(tmp_path), 2, CPU, 1e9).strip("| ").split(" | ")
+def test_a_row_holds_both_times_and_their_ratio():
+    cells = speed.measured("average", 2, True, CPU, 1e9).strip("| ").split(" | ")
     plain, ours, ratio = (float(cell.split()[0]) for cell in cells[1:4])
     assert len(cells) == 7 and min(plain, ours, ratio) > 0  # which is faster is for the benchmark to say
+
+
+@pytest.mark.parametrize("make", [lambda folder: speed.loading(3, 50, folder), lambda _: speed.measuring(6, 64)], ids=["loading", "metrics"])
+def test_both_sides_of_a_row_can_be_timed(make, tmp_path):
+    row = make(tmp_path)
+    assert min(speed.seconds(side, CPU) for side in (row.ours, row.plain)) > 0
 
 
 class Layers(nn.Module):
