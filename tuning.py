@@ -8,7 +8,7 @@ what was chosen in tuned.yaml, a configuration for --config.
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ import normal_pictures
 import normality
 import runtime
 from dataset import ImageFolder, View, to_unit_range
-from detection import Detector
+from detection import Detector, Finding
 from files import ensure_writable, whole_file
 from settings import PER_IMAGE, Settings
 from synthetic import ALL_DEFECTS, made_defects
@@ -66,22 +66,25 @@ class Quality(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What a detector makes of the normal pictures and of their spoilt copies."""
+    """What a detector makes of the normal pictures, of their spoilt copies, and of other pictures."""
 
     detector: Detector
     clean: Parts
     spoilt: Parts
+    others: Parts
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Normal pictures (C, H, W), their spoilt copies with kinds and masks (H, W), and the pictures to learn references from."""
+    """Normal pictures (C, H, W), their spoilt copies with kinds and masks (H, W), and the pictures to learn references from; `others` are for
+    benchmarks.regret to judge, and nothing is chosen by them."""
 
     clean: list[Tensor]
     spoilt: list[Tensor]
     kinds: NDArray[np.str_]
     masks: list[NDArray[np.bool_]]
     learnt_from: ImageFolder
+    others: list[Tensor] = field(default_factory=list)
 
 
 def check(settings: Settings, output: Path | None = None) -> tuple[Path, ImageFolder, ImageFolder]:
@@ -111,7 +114,7 @@ def run(settings: Settings, output: Path | None = None) -> Path:
         {"reads": settings.category_dir / "train", **origins, "writes": folder},
     )
     chosen, tried = settings, []
-    for line, best in choices(settings, bench, device):
+    for line, best, _ in choices(settings, bench, device):
         tried.append(line)
         chosen = best
         print(f"  {line['setting']} = {line['value']}: objective {line['objective']:.4f}{' *' if line['taken'] else ''}", flush=True)
@@ -134,11 +137,11 @@ def prepared(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> 
     return Bench(clean, spoilt, made.kinds, made.masks, learnt_from)
 
 
-def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings]]:
-    """What each trial gave, for the log, and the best settings so far."""
+def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings, Trial]]:
+    """What each trial gave, for the log, the best settings so far, and the trial."""
     trial = tried(settings, bench, device)
     best, quality = settings, judged(trial, bench)
-    yield as_line("present settings", None, quality, True), best
+    yield as_line("present settings", None, quality, True), best, trial
     features = [epoch for epoch in checkpoint.epochs_in(settings.checkpoint_folder, checkpoint.FEATURES_PREFIX) if epoch != settings.model.DA_chp]
     for name, values in (REBUILT | {"model.DA_chp": features}).items():
         for candidate in different(settings, best, name, values):
@@ -147,14 +150,15 @@ def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[
             taken = found.objective > quality.objective + LEAST_GAIN
             if taken:
                 best, trial, quality = candidate, other, found
-            yield as_line(name, value(candidate, name), found, taken), best
+            yield as_line(name, value(candidate, name), found, taken), best, other
     for name, values in SCORED.items():
         for candidate in different(settings, best, name, values):
-            found = judged(replace(trial, detector=scored_as(trial.detector, candidate)), bench)
+            other = replace(trial, detector=scored_as(trial.detector, candidate))
+            found = judged(other, bench)
             taken = found.objective > quality.objective + LEAST_GAIN
             if taken:
-                best, trial, quality = candidate, replace(trial, detector=scored_as(trial.detector, candidate)), found
-            yield as_line(name, value(candidate, name), found, taken), best
+                best, trial, quality = candidate, other, found
+            yield as_line(name, value(candidate, name), found, taken), best, other
 
 
 def different(settings: Settings, best: Settings, name: str, values: Sequence[Any]) -> Iterator[Settings]:
@@ -184,15 +188,15 @@ def tried(settings: Settings, bench: Bench, device: torch.device, before: Trial 
 
     clean = compared(bench.clean, before.clean if before else None)
     spoilt = compared(bench.spoilt, before.spoilt if before else None)
+    others = compared(bench.others, before.others if before else None)
     references |= {part: before.detector.known_normals.references[part] for part in same} if before else {}
     known = normal_pictures.judged(detector, clean, references, held_out=True, made_with={}, settings={})
-    return Trial(replace(detector, calibration=known), clean, spoilt)
+    return Trial(replace(detector, calibration=known), clean, spoilt, others)
 
 
 def judged(trial: Trial, bench: Bench) -> Quality:
     """How well the spoilt pictures are told from the others."""
-    detector, known = trial.detector, trial.detector.known_normals
-    found = [normal_pictures.found(detector, parts, known.balance, known.scales) for parts in (*trial.clean, *trial.spoilt)]
+    detector, found = trial.detector, findings(trial.detector, [*trial.clean, *trial.spoilt])
     scores, normals = np.array([finding.score for finding in found]), len(trial.clean)
     maps = [detector.cropped(finding.anomaly).numpy() for finding in found[normals:]]
     masks = [detector.cropped(torch.from_numpy(mask)).numpy() for mask in bench.masks]
@@ -202,6 +206,11 @@ def judged(trial: Trial, bench: Bench) -> Quality:
         (len(places), metrics.pro(np.stack([maps[at] for at in places]), np.stack([masks[at] for at in places]), PRO_LIMIT)) for places in by_shape
     ]
     return Quality(kinds, sum(count * pro for count, pro in pros) / len(maps))
+
+
+def findings(detector: Detector, pictures: Parts) -> list[Finding]:
+    known = detector.known_normals
+    return [normal_pictures.found(detector, parts, known.balance, known.scales) for parts in pictures]
 
 
 def by_kind(normal: NDArray[np.float64], defective: NDArray[np.float64], kinds: NDArray[np.str_]) -> dict[str, float]:

@@ -1,8 +1,13 @@
+import json
+import re
+
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import plain, precision, speed, steps
+import config
+import tuning
+from benchmarks import plain, precision, regret, speed, steps
 from calibration import PIXEL_RATES, Calibration
 from dataset import ImageFolder, View
 from ddad import NoiseSchedule
@@ -79,3 +84,19 @@ def test_a_stopped_measurement_of_steps_goes_on(run_main, tmp_path, category, ca
         tables.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")])
     assert tables[0] == tables[1] and [line.split(" | ")[2] for line in tables[0]] == ["n", "2", "1"]
     assert len(log.read_text().splitlines()) == 2
+
+
+def test_the_regret_is_of_what_detection_would_have_found(run_main, tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tuning, "REBUILT", {"model.w": (1.0,)})
+    monkeypatch.setattr(tuning, "SCORED", {"model.v": (4.0,)})
+    run_main("--train")
+    run_main("--detection")
+    capsys.readouterr()
+    regret.judge(config.load(tiny_config), 1)
+    *lines, last = [line for line in capsys.readouterr().out.splitlines() if re.match("[|] (present|model)|nut", line)]
+    figures = [float(line.strip("| ").split(" | ")[-1]) for line in lines]
+    taken = [figure for line, figure in zip(lines, figures, strict=True) if "| yes |" in line]
+    assert len(lines) == 3 and figures[0] == pytest.approx(
+        100 * json.loads((tmp_path / "results" / "metrics.json").read_text())["image_auroc"], abs=0.05
+    )
+    assert last == f"nut: chosen {taken[-1]:.1f}, best {max(figures):.1f}, regret {max(figures) - taken[-1]:.1f}"

@@ -1,0 +1,63 @@
+"""python -m benchmarks.regret DATA_DIR/CATEGORY CHECKPOINT_DIR [--every 1] [KEY=VALUE …]: what the choice of --tune is worth.
+
+All that --tune tries with the preset is judged on the category's test pictures as well, by the labels that it does not see. The regret is the
+best image AUROC of all that was tried less that of the choice.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import config
+import detection
+import metrics
+import runtime
+import tuning
+from dataset import ImageFolder
+from settings import Settings
+from tuning import Trial
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.regret", description="Judges by test labels all that --tune tries.")
+    parser.add_argument("category", type=Path, metavar="DATA_DIR/CATEGORY")
+    parser.add_argument("checkpoint_dir", type=Path, help="holds a folder of the category's weights")
+    parser.add_argument("--every", type=int, default=1, help="take every so-many-th test picture")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    places = [f"data.data_dir={options.category.parent}", f"data.category={options.category.name}", f"model.checkpoint_dir={options.checkpoint_dir}"]
+    runtime.keep_memory()
+    judge(config.load(ROOT / "config.yaml", ["preset=laptop", "data.name=own", *places, *options.settings]), options.every)
+
+
+def judge(settings: Settings, every: int) -> None:
+    """Prints what was tried, a line each, and the regret."""
+    device = runtime.choose_device(settings.model.device)
+    with tempfile.TemporaryDirectory() as folder:
+        _, pictures, unseen = tuning.check(settings, Path(folder))
+    _, settings, _ = detection.build(settings, settings.checkpoint_folder, device)
+    test = ImageFolder(settings.category_dir, "test", pictures.view, masks=False)
+    items = [item for batch in test.only(test.names()[::every]).batches(1, settings.model.num_workers) for item in batch]
+    labels = np.array([item.label for item in items])
+    bench = tuning.prepared(pictures, unseen, settings)
+    bench.others.extend(item.picture for item in items)
+    print("| setting | value | objective | taken | image AUROC |\n|---|---|---|---|---|")
+    best = chosen = 0.0
+    for line, _, trial in tuning.choices(settings, bench, device):
+        auroc = image_auroc(trial, labels)
+        best, chosen = max(best, auroc), auroc if line["taken"] else chosen
+        taken = "yes" if line["taken"] else ""
+        print(f"| {line['setting']} | {line['value']} | {line['objective']:.4f} | {taken} | {100 * auroc:.1f} |", flush=True)
+    print(f"\n{settings.data.category}: chosen {100 * chosen:.1f}, best {100 * best:.1f}, regret {100 * (best - chosen):.1f}")
+
+
+def image_auroc(trial: Trial, labels: np.ndarray) -> float:
+    return metrics.image_auroc(np.array([finding.score for finding in tuning.findings(trial.detector, trial.others)]), labels)
+
+
+if __name__ == "__main__":
+    main()
