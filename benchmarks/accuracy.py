@@ -58,6 +58,8 @@ ROWS = (
             ("no wide_memory", "memory and coarse_memory", ("score.parts=[memory, coarse_memory]",)),
             ("coarse", "Mahalanobis distance of the changes", ("score.parts=[memory, wide_memory, coarse]",)),
             ("and pixel", "with D_p", ("score.parts=[memory, wide_memory, coarse_memory, pixel]",)),
+            ("EfficientNet-Lite1", "larger features", ("model.feature_extractor=efficientnet_lite1",)),
+            ("EfficientNet-Lite2", "still larger ones", ("model.feature_extractor=efficientnet_lite2",)),
             ("256-pixel features", "faster, larger defects", AT_256),
             ("blur as published", "sigma 4 of 256", ("model.blur_sigma=8",)),
             ("top_mean of 1 %", "pooling", ("score.pooling=top_mean",)),
@@ -76,14 +78,20 @@ ROWS = (
             ("adapted, tied", "the same, a hundred times as close to the pretrained features", ("model.DLlambda=10",)),
         )
     ),
-    Row("all timesteps", "training.highest_step=null", (*TEN, "training.highest_step=null"), "all timesteps"),
-    Row("half the width", "base_channels=16", (*TEN, "model.base_channels=16"), "half the width"),
-    Row("128-pixel UNet", "finer reconstructions, fewer steps", (*TEN, "model.unet_size=128", "model.attention_sizes=[16]"), "128 pixels"),
-    Row(
-        "tiles",
-        "the picture in its proportions, tiles of 64 seen as they are",
-        (*TEN, "data.image_size=64", "model.unet_size=null", "model.blur_sigma=auto", "data.tiles=2"),
-        "tiles",
+    *(
+        Row(name, why, (*TEN, *settings), name)
+        for name, why, settings in (
+            ("all timesteps", "not those of detection alone", ("training.highest_step=null",)),
+            ("half the width", "more steps of fewer weights", ("model.base_channels=16",)),
+            ("128-pixel UNet", "finer reconstructions, fewer steps", ("model.unet_size=128", "model.attention_sizes=[16]")),
+            ("x0-prediction", "the picture, not the noise", ("model.predicts=x0",)),
+            ("v-prediction", "both", ("model.predicts=v",)),
+            ("min-SNR", "less weight on steps with little noise", ("training.min_snr=5",)),
+            ("mirrored", "half of the training pictures", ("training.augmentation=flip",)),
+            ("turned", "and by multiples of 90°", ("training.augmentation=rotate",)),
+            ("256 pixels, squashed", "beside tiles", AT_256),
+            ("256 pixels, tiles", "the picture in its proportions, at twice the size", (*AT_256, "data.tiles=2")),
+        )
     ),
 )
 

