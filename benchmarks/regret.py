@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("checkpoint_dir", type=Path, help="holds a folder of the category's weights")
     parser.add_argument("--every", type=int, default=1, help="take every so-many-th test picture")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     places = [f"data.data_dir={options.category.parent}", f"data.category={options.category.name}", f"model.checkpoint_dir={options.checkpoint_dir}"]
     runtime.keep_memory()
     judge(config.load(ROOT / "config.yaml", ["preset=laptop", "data.name=own", *places, *options.settings]), options.every)
