@@ -33,7 +33,7 @@ from unet import UNet
 FORMAT = "ddad-1"
 FEATURES_PREFIX = "feat"
 TRAINING_STATE, TRAINING_FORMAT = "training.state", "ddad-training-1"
-CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-6"
+CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-7"
 REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-2"
 AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"

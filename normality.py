@@ -20,7 +20,7 @@ have theirs: what lies as far from others as they do is usual, be it in a dense 
 
 A map is the length of the vector of the parts that are asked for (`together`), each in units in which few normal pictures exceed 1 (`Scale`): one
 part is enough to tell a defect, and those that agree count for more, but what is weak does not add up as it would in a sum. Parts that blur what
-they find (BLURRED) count half in it, so that the others draw the outline where both see something.
+they find (BLURRED) count less in it (`weight`), so that the others draw the outline where both see something.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -47,7 +47,7 @@ DESCRIBED_BY = {
 }
 PARTS = (*DISTANCES, *DESCRIBED_BY)
 BLURRED = {part for part, kind in DESCRIBED_BY.items() if kind in (COARSE, WIDE)}
-BLURRED_WEIGHT = 0.5  # of their squares
+BLURRED_WEIGHT = 0.5
 WIDTH = 8  # positions of a wide descriptor
 WHITE, HALF_WHITE, AS_THEY_ARE = 1.0, 0.5, 0.0  # how far the spreads of normal descriptors are evened out
 SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
@@ -97,11 +97,16 @@ class Scale(NamedTuple):
 
 
 def together(units: Mapping[str, Tensor]) -> Tensor:
-    """Parts in their units, of one shape: the root of the sum of the squares of those above 0, of which BLURRED ones count half; or the highest
-    where none is."""
-    stacked = torch.stack([values * BLURRED_WEIGHT**0.5 if part in BLURRED else values for part, values in units.items()])
-    highest = stacked.amax(dim=0)
-    return torch.where(highest > 0, stacked.clamp_min(0).square().sum(dim=0).sqrt(), highest)
+    """Parts in their units, of one shape: the root of the sum of their weights; or the highest where none is above 0."""
+    highest = torch.stack(list(units.values())).amax(dim=0)
+    total = torch.stack([weight(part, values.clamp_min(0)) for part, values in units.items()]).sum(dim=0)
+    return torch.where(highest > 0, total.sqrt(), highest)
+
+
+def weight(part: str, units: Tensor) -> Tensor:
+    """The square of units above 0; of BLURRED parts half of it, and beyond their top no more than the units themselves."""
+    squares = units.square()
+    return BLURRED_WEIGHT * torch.minimum(units, squares) if part in BLURRED else squares
 
 
 def scale(maps: Sequence[Tensor]) -> Scale:

@@ -173,8 +173,14 @@ def test_a_map_is_the_length_of_its_parts_in_their_units():
     parts["pixel"][..., 2, 2], parts["memory"][..., 2, 2] = -4.0, 0.0
     found = detector.finding(torch.empty(0), parts, 1.0, {"pixel": normality.Scale(0, 2), "memory": normality.Scale(10, 30)})
     assert found.anomaly[0, 0] == found.score == 5  # of 3 and 4
-    assert normality.together({"memory": torch.tensor(1.0), "wide_memory": torch.tensor(4.0)}).item() == pytest.approx(3)  # whose square counts half
     assert found.anomaly[1, 1] == 1 and found.anomaly[2, 2] == -0.5 and found.anomaly[3, 3] == 0  # what is below the usual does not count
+
+
+def test_parts_that_blur_count_half_and_beyond_their_top_by_no_square():
+    sharp, blurred = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([0.5, 6.0, 8.0, -2.0])
+    squares = normality.together({"memory": sharp, "wide_memory": blurred})[:3].square()
+    torch.testing.assert_close(squares, torch.tensor([1 + 0.5 * 0.25, 1 + 0.5 * 6, 0.5 * 8]))
+    assert normality.together({"memory": sharp, "wide_memory": blurred})[3] == -1
 
 
 @pytest.mark.parametrize(("kind", "shape"), [(kind, shape) for kind in synthetic.ALL_DEFECTS for shape in ((64, 64), (60, 90, 3))])
