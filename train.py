@@ -207,6 +207,8 @@ def kept_steps(trainer: Trainer, losses: Losses, pixels: Sequence[Tensor], steps
                 remedy = "the same command with --resume goes on" if model.save_model else "nothing is kept, as model.save_model is False"
                 print(f"stopped behind step {progress.step} of {steps}; {remedy}", flush=True)
                 raise stop.as_exception()
+        if processes.any(stop.requested, trainer.generator.device):  # as the last weights were written: what would follow is not done
+            raise stop.as_exception()
 
 
 def save_weights(trainer: Trainer, epoch: int, notes: dict[str, Any], settings: Settings) -> Path:

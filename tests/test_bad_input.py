@@ -554,7 +554,7 @@ def test_place_that_even_root_cannot_write(scene, run_main):
     assert "can't write results to /proc/ddad" in err and "--output" in err
 
 
-def test_ctrl_c_while_weights_are_written(scene, run_main):
+def test_ctrl_c_while_files_are_written(scene, run_main):
     trained(scene)
     before = scene.outputs()
     scene.monkeypatch.setattr(os, "fsync", lambda _: os.kill(os.getpid(), signal.SIGINT))
@@ -562,6 +562,19 @@ def test_ctrl_c_while_weights_are_written(scene, run_main):
     assert (code, err) == (130, "stopped; files written so far are whole\n")
     assert "Traceback" not in out
     assert_nothing_half_written(scene, before)
+
+
+def test_ctrl_c_while_the_last_weights_are_written_keeps_them_and_ends_the_run(scene, run_main):
+    save = checkpoint.save_unet
+
+    def interrupted(*arguments, **notes):
+        os.kill(os.getpid(), signal.SIGINT)
+        save(*arguments, **notes)
+
+    scene.monkeypatch.setattr(checkpoint, "save_unet", interrupted)
+    code, out, err = run_main("--train", "--detection", *FEW_STEPS)
+    assert (code, err) == (130, "stopped; files written so far are whole\n")
+    assert (scene.weights / "2").is_file() and "Detecting" not in out and "image AUROC" not in out
 
 
 def test_ctrl_c_while_the_sample_set_is_made(scene, run_main):
