@@ -17,7 +17,7 @@ import yaml
 import published
 from names import stays_inside
 from presets import PRESETS, PUBLISHED
-from settings import AUTO, LATEST, PER_IMAGE, DataSettings, Settings
+from settings import AUTO, LATEST, PER_IMAGE, PLANNED, DataSettings, Settings
 
 SAMPLE = "sample"  # data.name of the embedded sample set
 ALL = "all"  # data.category of all that data.data_dir holds
@@ -36,7 +36,6 @@ BY_CATEGORY: dict[str, tuple[str, Any, Any]] = {  # key → column of published.
 }
 SHORTCUTS = ("preset", "budget_minutes")  # at the top of the file
 DRAWS = 4  # `auto` number of reconstructions where scores are per picture; the published system makes one
-PLANNED = 0  # `auto` epochs until planning.py has found how many fit training.budget_minutes
 HELD_OUT = 0.2  # `auto` share of train/good kept for calibration where scores are per picture; the published runs train on all
 NOT_TEXT = (int, float, datetime.date)  # what YAML makes of 01 or 2024-01-02
 LARGEST_FILE = 2**16  # bytes; config.yaml with all its comments has 6,000

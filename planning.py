@@ -16,10 +16,9 @@ import detection
 import parallel
 import runtime
 import train
-from config import PLANNED
 from dataset import ImageFolder, View, full_batches
 from normal_pictures import looks, parts_alone, placeholders, work
-from settings import Settings
+from settings import PLANNED, Settings
 from unet import UNet
 
 TIMED_STEPS, TIMED_PICTURES = 5, 8

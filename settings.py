@@ -10,6 +10,7 @@ from typing import Any
 
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
+PLANNED = 0  # `auto` epochs until planning.py has found how many fit training.budget_minutes
 PARTS = ("pixel", "feature", "residual", "coarse", "residual_memory", "coarse_memory", "memory", "wide_memory", "patch_memory")
 
 
@@ -199,7 +200,10 @@ class Settings:
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section, as config.yaml would hold them."""
-        return {section: {name: plain(value) for name, value in values.items()} for section, values in asdict(self).items()}
+        sections = {section: {name: plain(value) for name, value in values.items()} for section, values in asdict(self).items()}
+        if self.model.epochs == PLANNED:
+            sections["model"]["epochs"] = AUTO
+        return sections
 
 
 def plain(value: Any) -> Any:

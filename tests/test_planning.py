@@ -7,6 +7,7 @@ import config
 import normal_pictures
 import planning
 from benchmarks import accuracy
+from detection import Detector
 from presets import PRESETS
 
 LAPTOP = ("preset=laptop", "model.unet_size=16", "model.channel_multipliers=[1]", "model.base_channels=8", "data.batch_size=4", "data.image_size=32")
@@ -62,6 +63,20 @@ def test_the_laptop_preset_plans_trains_and_detects(run_main, monkeypatch, tmp_p
     assert code == 0 and "2 epochs, as" in out and "nut is trained" in out
     code, _, err = run_main("--train", *SHORT, "budget_minutes=0.0001")
     assert code == 2 and "budget_minutes is 0.0001, which leaves 0 training steps; set it to 1 or more" in err
+
+
+def test_settings_of_a_budget_that_did_not_train_are_read_back(run_main, tiny_config, tmp_path):
+    """As --tune, calibrations and manifests keep them."""
+    planned = config.load(tiny_config, ["model.epochs=auto", "budget_minutes=5"])
+    again = config.build(planned.as_dict())
+    assert again == planned and planned.as_dict()["model"]["epochs"] == "auto"
+    budget = ("preset=laptop", *LAPTOP[1:])
+    assert run_main("--train", *budget, "model.epochs=2")[0] == 0
+    code, _, err = run_main("--detection", *budget)
+    assert code == 0, err
+    assert Detector.load(tmp_path / "checkpoints" / "nut").threshold > 0
+    code, _, err = run_main("--rerun", str(tmp_path / "results" / "manifest.json"), "--output", str(tmp_path / "again"))
+    assert code == 0, err
 
 
 def test_tuning_writes_a_configuration_that_runs(run_main, monkeypatch, tmp_path):
