@@ -177,6 +177,8 @@ def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:
         part = "average" if averaged and "average" in content else "weights"
         check_complete(path, content, part)
         weights = content[part]
+    elif unet.architecture["predicts"]:
+        raise ValueError(f"{path} is a released file, of a network that predicts the noise; set model.predicts=null")
     load_strictly(path, unet, {name.removeprefix("module."): value for name, value in weights.items()})
 
 

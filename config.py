@@ -286,6 +286,8 @@ def resolved(sections: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any
                 unpublished.append(f"{name}.{leaf}")
             else:
                 values[leaf] = kind(row.get(column, otherwise))
+    if name == "model" and sections[name].get("DA_epochs") == AUTO and isinstance(values["DA_chp"], int):
+        values["DA_epochs"] = values["DA_chp"]
     if unpublished:
         raise ValueError(
             f"nothing is published for category {data['category']!r} of {data['name']}{nearest(data['category'], published.table())}; "

@@ -259,7 +259,7 @@ def assembled(settings: Settings, unet: nn.Module, extractor: nn.Module, device:
 def fingerprint(detector: Detector, settings: Settings) -> dict[str, Any]:
     """All that a score depends on beside the picture, as a file holds it."""
     networks = detector.networks
-    matters = {name: getattr(networks, name) for name in ("w", "start", "skip", "eta", "draws", "precision", "size")}
+    matters = {name: getattr(networks, name) for name in ("w", "start", "skip", "eta", "draws", "precision", "size", "predicts")}
     matters |= {name: getattr(detector, name) for name in ("v", "blur_sigma", "crop", "seed", "parts", "pooling", "pooled_share")}
     matters |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments(), "pictures": settings.calibration.pictures}
     return calibration.as_stored(matters | {"weights": networks.hash()})

@@ -53,10 +53,11 @@ def calibrated(detector: Detector, settings: Settings) -> Detector:
 
 def measured(detector: Detector, whole: ImageFolder, made_with: dict[str, Any], settings: Settings) -> Calibration:
     """On the pictures that no stage has seen; on others of train/good where there are none, as with released weights. References are learnt
-    from those that it is not measured on, where there are others."""
+    from those that it is not measured on, for which half of them are left where all have been seen."""
     processes = parallel.group()
     unseen = whole.only(unseen_pictures(settings))
-    normal = (unseen or whole).drawn(settings.calibration.pictures, settings.model.seed)
+    most = settings.calibration.pictures if unseen or not detector.parts else min(settings.calibration.pictures, max(1, len(whole) // 2))
+    normal = (unseen or whole).drawn(most, settings.model.seed)
     references = processes.told(referred(detector, whole.without(normal.names()) or whole, settings)) if detector.parts else {}
     batches = in_batches(detector, normal, lambda pictures: parts_alone(detector, pictures, references), settings.model.num_workers, processes)
     parts = [one for _, one in runtime.count(batches, len(normal), "calibrating")]

@@ -194,7 +194,7 @@ class Settings:
 
     def adaptation_arguments(self) -> dict[str, Any]:
         """All settings that the adapted features depend on, beside the network."""
-        names = ("DA_epochs", "w_DA", "DLlambda", "test_trajectoy_steps_DA", "skip_DA", "eta", "seed")
+        names = ("predicts", "DA_epochs", "w_DA", "DLlambda", "test_trajectoy_steps_DA", "skip_DA", "eta", "seed")
         model = {name: getattr(self.model, name) for name in names}
         return {**self.view_arguments(), **self.schedule_arguments(), "batch_size": self.data.DA_batch_size, **model}
 

@@ -8,7 +8,7 @@ what was chosen in tuned.yaml, a configuration for --config.
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ import normal_pictures
 import normality
 import runtime
 from dataset import ImageFolder, View, to_unit_range
-from detection import Detector, Finding
+from detection import Detector
 from files import ensure_writable, whole_file
 from settings import PER_IMAGE, Settings
 from synthetic import ALL_DEFECTS, made_defects
@@ -66,25 +66,22 @@ class Quality(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What a detector makes of the normal pictures, of their spoilt copies, and of other pictures."""
+    """What a detector makes of the normal pictures and of their spoilt copies."""
 
     detector: Detector
     clean: Parts
     spoilt: Parts
-    others: Parts
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Normal pictures (C, H, W), their spoilt copies with kinds and masks (H, W), and the pictures to learn references from; `others` are for
-    benchmarks.regret to judge, and nothing is chosen by them."""
+    """Normal pictures (C, H, W), their spoilt copies with kinds and masks (H, W), and the pictures to learn references from."""
 
     clean: list[Tensor]
     spoilt: list[Tensor]
     kinds: NDArray[np.str_]
     masks: list[NDArray[np.bool_]]
     learnt_from: ImageFolder
-    others: list[Tensor] = field(default_factory=list)
 
 
 def check(settings: Settings, output: Path | None = None) -> tuple[Path, ImageFolder, ImageFolder]:
@@ -137,11 +134,11 @@ def prepared(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> 
     return Bench(clean, spoilt, made.kinds, made.masks, learnt_from)
 
 
-def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings, Trial]]:
-    """What each trial gave, for the log, the best settings so far, and the trial."""
+def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings, Detector]]:
+    """What each trial gave, for the log, the best settings so far, and the trial's detector."""
     trial = tried(settings, bench, device)
     best, quality = settings, judged(trial, bench)
-    yield as_line("present settings", None, quality, True), best, trial
+    yield as_line("present settings", None, quality, True), best, trial.detector
     features = [epoch for epoch in checkpoint.epochs_in(settings.checkpoint_folder, checkpoint.FEATURES_PREFIX) if epoch != settings.model.DA_chp]
     for name, values in (REBUILT | {"model.DA_chp": features}).items():
         for candidate in different(settings, best, name, values):
@@ -150,7 +147,7 @@ def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[
             taken = found.objective > quality.objective + LEAST_GAIN
             if taken:
                 best, trial, quality = candidate, other, found
-            yield as_line(name, value(candidate, name), found, taken), best, other
+            yield as_line(name, value(candidate, name), found, taken), best, other.detector
     for name, values in SCORED.items():
         for candidate in different(settings, best, name, values):
             other = replace(trial, detector=scored_as(trial.detector, candidate))
@@ -158,7 +155,7 @@ def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[
             taken = found.objective > quality.objective + LEAST_GAIN
             if taken:
                 best, trial, quality = candidate, other, found
-            yield as_line(name, value(candidate, name), found, taken), best, other
+            yield as_line(name, value(candidate, name), found, taken), best, other.detector
 
 
 def different(settings: Settings, best: Settings, name: str, values: Sequence[Any]) -> Iterator[Settings]:
@@ -188,15 +185,15 @@ def tried(settings: Settings, bench: Bench, device: torch.device, before: Trial 
 
     clean = compared(bench.clean, before.clean if before else None)
     spoilt = compared(bench.spoilt, before.spoilt if before else None)
-    others = compared(bench.others, before.others if before else None)
     references |= {part: before.detector.known_normals.references[part] for part in same} if before else {}
     known = normal_pictures.judged(detector, clean, references, held_out=True, made_with={}, settings={})
-    return Trial(replace(detector, calibration=known), clean, spoilt, others)
+    return Trial(replace(detector, calibration=known), clean, spoilt)
 
 
 def judged(trial: Trial, bench: Bench) -> Quality:
     """How well the spoilt pictures are told from the others."""
-    detector, found = trial.detector, findings(trial.detector, [*trial.clean, *trial.spoilt])
+    detector, known = trial.detector, trial.detector.known_normals
+    found = [normal_pictures.found(detector, parts, known.balance, known.scales) for parts in (*trial.clean, *trial.spoilt)]
     scores, normals = np.array([finding.score for finding in found]), len(trial.clean)
     maps = [detector.cropped(finding.anomaly).numpy() for finding in found[normals:]]
     masks = [detector.cropped(torch.from_numpy(mask)).numpy() for mask in bench.masks]
@@ -206,11 +203,6 @@ def judged(trial: Trial, bench: Bench) -> Quality:
         (len(places), metrics.pro(np.stack([maps[at] for at in places]), np.stack([masks[at] for at in places]), PRO_LIMIT)) for places in by_shape
     ]
     return Quality(kinds, sum(count * pro for count, pro in pros) / len(maps))
-
-
-def findings(detector: Detector, pictures: Parts) -> list[Finding]:
-    known = detector.known_normals
-    return [normal_pictures.found(detector, parts, known.balance, known.scales) for parts in pictures]
 
 
 def by_kind(normal: NDArray[np.float64], defective: NDArray[np.float64], kinds: NDArray[np.str_]) -> dict[str, float]:

@@ -48,7 +48,6 @@ ROWS = (
         Row(name, why, (*TEN, *settings), "10 minutes")
         for name, why, settings in (
             ("patch memory", "the bar: nearest normal patch, no reconstruction", ("score.parts=[patch_memory]", *ONE_CALL)),
-            ("patch memory, 256 pixels", "the same, as it is usually run", ("score.parts=[patch_memory]", *ONE_CALL, *AT_256)),
             ("the paper's map", "D_f + v·balance·D_p", ("score.parts=null",)),
             ("memory alone", "half-white patches, local outlier factors, no reconstruction", ("score.parts=[memory]", *ONE_CALL)),
             ("wide_memory alone", "means of them over 8×8 positions", ("score.parts=[wide_memory]", *ONE_CALL)),
@@ -60,7 +59,6 @@ ROWS = (
             ("and pixel", "with D_p", ("score.parts=[memory, wide_memory, coarse_memory, pixel]",)),
             ("EfficientNet-Lite1", "larger features", ("model.feature_extractor=efficientnet_lite1",)),
             ("EfficientNet-Lite2", "still larger ones", ("model.feature_extractor=efficientnet_lite2",)),
-            ("256-pixel features", "faster, larger defects", AT_256),
             ("blur as published", "sigma 4 of 256", ("model.blur_sigma=8",)),
             ("top_mean of 1 %", "pooling", ("score.pooling=top_mean",)),
             ("w = 2", "a weaker pull", ("model.w=2",)),
@@ -69,6 +67,21 @@ ROWS = (
             ("5 calls", "skip 50", ("model.skip=50",)),
             ("2 draws", "the mean of two reconstructions", ("score.draws=2",)),
             ("raw weights", "without the moving average", ("model.averaged=False",)),
+        )
+    ),
+    *(
+        Row(name, why, (*TEN, *AT_256, *settings), weights)
+        for name, why, settings, weights in (
+            ("256 pixels", "faster, larger defects", (), "256 pixels"),
+            ("256 pixels, patch memory", "the bar, as it is usually run", ("score.parts=[patch_memory]", *ONE_CALL), "256 pixels"),
+            ("256 pixels, no reconstruction", "beside tiles", ("score.parts=[memory, wide_memory]", *ONE_CALL), "256 pixels"),
+            ("256 pixels, tiles", "the picture in its proportions, at twice the size", ("data.tiles=2",), "256 pixels, tiles"),
+            (
+                "256 pixels, tiles, no reconstruction",
+                "by the pictures alone",
+                ("score.parts=[memory, wide_memory]", *ONE_CALL, "data.tiles=2"),
+                "256 pixels, tiles",
+            ),
         )
     ),
     *(
@@ -89,8 +102,6 @@ ROWS = (
             ("min-SNR", "less weight on steps with little noise", ("training.min_snr=5",)),
             ("mirrored", "half of the training pictures", ("training.augmentation=flip",)),
             ("turned", "and by multiples of 90°", ("training.augmentation=rotate",)),
-            ("256 pixels, squashed", "beside tiles", AT_256),
-            ("256 pixels, tiles", "the picture in its proportions, at twice the size", (*AT_256, "data.tiles=2")),
         )
     ),
 )

@@ -7,7 +7,7 @@ from torch import nn
 
 import config
 import tuning
-from benchmarks import plain, precision, regret, speed, steps
+from benchmarks import plain, precision, regret, speed, speed_rows, steps
 from calibration import PIXEL_RATES, Calibration
 from dataset import ImageFolder, View
 from ddad import NoiseSchedule
@@ -41,7 +41,9 @@ def test_a_row_holds_both_times_and_their_ratio():
     assert len(cells) == 7 and min(plain, ours, ratio) > 0  # which is faster is for the benchmark to say
 
 
-@pytest.mark.parametrize("make", [lambda folder: speed.loading(3, 50, folder), lambda _: speed.measuring(6, 64)], ids=["loading", "metrics"])
+@pytest.mark.parametrize(
+    "make", [lambda folder: speed_rows.loading(3, 50, folder), lambda _: speed_rows.measuring(6, 64)], ids=["loading", "metrics"]
+)
 def test_both_sides_of_a_row_can_be_timed(make, tmp_path):
     row = make(tmp_path)
     assert min(speed.seconds(side, CPU) for side in (row.ours, row.plain)) > 0

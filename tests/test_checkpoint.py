@@ -51,6 +51,13 @@ def test_the_moving_average_is_kept_beside_the_raw_weights_and_preferred(folder)
     torch.testing.assert_close(checkpoint.read_state(folder / "1")["weights"], unet.state_dict())
 
 
+def test_weights_that_do_not_say_what_they_predict_predict_the_noise(folder):
+    folder.mkdir(parents=True)
+    torch.save(UNet(**SMALL).state_dict(), folder / "2")
+    with pytest.raises(ValueError, match="2 is a released file, of a network that predicts the noise; set model.predicts=null"):
+        checkpoint.load_unet(folder / "2", UNet(**SMALL, predicts="v"))
+
+
 def test_a_mismatch_names_both_sides(folder):
     checkpoint.save_unet(folder / "1", UNet(**SMALL))
     with pytest.raises(ValueError, match="base_channels is 8 in the file, 16 in the configuration"):

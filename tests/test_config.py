@@ -228,3 +228,9 @@ def test_a_hostile_file_runs_nothing_and_fills_no_memory(tmp_path, monkeypatch, 
     assert len(str(caught.value)) < 1000 and not (tmp_path / "owned").exists()
     with pytest.raises(ValueError, match="not a YAML value|should be|holds no sections"):
         config.with_overrides({"data": "x"}, [f"data.name={text[6:]}"])
+
+
+def test_adaptation_lasts_until_the_epoch_that_detection_takes():
+    data = ["data.name=own", "data.category=nut", "model.w=3", "model.epochs=2"]
+    for changes, epochs in (((), 0), (("model.DA_chp=4",), 4), (("model.DA_chp=4", "model.DA_epochs=6"), 6), (("model.DA_chp=latest",), 0)):
+        assert config.load(ROOT / "config.yaml", [*data, *changes]).model.DA_epochs == epochs

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -192,10 +194,12 @@ def test_a_made_defect_changes_its_mask_alone(kind, shape):
     assert (changed != picture)[mask].any() and not (changed != picture)[~mask].any()
 
 
-def test_where_training_saw_all_pictures_references_are_learnt_from_them_too(run_main):
+def test_where_training_saw_all_pictures_the_threshold_is_of_other_ones_than_the_memory(run_main, tmp_path):
+    """A memory that held them would find nothing unusual in them, and call all others."""
     assert run_main("--train", "calibration.share=0")[0] == 0
-    code, out, _ = run_main("--detection", "calibration.share=0", "score.parts=[pixel, memory]")
-    assert code == 0 and "training has seen these pictures" in out
+    code, out, _ = run_main("--detection", "calibration.share=0", "score.parts=[memory]")
+    assert code == 0 and "from 5 normal pictures" in out and "training has seen these pictures" in out
+    assert min(json.loads((tmp_path / "checkpoints" / "nut" / "calibration.json").read_text())["scores"]) > 0
 
 
 @pytest.mark.parametrize(
