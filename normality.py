@@ -104,7 +104,7 @@ def together(units: Mapping[str, Tensor]) -> Tensor:
 
 
 def weight(part: str, units: Tensor) -> Tensor:
-    """The square of units above 0; of BLURRED parts half of it, and beyond their top no more than the units themselves."""
+    """The square of units above 0; of BLURRED parts half of it, and beyond their top half the units alone."""
     squares = units.square()
     return BLURRED_WEIGHT * torch.minimum(units, squares) if part in BLURRED else squares
 
