@@ -7,7 +7,7 @@ from torch import nn
 
 import config
 import tuning
-from benchmarks import plain, precision, regret, speed, speed_rows, steps
+from benchmarks import draws, plain, precision, regret, speed, speed_rows, steps
 from calibration import PIXEL_RATES, Calibration
 from dataset import ImageFolder, View
 from ddad import NoiseSchedule
@@ -102,3 +102,18 @@ def test_the_regret_is_of_what_detection_would_have_found(run_main, tiny_config,
         100 * json.loads((tmp_path / "results" / "metrics.json").read_text())["image_auroc"], abs=0.05
     )
     assert last == f"nut: chosen {taken[-1]:.1f}, best {max(figures):.1f}, regret {max(figures) - taken[-1]:.1f}"
+
+
+def test_the_table_of_draws_holds_what_detection_finds(run_main, tiny_config, tmp_path, category, capsys):
+    run_main("--train")
+    wanted = []
+    for settings in (["score.protocol=published", "data.test_batch_size=16"], ["score.draws=2"]):
+        run_main("--detection", *settings)
+        found = json.loads((tmp_path / "results" / "metrics.json").read_text())
+        wanted.append([100 * found[key] for key in ("image_auroc", "pixel_auroc", "pro")])
+    capsys.readouterr()
+    draws.main([str(category), str(tmp_path / "checkpoints"), "--config", str(tiny_config)])
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| nut, ")).strip("| ").split(" | ")
+    for cell, figures in zip((row[1], row[4]), wanted, strict=True):
+        assert [float(value.split()[0]) for value in cell.split(" / ")] == pytest.approx(figures, abs=0.051)
+    assert len(row) == 3 + len(draws.DRAWS) + len(draws.RATES) and row[-1].startswith(tuple("0123")) and " of 3 (" in row[-1]
