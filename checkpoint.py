@@ -106,14 +106,16 @@ def is_made(folder: Path, epoch: int, made_with: dict[str, Any], prefix: str = "
     return path is not None and isinstance(theirs, dict) and not differences(plain_values(path, theirs), as_stored(made_with))
 
 
-def planned_epochs(folder: Path) -> int | None:
-    """The epochs of the training whose state, or else whose last weights, the folder holds."""
+def planned(folder: Path) -> tuple[int | None, float | None]:
+    """The epochs of the training whose state, or else whose last weights, the folder holds, and the minutes that they were to fit; None for what
+    is not known."""
     there = epochs_in(folder)
     last = latest(there)
     path = folder / TRAINING_STATE if has_training_state(folder) else there.get(last) if last is not None else None
-    made_with = read_state(path).get("made_with") if path else None
+    content = read_state(path) if path else {}
+    made_with, budget = content.get("made_with"), content.get("budget_minutes")
     epochs = made_with.get("epochs") if isinstance(made_with, dict) else None
-    return epochs if isinstance(epochs, int) and epochs > 0 else None
+    return epochs if isinstance(epochs, int) and epochs > 0 else None, budget if isinstance(budget, float) else None
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:

@@ -39,7 +39,7 @@ class Costs(NamedTuple):
 
 
 def fitted(settings: Settings, stages: Collection[str], resume: bool) -> Settings:
-    """With as many epochs as fit training.budget_minutes, where model.epochs is left to it; a run that goes on keeps what it had planned.
+    """With as many epochs as fit training.budget_minutes, where model.epochs is left to it; a run that goes on keeps what this budget had planned.
 
     Raises FileNotFoundError where there are no pictures, ValueError where the budget holds no useful training.
     """
@@ -47,14 +47,15 @@ def fitted(settings: Settings, stages: Collection[str], resume: bool) -> Setting
         return settings
     before = planned_before(settings) if resume else None
     epochs = parallel.group().told(before or planned(settings, stages))
-    return replace(settings, model=replace(settings.model, epochs=epochs), training=replace(settings.training, budget_minutes=None))
+    return replace(settings, model=replace(settings.model, epochs=epochs))
 
 
 def planned_before(settings: Settings) -> int | None:
-    """The epochs of the training that the checkpoint folder holds, finished or not."""
-    epochs = checkpoint.planned_epochs(settings.checkpoint_folder)
-    if epochs:
-        print(f"{epochs} epochs, as {settings.checkpoint_folder} has them planned", flush=True)
+    """The epochs of the training that the checkpoint folder holds, finished or not, if it is of this budget."""
+    epochs, budget = checkpoint.planned(settings.checkpoint_folder)
+    if epochs is None or budget not in (None, settings.training.budget_minutes):
+        return None
+    print(f"{epochs} epochs, as {settings.checkpoint_folder} has them planned", flush=True)
     return epochs
 
 

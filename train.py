@@ -162,7 +162,8 @@ def learn(settings: Settings, resume: bool) -> None:
         print(f"starting anew; the unfinished run in {folder}, which --resume would go on with, is replaced", flush=True)
     began = time.monotonic()
     saved: Path | str = "nowhere (model.save_model is False)"
-    pixels, notes = cache.pixels(pictures, **settings.cache_arguments()), {"held_out": kept.names(), "made_with": fingerprint}
+    pixels = cache.pixels(pictures, **settings.cache_arguments())
+    notes = {"held_out": kept.names(), "made_with": fingerprint, "budget_minutes": settings.training.budget_minutes}
     shown = [picture.numpy() for picture in pixels]
     for line in brief(doctor.glance(settings.category_dir, pictures.names(), shown)):
         print(line, flush=True)
@@ -200,8 +201,8 @@ def kept_steps(trainer: Trainer, losses: Losses, pixels: Sequence[Tensor], steps
             if progress.epoch_ends and model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.step == steps):
                 yield save_weights(trainer, progress.epoch, notes, settings)
             if due and model.save_model:
-                state = {"trainer": trainer.state_dict(), "losses": [losses.lowest, losses.values()], "made_with": notes["made_with"]}
-                checkpoint.save_training_state(folder, state)
+                state = {"trainer": trainer.state_dict(), "losses": [losses.lowest, losses.values()]}
+                checkpoint.save_training_state(folder, state | {name: notes[name] for name in ("made_with", "budget_minutes")})
                 kept_at = time.monotonic()
             if stopped:
                 remedy = "the same command with --resume goes on" if model.save_model else "nothing is kept, as model.save_model is False"

@@ -115,8 +115,8 @@ def run(settings: Settings, output: Path | None = None) -> Path:
         tried.append(line)
         chosen = best
         print(f"  {line['setting']} = {line['value']}: objective {line['objective']:.4f}{' *' if line['taken'] else ''}", flush=True)
-    with whole_file(folder / LOG, REMEDY, "w") as file:
-        file.writelines(json.dumps(line) + "\n" for line in tried)
+        with whole_file(folder / LOG, REMEDY, "w") as file:
+            file.writelines(json.dumps(one) + "\n" for one in tried)
     with whole_file(folder / TUNED, REMEDY, "w") as file:
         yaml.safe_dump(chosen.as_dict(), file, sort_keys=False)
     changed = [f"{name}={value(chosen, name)}" for name in (*REBUILT, *SCORED, "model.DA_chp") if value(chosen, name) != value(settings, name)]
@@ -162,14 +162,23 @@ def different(settings: Settings, best: Settings, name: str, values: Sequence[An
     """The best settings with each other value of a key with which they go together."""
     for other in values:
         candidate = with_value(best, name, other)
-        unused = best.score.parts if name == "model.v" else name == "score.pooled_share" and best.score.pooling == "maximum"
-        if unused or other == value(settings, name):
+        if unused(name, best) or other == value(settings, name):
             continue
         try:
             config.check_together(candidate)
         except ValueError:
             continue
         yield candidate
+
+
+def unused(name: str, settings: Settings) -> bool:
+    """Whether the map does not depend on this setting."""
+    parts = settings.score.parts
+    if name == "model.v":
+        return bool(parts)
+    if name == "score.pooled_share":
+        return settings.score.pooling == "maximum"
+    return name in REBUILT and bool(parts) and all(normality.DESCRIBED_BY.get(part) in normality.ALONE for part in parts or ())
 
 
 def tried(settings: Settings, bench: Bench, device: torch.device, before: Trial | None = None) -> Trial:

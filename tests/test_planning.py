@@ -59,8 +59,11 @@ def test_the_laptop_preset_plans_trains_and_detects(run_main, monkeypatch, tmp_p
     code, out, err = run_main("--train", "--domain_adaptation", "--detection", *SHORT, "budget_minutes=5")
     assert (code, err) == (0, "")
     assert "to fit nut into 5 minutes" in out and "plan: 4 training steps of 4 pictures" in out and "image AUROC" in out
-    code, out, _ = run_main("--train", "--resume", *SHORT, "budget_minutes=9")
+    code, out, _ = run_main("--train", "--resume", *SHORT, "budget_minutes=5")
     assert code == 0 and "2 epochs, as" in out and "nut is trained" in out
+    monkeypatch.setattr(planning, "MOST_STEPS", 6)
+    code, out, _ = run_main("--train", "--resume", *SHORT, "budget_minutes=9")
+    assert code == 0 and "plan: 6 training steps" in out and "trained nut for 3 epochs" in out
     code, _, err = run_main("--train", *SHORT, "budget_minutes=0.0001")
     assert code == 2 and "budget_minutes is 0.0001, which leaves 0 training steps; set it to 1 or more" in err
 
@@ -90,6 +93,8 @@ def test_tuning_writes_a_configuration_that_runs(run_main, monkeypatch, tmp_path
     assert content["model"]["v"] in (1.0, *tuning.SCORED["model.v"])
     assert (tmp_path / "tuned" / "tuning.jsonl").read_text().count("objective") >= 3
     assert run_main("--detection", config=tmp_path / "tuned" / "tuned.yaml")[0] == 0
+    code, out, _ = run_main("--tune", "--output", str(tmp_path / "alone"), "score.parts=[memory]")
+    assert code == 0 and "score.pooling" in out and "model.w =" not in out and "model.v =" not in out  # which do not change the map
 
 
 def test_a_trial_that_takes_over_what_no_reconstruction_changes_is_a_whole_one(run_main, tiny_config):
