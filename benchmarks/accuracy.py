@@ -41,12 +41,15 @@ ONE_CALL = ("model.skip=250", "score.draws=1")  # a reconstruction that the map 
 AT_256 = ("data.image_size=256", "model.blur_sigma=2")
 WITH_ADAPTATION = ("--train", "--domain_adaptation", "--detection")
 ROWS = (
+    Row("preset, 5 minutes", "the curve", ("budget_minutes=5",), "5 minutes"),
     Row("preset, 10 minutes", "what a user gets", TEN, "10 minutes"),
     Row("preset, 20 minutes", "the curve", ("budget_minutes=20",), "20 minutes"),
     Row("preset, 60 minutes", "the default", ("budget_minutes=60",), "60 minutes"),
     *(
         Row(name, why, (*TEN, *settings), "10 minutes")
         for name, why, settings in (
+            ("whole picture", "measured without a crop", ("metrics.centre_crop=1",)),
+            ("whole picture, patch memory", "the bar, so measured", ("metrics.centre_crop=1", "score.parts=[patch_memory]", *ONE_CALL)),
             ("patch memory", "the bar: nearest normal patch, no reconstruction", ("score.parts=[patch_memory]", *ONE_CALL)),
             ("the paper's map", "D_f + v·balance·D_p", ("score.parts=null",)),
             ("memory alone", "half-white patches, local outlier factors, no reconstruction", ("score.parts=[memory]", *ONE_CALL)),
