@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 PLAIN_LINE_SECONDS = 10.0  # between two lines where there is no terminal
+ON_GLIBC = platform.libc_ver()[0] == "glibc"
 KEPT_BY_GLIBC = ((-4, 0), (-1, -1))  # mallopt: M_MMAP_MAX, no block is mapped on its own; M_TRIM_THRESHOLD, no memory goes back
 
 Thing = TypeVar("Thing")
@@ -110,15 +111,18 @@ def compiled(call: Callable[..., Any], wanted: bool | str, device: torch.device)
 def keep_memory() -> None:
     """From now on memory that tensors leave stays with the process, for the next ones. By itself glibc gives large blocks back, and each time the
     system clears the pages anew, which takes a quarter of a training step at 256 pixels on a CPU. Elsewhere nothing is done."""
-    if platform.libc_ver()[0] == "glibc":
+    if ON_GLIBC:
         for parameter, value in KEPT_BY_GLIBC:
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that may still be taken there; infinity where the system does not tell."""
+    """Bytes that may still be taken there, after what the process keeps without need (`keep_memory`) is given back; infinity where the system
+    does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if ON_GLIBC:
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError, KeyError):  # not Linux
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         return 1024 * int(lines["MemAvailable"].split()[0])

@@ -56,13 +56,20 @@ def test_free_memory_is_told_or_unknown():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
-def test_memory_that_tensors_leave_is_kept_for_the_next_ones():
+def test_memory_that_tensors_leave_is_kept_for_the_next_ones_and_counts_as_free():
     script = """
-import resource, torch, runtime
+import os, resource, torch, runtime
+from pathlib import Path
 runtime.keep_memory()
 for _ in range(20):
     torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+kept = resident()
+runtime.free_memory(torch.device("cpu"))
+print(kept - resident())
 """
-    faults = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True).stdout
-    assert int(faults) < 14 * 2**14  # of 20 times the 2**14 pages of such a tensor; some 80,000 are the interpreter's and torch's
+    printed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True).stdout
+    faults, given_back = map(int, printed.split())
+    assert faults < 14 * 2**14  # of 20 times the 2**14 pages of such a tensor; some 80,000 are the interpreter's and torch's
+    assert given_back > 2**25  # of the 2**26 bytes of one
