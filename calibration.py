@@ -46,7 +46,8 @@ class Calibration:
 
     `scales` and `references` are those of the parts of a normal-aware map (normality.py).
 
-    `made_with` names the networks and settings that it holds for; `settings` are all settings, from which the detector can be built again.
+    `made_with` names the networks and settings that it holds for, `normals` the pictures of train/good (a hash; None: not known);
+    `settings` are all settings, from which the detector can be built again.
     """
 
     feature: float
@@ -56,6 +57,7 @@ class Calibration:
     held_out: bool
     made_with: dict[str, Any]
     settings: dict[str, Any]
+    normals: str | None = None
     scales: dict[str, Scale] = field(default_factory=dict)
     references: dict[str, Reference] = field(default_factory=dict)
 

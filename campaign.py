@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+import checkpoint
 import config
 import parallel
 import planning
 import report
 import sample_set
 import tables
-from dataset import categories_in
-from settings import Settings
+from dataset import categories_in, pictures_below
+from settings import LATEST, PLANNED, Settings
 from tables import Outcome
 
 STAGES = ("train", "domain_adaptation", "detection")
@@ -66,7 +67,9 @@ def ensure_sample(content: Mapping[str, Any]) -> None:
     data = content.get("data")
     if isinstance(data, Mapping) and data.get("name") == config.SAMPLE:
         settings = config.of_category(content, sample_set.TEXTURES[0])
-        sample_set.ensure_sample(settings.data.data_dir, settings.model.seed)
+        if parallel.group().leads:
+            sample_set.ensure_sample(settings.data.data_dir, settings.model.seed)
+        parallel.group().wait()
 
 
 def run_category(settings: Settings, plan: Plan) -> tuple[Path | None, int]:
@@ -77,11 +80,13 @@ def run_category(settings: Settings, plan: Plan) -> tuple[Path | None, int]:
         stages.append((importlib.import_module("evaluation"), (plan.output, plan.force)))
     elif "detection" in plan.stages:
         stages.append((importlib.import_module("inspection"), (plan.source, plan.output, plan.resume, plan.force)))
+    refuse_without_weights(settings, plan.stages)
     if not parallel.group().leads:  # one writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
     for line in config.accepted_without_effect(settings):
         print(line)
-    settings = planning.fitted(settings, plan.stages, plan.resume)
+    judged = len(pictures_below(plan.source, [])) if plan.source else None
+    settings = planning.fitted(settings, plan.stages, plan.resume, judged)
     for stage, arguments in stages:
         stage.check(settings, *arguments)
     parallel.group().wait()  # none begins to write before all have looked
@@ -91,6 +96,19 @@ def run_category(settings: Settings, plan: Plan) -> tuple[Path | None, int]:
         folder = result if isinstance(result, Path) else folder
         unreadable += result if isinstance(result, int) else 0
     return folder, unreadable
+
+
+def refuse_without_weights(settings: Settings, stages: frozenset[str]) -> None:
+    """Raises FileNotFoundError, before hours of training, where a stage will look for weights that are neither there nor made before it."""
+    model, training, folder = settings.model, settings.training, settings.checkpoint_folder
+    trained: set[object] = (
+        {LATEST, model.epochs, *range(0, model.epochs, training.checkpoint_epochs)} if "train" in stages and model.save_model else set()
+    )
+    if stages > {"train"} and model.load_chp not in trained and model.epochs != PLANNED:
+        checkpoint.find(folder, model.load_chp)
+    adapted = range(1, model.DA_epochs + 1) if "domain_adaptation" in stages and model.save_model else ()
+    if "detection" in stages and model.DA_chp not in (0, LATEST, *adapted):
+        checkpoint.find(folder, model.DA_chp, checkpoint.FEATURES_PREFIX)
 
 
 def run_all(content: Mapping[str, Any], names: Iterable[str], plan: Plan, explain: Explain) -> int:

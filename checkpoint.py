@@ -28,16 +28,17 @@ from calibration import Calibration, as_stored, differences
 from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, cached_weights, copy_into, load_trunk, read_state
 from files import whole_file
 from normality import DESCRIBED_BY, Reference, Scale
+from settings import AUTO, LATEST
 from unet import UNet
 
 FORMAT = "ddad-1"
 FEATURES_PREFIX = "feat"
 TRAINING_STATE, TRAINING_FORMAT = "training.state", "ddad-training-1"
-CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-7"
+CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-8"
 REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-2"
-AUTO, LATEST = "auto", "latest"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
 REMEDY = "change model.checkpoint_dir"
+UNWRITABLE = f"{REMEDY}, or set model.save_model=False"
 WITHOUT_WEIGHTS = {"dropout"}  # parts of the architecture that do not change what a trained network computes
 
 
@@ -82,11 +83,11 @@ def load_training_state(folder: Path, made_with: dict[str, Any]) -> dict[str, An
         return None
     state = read_state(path)
     if state.get("format") != TRAINING_FORMAT:
-        raise ValueError(f"{path} is not the state of a training of this version; train without --resume")
+        raise ValueError(f"{path} is not the state of a training of this version; remove it to train anew")
     check_complete(path, state, "made_with")
     differing = differences(plain_values(path, state["made_with"]), as_stored(made_with))
     if differing:
-        raise ValueError(f"{path} is of another training: {differing}; set that again, or train without --resume")
+        raise ValueError(f"{path} is of another training: {differing}; set that again, or remove the file to train anew")
     check_complete(path, state, "trainer")
     return state
 
@@ -100,22 +101,30 @@ def remove_training_state(folder: Path) -> None:
 
 
 def is_made(folder: Path, epoch: int, made_with: dict[str, Any], prefix: str = "") -> bool:
-    """Whether the weights of this epoch are there and of these settings and pictures."""
+    """Whether the weights of this epoch are there and of these settings and pictures; says what differs."""
     path = epochs_in(folder, prefix).get(epoch)
     theirs = read_state(path).get("made_with") if path else None
-    return path is not None and isinstance(theirs, dict) and not differences(plain_values(path, theirs), as_stored(made_with))
+    if path is None or not isinstance(theirs, dict):
+        return False
+    differing = differences(plain_values(path, theirs), as_stored(made_with))
+    if differing:
+        print(f"{path} is of other settings or pictures, and is made again: {differing}", flush=True)
+    return not differing
 
 
-def planned(folder: Path) -> tuple[int | None, float | None]:
-    """The epochs of the training whose state, or else whose last weights, the folder holds, and the minutes that they were to fit; None for what
-    is not known."""
+def epochs_of_training(folder: Path, made_with: dict[str, Any], budget: float | None) -> int | None:
+    """The epochs of the training whose state, or else whose last weights, the folder holds, if it is the one that `made_with` and the minutes
+    of a budget describe, but for its epochs."""
     there = epochs_in(folder)
     last = latest(there)
     path = folder / TRAINING_STATE if has_training_state(folder) else there.get(last) if last is not None else None
     content = read_state(path) if path else {}
-    made_with, budget = content.get("made_with"), content.get("budget_minutes")
-    epochs = made_with.get("epochs") if isinstance(made_with, dict) else None
-    return epochs if isinstance(epochs, int) and epochs > 0 else None, budget if isinstance(budget, float) else None
+    theirs = content.get("made_with")
+    if path is None or content.get("budget_minutes") != budget or not isinstance(theirs, dict):
+        return None
+    theirs = plain_values(path, theirs)
+    epochs = theirs.get("epochs")
+    return epochs if isinstance(epochs, int) and epochs > 0 and not differences(theirs, {**as_stored(made_with), "epochs": epochs}) else None
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
@@ -267,6 +276,13 @@ def epochs_in(folder: Path, prefix: str = "") -> dict[int, Path]:
 def latest(weights: dict[int, Path]) -> int | None:
     """The epoch written last: of two runs in one folder, the later run's."""
     return max(weights, key=lambda epoch: (weights[epoch].stat().st_mtime, epoch), default=None)
+
+
+def make_latest(folder: Path, epoch: int, prefix: str = "") -> None:
+    """From now on the weights of this epoch, which are there, are those written last."""
+    there = epochs_in(folder, prefix)
+    if latest(there) != epoch:
+        there[epoch].touch()
 
 
 def check_complete(path: str | Path, content: dict[str, Any], *parts: str) -> None:

@@ -27,7 +27,14 @@ def run_stages(options: Namespace) -> int:
 
 
 def repeat(options: Namespace) -> int:
+    refuse_several("rerun")
     return rerun.run(options.rerun, settings_of(options), plan_of(options))
+
+
+def refuse_several(flag: str) -> None:
+    """Raises ValueError where torchrun has started several processes."""
+    if parallel.group().size > 1:
+        raise ValueError(f"--{flag} is one process's, and torchrun has started {parallel.group().size}; run python main.py --{flag}")
 
 
 def plan_of(options: Namespace) -> campaign.Plan:
@@ -55,6 +62,7 @@ def show_table(options: Namespace) -> int:
 
 
 def tune(options: Namespace) -> int:
+    refuse_several("tune")
     content = config.read(options.config, options.settings)
     campaign.ensure_sample(content)
     if config.is_several(content):

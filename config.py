@@ -16,7 +16,7 @@ import yaml
 
 import published
 from names import stays_inside
-from presets import PRESETS, PUBLISHED
+from presets import PRESETS
 from settings import AUTO, LATEST, PER_IMAGE, PLANNED, DataSettings, Settings
 
 SAMPLE = "sample"  # data.name of the embedded sample set
@@ -138,7 +138,7 @@ def with_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dict
     preset, budget = (merged.pop(name, None) for name in SHORTCUTS)
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise ValueError(f"preset is {preset!r}{nearest(str(preset), PRESETS)}; it should be {', '.join(PRESETS)} or null")
-    above = {**PRESETS[preset or PUBLISHED], **({"training.budget_minutes": budget} if budget is not None else {}), **given}
+    above = {**PRESETS.get(preset or "", {}), **({"training.budget_minutes": budget} if budget is not None else {}), **given}
     for name, value in above.items():
         section, _, leaf = name.partition(".")
         if name in SHORTCUTS:

@@ -7,12 +7,13 @@
 
 import copy
 import difflib
+import functools
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from pictures import SUFFIXES, Size, read_mask, read_shown, reduction
 NORMAL = "good"
 MASK_ENDING = "_mask"
 NARROWEST = 50  # length in widths of the narrowest picture that is tiled
+HASH_DIGITS, HASHED_AT_ONCE, HASHING_THREADS = 16, 2**20, 2
 
 Key = TypeVar("Key")
 Read = TypeVar("Read")
@@ -120,8 +122,8 @@ class ImageFolder:
 
     def only(self, names: Collection[str]) -> "ImageFolder":
         """The pictures of these names, of those that are here."""
-        fewer = copy.copy(self)
-        fewer.samples = [sample for sample in self.samples if self.name(sample) in names]
+        fewer, wanted = copy.copy(self), set(names)
+        fewer.samples = [sample for sample in self.samples if self.name(sample) in wanted]
         return fewer
 
     def without(self, names: Collection[str]) -> "ImageFolder":
@@ -130,8 +132,8 @@ class ImageFolder:
 
     def split(self, share: float, most: int, seed: int) -> tuple["ImageFolder", "ImageFolder"]:
         """(pictures to learn from, pictures held out): the latter `share` of all, `most` at most, drawn by a hash of seed and name, so that
-        one more picture changes the choice by one at most. Where two are there and share is not 0, each side has one."""
-        kept = self.drawn(min(max(1, round(share * len(self))), most, len(self) - 1) if share else 0, seed)
+        one more picture changes the choice by one at most."""
+        kept = self.drawn(held_out_of(len(self), share, most), seed)
         return self.without(kept.names()), kept
 
     def drawn(self, count: int, seed: int) -> "ImageFolder":
@@ -146,6 +148,34 @@ class ImageFolder:
         """All pictures as the network is shown them, each (C, H, W) uint8, decoded by `workers` threads."""
         with ThreadPoolExecutor(max(1, workers)) as pool:
             return list(pool.map(lambda sample: self.view.read(sample.picture)[0], self.samples))
+
+
+def held_out_of(pictures: int, share: float, most: int) -> int:
+    """How many of so many are held out: `share`, `most` at most; where two are there and share is not 0, one at least and not all."""
+    return min(max(1, round(share * pictures)), most, pictures - 1) if share else 0
+
+
+def picture_fingerprint(samples: Iterable[Sample]) -> dict[str, Any]:
+    """How many pictures and masks, and a hash of their names and contents."""
+    files = [path for sample in samples for path in (sample.picture, sample.mask) if path is not None]
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        listed = pool.map(lambda path: f"{path.parent.name}/{path.name} {content_hash(path)}", files)
+        return {"files": len(files), "hash": hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()[:HASH_DIGITS]}
+
+
+def content_hash(path: Path) -> str:
+    there = path.stat()
+    return hash_of_version(path, there.st_size, there.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2**17)
+def hash_of_version(path: Path, size: int, changed: int) -> str:
+    """Of a file of this size and time, which is read once."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASHED_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_ahead(read: Callable[[Key], Read], keys: Sequence[Key], size: int, workers: int) -> Iterator[list[Read]]:

@@ -16,7 +16,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -129,11 +129,12 @@ def gaussian_draws(shape: torch.Size, generator: torch.Generator) -> Callable[[]
     return lambda: torch.randn(shape, generator=generator, device=generator.device)
 
 
-def picture_draws(pictures: Tensor, seed: int) -> Callable[[], Tensor]:
-    """draw() for `reconstruct`: each picture (of a batch (B, C, H, W) in [−1, 1]) has a stream of its own, which follows from `seed` and
-    its content alone, so that its noise is the same in any batch, under any name and on any device."""
+def picture_draws(pictures: Tensor, seed: int, shape: Sequence[int] | None = None) -> Callable[[], Tensor]:
+    """draw() for `reconstruct`: each picture (of a batch (B, C, H, W) in [−1, 1], of 8-bit values) has a stream of its own, which follows from
+    `seed` and its content alone, so that its noise, of `shape` (C, H, W) or its own, is the same in any batch, under any name and on any device."""
     generators = [torch.Generator().manual_seed(content_seed(picture, seed)) for picture in pictures]
-    return lambda: torch.stack([torch.randn(pictures.shape[1:], generator=generator) for generator in generators]).to(pictures.device)
+    wanted = list(pictures.shape[1:] if shape is None else shape)
+    return lambda: torch.stack([torch.randn(wanted, generator=generator) for generator in generators]).to(pictures.device)
 
 
 def content_seed(picture: Tensor, seed: int) -> int:

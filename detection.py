@@ -32,7 +32,7 @@ from parallel import ALONE, Group
 from pictures import as_image
 from settings import AUTO, Settings
 
-Draws = Callable[[Tensor], Callable[[], Tensor]]  # pictures (B, C, S, S) of one pass → draw()
+Draws = Callable[[Tensor, torch.Size], Callable[[], Tensor]]  # pictures (B, C, S, S) of one pass, of 8-bit values, and the shape of noise → draw()
 Picture = Image.Image | NDArray[Any] | str | Path
 Found = TypeVar("Found")
 
@@ -96,7 +96,10 @@ class Detector:
         folder = Path(folder)
         kept = checkpoint.load_calibration(folder)
         if kept is None:
-            raise FileNotFoundError(f"no {checkpoint.CALIBRATION} in {folder}; run python main.py --detection True first")
+            raise FileNotFoundError(
+                f"no {checkpoint.CALIBRATION} of this version in {folder}, or not the {checkpoint.REFERENCES} that belong to it; "
+                "run python main.py --detection True first"
+            )
         settings = config.build(kept.settings)
         detector, *_ = build(settings, folder, runtime.choose_device(device))
         stale = kept.staleness(fingerprint(detector, settings))
@@ -108,7 +111,8 @@ class Detector:
         return self.detect([picture])[0]
 
     def detect(self, pictures: Sequence[Picture]) -> list[Detection]:
-        """One `Detection` a picture: PIL images, arrays (H, W) of 8 or 16 bits or (H, W, 3 or 4) of 8 bits, or paths. Each gets what it gets alone.
+        """One `Detection` a picture: PIL images, arrays (H, W) of 8 or 16 bits or (H, W, 3 or 4) of 8 bits, or paths. Each gets
+        what it gets alone, but for the last digits.
 
         Raises ValueError for what is not a picture, and without a calibration.
         """
@@ -170,8 +174,10 @@ class Detector:
         """`pictures` as for `find` beside their reconstructions, both as small as the UNet sees them, but for tiles."""
         pictures, whole = pictures.to(self.device), (self.view.size,) * 2
         small = (self.networks.size or self.view.size,) * 2
-        seen = resized(tiles.cut(pictures, self.view.size), small)
-        rebuilt = torch.cat([self.networks.reconstructions(batch, noise(batch)) for batch in seen.split(self.batch_size)], dim=1)
+        pieces = tiles.cut(pictures, self.view.size)
+        seen = resized(pieces, small)
+        passes = zip(pieces.split(self.batch_size), seen.split(self.batch_size), strict=True)
+        rebuilt = torch.cat([self.networks.reconstructions(batch, noise(shown, batch.shape)) for shown, batch in passes], dim=1)
         if pictures.shape[-2:] != whole:
             enlarged = resized(rebuilt.flatten(0, 1), whole).unflatten(0, rebuilt.shape[:2])
             seen, rebuilt = (tiles.merge(pieces, pictures.shape) for pieces in (resized(seen, whole), enlarged))
@@ -201,8 +207,8 @@ class Detector:
         firsts = [round((extent - side) / 2) for extent, side in zip(maps.shape[-2:], sides, strict=True)]
         return maps[..., firsts[0] : firsts[0] + sides[0], firsts[1] : firsts[1] + sides[1]]
 
-    def picture_noise(self, pictures: Tensor) -> Callable[[], Tensor]:
-        return picture_draws(pictures, self.seed)
+    def picture_noise(self, pictures: Tensor, shape: torch.Size) -> Callable[[], Tensor]:
+        return picture_draws(pictures, self.seed, shape[1:])
 
 
 def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detector, Settings, dict[str, object]]:
@@ -286,4 +292,4 @@ def in_batches(
 def stream_noise(seed: int, device: torch.device) -> Draws:
     """One stream of noise for all pictures, as published."""
     stream = torch.Generator(device).manual_seed(seed)
-    return lambda pictures: gaussian_draws(pictures.shape, stream)
+    return lambda _, shape: gaussian_draws(shape, stream)

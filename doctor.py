@@ -140,9 +140,7 @@ def copy_findings(looks: Sequence[Look]) -> Iterator[Finding]:
     yield from doubled([[look.path for look in same] for same in within], total, "identical training pictures", SAME)
     across = [SAME.join(look.path for look in same) for same in copies if len({look.split for look in same}) > 1]
     if across:
-        yield Finding(
-            WARNING, "identical pictures in train and test", tuple(across), "test figures come out too good", "remove them from one of the two"
-        )
+        yield Finding(WARNING, "identical pictures in train and test", tuple(across), *LEAK)
     labels = [SAME.join(look.path for look in same) for same in copies if len({look.kind for look in same if look.split == "test"}) > 1]
     if labels:
         yield Finding(WARNING, "one test picture, two kinds", tuple(labels), "one of the labels is wrong", "remove it from one of the folders")

@@ -12,12 +12,11 @@ from torch import Tensor
 import cache
 import checkpoint
 import logs
-import manifest
 import parallel
 import runtime
 from anomaly_map import resized
 from calibration import weights_hash
-from dataset import ImageFolder, View, full_batches, shuffled_batches
+from dataset import ImageFolder, View, full_batches, picture_fingerprint, shuffled_batches
 from ddad import NoiseSchedule, gaussian_draws, noise_predictor, reconstruct
 from feature_extractor import FeatureExtractor
 from files import ensure_writable
@@ -58,7 +57,7 @@ def check(settings: Settings, resume: bool = False) -> ImageFolder:
     if half % processes:
         raise ValueError(f"data.DA_batch_size is {settings.data.DA_batch_size}, whose half {processes} processes do not divide; change one of them")
     if settings.model.save_model:
-        ensure_writable(settings.checkpoint_folder)
+        ensure_writable(settings.checkpoint_folder, checkpoint.UNWRITABLE)
     return whole
 
 
@@ -85,10 +84,12 @@ def adapt(settings: Settings, resume: bool) -> None:
         **settings.adaptation_arguments(),
         "weights": weights_hash([unet, tuned]),
         "features": tuned.name,
-        "pictures": manifest.fingerprint(pictures.samples),
+        "pictures": picture_fingerprint(pictures.samples),
     }
     if resume and model.DA_epochs and checkpoint.is_made(folder, model.DA_epochs, made_with, checkpoint.FEATURES_PREFIX):
         print(f"{data.category} is adapted: {folder / f'feat{model.DA_epochs}'} is of this network and these settings and pictures", flush=True)
+        if model.save_model:
+            checkpoint.make_latest(folder, model.DA_epochs, checkpoint.FEATURES_PREFIX)
         return
     steps = model.DA_epochs * full_batches(len(pictures), data.DA_batch_size, "data.DA_batch_size")
     runtime.announce(

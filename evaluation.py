@@ -52,7 +52,7 @@ class Results:
         return 0 if self.masks is None else sum(1 for mask, defective in zip(self.masks, self.labels, strict=True) if defective and not mask.any())
 
 
-def check(settings: Settings, output: Path | None = None, force: bool = False) -> tuple[ImageFolder, Path]:
+def check(settings: Settings, output: Path | None = None, _: bool = False) -> tuple[ImageFolder, Path]:
     """The test pictures, and the folder of the results; raises what would stop the stage later."""
     pictures = ImageFolder(
         settings.category_dir, "test", View(**settings.view_arguments()), masks=settings.data.mask, mask_size=settings.metrics.size
@@ -128,7 +128,8 @@ def judge(detector: Detector, pictures: ImageFolder, writer: Writer, made: dict[
     writer.metrics(content)
     print(f"{data.category}: {counted(results)} in {seconds['detection']:.0f} s; {scored_part(settings)}")
     if results.vanished:
-        print(f"  {results.vanished} defective pictures have no defect left in their mask at this size; for pixels they count as normal")
+        part = " and on the centre that is scored; metrics.centre_crop=1 takes the whole picture" if settings.metrics.centre_crop < 1 else ""
+        print(f"  {results.vanished} defective pictures count as normal for pixels: their masks hold no defect at this size{part}")
     say(figures, settings)
     report.write(writer.folder / report.PAGE, [writer.folder])  # last, as it shows what the folder holds
     print(f"page for a browser: {writer.folder / report.PAGE}")

@@ -29,16 +29,16 @@ def reason(error: OSError, remedy: str) -> str:
     return f"{error.strerror or error}; {advice} or {remedy}"
 
 
-def ensure_writable(folder: Path) -> None:
-    """Make the folder, and raise OSError now rather than after hours of work where nothing can be written to it or another run writes there."""
+def ensure_writable(folder: Path, remedy: str) -> None:
+    """Make the folder, and raise OSError with `remedy`, now rather than after hours of work, where it can't be written to or another run does."""
     probe = folder / f".writable{os.getpid()}{TEMPORARY_SUFFIX}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise OSError(f"can't write to {folder}: {error.strerror}; change model.checkpoint_dir, or set model.save_model=False") from error
-    locks.refuse_held(folder, "change model.checkpoint_dir")
+        raise OSError(f"can't write to {folder}: {error.strerror}; {remedy}") from error
+    locks.refuse_held(folder, remedy)
 
 
 @contextmanager

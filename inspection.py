@@ -19,12 +19,13 @@ from dataset import pictures_below, read_ahead
 from detection import Detection, Detector, build, fingerprint
 from names import file_stems
 from normal_pictures import calibrated
-from pictures import read_picture
+from pictures import header, read_picture
 from results import Predictions, Writer
 from settings import PER_IMAGE, Settings
 
 FORMAT = "ddad-predictions-1"
 DRAWN = ("heatmaps", "outlines", "anomaly_maps")  # subfolders of the output
+MOST_PIXELS_AT_ONCE = 50_000_000  # of a batch, as its pictures, their maps and the next batch are in memory: some 100 bytes each
 ANOMALOUS, NORMAL, UNREADABLE = "anomalous", "normal", "unreadable"
 
 
@@ -70,6 +71,8 @@ def inspect(settings: Settings, source: Path, pictures: dict[str, Path], writer:
     began = time.monotonic()
     detector = calibrated(detector, settings)
     processes = parallel.group()
+    if processes.leads and force and not resume and Predictions.there(writer.folder):
+        writer.clear(*DRAWN)
     rows = Predictions(writer.folder, made_with(source, detector, settings), anew=force and not resume) if processes.leads else None
     left = processes.told([name for name in pictures if rows and name not in rows.done])
     if resume:
@@ -110,7 +113,8 @@ def outcomes(
         except (ValueError, OSError) as error:
             return str(error)
 
-    at_once = group.told(detector.pictures_at_once)
+    largest = max((math.prod(stored[0]) for name in names if (stored := header(pictures[name]))), default=0)
+    at_once = group.told(min(detector.pictures_at_once, max(1, MOST_PIXELS_AT_ONCE // max(1, largest))))
     batches = read_ahead(lambda name: (name, read(name)), group.in_turn(names, at_once), at_once, workers)
     for _ in range(math.ceil(len(names) / (group.size * at_once))):
         batch = next(batches, [])  # the last processes may have a batch less

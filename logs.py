@@ -37,7 +37,7 @@ class Log:
             self._board = SummaryWriter(str(folder / TENSORBOARD / stage), purge_step=step + 1)
 
     def add(self, step: int, epoch: int, loss: float, learning_rate: float, pictures: int, seconds: float) -> None:
-        """An epoch's end: its mean loss, and the pictures shown and seconds spent since the line before."""
+        """An epoch's end: the mean loss of its last steps, and the pictures shown and seconds spent since the line before."""
         values = {"loss": loss, "learning_rate": learning_rate, "seconds": round(seconds, 3), "pictures_per_second": round(pictures / seconds, 3)}
         try:
             locks.check_there(self.path)

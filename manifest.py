@@ -1,6 +1,5 @@
 """How a result was made: manifest.json beside it, enough to repeat it and to say what differs."""
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -12,28 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from calibration import as_stored
-from dataset import Sample
+from dataset import Sample, picture_fingerprint
 from files import whole_file
 
 MANIFEST, FORMAT = "manifest.json", "ddad-manifest-1"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
 MADE_WITH = ("settings", "versions", "git_commit", "device", "data", "weights")  # all that the figures depend on
-HASH_DIGITS = 16
 KIB = 1024
 
 
 def made_with(settings: Mapping[str, Any], data: Mapping[str, Iterable[Sample]], weights: str, device: str) -> dict[str, Any]:
     """All that the figures depend on: settings by section, pictures by split, hash of the weights, device, and versions of the code."""
-    pictures = {split: fingerprint(samples) for split, samples in data.items()}
+    pictures = {split: picture_fingerprint(samples) for split, samples in data.items()}
     code = {"versions": versions(), "git_commit": git_commit()}
     return as_stored({"settings": settings, **code, "device": device, "data": pictures, "weights": weights})
-
-
-def fingerprint(samples: Iterable[Sample]) -> dict[str, Any]:
-    """How many pictures and masks, and a hash of their names and sizes in bytes."""
-    files = [path for sample in samples for path in (sample.picture, sample.mask) if path is not None]
-    listed = "\n".join(f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in files)
-    return {"files": len(files), "hash": hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()[:HASH_DIGITS]}
 
 
 def versions() -> dict[str, str]:

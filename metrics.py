@@ -48,7 +48,7 @@ def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
     """The score at which true- minus false-positive rate is largest (Youden 1950): the published threshold, which needs defects."""
     rank(scores, labels)  # refuses what has no such threshold
     false_positive_rate, true_positive_rate, thresholds = roc_curve(np.asarray(labels) > 0, np.asarray(scores))
-    return float(thresholds[np.argmax(true_positive_rate - false_positive_rate)])
+    return float(thresholds[1 + np.argmax((true_positive_rate - false_positive_rate)[1:])])  # the first is infinity
 
 
 @dataclass(frozen=True, eq=False)

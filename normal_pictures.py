@@ -14,11 +14,11 @@ import parallel
 import runtime
 from anomaly_map import resized, smooth
 from calibration import Calibration
-from dataset import ImageFolder
+from dataset import ImageFolder, picture_fingerprint
 from ddad import content_seed
 from detection import Detector, Finding, fingerprint, in_batches
 from normality import Reference, Scale
-from settings import Settings
+from settings import LATEST, Settings
 
 REBUILT = 200  # normal pictures, at most, of which reconstructions are learnt from
 
@@ -26,22 +26,29 @@ Parts = dict[str, Tensor]
 
 
 def calibrated(detector: Detector, settings: Settings) -> Detector:
-    """With the calibration of the category's checkpoint folder, if it is of these networks and settings; else it is measured and kept there.
+    """With the calibration of the category's checkpoint folder, if it is of these networks and settings, and of the pictures of train/good
+    where they are at hand; else it is measured and kept there.
 
     Raises FileNotFoundError where it has to be measured and train/good is not at hand.
     """
     folder, now = settings.checkpoint_folder, fingerprint(detector, settings)
     there = parallel.group().told(checkpoint.load_calibration(folder))
     stale = there.staleness(now) if there else f"no {checkpoint.CALIBRATION} of this version in {folder}"
+    try:
+        whole = ImageFolder(settings.category_dir, "train", detector.view)
+    except FileNotFoundError as error:
+        if there is None or stale:
+            raise FileNotFoundError(f"{folder / checkpoint.CALIBRATION} can't be used ({stale}), nor measured again: {error}") from error
+        normals = there.normals
+    else:
+        normals = "{files}, {hash}".format(**picture_fingerprint(whole.samples))
+    if there and not stale and there.normals not in (None, normals):
+        stale = "the pictures of train/good have changed"
     if there and not stale:
         kept = replace(there, settings=settings.as_dict())  # what does not matter to it may be new
     else:
         print(f"calibration is to be measured: {stale}", flush=True)
-        try:
-            whole = ImageFolder(settings.category_dir, "train", detector.view)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{folder / checkpoint.CALIBRATION} can't be used ({stale}), nor measured again: {error}") from error
-        kept = measured(detector, whole, now, settings)
+        kept = replace(measured(detector, whole, now, settings), normals=normals)
     if settings.model.save_model and kept != there:
         try:
             checkpoint.save_calibration(folder, kept)
@@ -56,8 +63,7 @@ def measured(detector: Detector, whole: ImageFolder, made_with: dict[str, Any], 
     from those that it is not measured on, for which half of them are left where all have been seen."""
     processes = parallel.group()
     unseen = whole.only(unseen_pictures(settings))
-    most = settings.calibration.pictures if unseen or not detector.parts else min(settings.calibration.pictures, max(1, len(whole) // 2))
-    normal = (unseen or whole).drawn(most, settings.model.seed)
+    normal = (unseen or whole).drawn(judged_of(len(whole), len(unseen), settings.calibration.pictures, detector.parts), settings.model.seed)
     references = processes.told(referred(detector, whole.without(normal.names()) or whole, settings)) if detector.parts else {}
     batches = in_batches(detector, normal, lambda pictures: parts_alone(detector, pictures, references), settings.model.num_workers, processes)
     parts = [one for _, one in runtime.count(batches, len(normal), "calibrating")]
@@ -107,10 +113,18 @@ def looks(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:
     return {kind: described[kind] for kind in described if kind in normality.kinds_of(detector.parts)}
 
 
-def work(parts: Collection[str], learnt: int, held_out: int) -> tuple[int, int]:
-    """How many pictures `measured` reconstructs and compares, and how many it only looks at, of those that training learns and holds out."""
+def judged_of(pictures: int, unseen: int, most: int, parts: Collection[str]) -> int:
+    """On how many of train/good a calibration is measured."""
+    return min(most, unseen or (max(1, pictures // 2) if parts else pictures))
+
+
+def work(parts: Collection[str], learnt: int, held_out: int, most: int) -> tuple[int, int]:
+    """How many pictures `measured` reconstructs and compares, and how many it only looks at, of those that training learns and holds out; it
+    judges `most` at most."""
     kinds = normality.kinds_of(parts)
-    return held_out + (min(learnt, REBUILT) if kinds - normality.ALONE else 0), learnt if kinds & normality.ALONE else 0
+    judged = judged_of(learnt + held_out, held_out, most, parts)
+    referred_to = learnt + held_out - judged
+    return judged + (min(referred_to, REBUILT) if kinds - normality.ALONE else 0), referred_to if kinds & normality.ALONE else 0
 
 
 def placeholders(detector: Detector, picture: Tensor) -> dict[str, Reference]:
@@ -157,4 +171,5 @@ def unseen_pictures(settings: Settings) -> set[str]:
     """The pictures of train/good that neither the UNet nor the adapted features were trained on, as far as their files say."""
     folder, model = settings.checkpoint_folder, settings.model
     unseen = set(checkpoint.held_out(checkpoint.find(folder, model.load_chp)))
-    return unseen & set(checkpoint.held_out(checkpoint.find(folder, model.DA_chp, checkpoint.FEATURES_PREFIX))) if model.DA_chp else unseen
+    adapted = checkpoint.latest(checkpoint.epochs_in(folder, checkpoint.FEATURES_PREFIX)) if model.DA_chp == LATEST else model.DA_chp
+    return unseen & set(checkpoint.held_out(checkpoint.find(folder, adapted, checkpoint.FEATURES_PREFIX))) if adapted else unseen

@@ -26,8 +26,8 @@ def planned(category: str, normal: Path, defects: Path | None, masks: Path | Non
     Raises FileNotFoundError or ValueError where pictures or some of the masks are missing, or where it is not clear which is whose.
     """
     plan = Plan(category)
-    sound = list(pictures_of(normal, [folder for folder in (defects, masks) if folder]))
-    found = list(pictures_of(defects, [masks] if masks and masks != defects else [])) if defects else []
+    sound = list(pictures_of(normal, [defects, masks]))
+    found = list(pictures_of(defects, [normal, masks if masks != defects else None])) if defects else []
     spoilt = [picture for picture in found if not is_mask_of_another(picture)]
     groups = groups_of_pictures([*sound, *spoilt])
     held = drawn_apart({picture: groups[picture] for picture in sound}, normal, seed, {groups[picture] for picture in spoilt})
@@ -38,11 +38,12 @@ def planned(category: str, normal: Path, defects: Path | None, masks: Path | Non
     return plan
 
 
-def pictures_of(folder: Path, leave_out: Iterable[Path]) -> Iterator[Path]:
-    """The pictures of a folder and its subfolders but for `leave_out`, in order."""
+def pictures_of(folder: Path, leave_out: Iterable[Path | None]) -> Iterator[Path]:
+    """The pictures of a folder and its subfolders but for those of `leave_out`, where they lie in it, in order."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; name the one that holds the pictures")
-    others = {other.resolve() for other in leave_out}
+    inner = (other.resolve() for other in leave_out if other)
+    others = {other for other in inner if folder.resolve() in (other, *other.parents)}
     found = [
         path
         for path in sorted(folder.rglob("*"))

@@ -38,30 +38,37 @@ class Costs(NamedTuple):
     look: float
 
 
-def fitted(settings: Settings, stages: Collection[str], resume: bool) -> Settings:
-    """With as many epochs as fit training.budget_minutes, where model.epochs is left to it; a run that goes on keeps what this budget had planned.
+def fitted(settings: Settings, stages: Collection[str], resume: bool, judged: int | None = None) -> Settings:
+    """With as many epochs as fit training.budget_minutes, where model.epochs is left to it; a run that goes on, or does not train, has those that
+    this budget had planned. `judged` is how many pictures detection gets (None: the test pictures).
 
     Raises FileNotFoundError where there are no pictures, ValueError where the budget holds no useful training.
     """
-    if settings.model.epochs != PLANNED or "train" not in stages:
+    if settings.model.epochs != PLANNED:
         return settings
-    before = planned_before(settings) if resume else None
-    epochs = parallel.group().told(before or planned(settings, stages))
-    return replace(settings, model=replace(settings.model, epochs=epochs))
+    trains = "train" in stages
+    epochs = parallel.group().told(planned_before(settings) if resume or not trains else None)
+    if trains and epochs:
+        print(f"{epochs} epochs, as {settings.checkpoint_folder} has them planned", flush=True)
+    elif trains:
+        epochs = parallel.group().told(planned(settings, stages, judged))
+    return replace(settings, model=replace(settings.model, epochs=epochs or PLANNED))
 
 
 def planned_before(settings: Settings) -> int | None:
-    """The epochs of the training that the checkpoint folder holds, finished or not, if it is of this budget."""
-    epochs, budget = checkpoint.planned(settings.checkpoint_folder)
-    if epochs is None or budget not in (None, settings.training.budget_minutes):
+    """The epochs of the training that the checkpoint folder holds, finished or not, if it is of these settings, pictures and minutes."""
+    try:
+        learnt, _ = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments())).split(**settings.split_arguments())
+    except FileNotFoundError:  # a category that is only detected
         return None
-    print(f"{epochs} epochs, as {settings.checkpoint_folder} has them planned", flush=True)
-    return epochs
+    return checkpoint.epochs_of_training(settings.checkpoint_folder, train.made_with(settings, learnt), settings.training.budget_minutes)
 
 
-def planned(settings: Settings, stages: Collection[str]) -> int:
+def planned(settings: Settings, stages: Collection[str], judged: int | None) -> int:
     """Epochs; says what the minutes go into."""
-    budget = settings.training.budget_minutes or math.inf
+    budget = settings.training.budget_minutes
+    if budget is None:
+        raise ValueError("model.epochs is auto for a budget, which is not given; set budget_minutes")
     whole = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
     learnt, held_out = whole.split(**settings.split_arguments())
     batches = full_batches(len(learnt), settings.data.batch_size, "data.batch_size")
@@ -70,10 +77,13 @@ def planned(settings: Settings, stages: Collection[str]) -> int:
     costs = parallel.group().told(timed(settings, whole))
     compared = looked_at = test = 0
     if "detection" in stages:
-        compared, looked_at = work(settings.score.parts or (), len(learnt), len(held_out))
-        test = len(ImageFolder(settings.category_dir, "test", whole.view, masks=False))
+        compared, looked_at = work(settings.score.parts or (), len(learnt), len(held_out), settings.calibration.pictures)
+        test = judged if judged is not None else len(ImageFolder(settings.category_dir, "test", whole.view, masks=False))
     others = compared * costs.picture + looked_at * costs.look + test * (costs.picture + DRAWING_SECONDS) + (time.monotonic() - began)
-    epochs = max(1, steps_within(budget, costs.step, others) // batches)
+    steps = steps_within(budget, costs.step, others)
+    if steps < batches:
+        print(f"an epoch is {batches} steps, more than the {steps} that fit; it is trained to its end, and takes longer than the budget")
+    epochs = max(1, steps // batches)
     print(
         f"plan: {epochs * batches} training steps of {settings.data.batch_size} pictures ({costs.step:.2g} s each) in "
         f"{epochs * batches * costs.step / SECONDS_PER_MINUTE:.1f} min; {compared + test} pictures to compare ({costs.picture:.2g} s each) and "

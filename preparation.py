@@ -15,9 +15,10 @@ import own_pictures
 import published
 import published_sets
 from archives import opened, relative_path
+from dataset import held_out_of
 from layout import TEST_GOOD, TRAIN_GOOD, Plan, make
 from published_sets import ONE_CLASS, About, Planned, published_counts
-from settings import AUTO
+from settings import AUTO, PER_IMAGE
 
 NAMES = {"visa": "VisA", "mvtec": "MVTec", "mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD", "folder": "own"}  # data.name, and the folder's
 NORMAL_NAMES = ("good", "normal", "ok", "train")  # folders that do not name what is on the pictures
@@ -127,20 +128,21 @@ def next_command(request: Request, plan: Plan, data_dir: Path, configuration: st
         wanted["model.checkpoint_dir"] = before["model"]["checkpoint_dir"].parent / name
     row = published.table().get(plan.category, {})
     if row.get("data_set") != name:
-        wanted |= {f"model.{key}": value for key, value in FIRST_TRY.items() if model[key] == AUTO}
+        row = {}
+        needed = {key: value for key, value in FIRST_TRY.items() if key != "epochs" or not after["training"]["budget_minutes"]}
+        wanted |= {f"model.{key}": value for key, value in needed.items() if model[key] == AUTO}
     if plan.without_mask():
         wanted["data.mask"] = False
-    most = learnable(plan.count(TRAIN_GOOD), after["calibration"])
+    normal, share = plan.count(TRAIN_GOOD), after["calibration"]["share"]
+    held_out = config.HELD_OUT * (after["score"]["protocol"] == PER_IMAGE) if share == AUTO else share
+    most = normal - held_out_of(normal, held_out, after["calibration"]["pictures"])
     batch = after["data"]["batch_size"]
     if most < (config.BY_NETWORK["batch_size"][model["DDADS"]] if batch == AUTO else batch):
         wanted["data.batch_size"] = most
     kept = [override for override in overrides if override.partition("=")[0] not in wanted]
     changed = [f"{key}={value}" for key, value in wanted.items() if before[key.partition(".")[0]][key.partition(".")[2]] != value]
     named = [] if configuration == CONFIGURATION else ["--config", configuration]
-    return shlex.join(["python", "main.py", "--train", "True", "--detection", "True", *named, *changed, *kept])
-
-
-def learnable(normal: int, calibration: dict[str, Any]) -> int:
-    """How many of the pictures in train/good are left to learn from."""
-    share = config.HELD_OUT if calibration["share"] == AUTO else calibration["share"]
-    return normal - (min(max(1, round(share * normal)), calibration["pictures"], normal - 1) if share else 0)
+    adapts = int(row.get("DA_chp", 0)) if model["DA_chp"] == AUTO else model["DA_chp"]
+    stages = ["train", *(["domain_adaptation"] if adapts else []), "detection"]
+    flags = [word for stage in stages for word in (f"--{stage}", "True")]
+    return shlex.join(["python", "main.py", *flags, *named, *changed, *kept])

@@ -200,7 +200,9 @@ def figures_of(category: ResultFolder) -> dict[str, Any]:
     elif not any(key in figures for key in ("pixel_auroc", "pro")):
         notes.append("No figures of pixels: there are no masks, or they were not asked for.")
     if figures.get("vanished_defects"):
-        notes.append(f"{figures['vanished_defects']} defective pictures have no defect left in their mask at this size.")
+        notes.append(
+            f"{figures['vanished_defects']} defective pictures count as normal for pixels: their masks hold no defect at this size and on this part."
+        )
     return {"head": head, "lines": lines, "notes": notes}
 
 

@@ -18,15 +18,20 @@ SHOWN = 5  # names of pictures in a line
 def run(path: Path, overrides: list[str], plan: Plan) -> int:
     """Repeat detection as the manifest says, settings in `overrides` on top, and say what differs; the exit code is 1 where figures do.
 
-    Stages 1 and 2 are repeated if `plan` has them, with weights of their own in the new folder: `plan.output`, or <folder>-rerun.
+    Training is repeated if `plan` has it, and stage 2 where the result has adapted features, with weights of their own in the new folder:
+    `plan.output`, or <folder>-rerun. Raises ValueError for stage 2 alone.
     """
     then = manifest.load(path)
     earlier = path if path.is_dir() else path.parent
     folder = free(plan.output or earlier.with_name(f"{earlier.name}-rerun"))
     content = config.with_overrides(then["settings"], overrides)
-    if plan.stages - {"detection"}:
+    stages = plan.stages | {"detection"}
+    if "train" in stages:
         content["model"]["checkpoint_dir"] = str(folder / "checkpoints")
-    plan = plan._replace(stages=plan.stages | {"detection"}, output=folder, force=True)
+        stages = stages | {"domain_adaptation"} if content["model"]["DA_chp"] else stages
+    elif "domain_adaptation" in stages:
+        raise ValueError("--rerun repeats stage 2 with stage 1, whose weights it has for itself; add --train True, or leave both away")
+    plan = plan._replace(stages=stages, output=folder, force=True)
     campaign.run_category(config.build(content), plan)
     now = manifest.load(folder)
     print(f"\nrerun of {earlier / manifest.MANIFEST}, made {then.get('created')}")

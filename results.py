@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from files import reason, whole_file
 REMEDY = "choose another folder with --output"
 PREDICTIONS = "predictions"
 METRICS, SCORES = "metrics.json", "scores.csv"
-MISCLASSIFIED = "misclassified"  # subfolder of figures
+MISCLASSIFIED, MISCLASSIFICATIONS = "misclassified", "misclassifications.csv"  # the subfolder of their figures, and their table
 PREDICTION_COLUMNS = ("path", "verdict", "score", "p_value", "regions", "area", "boxes", "error")
 FORMATS = {".png": "PNG", ".tiff": "TIFF", ".webp": "WEBP"}
 GALLERY, CURVES = "gallery", "curves.json"
@@ -106,9 +107,15 @@ class Writer:
             file.write("\n")
 
     def begin(self) -> None:
-        """An earlier result is no longer whole from here on."""
-        for name in (METRICS, manifest.MANIFEST):
+        """An earlier result is no longer whole from here on, and its errors, which this one need not have, are gone."""
+        for name in (METRICS, manifest.MANIFEST, MISCLASSIFICATIONS):
             (self.folder / name).unlink(missing_ok=True)
+        self.clear(MISCLASSIFIED)
+
+    def clear(self, *subfolders: str) -> None:
+        """Remove what earlier runs have drawn."""
+        for name in subfolders:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def manifest(self, made: Mapping[str, Any], seconds: Mapping[str, float], figures: dict[str, Any]) -> None:
         """How the result was made."""
@@ -122,7 +129,7 @@ class Writer:
             for path, error, score in zip(paths, errors, scores, strict=True)
             if error
         )
-        self._table("misclassifications.csv", ["path", "error", "score", "threshold"], rows)
+        self._table(MISCLASSIFICATIONS, ["path", "error", "score", "threshold"], rows)
 
     def figure(self, stem: str, panel: Panel, tops: Tops, kind: str = "figures") -> None:
         """Picture, reconstruction, D_p, D_f, map over the picture, mask."""
@@ -205,6 +212,10 @@ class Predictions:
         with whole_file(self._table, REMEDY, "w") as file:
             spreadsheet.write_rows(file, [PREDICTION_COLUMNS, *map(table_row, kept)])
         self.done = {row["path"] for row in kept}
+
+    @staticmethod
+    def there(folder: Path) -> bool:
+        return (folder / f"{PREDICTIONS}.jsonl").is_file()
 
     @staticmethod
     def refuse_others(folder: Path) -> None:

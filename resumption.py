@@ -29,9 +29,9 @@ def restored(trainer: Resumable, state: dict[str, Any], path: Path, *, pictures:
         losses = float(lowest), [float(loss) for loss in last]
         trainer.load_state_dict(state["trainer"])
     except MISFITS as error:
-        raise ValueError(f"{path} is damaged: {error}; remove it, or train without --resume") from error
+        raise ValueError(f"{path} is damaged: {error}; remove it to train anew") from error
     if math.isnan(losses[0]) or not losses[1]:
-        raise ValueError(f"{path} is damaged: its losses are none; remove it, or train without --resume")
+        raise ValueError(f"{path} is damaged: its losses are none; remove it to train anew")
     return losses
 
 

@@ -1,6 +1,6 @@
 """Made defects, each with a mask of exactly the pixels that it may change: for the sample set, and to choose settings without labels.
 
-Pictures are (H, W) or (H, W, C), float32 in 0…1, squares; `other` is a surface that a piece may be taken from, at least half as large.
+Pictures are (H, W) or (H, W, C), float32 in 0…1, squares; `other` is a surface that a piece may be taken from, at least as large.
 """
 
 from collections.abc import Callable, Sequence

@@ -3,7 +3,6 @@
 <checkpoint_dir>/<category>/training.state   all that a step changes, so that --resume goes on where a run was stopped; one file, replaced
 """
 
-import hashlib
 import math
 import time
 from collections import deque
@@ -25,7 +24,7 @@ import parallel
 import resumption
 import runtime
 from anomaly_map import resized
-from dataset import ImageFolder, View, augmented, full_batches, random_squares, shuffled
+from dataset import ImageFolder, View, augmented, full_batches, picture_fingerprint, random_squares, shuffled
 from ddad import NoisePredictor, NoiseSchedule, loss_weights, noise_loss, noise_predictor
 from files import ensure_writable
 from findings import brief
@@ -112,7 +111,7 @@ def check(settings: Settings, resume: bool = False) -> tuple[ImageFolder, ImageF
         raise ValueError(f"data.batch_size is {settings.data.batch_size}, which {processes} processes do not divide; change one of them")
     logs.check(settings.training.log)
     if settings.model.save_model and parallel.group().leads:
-        ensure_writable(settings.checkpoint_folder)
+        ensure_writable(settings.checkpoint_folder, checkpoint.UNWRITABLE)
     if resume:
         checkpoint.load_training_state(settings.checkpoint_folder, made_with(settings, pictures))
     return pictures, kept
@@ -120,8 +119,7 @@ def check(settings: Settings, resume: bool = False) -> tuple[ImageFolder, ImageF
 
 def made_with(settings: Settings, pictures: ImageFolder) -> dict[str, Any]:
     """All that the weights depend on."""
-    names = "\n".join(pictures.names())
-    return settings.training_arguments() | {"pictures": f"{len(pictures)}, {hashlib.sha256(names.encode()).hexdigest()[:16]}"}
+    return settings.training_arguments() | {"pictures": "{files}, {hash}".format(**picture_fingerprint(pictures.samples))}
 
 
 def run(settings: Settings, resume: bool = False) -> None:
@@ -135,15 +133,16 @@ def learn(settings: Settings, resume: bool) -> None:
     device = runtime.choose_device(model.device)
     torch.manual_seed(model.seed)
     pictures, kept = check(settings)
-    fingerprint = made_with(settings, pictures)
-    if resume and checkpoint.is_made(folder, model.epochs, fingerprint):
+    made = made_with(settings, pictures)
+    if resume and checkpoint.is_made(folder, model.epochs, made):
         print(f"{data.category} is trained: {folder / str(model.epochs)} is of these settings and pictures", flush=True)
         if model.save_model:
             checkpoint.remove_training_state(folder)  # of a run that was killed between its last two writes
+            checkpoint.make_latest(folder, model.epochs)
         return
     steps = model.epochs * full_batches(len(pictures), data.batch_size, "data.batch_size")
     trainer, losses = build_trainer(settings, steps, device), Losses()
-    earlier = checkpoint.load_training_state(folder, fingerprint) if resume else None
+    earlier = checkpoint.load_training_state(folder, made) if resume else None
     if earlier:
         path = folder / checkpoint.TRAINING_STATE
         losses = Losses(*resumption.restored(trainer, earlier, path, pictures=len(pictures), most_steps=steps))
@@ -163,7 +162,7 @@ def learn(settings: Settings, resume: bool) -> None:
     began = time.monotonic()
     saved: Path | str = "nowhere (model.save_model is False)"
     pixels = cache.pixels(pictures, **settings.cache_arguments())
-    notes = {"held_out": kept.names(), "made_with": fingerprint, "budget_minutes": settings.training.budget_minutes}
+    notes = {"held_out": kept.names(), "made_with": made, "budget_minutes": settings.training.budget_minutes}
     shown = [picture.numpy() for picture in pixels]
     for line in brief(doctor.glance(settings.category_dir, pictures.names(), shown)):
         print(line, flush=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 import checkpoint
 import config
 import detection
+import locks
 import metrics
 import normal_pictures
 import normality
@@ -94,14 +95,20 @@ def check(settings: Settings, output: Path | None = None) -> tuple[Path, ImageFo
         raise ValueError(
             f"training has seen all normal pictures of {settings.data.category}; --tune needs some: train with calibration.share above 0"
         )
-    ensure_writable(folder)
+    ensure_writable(folder, REMEDY)
     return folder, pictures, unseen
 
 
 def run(settings: Settings, output: Path | None = None) -> Path:
     """Choose; leaves tuned.yaml and tuning.jsonl in a folder (results/<exp_name>/<category>), which is returned."""
-    began, device = time.monotonic(), runtime.choose_device(settings.model.device)
     folder, pictures, unseen = check(settings, output)
+    with locks.held(folder, REMEDY):
+        tune(settings, folder, pictures, unseen)
+    return folder
+
+
+def tune(settings: Settings, folder: Path, pictures: ImageFolder, unseen: ImageFolder) -> None:
+    began, device = time.monotonic(), runtime.choose_device(settings.model.device)
     _, settings, origins = detection.build(settings, settings.checkpoint_folder, device)
     bench = prepared(pictures, unseen, settings)
     runtime.announce(
@@ -122,7 +129,6 @@ def run(settings: Settings, output: Path | None = None) -> Path:
     changed = [f"{name}={value(chosen, name)}" for name in (*REBUILT, *SCORED, "model.DA_chp") if value(chosen, name) != value(settings, name)]
     print(f"tuned {settings.data.category} in {(time.monotonic() - began) / 60:.1f} min: {', '.join(changed) or 'nothing gains'}")
     print(f"use it with --config {folder / TUNED}; what was tried is in {folder / LOG}", flush=True)
-    return folder
 
 
 def prepared(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> Bench:

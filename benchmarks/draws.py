@@ -7,7 +7,7 @@ shuffled orders, maps of 1, 2, 4 and 8 draws, each with its own calibration, and
 
 import argparse
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def row(detector: Detector, settings: Settings, every: int) -> Iterator[str]:
     whole = ImageFolder(settings.category_dir, "train", detector.view)
     normal = whole.only(normal_pictures.unseen_pictures(settings)).drawn(settings.calibration.pictures, settings.model.seed)
+    if not len(normal):
+        raise ValueError(f"training has seen all normal pictures of {settings.data.category}; train with calibration.share above 0")
     test = ImageFolder(settings.category_dir, "test", detector.view, mask_size=settings.metrics.size)
     test = test.only(test.names()[::every])
     items = [item for batch in test.batches(BATCH, settings.model.num_workers) for item in batch]
@@ -111,8 +113,14 @@ def drawn(detector: Detector, folder: ImageFolder, noise: Draws, draws: int, set
     """D_f and D_p (1, 1, h, w) of each picture, for each draw of noise."""
 
     def compare(batch: Tensor) -> list[list[Parts]]:
-        draw = noise(batch)
-        found = [detector.compared(batch, lambda _: draw).distances for _ in range(draws)]
+        begun: dict[bytes, Callable[[], Tensor]] = {}
+
+        def continued(pictures: Tensor, shape: torch.Size) -> Callable[[], Tensor]:
+            key = pictures.cpu().numpy().tobytes()
+            begun[key] = begun.get(key) or noise(pictures, shape)
+            return begun[key]
+
+        found = [detector.compared(batch, continued).distances for _ in range(draws)]
         return [[{part: maps[place : place + 1].cpu() for part, maps in one.items()} for one in found] for place in range(len(batch))]
 
     batches = in_batches(detector, folder, compare, settings.model.num_workers)

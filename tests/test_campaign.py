@@ -76,6 +76,17 @@ def test_what_the_category_may_be(run_main, tmp_path):
     assert "--input is judged by one category" in run_main("--detection", "--input", str(tmp_path), "data.category=all")[2]
 
 
+def test_errors_of_a_replaced_result_are_gone(run_main, tmp_path):
+    run_main("--train", *QUICK)
+    folder, wrong = tmp_path / "found", ("--detection", "--force", "metrics.misclassifications=True", "metrics.resamples=0")
+    for rate in (0.5, 0.01):
+        assert run_main(*wrong, "--output", str(folder), f"calibration.false_positive_rate={rate}")[0] == 0
+        drawn = {path.relative_to(folder / "misclassified").with_suffix("").as_posix() for path in folder.glob("misclassified/*/*/*.png")}
+        with (folder / "misclassifications.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert drawn == {f"{row['error'].replace(' ', '_')}/{row['path'].removeprefix('test/').removesuffix('.png')}" for row in rows}
+
+
 def test_misclassified_pictures_are_drawn(run_main, tmp_path):
     run_main("--train", "model.epochs=1")
     for protocol in ("per_image", "published"):

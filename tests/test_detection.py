@@ -11,6 +11,7 @@ from torch import nn
 
 import detection
 import tiles
+from anomaly_map import resized
 from calibration import PIXEL_RATES, Calibration
 from dataset import ImageFolder, View, to_unit_range
 from ddad import NoiseSchedule
@@ -54,6 +55,19 @@ def test_a_batch_is_what_half_of_the_free_memory_holds(free, pictures):
     networks = Networks(Wavy(), nn.Conv2d(3, 10, 1), SCHEDULE, w=3, start=100, skip=50, eta=1)
     picture = HELD * 4 * 10 * 8 * 8  # bytes
     assert pictures_that_fit(networks, View(8), free * 2 * picture, most=32) == pictures
+
+
+def test_the_noise_of_a_picture_does_not_depend_on_how_it_is_made_small(folder, monkeypatch):
+    """Whose last digits differ between machines."""
+    shown = torch.stack([item.picture for item in next(folder.batches(2, 0))])
+    made, noises = detector(), []
+    made = replace(made, networks=replace(made.networks, size=16))
+    monkeypatch.setattr(Networks, "reconstructions", lambda self, pictures, draw: noises.append(draw()) or pictures[None])
+    made.compared(shown, made.picture_noise)
+    monkeypatch.setattr(detection, "resized", lambda maps, shape: resized(maps, shape) + 1e-3)
+    made.compared(shown, made.picture_noise)
+    assert noises[0].shape == (2, 3, 16, 16)
+    torch.testing.assert_close(noises[1], noises[0], rtol=0, atol=0)
 
 
 def anomalies(made, folder, noise=None, workers=2):

@@ -311,7 +311,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name(run_main, tiny_config, tmp
         state = torch.load(path, weights_only=True)
         spoil(state)
         trainer = train.build_trainer(settings, 400, torch.device("cpu"))
-        with pytest.raises(ValueError, match="is damaged: .*train without --resume"):
+        with pytest.raises(ValueError, match="is damaged: .*remove it to train anew"):
             resumption.restored(trainer, state, path, pictures=8, most_steps=400)
             pytest.fail(name)
     torch.save(state, path)

@@ -9,6 +9,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+import inspection
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -104,6 +106,17 @@ def test_a_second_run_continues_only_when_asked_and_tries_unreadable_pictures_ag
     for change in ("model.w=2", "calibration.false_positive_rate=0.4"):
         code, _, err = inspect("--resume", change)
         assert code == 2 and "by another detector or threshold" in err
+
+
+def test_what_is_replaced_leaves_no_pictures_and_large_ones_go_one_by_one(inspect, pictures, tmp_path, monkeypatch):
+    inspect()
+    before = predictions(tmp_path / "found")
+    (pictures / "sub" / "b.jpg").unlink()
+    monkeypatch.setattr(inspection, "MOST_PIXELS_AT_ONCE", 1)
+    inspect("--force")
+    after = predictions(tmp_path / "found")
+    assert set(before) - set(after) == {"sub/b.jpg"} and after["a.png"]["score"] == pytest.approx(before["a.png"]["score"], rel=1e-5)
+    assert len(list((tmp_path / "found" / "heatmaps").rglob("*.png"))) == sum(1 for row in after.values() if not row["error"])
 
 
 @pytest.mark.parametrize("output", ["new pictures", ".", "new pictures/found"])

@@ -332,7 +332,7 @@ def test_a_detector_is_loaded_from_its_folder_wherever_it_lies(run_main, tmp_pat
     with pytest.raises(ValueError, match=r"calibration\.json is stale: weights was"):
         Detector.load(moved, device="cpu")
     (moved / "calibration.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no calibration\.json in .*; run python main\.py --detection True first"):
+    with pytest.raises(FileNotFoundError, match=r"no calibration\.json of this version in .*; run python main\.py --detection True first"):
         Detector.load(moved)
 
 
@@ -366,7 +366,7 @@ def test_defects_too_small_to_be_seen_at_the_size_measured_are_counted(run_main,
     dot[24, 24] = 255
     Image.fromarray(dot).save(category / "ground_truth" / "crack" / "001_mask.png")
     code, out, err = run_main("--train", "--detection", "metrics.size=8")
-    assert code == 0 and "1 defective pictures have no defect left in their mask" in out, err
+    assert code == 0 and "1 defective pictures count as normal for pixels: their masks hold no defect at this size and on the centre" in out, err
     assert json.loads((tmp_path / "results" / "metrics.json").read_text())["vanished_defects"] == 1
 
 
@@ -462,8 +462,39 @@ def test_a_state_of_other_settings_is_not_gone_on_with(run_main, tiny_config):
     checkpoint.save_training_state(folder, {"made_with": {**made_with, "learning_rate": 0.5}})
     code, _, error = run_main("--train", "--resume")
     assert code == 2
-    assert "is of another training: learning_rate was 0.5, is 0.0003; set that again, or train without --resume" in error
+    assert "is of another training: learning_rate was 0.5, is 0.0003; set that again, or remove the file to train anew" in error
     assert "unfinished run" in run_main("--train")[1]
+
+
+def test_weights_that_a_later_stage_needs_are_missed_before_training(run_main, tmp_path):
+    for settings, missing in ((["model.DA_chp=1"], "no weights feat1 in"), (["model.load_chp=1"], "no weights 1 in")):
+        code, out, err = run_main("--train", "--detection", *settings)
+        assert code == 2 and missing in err and "Training" not in out
+    assert run_main("--train", "--domain_adaptation", "--detection", "model.DA_chp=1", "model.load_chp=2")[0] == 0
+
+
+def test_what_is_trained_already_is_the_latest_again(run_main):
+    for epochs in (2, 3):
+        assert run_main("--train", f"model.epochs={epochs}")[0] == 0
+    code, out, _ = run_main("--train", "--detection", "--resume", "model.epochs=2")
+    assert code == 0 and "nut is trained" in out and re.search(r"unet: .*/nut/2$", out, re.MULTILINE)
+
+
+def test_other_pictures_under_the_same_names_are_learnt(run_main, category, tiny_config):
+    assert run_main("--train", "--detection")[0] == 0
+    held_out = sorted({path.name for path in (category / "train/good").iterdir()} - set(train_names(tiny_config)))
+    (category / "train/good" / held_out[0]).unlink()
+    code, out, _ = run_main("--detection")
+    assert code == 0 and "calibration is to be measured: the pictures of train/good have changed" in out
+    assert "calibration is to be measured" not in run_main("--detection")[1]
+    picture = category / "train/good" / train_names(tiny_config)[0]
+    Image.fromarray(255 - np.asarray(Image.open(picture))).save(picture)
+    out = run_main("--train", "--resume")[1]
+    assert "is trained" not in out and "is made again: pictures was 8, " in out
+
+
+def train_names(tiny_config):
+    return [name.rpartition("/")[2] for name in train.check(config.load(tiny_config))[0].names()]
 
 
 def test_the_raw_weights_are_there_beside_the_average(run_main, tmp_path):

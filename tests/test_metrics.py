@@ -48,6 +48,9 @@ def test_values_are_the_published_ones(golden):
     assert metrics.image_auroc(expected["scores"], expected["labels"]) == pytest.approx(float(expected["image_auroc"]), rel=1e-4)
     assert metrics.pixel_auroc(expected["maps"], expected["masks"]) == pytest.approx(float(expected["pixel_auroc"]), rel=1e-4)
     assert metrics.pro(expected["maps"], expected["masks"]) == pytest.approx(float(expected["pro_exact"]), rel=1e-4)
+    assert (
+        metrics.youden_threshold([0.9, 0.5], [0, 1]) == 0.5 and metrics.youden_threshold([0.3, 0.3], [0, 1]) == 0.3
+    )  # where none is better than chance
     assert metrics.youden_threshold(expected["scores"], expected["labels"]) == pytest.approx(float(expected["youden_threshold"]), rel=1e-4)
 
 

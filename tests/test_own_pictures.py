@@ -82,6 +82,24 @@ def test_masks_may_lie_beside_their_pictures(own, prepare, tmp_path):
     assert counts(tmp_path / "data/part") == (10, 2, 2) and mask(tmp_path).sum() == 144
 
 
+def test_defects_may_lie_around_and_beside_the_normal_pictures(own, prepare, run_main, tmp_path):
+    code, _, err = prepare("--defects", str(own.root))
+    assert code == 0, err
+    assert counts(tmp_path / "data/part")[:2] == (10, 2)
+    assert sorted(path.name for path in (tmp_path / "data/part/test").iterdir()) == ["defects_dent", "defects_scratch", "good"]
+
+
+def test_the_next_command_adapts_where_detection_takes_adapted_features(own, prepare, run_main):
+    _, out, _ = prepare("model.DA_chp=1")
+    code, out, err = run_main(*shlex.split(out.splitlines()[-1].removeprefix("next: python main.py ")))
+    assert code == 0 and "Adapting" in out, err
+
+
+def test_a_budget_leaves_the_epochs_to_the_plan(own, run_main):
+    _, out, _ = run_main("--prepare_folder", str(own.root / "good"), "data.category=part", "preset=laptop", "budget_minutes=10")
+    assert "epochs" not in out.splitlines()[-1] and "budget_minutes=10" in out.splitlines()[-1]
+
+
 def test_without_masks_the_next_command_says_so(own, prepare, tmp_path):
     code, out, _ = prepare("--defects", "defects")
     assert code == 0 and "warning: 2 defective pictures of part have no mask" in out and "data.mask=False" in out.splitlines()[-1]

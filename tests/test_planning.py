@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -30,7 +32,11 @@ def test_a_preset_goes_above_the_file_and_below_the_command_line():
     assert (laptop.model.unet_size, laptop.model.v, laptop.model.w, laptop.training.budget_minutes) == (64, 2, 5, 60)
     assert laptop.model.epochs == config.PLANNED
     assert config.load(ROOT / "config.yaml", [*data, "preset=laptop", "budget_minutes=10"]).training.budget_minutes == 10
-    assert config.load(ROOT / "config.yaml", ["preset=published"]) == config.load(ROOT / "config.yaml")
+    published = config.load(ROOT / "config.yaml", ["preset=published"])
+    assert published == config.load(ROOT / "config.yaml", ["score.protocol=published"]) and (published.calibration.share, published.score.draws) == (
+        0,
+        1,
+    )
     for wrong, said in (("laptpo", "preset is 'laptpo'; did you mean laptop"), ("[laptop]", "preset is \\['laptop'\\]")):
         with pytest.raises(ValueError, match=said):
             config.load(ROOT / "config.yaml", [*data, f"preset={wrong}"])
@@ -66,6 +72,26 @@ def test_the_laptop_preset_plans_trains_and_detects(run_main, monkeypatch, tmp_p
     assert code == 0 and "plan: 6 training steps" in out and "trained nut for 3 epochs" in out
     code, _, err = run_main("--train", *SHORT, "budget_minutes=0.0001")
     assert code == 2 and "budget_minutes is 0.0001, which leaves 0 training steps; set it to 1 or more" in err
+
+
+def test_epochs_of_another_training_are_no_plan(run_main, monkeypatch):
+    monkeypatch.setattr(planning, "MOST_STEPS", 4)
+    monkeypatch.setattr(planning, "FEWEST_STEPS", 1)
+    assert run_main("--train", *LAPTOP, "model.epochs=3", "budget_minutes=5")[0] == 0
+    assert "3 epochs, as" in run_main("--train", "--resume", *LAPTOP, "budget_minutes=5")[1]  # of this budget, these settings and pictures
+    assert "plan: 4 training steps" in run_main("--train", "--resume", *LAPTOP, "budget_minutes=5", "model.learning_rate=1e-3")[1]
+    assert run_main("--train", *LAPTOP, "model.epochs=3", "training.budget_minutes=null")[0] == 0
+    assert "plan: 4 training steps" in run_main("--train", "--resume", *LAPTOP, "budget_minutes=5")[1]
+
+
+def test_a_budget_counts_the_pictures_to_judge_where_there_are_no_test_pictures(run_main, monkeypatch, category, tmp_path):
+    monkeypatch.setattr(planning, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(planning, "MOST_STEPS", 4)
+    shutil.move(category / "test", tmp_path / "new")
+    code, out, err = run_main(
+        "--train", "--detection", "--input", str(tmp_path / "new"), "--output", str(tmp_path / "found"), *SHORT, "budget_minutes=5"
+    )
+    assert code == 0 and "16 pictures to compare" in out and "6 pictures in" in out, err
 
 
 def test_settings_of_a_budget_that_did_not_train_are_read_back(run_main, tiny_config, tmp_path):
@@ -130,5 +156,7 @@ def test_tuning_without_unseen_pictures_says_what_it_needs(run_main):
     ],
 )
 def test_the_plan_counts_what_normal_pictures_take(parts, expected):
-    assert normal_pictures.work(parts, learnt=500, held_out=60) == expected
-    assert normal_pictures.work(parts, learnt=50, held_out=60) == (min(expected[0], 110), min(expected[1], 50))
+    assert normal_pictures.work(parts, learnt=500, held_out=60, most=100) == expected
+    assert normal_pictures.work(parts, learnt=50, held_out=60, most=100) == (min(expected[0], 110), min(expected[1], 50))
+    judged, looked_at = normal_pictures.work(parts, learnt=40, held_out=0, most=100)  # half of them where there are parts
+    assert (judged, looked_at) == ((40 if not parts or expected[0] > 60 else 20), 20 if expected[1] else 0)

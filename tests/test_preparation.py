@@ -15,7 +15,7 @@ from PIL import Image
 
 import archives
 import layout
-import preparation
+from dataset import held_out_of
 from layout import NOTE
 
 SETS = {  # builder → flag, folder of data, categories, and (train, test good, test defective) of each
@@ -298,7 +298,7 @@ def test_a_hostile_archive_leaves_nothing(run_main, tmp_path):
 def test_a_command_lowers_the_batch_to_the_pictures_there_are(original, run_main):
     _, out, _ = run_main("--prepare_mvtec", str(original("mvtec")), "data.batch_size=16", "model.epochs=1")
     assert {"data.batch_size=5", "model.epochs=1"} <= set(shlex.split(out.splitlines()[-1]))
-    assert preparation.learnable(500, {"share": "auto", "pictures": 100}) == 400
+    assert held_out_of(500, share=0.2, most=100) == 100
 
 
 def test_the_shipped_configuration_and_its_presets_serve(original, run_main, tmp_path):

@@ -43,6 +43,22 @@ def test_a_rerun_with_training_makes_its_own_weights(result, run_main, tmp_path)
     assert (tmp_path / "again" / "checkpoints" / "nut" / "1").is_file() and not (tmp_path / "checkpoints" / "nut" / "1").exists()
 
 
+def test_a_rerun_with_training_adapts_where_the_result_is_of_adapted_features(run_main, tmp_path):
+    folder = tmp_path / "found"
+    assert run_main("--train", "--domain_adaptation", "--detection", "--output", str(folder), *QUICK, "model.DA_chp=1")[0] == 0
+    code, out, err = run_main("--rerun", str(folder), "--train", "--output", str(tmp_path / "again"))
+    assert code == 0 and "equal to the last bit" in out, err
+    code, _, err = run_main("--rerun", str(folder), "--domain_adaptation")
+    assert code == 2 and "repeats stage 2 with stage 1" in err
+
+
+@pytest.mark.parametrize("flags", [["--rerun", "folder"], ["--tune"]])
+def test_what_one_process_does_is_refused_to_several(flags, run_main, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = run_main(*flags)
+    assert code == 2 and "is one process's, and torchrun has started 2" in err
+
+
 def test_a_rerun_names_what_differs(result, run_main, category):
     code, out, _ = run_main("--rerun", str(result), "model.w=4")
     assert code == 1 and "model.w was 3.0, is 4.0" in out and "operating_point.threshold" in out and "scores of 6 of 6 pictures changed" in out

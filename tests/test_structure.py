@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"locks"},
     "pictures": {"depth"},
     "dataset": {"pictures"},
-    "checkpoint": {"unet", "feature_extractor", "calibration", "normality", "files", "locks"},  # it builds what it loads
+    "checkpoint": {"unet", "feature_extractor", "calibration", "normality", "files", "locks", "settings"},  # it builds what it loads
     "cache": {"dataset", "files"},
     "logs": {"files", "locks"},
     "manifest": {"calibration", "dataset", "files"},
@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "layout": {"dataset", "files", "locks", "pictures", "runtime"},
     "published_sets": {"archives", "dataset", "layout", "near_duplicates", "pictures"},
     "own_pictures": {"annotations", "dataset", "layout", "near_duplicates", "pictures"},
-    "preparation": {"archives", "config", "layout", "own_pictures", "published", "published_sets", "settings"},
+    "preparation": {"archives", "config", "dataset", "layout", "own_pictures", "published", "published_sets", "settings"},
     "looks": {"dataset", "likeness", "pictures", "runtime"},
     "contact_sheet": {"files", "pictures"},
     "doctor": {"contact_sheet", "dataset", "findings", "likeness", "looks", "pictures"},
@@ -62,13 +62,13 @@ ALLOWED: dict[str, set[str]] = {
     "inspection": STAGE | {"calibration", "detection", "drawing", "normal_pictures"},  # stage 3 on any pictures
     "planning": {"checkpoint", "config", "dataset", "detection", "normal_pictures", "parallel", "runtime", "settings", "train", "unet"},
     "tuning": {"checkpoint", "config", "dataset", "detection", "files", "metrics", "normal_pictures", "normality", "runtime", "settings"}
-    | {"synthetic"},
+    | {"locks", "synthetic"},
     # several categories, and what is made of results
     "result_folder": {"published", "manifest", "metrics", "results"},
     "report": {"published", "files", "names", "result_folder", "results"},  # made of results folders alone
     "tables": {"config", "files", "manifest", "published", "spreadsheet"},
     "figure": STAGE | {"config", "detection", "drawing", "normal_pictures", "result_folder", "tables"},
-    "campaign": {"config", "settings", "dataset", "parallel", "planning", "report", "sample_set", "tables"},  # and the stages, by name
+    "campaign": {"checkpoint", "config", "settings", "dataset", "parallel", "planning", "report", "sample_set", "tables"},  # and the stages, by name
     "rerun": {"campaign", "config", "manifest", "result_folder", "results"},
     "errors": {"parallel"},
     "commands": {"campaign", "config", "doctor", "errors", "figure", "parallel", "preparation", "rerun", "tables", "tuning"},
