@@ -14,6 +14,7 @@ from scipy.ndimage import label as connected_regions
 from sklearn.metrics import roc_curve
 
 CHUNK = 2**24  # pixels gone over at a time; a single picture may be larger
+BINS = 2**19  # into which values are dealt before those are sorted that need it
 EDGES = 1024  # values at most that `PictureCounts` counts at
 RESAMPLES_AT_ONCE = 64  # curves held at a time
 EIGHT_CONNECTED = np.array([[[plane] * 3] * 3 for plane in (0, 1, 0)])  # corners join pixels of a picture, nothing those of two
@@ -116,9 +117,9 @@ def rank(values: ArrayLike, truth: ArrayLike) -> Ranking:
     flat = flat[order]
     below, up_to = np.zeros((2, len(flat)), np.int64)
     for _, chunk, mask in _chunks(maps, masks, max(CHUNK, 2 * len(flat))):  # as large as what is held: few passes over it
-        normal = np.sort(chunk[~mask])
-        below += np.searchsorted(normal, flat, side="left")
-        up_to += np.searchsorted(normal, flat, side="right")
+        lower, tied = _lower_and_tied(chunk[~mask], flat)
+        below += lower
+        up_to += lower + tied
     found = len(flat) - np.searchsorted(flat, flat, side="left")
     return Ranking(flat, below, up_to, found, np.concatenate(regions)[order], np.concatenate(region_pictures), maps.size - len(flat))
 
@@ -274,6 +275,30 @@ def _chunks(maps: NDArray, masks: NDArray, pixels: int) -> Iterator[tuple[int, N
     pictures = max(1, pixels // maps[0].size)
     for first in range(0, len(maps), pictures):
         yield first, maps[first : first + pictures], masks[first : first + pictures] > 0
+
+
+def _lower_and_tied(entries: NDArray, values: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many of the entries (M,) lie below each of the values (A,), which ascend, and how many tie with it.
+
+    Of many entries beside few values, both are dealt into bins of equal width: those that share a bin with a value are sorted, the others counted.
+    """
+    counted, beside = np.zeros(len(values), np.int64), entries
+    precise = np.result_type(values, np.float32)
+    lowest, highest = values[[0, -1]].astype(precise)
+    with np.errstate(over="ignore"):
+        width = (highest - lowest) / BINS
+        if len(values) < BINS / 2 and np.finfo(precise).tiny < width < np.inf:
+            bins, entries_bins = (
+                np.clip((some.astype(precise, copy=False) - lowest) / width + 1, 0, BINS + 2).astype(np.int32) for some in (values, entries)
+            )  # the first and the last are of what lies outside
+            shared = np.zeros(BINS + 3, bool)
+            shared[bins] = True
+            apart = np.bincount(entries_bins, minlength=len(shared))
+            apart[shared] = 0
+            counted, beside = apart.cumsum()[bins], entries[shared[entries_bins]]
+    beside = np.sort(beside)
+    first = np.searchsorted(beside, values, side="left")
+    return counted + first, np.searchsorted(beside, values, side="right") - first
 
 
 def _rank_maps(maps: ArrayLike, masks: ArrayLike) -> Ranking:

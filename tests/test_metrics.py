@@ -363,3 +363,29 @@ def test_an_operating_point_by_hand():
     for scores, threshold in (([0.1, np.nan], 0.5), ([0.1, 0.2], np.nan)):
         with pytest.raises(ValueError, match="not finite"):
             metrics.operating_point(scores, [0, 1], threshold)
+
+
+HUGE, TINY = np.float32(3e38), np.float32(1e-45)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("entries", "values"),
+    [
+        ([0.1, 0.2, 0.2, 0.9], [0.2]),
+        ([], [0.2, 0.3]),
+        (np.zeros(9), np.zeros(3)),
+        (np.arange(250, dtype=np.uint8), np.array([3, 7, 7, 200], np.uint8)),
+        (np.array([-HUGE, 0, HUGE]), np.array([-HUGE, 0, HUGE])),
+        (np.full(9, TINY), np.array([0, TINY, 3 * TINY])),
+        (np.array([2**62 - 1, 2**62, -(2**62)]), np.array([-(2**62), 2**62])),
+        (np.exp(np.linspace(-80, 80, 999, dtype=np.float32)), np.exp(np.linspace(-70, 70, 50, dtype=np.float32))),
+        (np.random.default_rng(0).random(999, np.float32).astype(np.float16), np.sort(np.random.default_rng(1).random(99).astype(np.float16))),
+    ],
+)
+@pytest.mark.parametrize("bins", [2, 4, 256, metrics.BINS])
+def test_entries_that_are_counted_in_bins_are_those_that_lie_below(entries, values, bins, monkeypatch):
+    monkeypatch.setattr(metrics, "BINS", bins)
+    entries, values = np.asarray(entries), np.asarray(values)
+    lower, tied = metrics._lower_and_tied(entries, values)
+    assert lower.tolist() == [(entries < value).sum() for value in values] and tied.tolist() == [(entries == value).sum() for value in values]
