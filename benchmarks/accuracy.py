@@ -66,8 +66,9 @@ ROWS = (
             ("top_mean of 1 %", "pooling", ("score.pooling=top_mean",)),
             ("w = 2", "a weaker pull", ("model.w=2",)),
             ("w = 8", "a stronger pull", ("model.w=8",)),
-            ("T' = 100", "less noise, 4 calls", ("model.test_trajectory_steps=100",)),
+            ("T' = 100", "less noise, 2 calls", ("model.test_trajectory_steps=100", "model.skip=50")),
             ("5 calls", "skip 50", ("model.skip=50",)),
+            ("10 calls", "skip 25, as published", ("model.skip=25",)),
             ("2 draws", "the mean of two reconstructions", ("score.draws=2",)),
             ("raw weights", "without the moving average", ("model.averaged=False",)),
         )
