@@ -140,7 +140,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, resample: nn.Module | None = None):
         super().__init__()
         self.resample = resample or nn.Identity()
-        self.in_layers = nn.Sequential(group_norm(in_channels), SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        convolution = EnlargingConv2d if isinstance(resample, nn.Upsample) else nn.Conv2d
+        self.in_layers = nn.Sequential(group_norm(in_channels), SiLU(), convolution(in_channels, out_channels, 3, padding=1))
         self.embed_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
         self.out_layers = nn.Sequential(
             group_norm(out_channels), SiLU(), nn.Dropout(dropout), zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
@@ -150,19 +151,24 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         norm, activation, convolution = self.in_layers
         h = activation(norm(x))
-        h = enlarging(convolution, h) if isinstance(self.resample, nn.Upsample) else convolution(self.resample(h))
+        h = convolution(h if isinstance(convolution, EnlargingConv2d) else self.resample(h))
         h += self.embed_layers(embedding)[:, :, None, None]  # (B, C, 1, 1)
         h = self.out_layers(h)
         h += self.skip_connection(self.resample(x))
         return h
 
 
-def enlarging(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 3×3 convolution of x (B, C, H, W) enlarged to twice its size by nearest neighbours → (B, C', 2H, 2W), as a transposed one of x itself, whose
-    4×4 kernel is the 3×3 one summed over the 2×2 places of each pixel: four ninths of the operations, and no enlarged tensor."""
-    padded = F.pad(convolution.weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))
-    kernel = sum(padded[..., top : top + 4, left : left + 4] for top in (0, 1) for left in (0, 1))
-    return F.conv_transpose2d(x, kernel, convolution.bias, stride=2, padding=1)
+class EnlargingConv2d(nn.Conv2d):
+    """A 3×3 convolution of x (B, C, H, W) as enlarged to twice its size by nearest neighbours → (B, C', 2H, 2W).
+
+    Done as a transposed convolution of x itself, whose 4×4 kernel is the 3×3 one summed over the 2×2 places of each pixel: four ninths of the
+    operations, and no enlarged tensor.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(self.weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))
+        kernel = torch.stack([padded[..., top : top + 4, left : left + 4] for top in (0, 1) for left in (0, 1)]).sum(dim=0)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
 class SelfAttention(nn.Module):

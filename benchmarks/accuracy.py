@@ -23,6 +23,7 @@ import published
 ROOT = Path(__file__).parents[1]
 METRICS = {"image AUROC": "image_auroc", "pixel AUROC": "pixel_auroc", "PRO": "pro"}
 SECONDS_PER_MINUTE = 60
+TICKS = (5, 10, 20, 60)  # minutes, of the plot
 
 
 @dataclass(frozen=True)
@@ -179,19 +180,22 @@ def spread(values: Sequence[float]) -> str:
 
 def plot(categories: Sequence[Path], seeds: Sequence[int], work: Path, path: Path) -> None:
     """Image AUROC against minutes, the patch memory as a cross, the paper's figure as a line where it has one."""
-    figure = Figure(figsize=(3.4 * len(categories), 2.8), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(categories), 2.6), layout="constrained")
     budgets, bar = [row for row in ROWS if row.name.startswith("preset")], next(row for row in ROWS if row.name == "patch memory")
-    for axes, category in zip(figure.subplots(1, len(categories), squeeze=False)[0], categories, strict=True):
+    for axes, category in zip(figure.subplots(1, len(categories), squeeze=False, sharey=True)[0], categories, strict=True):
         for rows, style, name in ((budgets, "o-", "preset: laptop"), ([bar], "x", "patch memory")):
             found = [one for row in rows if (one := results(row, category, seeds, work))]
             times = [statistics.median(map(minutes, one)) for one in found]
             figures = [statistics.median(100 * made["metrics"]["image_auroc"] for made in one) for one in found]
-            axes.plot(times, figures, style, label=name)
+            if found:
+                axes.plot(times, figures, style, label=name)
         paper = published.table().get(category.name, {}).get("image_auroc")
         if paper:
             axes.axhline(float(paper), color="0.5", linestyle="--", label="paper")
-        axes.set(title=category.name, xlabel="minutes", ylabel="image AUROC, %", xscale="log")
-        axes.legend(fontsize=7)
+        axes.set(title=category.name, xlabel="minutes", xscale="log", xlim=(3, 70), xticks=TICKS, xticklabels=TICKS)
+        axes.minorticks_off()
+        axes.legend(fontsize=7, loc="lower right")
+    figure.axes[0].set(ylabel="image AUROC, %", ylim=(None, 101))
     figure.savefig(path, dpi=150)
 
 

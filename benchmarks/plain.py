@@ -42,7 +42,7 @@ class PlainBlock(ResidualBlock):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         norm, _, convolution = self.in_layers
-        h = convolution(self.resample(F.silu(norm(x))))
+        h = nn.Conv2d.forward(convolution, self.resample(F.silu(norm(x))))
         h = h + self.embed_layers(embedding)[:, :, None, None]
         norm, _, dropout, convolution = self.out_layers
         return self.skip_connection(self.resample(x)) + convolution(dropout(F.silu(norm(h))))

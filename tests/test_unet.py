@@ -2,7 +2,7 @@ import pytest
 import torch
 from golden_weights import assert_golden, normal, state_dict
 
-from unet import UNet, published_multipliers
+from unet import EnlargingConv2d, UNet, published_multipliers
 
 PUBLISHED = {"ddad_s_32": (32, 32, 2), "ddad_s_64": (64, 32, 2), "ddad_256": (256, 64, 4)}  # image_size, base_channels, heads
 
@@ -10,6 +10,14 @@ PUBLISHED = {"ddad_s_32": (32, 32, 2), "ddad_s_64": (64, 32, 2), "ddad_256": (25
 def published_unet(network: str) -> UNet:
     image_size, base_channels, heads = PUBLISHED[network]
     return UNet(image_size, base_channels, heads=heads)
+
+
+def small_unet() -> UNet:
+    """No weight of it is zero."""
+    unet = UNet(16, 8, channel_multipliers=[1, 2], blocks_per_level=1, attention_sizes=(8,), heads=2)
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    return unet
 
 
 @pytest.mark.parametrize("network", PUBLISHED)
@@ -99,10 +107,31 @@ def test_multipliers_between_published_sizes_are_those_of_the_smaller():
     assert published_multipliers(320) == published_multipliers(256) == (1, 1, 2, 2, 4, 4)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_enlarging_convolution_is_one_of_the_enlarged_picture_with_its_gradients(layout):
+    convolution = EnlargingConv2d(5, 7, 3, padding=1).double().to(memory_format=layout)
+    torch.nn.init.normal_(convolution.weight, generator=torch.Generator().manual_seed(0))
+    x = normal(1, 2, 5, 6, 9).double().to(memory_format=layout).requires_grad_()
+    enlarged = torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+    plain = torch.nn.functional.conv2d(enlarged, convolution.weight, convolution.bias, padding=1)
+    found = convolution(x)
+    torch.testing.assert_close(found, plain)
+    wanted = (x, convolution.weight, convolution.bias)
+    cotangent = normal(2, 2, 7, 12, 18).double()
+    torch.testing.assert_close(torch.autograd.grad(found, wanted, cotangent), torch.autograd.grad(plain, wanted, cotangent))
+
+
+def test_what_is_done_in_place_touches_neither_inputs_nor_gradients():
+    unet, x, t = small_unet(), normal(3, 2, 3, 16, 16), torch.tensor([3, 200])
+    kept = x.clone()
+    with torch.no_grad():
+        expected = unet(x, t)
+    assert torch.equal(x, kept) and expected.any()
+    torch.testing.assert_close(unet(x.requires_grad_(), t), expected)
+
+
 def test_norms_stay_in_fp32_where_the_rest_is_reduced():
-    unet = UNet(16, 8, channel_multipliers=[1, 2], blocks_per_level=1, attention_sizes=(8,), heads=2)
-    for parameter in unet.parameters():
-        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    unet = small_unet()
     seen = set()
     for module in unet.modules():
         if isinstance(module, torch.nn.GroupNorm):
