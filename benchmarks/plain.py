@@ -6,6 +6,7 @@ which all masks are labelled again. Loss, schedule formula, feature distance and
 """
 
 import copy
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -48,11 +49,12 @@ class PlainBlock(ResidualBlock):
         return self.skip_connection(self.resample(x)) + convolution(dropout(F.silu(norm(h))))
 
 
-def plain_unet(unet: UNet) -> UNet:
+def plain_unet(unet: UNet, forms: Collection[type[nn.Module]] = (PlainAttention, PlainBlock)) -> UNet:
+    """A copy in NCHW, with modules of these plain forms."""
     plain = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
-    plain_forms: dict[type, type] = {SelfAttention: PlainAttention, ResidualBlock: PlainBlock}
+    of = {form.__base__: form for form in forms}
     for module in plain.modules():
-        module.__class__ = plain_forms.get(type(module), type(module))
+        module.__class__ = of.get(type(module), type(module))
     return plain
 
 

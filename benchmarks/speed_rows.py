@@ -1,6 +1,5 @@
 """What benchmarks/speed.py times: ours and the reference (benchmarks/plain.py) of each row, and of an ablation ours and ours without one change."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from benchmarks.plain import (
     PRO_LIMIT,
     SCHEDULE,
     WEIGHT_DECAY,
+    PlainAttention,
+    PlainBlock,
     PlainResNet,
     PlainSchedule,
     plain_adam,
@@ -35,7 +36,9 @@ from networks import Networks, ready
 from train import build_optimizer, ramped_average
 from unet import UNet
 
-ATTENTION, OPTIMIZER, TABLE, MEMORY = "attention", "fused optimizer", "alpha_bar table", "kept memory"  # what --ablation takes away
+# what --ablation takes away
+ATTENTION, BLOCKS, OPTIMIZER, TABLE, MEMORY = "attention", "enlarging, in place", "fused optimizer", "alpha_bar table", "kept memory"
+PLAIN_FORMS = {"": (PlainAttention, PlainBlock), ATTENTION: (PlainAttention,), BLOCKS: (PlainBlock,)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def operations(call: Callable[[], object]) -> float:
 
 def training(kind: str, batch: int, device: torch.device, without: str = "") -> Row:
     unet, size = network(kind, device)
-    plain = plain_unet(unet).train() if without in ("", ATTENTION) else copy.deepcopy(unet).train()
+    plain = plain_unet(unet, PLAIN_FORMS.get(without, ())).train()
     ours = unet.train()
     if device.type == "cuda":  # as train.py has it
         ours = ours.to(memory_format=torch.channels_last)
@@ -99,8 +102,8 @@ def training(kind: str, batch: int, device: torch.device, without: str = "") -> 
 
 def forward(kind: str, batch: int, device: torch.device, without: str = "") -> Row:
     unet, size = network(kind, device)
-    ways = {"": plain_unet(unet), ATTENTION: ready(plain_unet(unet), device), "channels_last": copy.deepcopy(unet)}
-    plain, ours = ways[without].eval(), ready(unet, device)
+    plain = plain_unet(unet, PLAIN_FORMS.get(without, ())).eval()
+    plain, ours = ready(plain, device) if without in (ATTENTION, BLOCKS) else plain, ready(unet, device)
     x, t = torch.randn(batch, 3, size, size, device=device), torch.full((batch,), 100, device=device)
     fast, slow = torch.no_grad()(lambda: ours(x, t)), torch.no_grad()(lambda: plain(x, t))
     torch.testing.assert_close(fast(), slow(), rtol=0, atol=1e-3)
@@ -233,10 +236,12 @@ def against_plain(device: torch.device, folder: Path) -> dict[str, Callable[[], 
 def without_one(device: torch.device) -> dict[str, Callable[[], Row]]:
     return {
         "training attention": lambda: training("DDAD-S", 16, device, ATTENTION),
+        "training blocks": lambda: training("DDAD-S", 16, device, BLOCKS),
         "training optimizer": lambda: training("DDAD-S", 16, device, OPTIMIZER),
         "training alpha_bar": lambda: training("DDAD-S", 16, device, TABLE),
         "training memory": lambda: training("DDAD", 2, device, MEMORY),
         "forward attention": lambda: forward("DDAD-S", 16, device, ATTENTION),
+        "forward blocks": lambda: forward("DDAD-S", 16, device, BLOCKS),
         "forward channels_last": lambda: forward("DDAD-S", 16, device, "channels_last"),
         "features layer4": lambda: layer4(device),
         "features target": lambda: target_once(device),
