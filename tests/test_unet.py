@@ -121,7 +121,7 @@ def test_an_enlarging_convolution_is_one_of_the_enlarged_picture_with_its_gradie
     torch.testing.assert_close(torch.autograd.grad(found, wanted, cotangent), torch.autograd.grad(plain, wanted, cotangent))
 
 
-def test_what_is_done_in_place_touches_neither_inputs_nor_gradients():
+def test_what_is_done_in_place_changes_neither_the_input_nor_the_output():
     unet, x, t = small_unet(), normal(3, 2, 3, 16, 16), torch.tensor([3, 200])
     kept = x.clone()
     with torch.no_grad():
