@@ -9,7 +9,7 @@ PUBLISHED, LAPTOP = "published", "laptop"
 BUDGET = 60.0  # minutes, of the laptop preset
 
 PRESETS: dict[str, dict[str, Any]] = {
-    PUBLISHED: {"score.protocol": "published"},  # all else is in config.yaml, or `auto`
+    PUBLISHED: {"score.protocol": "published", "speed.precision": "fp32"},  # all else is in config.yaml, or `auto`
     LAPTOP: {
         # pictures are compared with normal ones at 512 pixels; the UNet sees them at 64
         "data.image_size": 512,

@@ -84,10 +84,17 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 def dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What `speed.precision` stands for on a device: `auto` is bf16 on a card that computes in it, else fp32."""
+    """What `speed.precision` stands for on a device: `auto` is bf16 where that has instructions of its own, else fp32."""
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        return torch.bfloat16 if computes_in_bf16(device) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether a CUDA card, or a CPU (AVX-512 BF16, which those with AMX have too), has instructions for it; without them it is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 
 
 def autocast(network: nn.Module, precision: str, device: torch.device) -> Callable[..., Any]:

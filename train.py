@@ -146,8 +146,10 @@ def learn(settings: Settings, resume: bool) -> None:
     if earlier:
         path = folder / checkpoint.TRAINING_STATE
         losses = Losses(*resumption.restored(trainer, earlier, path, pictures=len(pictures), most_steps=steps))
+    precision = str(runtime.dtype(settings.speed.precision, device)).removeprefix("torch.")
+    size = sum(weights.numel() for weights in trainer.unet.parameters())
     runtime.announce(
-        f"Training {data.category}: {sum(weights.numel() for weights in trainer.unet.parameters()):,} weights, {model.epochs} epochs, {steps} steps",
+        f"Training {data.category}: {size:,} weights in {precision}, {model.epochs} epochs, {steps} steps",
         device,
         settings.as_dict(),
         {

@@ -144,7 +144,7 @@ class ResidualBlock(nn.Module):
         self.in_layers = nn.Sequential(group_norm(in_channels), SiLU(), convolution(in_channels, out_channels, 3, padding=1))
         self.embed_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
         self.out_layers = nn.Sequential(
-            group_norm(out_channels), SiLU(), nn.Dropout(dropout), zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+            group_norm(out_channels), SiLU(), Dropout(dropout), zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         )
         self.skip_connection = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
@@ -224,10 +224,23 @@ class SiLU(nn.SiLU):
         return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-class GroupNorm(nn.GroupNorm):
-    """In fp32 in any autocast."""
+class Dropout(nn.Dropout):
+    """On a CPU from uniform numbers, which are drawn there in a third of the time of Bernoulli ones."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not self.training or not self.p:
+            return super().forward(x)
+        kept = torch.rand_like(x, dtype=torch.float32) >= self.p
+        return (x * kept).mul_(1 / (1 - self.p))
+
+
+class GroupNorm(nn.GroupNorm):
+    """In fp32 in any autocast. Of an NCHW tensor a CPU's kernel reads and writes bf16 and computes in fp32 by itself: two copies fewer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.is_contiguous():
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x)
         return super().forward(x.float())
 
 

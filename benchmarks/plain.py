@@ -17,7 +17,7 @@ from sklearn.metrics import auc
 from torch import Tensor, nn
 
 from ddad import NoiseSchedule
-from unet import ResidualBlock, SelfAttention, UNet
+from unet import Dropout, ResidualBlock, SelfAttention, UNet
 
 SCHEDULE = NoiseSchedule()
 EXTRACTOR = "wide_resnet101_2"
@@ -49,7 +49,13 @@ class PlainBlock(ResidualBlock):
         return self.skip_connection(self.resample(x)) + convolution(dropout(F.silu(norm(h))))
 
 
-def plain_unet(unet: UNet, forms: Collection[type[nn.Module]] = (PlainAttention, PlainBlock)) -> UNet:
+class PlainDropout(Dropout):
+    """As torch has it."""
+
+    forward = nn.Dropout.forward
+
+
+def plain_unet(unet: UNet, forms: Collection[type[nn.Module]] = (PlainAttention, PlainBlock, PlainDropout)) -> UNet:
     """A copy in NCHW, with modules of these plain forms."""
     plain = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
     of = {form.__base__: form for form in forms}

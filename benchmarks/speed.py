@@ -1,7 +1,8 @@
-"""python -m benchmarks.speed [--device cpu] [--repeats 5] [--ablation] [ROW …]: how fast each part is, beside a plain reference, in one table.
+"""python -m benchmarks.speed [--device cpu] [--repeats 5] [--processes 1] [--ablation] [ROW …]: how fast each part is, beside a plain reference,
+in one table.
 
 The reference is benchmarks/plain.py. Each side of a row has a process of its own, as main.py keeps memory (runtime.keep_memory) and the reference
-does not; both alternate.
+does not; both alternate. How often the reference's memory is cleared anew differs from process to process: --processes 5 starts both five times.
 
 With --ablation each row takes one of these away from ours and leaves the others: what a change gains on its own.
 
@@ -68,13 +69,15 @@ def serve(pipe: Connection, side: str, name: str, ablation: bool, device: torch.
         pipe.send(peak_memory(call, device))
 
 
-def measured(name: str, repeats: int, ablation: bool, device: torch.device, fastest: float) -> str:
+def measured(name: str, repeats: int, processes: int, ablation: bool, device: torch.device, fastest: float) -> str:
     """The table's line of a row."""
-    plain_side, our_side = (started(side, name, ablation, device) for side in (PLAIN, OURS))
-    plain_side.recv()
-    title, pictures, count, most = our_side.recv()
-    pairs = [(told(plain_side, True), told(our_side, True)) for _ in range(min(repeats, most or repeats))]
-    memory, _ = told(our_side, False), told(plain_side, False)
+    pairs = []
+    for _ in range(processes):
+        plain_side, our_side = (started(side, name, ablation, device) for side in (PLAIN, OURS))
+        plain_side.recv()
+        title, pictures, count, most = our_side.recv()
+        pairs += [(told(plain_side, True), told(our_side, True)) for _ in range(min(repeats, most or repeats))]
+        memory, _ = told(our_side, False), told(plain_side, False)
     plain, ours = zip(*pairs, strict=True)
     ratios = [slow / fast for slow, fast in pairs]
     rate = count / statistics.median(ours)
@@ -115,6 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="Times each part beside a plain reference.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=1, help="how often both sides are started, for as many repeats each")
     parser.add_argument("--ablation", action="store_true", help="ours beside ours without one change, a row a change")
     parser.add_argument("rows", nargs="*", help="words that the names of the wanted rows hold (all)")
     options = parser.parse_args()
@@ -122,13 +126,13 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     convolution, product = ceiling(device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, {device} ({where}), fp32; median (range) of {options.repeats}, both sides alternating")
+    print(f"torch {torch.__version__}, {device} ({where}); median (range) of {options.processes * options.repeats}, both sides alternating")
     print(f"ceiling: convolution {convolution / GIGA:.0f} GFLOP/s, matrix product {product / GIGA:.0f} GFLOP/s\n")
     sides = ("without it", "with it") if options.ablation else ("plain", "ours")
     print(f"| | {sides[0]}, s a picture | {sides[1]}, s a picture | ratio | GFLOP/s | of the ceiling | peak MiB |\n|---|---|---|---|---|---|---|")
     for name in rows(options.ablation, device, Path()):
         if all(word in name for word in options.rows):
-            print(measured(name, options.repeats, options.ablation, device, max(convolution, product)), flush=True)
+            print(measured(name, options.repeats, options.processes, options.ablation, device, max(convolution, product)), flush=True)
     print("\nA loaded picture's and a map's share is of the whole set's time.")
 
 

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 import metrics
+import runtime
 from anomaly_map import combine, feature_distance, pixel_distance, smooth
 from benchmarks.plain import (
     EXTRACTOR,
@@ -22,6 +23,7 @@ from benchmarks.plain import (
     WEIGHT_DECAY,
     PlainAttention,
     PlainBlock,
+    PlainDropout,
     PlainResNet,
     PlainSchedule,
     plain_adam,
@@ -30,15 +32,17 @@ from benchmarks.plain import (
     plain_unet,
 )
 from dataset import ImageFolder, View, shuffled_batches
-from ddad import NoiseSchedule, gaussian_draws, noise_loss, reconstruct
+from ddad import NoisePredictor, NoiseSchedule, gaussian_draws, noise_loss, reconstruct
 from feature_extractor import FeatureExtractor
 from networks import Networks, ready
 from train import build_optimizer, ramped_average
 from unet import UNet
 
 # what --ablation takes away
-ATTENTION, BLOCKS, OPTIMIZER, TABLE, MEMORY = "attention", "enlarging, in place", "fused optimizer", "alpha_bar table", "kept memory"
-PLAIN_FORMS = {"": (PlainAttention, PlainBlock), ATTENTION: (PlainAttention,), BLOCKS: (PlainBlock,)}
+ATTENTION, BLOCKS, DROPOUT, PRECISION = "attention", "enlarging, in place", "dropout masks", "precision"
+OPTIMIZER, TABLE, MEMORY = "fused optimizer", "alpha_bar table", "kept memory"
+PLAIN_FORMS = {"": (PlainAttention, PlainBlock, PlainDropout), ATTENTION: (PlainAttention,), BLOCKS: (PlainBlock,), DROPOUT: (PlainDropout,)}
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # of a forward pass, beside the plain one in fp32
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def operations(call: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-def training(kind: str, batch: int, device: torch.device, without: str = "") -> Row:
+def training(kind: str, batch: int, device: torch.device, without: str = "", precision: str = "fp32") -> Row:
     unet, size = network(kind, device)
     plain = plain_unet(unet, PLAIN_FORMS.get(without, ())).train()
     ours = unet.train()
@@ -81,7 +85,7 @@ def training(kind: str, batch: int, device: torch.device, without: str = "") -> 
         plain = plain.to(memory_format=torch.channels_last) if without else plain
     x_0 = torch.randn(batch, 3, size, size, device=device)
 
-    def step_of(network: nn.Module, optimizer: torch.optim.Optimizer, schedule: NoiseSchedule) -> Callable[[], None]:
+    def step_of(network: NoisePredictor, optimizer: torch.optim.Optimizer, schedule: NoiseSchedule) -> Callable[[], None]:
         def step() -> None:
             t, noise = torch.randint(1000, (batch,), device=device), torch.randn_like(x_0)
             optimizer.zero_grad()
@@ -93,26 +97,26 @@ def training(kind: str, batch: int, device: torch.device, without: str = "") -> 
     def adam(network: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(network, "adam", LEARNING_RATE, WEIGHT_DECAY)
 
-    fast = step_of(ours, adam(ours), SCHEDULE)
+    fast = step_of(runtime.autocast(ours, precision, device), adam(ours), SCHEDULE)
     optimizer = plain_adam(plain) if without in ("", OPTIMIZER) else adam(plain)
     slow = step_of(plain, optimizer, PlainSchedule() if without in ("", TABLE) else SCHEDULE)
-    name = named(f"training step, {kind} {size} px, batch {batch}", without)
+    name = named(f"training step, {kind} {size} px, batch {batch}", without, precision)
     return Row(name, batch, fast, slow, operations(fast), plain_keeps_memory=without not in ("", MEMORY))
 
 
-def forward(kind: str, batch: int, device: torch.device, without: str = "") -> Row:
+def forward(kind: str, batch: int, device: torch.device, without: str = "", precision: str = "fp32") -> Row:
     unet, size = network(kind, device)
     plain = plain_unet(unet, PLAIN_FORMS.get(without, ())).eval()
-    plain, ours = ready(plain, device) if without in (ATTENTION, BLOCKS) else plain, ready(unet, device)
+    plain, ours = ready(plain, device) if without in (ATTENTION, BLOCKS) else plain, runtime.autocast(ready(unet, device), precision, device)
     x, t = torch.randn(batch, 3, size, size, device=device), torch.full((batch,), 100, device=device)
     fast, slow = torch.no_grad()(lambda: ours(x, t)), torch.no_grad()(lambda: plain(x, t))
-    torch.testing.assert_close(fast(), slow(), rtol=0, atol=1e-3)
-    name = named(f"forward, {kind} {size} px, batch {batch}", without)
+    torch.testing.assert_close(fast(), slow(), rtol=0, atol=TOLERANCE[precision], check_dtype=False)
+    name = named(f"forward, {kind} {size} px, batch {batch}", without, precision)
     return Row(name, batch, fast, slow, operations(fast), plain_keeps_memory=without != "")
 
 
-def named(row: str, without: str) -> str:
-    return f"{without}: {row}" if without else row
+def named(row: str, without: str, precision: str) -> str:
+    return f"{without}: {row}" if without else f"{row}, {precision}"
 
 
 def layer4(device: torch.device) -> Row:
@@ -221,11 +225,17 @@ def rows(ablation: bool, device: torch.device, folder: Path) -> dict[str, Callab
 
 
 def against_plain(device: torch.device, folder: Path) -> dict[str, Callable[[], Row]]:
-    return {
-        "training DDAD-S": lambda: training("DDAD-S", 16, device),
-        "training DDAD 256": lambda: training("DDAD", 2, device),
-        "forward DDAD-S": lambda: forward("DDAD-S", 16, device),
-        "forward DDAD 256": lambda: forward("DDAD", 1, device),
+    reduced = {
+        "training DDAD-S bf16": lambda: training("DDAD-S", 16, device, precision="bf16"),
+        "training DDAD 256 bf16": lambda: training("DDAD", 2, device, precision="bf16"),
+        "forward DDAD-S bf16": lambda: forward("DDAD-S", 16, device, precision="bf16"),
+        "forward DDAD 256 bf16": lambda: forward("DDAD", 1, device, precision="bf16"),
+    }
+    return (reduced if runtime.computes_in_bf16(device) else {}) | {
+        "training DDAD-S fp32": lambda: training("DDAD-S", 16, device),
+        "training DDAD 256 fp32": lambda: training("DDAD", 2, device),
+        "forward DDAD-S fp32": lambda: forward("DDAD-S", 16, device),
+        "forward DDAD 256 fp32": lambda: forward("DDAD", 1, device),
         "reconstruction DDAD-S": lambda: reconstruction("DDAD-S", 16, device),
         "detection DDAD 256": lambda: whole_detection("DDAD", 1, device),
         "loading": lambda: loading(40, 900, folder),
@@ -237,6 +247,8 @@ def without_one(device: torch.device) -> dict[str, Callable[[], Row]]:
     return {
         "training attention": lambda: training("DDAD-S", 16, device, ATTENTION),
         "training blocks": lambda: training("DDAD-S", 16, device, BLOCKS),
+        "training dropout": lambda: training("DDAD-S", 16, device, DROPOUT),
+        "training precision": lambda: training("DDAD-S", 16, device, PRECISION, "bf16"),
         "training optimizer": lambda: training("DDAD-S", 16, device, OPTIMIZER),
         "training alpha_bar": lambda: training("DDAD-S", 16, device, TABLE),
         "training memory": lambda: training("DDAD", 2, device, MEMORY),

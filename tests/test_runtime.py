@@ -24,6 +24,18 @@ def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch):
         assert choose_device("auto").type == expected
 
 
+@pytest.mark.parametrize(("has_instructions", "taken"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_trains_a_cpu_in_bf16_where_it_has_instructions_for_it(monkeypatch, has_instructions, taken):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions, raising=False)
+    assert runtime.dtype("auto", torch.device("cpu")) == taken
+    assert runtime.dtype("fp32", torch.device("cpu")) == torch.float32
+
+
+def test_an_older_torch_that_does_not_tell_leaves_a_cpu_in_fp32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert runtime.dtype("auto", torch.device("cpu")) == torch.float32
+
+
 def test_an_unknown_device_is_refused():
     with pytest.raises(ValueError, match="model.device is 'gpu'; it should be auto, cuda, mps or cpu"):
         choose_device("gpu")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from golden_weights import assert_golden, normal, state_dict
 
-from unet import EnlargingConv2d, UNet, published_multipliers
+from unet import Dropout, EnlargingConv2d, UNet, published_multipliers
 
 PUBLISHED = {"ddad_s_32": (32, 32, 2), "ddad_s_64": (64, 32, 2), "ddad_256": (256, 64, 4)}  # image_size, base_channels, heads
 
@@ -130,15 +130,28 @@ def test_what_is_done_in_place_changes_neither_the_input_nor_the_output():
     torch.testing.assert_close(unet(x.requires_grad_(), t), expected)
 
 
-def test_norms_stay_in_fp32_where_the_rest_is_reduced():
-    unet = small_unet()
-    seen = set()
+def test_dropout_takes_its_share_in_training_alone_and_scales_the_rest():
+    torch.manual_seed(0)
+    x, dropout = torch.ones(200, 1000, requires_grad=True), Dropout(0.3)
+    y = dropout(x)
+    assert torch.equal(dropout.eval()(x), x) and torch.equal(y != 0, y > 1.42) and float(y.detach().max()) == pytest.approx(1 / 0.7)
+    assert float((y != 0).double().mean()) == pytest.approx(0.7, abs=0.005)  # five standard deviations
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], y)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("reduced", [torch.bfloat16, torch.float16])
+def test_norms_are_computed_in_fp32_where_the_rest_is_reduced(reduced, layout):
+    unet, norms = small_unet().to(memory_format=layout), []
     for module in unet.modules():
         if isinstance(module, torch.nn.GroupNorm):
-            module.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
-    x, t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 200])
+            module.register_forward_hook(lambda norm, inputs, output: norms.append((norm, inputs[0], output)))
+    x, t = normal(3, 2, 3, 16, 16).to(memory_format=layout), torch.tensor([3, 200])
     expected = unet(x, t)
-    with torch.autocast("cpu", torch.bfloat16):
-        reduced = unet(x, t)
-    assert reduced.dtype == torch.bfloat16 and seen == {torch.float32}
-    assert (reduced - expected).abs().max() < 0.05 * expected.abs().max()
+    norms.clear()
+    with torch.autocast("cpu", reduced):
+        found = unet(x, t)
+    assert found.dtype == reduced and (found - expected).abs().max() < 0.05 * expected.abs().max()
+    for norm, of, output in norms:
+        wanted = torch.nn.functional.group_norm(of.float(), norm.num_groups, norm.weight, norm.bias)
+        torch.testing.assert_close(output.float(), wanted, rtol=torch.finfo(output.dtype).eps, atol=1e-5)
