@@ -74,13 +74,18 @@ def inspect(settings: Settings, source: Path, pictures: dict[str, Path], writer:
     if processes.leads and force and not resume and Predictions.there(writer.folder):
         writer.clear(*DRAWN)
     rows = Predictions(writer.folder, made_with(source, detector, settings), anew=force and not resume) if processes.leads else None
-    left = processes.told([name for name in pictures if rows and name not in rows.done])
+    done = processes.told(rows.done.intersection(pictures) if rows else set())
     if resume:
-        print(f"{len(pictures) - len(left)} of {len(pictures)} pictures are done already", flush=True)
+        print(f"{len(done)} of {len(pictures)} pictures are done already", flush=True)
+    names, at_once = list(pictures), largest_batch(pictures, detector, processes)
+    batches = (names[first : first + at_once] for first in range(0, len(names), at_once))
+    left = [name for batch in batches if not done.issuperset(batch) for name in batch]  # whole batches, on which last digits depend
     stems = file_stems(pictures)
     verdicts: Counter[str] = Counter()
-    found = outcomes(left, pictures, detector, settings.model.num_workers, processes)
+    found = outcomes(left, at_once, pictures, detector, settings.model.num_workers, processes)
     for name, picture, outcome in runtime.count(found, len(left), "inspecting"):
+        if name in done:
+            continue
         if isinstance(outcome, Detection) and picture is not None:
             draw(writer, stems[name], picture, outcome, detector.threshold, settings)
         row = as_row(name, outcome)
@@ -88,7 +93,7 @@ def inspect(settings: Settings, source: Path, pictures: dict[str, Path], writer:
             rows.add(row)
         verdicts[row["verdict"]] += 1
     counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in (ANOMALOUS, NORMAL, UNREADABLE))
-    print(f"{len(left)} pictures in {time.monotonic() - began:.0f} s: {counts}")
+    print(f"{verdicts.total()} pictures in {time.monotonic() - began:.0f} s: {counts}")
     print(f"results in {writer.folder}: {', '.join(['predictions.csv', 'predictions.jsonl', *writer.written])}", flush=True)
     return verdicts[UNREADABLE]
 
@@ -99,11 +104,17 @@ def made_with(source: Path, detector: Detector, settings: Settings) -> dict[str,
     return {"format": FORMAT, "input": str(source.resolve()), "detector": fingerprint(detector, settings), "thresholds": thresholds}
 
 
+def largest_batch(pictures: Mapping[str, Path], detector: Detector, group: parallel.Group) -> int:
+    """How many pictures at once, the same on all processes, so that no batch holds more than MOST_PIXELS_AT_ONCE."""
+    largest = max((math.prod(stored[0]) for path in pictures.values() if (stored := header(path))), default=0)
+    return group.told(min(detector.pictures_at_once, max(1, MOST_PIXELS_AT_ONCE // max(1, largest))))
+
+
 def outcomes(
-    names: Sequence[str], pictures: Mapping[str, Path], detector: Detector, workers: int, group: parallel.Group
+    names: Sequence[str], at_once: int, pictures: Mapping[str, Path], detector: Detector, workers: int, group: parallel.Group
 ) -> Iterator[tuple[str, Image.Image | None, Detection | str]]:
-    """Each name with its picture and what was found in it, or why it could not be read; processes do every so-many-th batch each, and the first
-    one yields all of them."""
+    """Each name with its picture and what was found in it, or why it could not be read; processes do every so-many-th batch of `at_once` each,
+    and the first one yields all of them."""
 
     def read(name: str) -> Image.Image | str:
         try:
@@ -113,8 +124,6 @@ def outcomes(
         except (ValueError, OSError) as error:
             return str(error)
 
-    largest = max((math.prod(stored[0]) for name in names if (stored := header(pictures[name]))), default=0)
-    at_once = group.told(min(detector.pictures_at_once, max(1, MOST_PIXELS_AT_ONCE // max(1, largest))))
     batches = read_ahead(lambda name: (name, read(name)), group.in_turn(names, at_once), at_once, workers)
     for _ in range(math.ceil(len(names) / (group.size * at_once))):
         batch = next(batches, [])  # the last processes may have a batch less
