@@ -123,6 +123,8 @@ def coco_shapes(entry: dict[str, Any]) -> Iterator[Shape]:
         yield runs_by_column(np.array(packed_counts(counts) if isinstance(counts, str) else counts, np.int64), (width, height))
     elif drawn:
         yield from (outline(as_points(np.reshape(ring, (-1, 2)))) for ring in drawn)
+    elif entry.get("keypoints"):
+        raise ValueError("keypoints have no area; draw a polygon in their place")
     elif entry.get("bbox"):
         left, top, across, down = map(float, entry["bbox"])
         yield outline(box(left, top, left + across, top + down))
@@ -224,6 +226,8 @@ def brushed(packed: Iterable[int], size: Size) -> Mask:
 
 def outline(points: Points) -> Shape:
     """The pixels whose middle lies inside; of one so thin that there are none, those that its line runs through."""
+    if len(points) < 3:
+        raise ValueError(f"a shape of {len(points)} points has no area; draw a polygon in its place")
     columns, rows = points.T - 0.5
 
     def mask(size: Size) -> Mask:

@@ -38,6 +38,7 @@ SHORTCUTS = ("preset", "budget_minutes")  # at the top of the file
 DRAWS = 4  # `auto` number of reconstructions where scores are per picture; the published system makes one
 HELD_OUT = 0.2  # `auto` share of train/good kept for calibration where scores are per picture; the published runs train on all
 NOT_TEXT = (int, float, datetime.date)  # what YAML makes of 01 or 2024-01-02
+QUOTES = ("'", '"')
 LARGEST_FILE = 2**16  # bytes; config.yaml with all its comments has 6,000
 DEEPEST = 10  # levels of nesting; a configuration has three
 NO_EFFECT = {"model.checkpoint_name": "checkpoints are found by model.load_chp"}
@@ -163,11 +164,16 @@ def parsed(override: str) -> tuple[str, Any]:
         value = yaml.load(text, PlainLoader)
     except NOT_YAML:
         raise ValueError(f"{name}: {text!r} is not a YAML value; write 3, [1, 2], or text in quotes within quotes (\"'…'\")") from None
-    return name, text if wants_text(name) and isinstance(value, NOT_TEXT) else value
+    return name, text.strip() if wants_text(name) and misread(text, value) else value
+
+
+def misread(text: str, value: Any) -> bool:
+    """Whether YAML makes something else of a name or path than it says: a number or a date of 01 or 2024, a comment of what is behind " #"."""
+    return isinstance(value, (*NOT_TEXT, dict)) or (isinstance(value, str) and not text.strip().startswith(QUOTES))
 
 
 def wants_text(path: str) -> bool:
-    """Whether a key holds a name or a path, which YAML would read as a number or a date where it looks like one (01, 2024)."""
+    """Whether a key holds a name or a path."""
     section, _, leaf = SPELLINGS.get(path, path).partition(".")
     kinds = {f.name: f.type for f in fields(SECTIONS[section])} if section in SECTIONS else {}
     return kinds.get(leaf) in (str, Path, str | None, Path | None)

@@ -151,7 +151,7 @@ class Detector:
         A region is what is connected above the pixel threshold and somewhere above that of the image score.
         """
         shape, whole = size[::-1], finding.anomaly[None, None]
-        scored = torch.zeros_like(whole)  # nothing is found where nothing is scored
+        scored = torch.full_like(whole, min(0.0, self.threshold, self.pixel_threshold))  # nothing is found where nothing is scored
         self.cropped(scored).copy_(self.cropped(whole))
         verdict, p_value = finding.score > self.threshold, self.known_normals.p_value(finding.score)
         peaks = F.adaptive_max_pool2d(scored, shape)[0, 0]  # which a resize might lose

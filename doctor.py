@@ -271,7 +271,8 @@ def sheet_rows(looks: Sequence[Look], findings: Sequence[Finding]) -> dict[str, 
         rows[f"{split}/{kind} ({len(members)})"] = list(members[:: -(-len(members) // SHEET_PICTURES)])
     readable = {look.path for look in looks if not look.problem}
     for finding in findings:
-        names = [name.partition(" (")[0] for entry in finding.files for name in entry.replace(NEARLY, SAME).split(SAME)]
+        told = [name for entry in finding.files for name in entry.replace(NEARLY, SAME).split(SAME)]
+        names = [name if name in readable else name.rpartition(" (")[0] for name in told]  # without what is said of it
         rows[f"{finding.level}: {finding.what} ({len(finding.files)})"] = [name for name in names if name in readable][:SHEET_PICTURES]
     return {caption: names for caption, names in rows.items() if names}
 

@@ -52,21 +52,29 @@ def run(paths: Sequence[Path], choices: Sequence[str], output: Path | None = Non
     `choices` are best, worst, or pictures by their path in the category; without one, best. Weights and pictures are read again from where the
     manifests say. Raises FileNotFoundError or ValueError where they are not there, or are not those of the results.
     """
-    rows: list[Row] = []
-    for path in paths:
-        for result in results_in(path).values():
-            rows += rebuilt(result.folder, result.made, choices or [BEST])
+    results = [result for path in paths for result in results_in(path).values()]
+    known = {BEST, WORST}.union(*({row.path for row in rows_of(result.folder / SCORES)} for result in results))
+    unknown = [choice for choice in choices if choice not in known]
+    if unknown:
+        raise ValueError(f"none of {', '.join(map(str, paths))} holds a picture called {' or '.join(unknown)}; scores.csv lists their names")
+    rows = [row for result in results for row in rebuilt(result.folder, result.made, choices or [BEST])]
     if not rows:
-        raise ValueError(f"none of {', '.join(map(str, paths))} holds a picture called {' or '.join(choices)}; scores.csv lists their names")
-    stem = output.with_suffix("") if output else paths[0] / "figure"
-    figure = draw(rows)
-    written = []
-    for kind in FORMATS:
-        with whole_file(stem.with_suffix(f".{kind}"), REMEDY) as file, matplotlib.rc_context({"pdf.fonttype": 42}):
-            figure.savefig(file, format=kind, dpi=DOTS_PER_INCH)
-        written.append(stem.with_suffix(f".{kind}"))
+        raise ValueError(f"{', '.join(map(str, paths))} hold no defective picture, of which the figure would be; name others with --choose")
+    figure, written = draw(rows), paths_of(output, results[0].folder)
+    for path in written:
+        with whole_file(path, REMEDY) as file, matplotlib.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(file, format=path.suffix[1:], dpi=DOTS_PER_INCH)
     print(f"{len(rows)} pictures in {' and '.join(map(str, written))}", flush=True)
     return written
+
+
+def paths_of(output: Path | None, otherwise: Path) -> list[Path]:
+    """`output` with each format's suffix; of a folder, or of none, figure.png and figure.pdf within it or `otherwise`."""
+    if output is None or output.is_dir():
+        stem = (output or otherwise) / "figure"
+    else:
+        stem = output.with_suffix("") if output.suffix[1:].lower() in FORMATS else output
+    return [stem.with_name(f"{stem.name}.{kind}") for kind in FORMATS]
 
 
 def rebuilt(folder: Path, made: dict[str, Any], choices: Sequence[str]) -> Iterator[Row]:

@@ -204,6 +204,7 @@ def test_shapes_that_reach_beyond_the_picture_are_cut(tmp_path):
     [
         (labelme([labelme_shape("linestrip", SQUARE)]), "a 'linestrip' has no area"),
         (labelme([labelme_shape("point", [[1, 1]])]), "a 'point' has no area"),
+        (labelme([labelme_shape("polygon", SQUARE[:2])]), "a shape of 2 points has no area"),
         (labelme([labelme_shape("polygon", [[1, float("nan")], [2, 2], [3, 3]])]), "not pairs of numbers"),
         (labelme([labelme_shape("polygon", [[1, 1e300], [2, 2], [3, 3]])]), "not pairs of numbers"),
         (labelme([labelme_shape("polygon", "abc")]), "can't be read as LabelMe"),

@@ -11,7 +11,7 @@ from PIL import Image
 import doctor
 import likeness
 import main
-from findings import brief
+from findings import Finding, brief
 
 SIDE = 64
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE]
@@ -241,6 +241,15 @@ def test_the_contact_sheet_shows_folders_and_findings(sound, run_main, tmp_path)
     assert check(run_main, sound, "--contact_sheet", str(tmp_path / "new" / "sheet.png"))[0] == 1
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
         assert sheet.width > 1000 and sheet.height > 600  # ten to a row; three folders and a finding
+
+
+def test_names_with_brackets_are_on_the_contact_sheet():
+    first, second = "train/good/img (1).png", "train/good/img (2).png"
+    looks = [doctor.Look(path, "train", "good") for path in (first, second)]
+    rows = doctor.sheet_rows(
+        looks, [Finding("note", "alike", (f"{first} = {second}",), "", ""), Finding("note", "odd", (f"{first} (grey)",), "", "")]
+    )
+    assert [rows["note: alike (1)"], rows["note: odd (1)"]] == [[first, second], [first]]
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,23 @@ def test_a_figure_is_drawn_for_print(run_main, tmp_path, category):
     truth = pixels[66 + 20 : 66 + 400, -450:-50]
     assert (truth > 250).any() and (truth < 5).any()  # the mask of the first one
     assert (pixels[-400:-30, -450:-50] < 5).all()  # a normal picture has none
-    assert run_main("--figure", str(tmp_path / "results"), "--choose", "none.png")[0] == 2
+    code, _, err = run_main("--figure", str(results), "--choose", "best", "--choose", "none.png")
+    assert code == 2 and "holds a picture called none.png" in err
+    assert run_main("--figure", str(results / "manifest.json"), "--choose", "test/good/001.png")[0] == 0 and (results / "figure.pdf").is_file()
 
     code, out, _ = run_main("--train", "model.epochs=1", "model.seed=1")
     code, _, err = run_main("--figure", str(results))
     assert code == 2 and "are not those of" in err
+
+
+def test_where_a_figure_goes(tmp_path):
+    def names(output):
+        return [path.relative_to(tmp_path).as_posix() for path in figure.paths_of(output, tmp_path / "result")]
+
+    assert names(None) == ["result/figure.png", "result/figure.pdf"]
+    assert names(tmp_path / "a.pdf") == names(tmp_path / "a") == ["a.png", "a.pdf"] and names(tmp_path / "a.v2") == ["a.v2.png", "a.v2.pdf"]
+    (tmp_path / "there").mkdir()
+    assert names(tmp_path / "there") == ["there/figure.png", "there/figure.pdf"]
 
 
 def test_names_in_a_figure_are_text():
