@@ -18,10 +18,9 @@ import report
 import sample_set
 import tables
 from dataset import categories_in, pictures_below
-from settings import LATEST, PLANNED, Settings
+from settings import LATEST, PLANNED, STAGES, Settings
 from tables import Outcome
 
-STAGES = ("train", "domain_adaptation", "detection")
 INCOMPLETE = 3  # exit code
 
 Explain = Callable[[Exception], str | None]
@@ -100,14 +99,14 @@ def run_category(settings: Settings, plan: Plan) -> tuple[Path | None, int]:
 
 def refuse_without_weights(settings: Settings, stages: frozenset[str]) -> None:
     """Raises FileNotFoundError, before hours of training, where a stage will look for weights that are neither there nor made before it."""
-    model, training, folder = settings.model, settings.training, settings.checkpoint_folder
-    trained: set[object] = (
-        {LATEST, model.epochs, *range(0, model.epochs, training.checkpoint_epochs)} if "train" in stages and model.save_model else set()
-    )
+    model, folder = settings.model, settings.checkpoint_folder
+    trained: set[object] = {LATEST, *settings.saved_epochs} if "train" in stages and model.save_model else set()
     if stages > {"train"} and model.load_chp not in trained and model.epochs != PLANNED:
         checkpoint.find(folder, model.load_chp)
     adapted = range(1, model.DA_epochs + 1) if "domain_adaptation" in stages and model.save_model else ()
     if "detection" in stages and model.DA_chp not in (0, LATEST, *adapted):
+        if "train" not in stages:
+            checkpoint.find(folder, model.load_chp)  # without a network it is not the features that are missed
         checkpoint.find(folder, model.DA_chp, checkpoint.FEATURES_PREFIX)
 
 

@@ -2,6 +2,7 @@
 
     <checkpoint_dir>/<category>/2000        UNet after epoch 2000 (2000.zip is the same file)
     <checkpoint_dir>/<category>/feat3       feature extractor after adaptation epoch 3; feat0 is the untouched one
+    <checkpoint_dir>/<category>/latest, featlatest    the epochs written last, as times of files do not survive copies
     <checkpoint_dir>/<category>/calibration.json
     <checkpoint_dir>/<category>/references        what the calibration's parts compare with, where it has such parts
     <checkpoint_dir>/<category>/training.state    all that a training step changes, to go on from; gone once the training is done
@@ -13,8 +14,8 @@ Files are read by torch's weights_only loader, which runs no code, and written u
 import errno
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,12 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
 def save_unet(path: str | Path, unet: UNet, *, average: nn.Module | None = None, **notes: Any) -> None:
     """The network with its shape; `average` is its moving average, kept beside the raw weights; `notes` are plain values."""
     state = {"format": FORMAT, "network": "unet", "architecture": unet.architecture, "weights": unet.state_dict(), **as_stored(notes)}
+    make_latest(Path(path))
     save(path, state | ({"average": average.state_dict()} if average is not None else {}))
 
 
 def save_features(path: str | Path, extractor: FeatureExtractor, **notes: Any) -> None:
+    make_latest(Path(path))
     save(path, {"format": FORMAT, "network": "features", "extractor": extractor.name, "weights": extractor.network.state_dict(), **notes})
 
 
@@ -112,15 +115,14 @@ def is_made(folder: Path, epoch: int, made_with: dict[str, Any], prefix: str = "
     return not differing
 
 
-def epochs_of_training(folder: Path, made_with: dict[str, Any], budget: float | None) -> int | None:
-    """The epochs of the training whose state, or else whose last weights, the folder holds, if it is the one that `made_with` and the minutes
-    of a budget describe, but for its epochs."""
-    there = epochs_in(folder)
-    last = latest(there)
-    path = folder / TRAINING_STATE if has_training_state(folder) else there.get(last) if last is not None else None
+def epochs_of_training(folder: Path, made_with: dict[str, Any], planned_by: dict[str, Any]) -> int | None:
+    """The epochs of the training whose state, or else whose last weights, the folder holds, if it is the one that `made_with` and what it was
+    `planned_by` describe, but for its epochs."""
+    last = latest(folder)
+    path = folder / TRAINING_STATE if has_training_state(folder) else epochs_in(folder)[last] if last is not None else None
     content = read_state(path) if path else {}
     theirs = content.get("made_with")
-    if path is None or content.get("budget_minutes") != budget or not isinstance(theirs, dict):
+    if path is None or not isinstance(theirs, dict) or any(content.get(name, value) != value for name, value in planned_by.items()):
         return None
     theirs = plain_values(path, theirs)
     epochs = theirs.get("epochs")
@@ -193,12 +195,8 @@ def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:
     load_strictly(path, unet, {name.removeprefix("module."): value for name, value in weights.items()})
 
 
-def load_features(path: str | Path, extractor: FeatureExtractor) -> None:
-    """Load a released `feat{n}` (a full ResNet state dict, layer4 and fc unused) or an own one. Raises ValueError as `load_unet`."""
-    load_feature_state(path, read_state(path), extractor)
-
-
 def load_feature_state(path: str | Path, content: dict[str, Any], extractor: FeatureExtractor) -> None:
+    """Load the content of a released `feat{n}` (a full ResNet state dict, layer4 and fc unused) or an own one. Raises ValueError as `load_unet`."""
     if content.get("format") == FORMAT:
         if content.get("network") != "features":
             raise ValueError(f"{path} holds a UNet, not feature weights; rename it to its epoch, or adapt again")
@@ -224,6 +222,11 @@ def held_out(path: Path) -> list[str]:
     return names
 
 
+def features_of(path: Path) -> str | None:
+    """The name of the network whose features a file holds; released ones do not tell."""
+    return read_state(path).get("extractor")
+
+
 def restore_features(folder: Path, epoch: int | str, name: str, weights: Path | None = None) -> tuple[FeatureExtractor, Path | str]:
     """The extractor after adaptation epoch `epoch` ('latest': written last), and where its weights come from: a file here, or words.
 
@@ -233,7 +236,7 @@ def restore_features(folder: Path, epoch: int | str, name: str, weights: Path | 
     """
     there = epochs_in(folder, FEATURES_PREFIX)
     if epoch == LATEST:
-        epoch = latest(there) or 0
+        epoch = latest(folder, FEATURES_PREFIX) or 0
     if epoch != 0 or (0 in there and weights is None):
         path = find(folder, epoch, FEATURES_PREFIX)
         content = read_state(path)
@@ -251,7 +254,7 @@ def restore_features(folder: Path, epoch: int | str, name: str, weights: Path | 
 def find(folder: Path, epoch: int | str, prefix: str = "") -> Path:
     """The weights of `epoch` ('latest': the last) in a category's checkpoint folder, with or without .zip."""
     there = epochs_in(folder, prefix)
-    wanted = latest(there) if epoch == LATEST else epoch
+    wanted = latest(folder, prefix) if epoch == LATEST else epoch
     if wanted in there:
         return there[wanted]
     remedy = "run --domain_adaptation True first" if prefix else "run --train True first"
@@ -273,16 +276,28 @@ def epochs_in(folder: Path, prefix: str = "") -> dict[int, Path]:
     return {int(match[1]): path for match, path in found if match}
 
 
-def latest(weights: dict[int, Path]) -> int | None:
-    """The epoch written last: of two runs in one folder, the later run's."""
-    return max(weights, key=lambda epoch: (weights[epoch].stat().st_mtime, epoch), default=None)
-
-
-def make_latest(folder: Path, epoch: int, prefix: str = "") -> None:
-    """From now on the weights of this epoch, which are there, are those written last."""
+def latest(folder: Path, prefix: str = "") -> int | None:
+    """The epoch written last, as the folder notes it, or by the times of the files: of two runs in one folder, the later run's."""
     there = epochs_in(folder, prefix)
-    if latest(there) != epoch:
-        there[epoch].touch()
+    with suppress(OSError, ValueError):
+        noted = int((folder / f"{prefix}{LATEST}").read_text(encoding="ascii"))
+        if noted in there:
+            return noted
+    return max(there, key=lambda epoch: (there[epoch].stat().st_mtime, epoch), default=None)
+
+
+def make_latest(path: Path) -> None:
+    """Note that these weights are the latest. Done before they are written: where that does not happen, what was latest still is."""
+    prefix = FEATURES_PREFIX if path.name.startswith(FEATURES_PREFIX) else ""
+    with whole_file(path.with_name(f"{prefix}{LATEST}"), REMEDY, "w") as file:
+        file.write(f"{epoch_of(path)}\n")
+
+
+def say_replaced(folder: Path, epochs: Iterable[int], prefix: str = "") -> None:
+    """Say which weights of an earlier run will be written anew."""
+    replaced = sorted(epochs_in(folder, prefix).keys() & set(epochs))
+    if replaced:
+        print(f"weights of an earlier run in {folder} are replaced: {', '.join(f'{prefix}{epoch}' for epoch in replaced)}", flush=True)
 
 
 def check_complete(path: str | Path, content: dict[str, Any], *parts: str) -> None:

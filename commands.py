@@ -16,6 +16,7 @@ import rerun
 import tables
 import tuning
 from errors import explained
+from settings import STAGES
 
 
 def run_stages(options: Namespace) -> int:
@@ -38,7 +39,7 @@ def refuse_several(flag: str) -> None:
 
 
 def plan_of(options: Namespace) -> campaign.Plan:
-    stages = frozenset(stage for stage in campaign.STAGES if getattr(options, stage))
+    stages = frozenset(stage for stage in STAGES if getattr(options, stage))
     return campaign.Plan(stages, options.input, options.output, options.resume, options.force)
 
 
@@ -85,6 +86,6 @@ def prepare(kind: str, options: Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
-    **dict.fromkeys(campaign.STAGES, run_stages),
+    **dict.fromkeys(STAGES, run_stages),
     **{"tune": tune, "rerun": repeat, "compare": compare, "figure": draw, "table": show_table, "check": check},
 }

@@ -89,7 +89,7 @@ def adapt(settings: Settings, resume: bool) -> None:
     if resume and model.DA_epochs and checkpoint.is_made(folder, model.DA_epochs, made_with, checkpoint.FEATURES_PREFIX):
         print(f"{data.category} is adapted: {folder / f'feat{model.DA_epochs}'} is of this network and these settings and pictures", flush=True)
         if model.save_model:
-            checkpoint.make_latest(folder, model.DA_epochs, checkpoint.FEATURES_PREFIX)
+            checkpoint.make_latest(folder / f"{checkpoint.FEATURES_PREFIX}{model.DA_epochs}")
         return
     steps = model.DA_epochs * full_batches(len(pictures), data.DA_batch_size, "data.DA_batch_size")
     runtime.announce(
@@ -104,6 +104,8 @@ def adapt(settings: Settings, resume: bool) -> None:
         },
     )
     began = time.monotonic()
+    if model.save_model:
+        checkpoint.say_replaced(folder, range(1, model.DA_epochs + 1), checkpoint.FEATURES_PREFIX)
     if model.save_model and not isinstance(origin, Path):
         checkpoint.save_features(folder / "feat0", tuned, epoch=0)
     loop = adaptation_loop(tuned.to(device), unet, cache.pixels(pictures, **settings.cache_arguments()), settings, device)

@@ -73,11 +73,12 @@ def inspect(settings: Settings, source: Path, pictures: dict[str, Path], writer:
     processes = parallel.group()
     if processes.leads and force and not resume and Predictions.there(writer.folder):
         writer.clear(*DRAWN)
-    rows = Predictions(writer.folder, made_with(source, detector, settings), anew=force and not resume) if processes.leads else None
+    at_once, anew = largest_batch(pictures, detector, processes), force and not resume
+    rows = Predictions(writer.folder, made_with(source, detector, settings), at_once, anew) if processes.leads else None
     done = processes.told(rows.done.intersection(pictures) if rows else set())
     if resume:
         print(f"{len(done)} of {len(pictures)} pictures are done already", flush=True)
-    names, at_once = list(pictures), largest_batch(pictures, detector, processes)
+    names, at_once = list(pictures), processes.told(rows.at_once if rows else None)
     batches = (names[first : first + at_once] for first in range(0, len(names), at_once))
     left = [name for batch in batches if not done.issuperset(batch) for name in batch]  # whole batches, on which last digits depend
     stems = file_stems(pictures)

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from settings import STAGES
+
 Flags = Any  # argparse has no public name for a group of flags
 
-STAGES = ("train", "domain_adaptation", "detection")
 PREPARATIONS = {  # flag → what it takes
     "prepare_visa": "VisA's download",
     "prepare_mvtec": "MVTec AD's or MVTec LOCO AD's download, of one category or all",
@@ -25,6 +26,10 @@ PREPARATIONS = {  # flag → what it takes
 OWNERS = {  # flags that belong to another
     **{"input": "detection", "choose": "figure", "contact_sheet": "check"},
     **{"defects": "prepare_folder", "masks": "defects", "split": "prepare_visa"},
+}
+USELESS = {  # what a request does nothing with
+    **{"compare": ("settings", "output"), "table": ("settings", "output")},
+    **{"figure": ("settings",), "check": ("output",)},
 }
 WORDS = {"true": True, "false": False}
 EXAMPLES = """\
@@ -148,6 +153,10 @@ def check_flags(options: argparse.Namespace, asked: Sequence[str]) -> None:
     for flag, owner in OWNERS.items():
         if getattr(options, flag) is not None and not getattr(options, owner):
             raise ValueError(f"--{flag} is {getattr(options, flag)}, which belongs to --{owner}; add that, or leave it away")
+    for name in USELESS.get(asked[0], ()) if asked else ():
+        if getattr(options, name):
+            told = f"--output {options.output}" if name == "output" else " ".join(options.settings)
+            raise ValueError(f"--{asked[0]} does nothing with {told}; leave it away")
     if options.contact_sheet is not None and options.contact_sheet.suffix.lower() != ".png":
         raise ValueError(f"--contact_sheet is {options.contact_sheet}; it names a .png file")
     if options.resume and not (options.input or options.train or set(asked) & set(PREPARATIONS)):

@@ -171,5 +171,5 @@ def unseen_pictures(settings: Settings) -> set[str]:
     """The pictures of train/good that neither the UNet nor the adapted features were trained on, as far as their files say."""
     folder, model = settings.checkpoint_folder, settings.model
     unseen = set(checkpoint.held_out(checkpoint.find(folder, model.load_chp)))
-    adapted = checkpoint.latest(checkpoint.epochs_in(folder, checkpoint.FEATURES_PREFIX)) if model.DA_chp == LATEST else model.DA_chp
+    adapted = checkpoint.latest(folder, checkpoint.FEATURES_PREFIX) if model.DA_chp == LATEST else model.DA_chp
     return unseen & set(checkpoint.held_out(checkpoint.find(folder, adapted, checkpoint.FEATURES_PREFIX))) if adapted else unseen

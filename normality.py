@@ -45,7 +45,6 @@ DESCRIBED_BY = {
     "wide_memory": WIDE,
     "patch_memory": PICTURE,
 }
-PARTS = (*DISTANCES, *DESCRIBED_BY)
 BLURRED = {part for part, kind in DESCRIBED_BY.items() if kind in (COARSE, WIDE)}
 BLURRED_WEIGHT = 0.5
 WIDTH = 8  # positions of a wide descriptor

@@ -22,7 +22,6 @@ from settings import PLANNED, Settings
 from unet import UNet
 
 TIMED_STEPS, TIMED_PICTURES = 5, 8
-MOST_STEPS = 4000  # a training ends after so many, however large the budget; what more would give is not measured
 FEWEST_STEPS = 100  # below them there is nothing to detect with
 TRAINING_SHARE = 0.4  # of the budget is training, however long detection takes
 RESERVE = 0.9  # share of the budget that is planned for, as machines have other things to do
@@ -61,7 +60,7 @@ def planned_before(settings: Settings) -> int | None:
         learnt, _ = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments())).split(**settings.split_arguments())
     except FileNotFoundError:  # a category that is only detected
         return None
-    return checkpoint.epochs_of_training(settings.checkpoint_folder, train.made_with(settings, learnt), settings.training.budget_minutes)
+    return checkpoint.epochs_of_training(settings.checkpoint_folder, train.made_with(settings, learnt), settings.planning_arguments())
 
 
 def planned(settings: Settings, stages: Collection[str], judged: int | None) -> int:
@@ -74,15 +73,15 @@ def planned(settings: Settings, stages: Collection[str], judged: int | None) -> 
     batches = full_batches(len(learnt), settings.data.batch_size, "data.batch_size")
     print(f"timing this machine, to fit {settings.data.category} into {budget:g} minutes", flush=True)
     began = time.monotonic()
-    costs = parallel.group().told(timed(settings, whole))
+    costs = parallel.group().told(timed(settings, whole, "detection" in stages))
     compared = looked_at = test = 0
     if "detection" in stages:
         compared, looked_at = work(settings.score.parts or (), len(learnt), len(held_out), settings.calibration.pictures)
         test = judged if judged is not None else len(ImageFolder(settings.category_dir, "test", whole.view, masks=False))
     others = compared * costs.picture + looked_at * costs.look + test * (costs.picture + DRAWING_SECONDS) + (time.monotonic() - began)
-    steps = steps_within(budget, costs.step, others)
+    steps = steps_within(budget, costs.step, others, settings.training.most_steps)
     if steps < batches:
-        print(f"an epoch is {batches} steps, more than the {steps} that fit; it is trained to its end, and takes longer than the budget")
+        print(f"an epoch is {batches} steps, more than the {steps} to be planned; it is trained to its end")
     epochs = max(1, steps // batches)
     print(
         f"plan: {epochs * batches} training steps of {settings.data.batch_size} pictures ({costs.step:.2g} s each) in "
@@ -93,29 +92,31 @@ def planned(settings: Settings, stages: Collection[str], judged: int | None) -> 
     return epochs
 
 
-def steps_within(budget: float, step: float, others: float) -> int:
-    """Training steps of `step` seconds that `budget` minutes hold beside `others` seconds, which leave them TRAINING_SHARE of it at least.
+def steps_within(budget: float, step: float, others: float, most: int | None = None) -> int:
+    """Training steps of `step` seconds, `most` of them, that `budget` minutes hold beside `others` seconds, which leave them TRAINING_SHARE at least.
 
     Raises ValueError where they are too few.
     """
     seconds = budget * SECONDS_PER_MINUTE
     if RESERVE * seconds - others < TRAINING_SHARE * seconds:
         print(f"detection takes {others / SECONDS_PER_MINUTE:.0f} min: all of it takes more than {budget:g} minutes, of which training gets a part")
-    steps = min(MOST_STEPS, int(max(RESERVE * seconds - others, TRAINING_SHARE * seconds) / step))
-    if steps < FEWEST_STEPS:
+    fitting = int(max(RESERVE * seconds - others, TRAINING_SHARE * seconds) / step)
+    if fitting < FEWEST_STEPS:
         wanted = math.ceil(FEWEST_STEPS * step / TRAINING_SHARE / SECONDS_PER_MINUTE)
-        raise ValueError(f"budget_minutes is {budget:g}, which leaves {max(0, steps)} training steps; set it to {wanted} or more on this machine")
-    return steps
+        raise ValueError(f"budget_minutes is {budget:g}, which leaves {fitting} training steps; set it to {wanted} or more on this machine")
+    return min(most or fitting, fitting)
 
 
-def timed(settings: Settings, pictures: ImageFolder) -> Costs:
-    """What steps and pictures take here, with networks of these settings and a few of the pictures."""
+def timed(settings: Settings, pictures: ImageFolder, detects: bool) -> Costs:
+    """What steps and, where a run `detects`, pictures take here, with networks of these settings and a few of the pictures."""
     device = runtime.choose_device(settings.model.device)
     few = pictures.only(pictures.names()[:TIMED_PICTURES])
     pixels = [pixel for pixel, _ in zip(itertools.cycle(few.pixels(settings.model.num_workers)), range(settings.data.batch_size), strict=False)]
     trial = replace(settings, model=replace(settings.model, epochs=1))
     steps = train.steps_of(train.build_trainer(trial, TIMED_STEPS, device), pixels, TIMED_STEPS, trial)
     step = statistics.median(seconds_between(lambda: next(steps, None), TIMED_STEPS)[1:])
+    if not detects:
+        return Costs(step, 0, 0)
     extractor, _ = checkpoint.restore_features(settings.checkpoint_folder, 0, settings.model.feature_extractor, settings.model.backbone_weights)
     detector = detection.assembled(settings, UNet(**settings.unet_arguments()), extractor, device)
     references = placeholders(detector, next(few.batches(1, 0))[0].picture[None])

@@ -17,12 +17,12 @@ import published_sets
 from archives import opened, relative_path
 from dataset import held_out_of
 from layout import TEST_GOOD, TRAIN_GOOD, Plan, make
+from presets import LAPTOP
 from published_sets import ONE_CLASS, About, Planned, published_counts
 from settings import AUTO, PER_IMAGE
 
 NAMES = {"visa": "VisA", "mvtec": "MVTec", "mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD", "folder": "own"}  # data.name, and the folder's
 NORMAL_NAMES = ("good", "normal", "ok", "train")  # folders that do not name what is on the pictures
-FIRST_TRY = {"epochs": 1000, "w": 3}  # settings of the model where nothing is published; both are common in published.csv
 CONFIGURATION = "config.yaml"  # which main.py takes where no other is named
 
 
@@ -122,15 +122,17 @@ def warning_lines(about: About, plan: Plan) -> Iterator[str]:
 def next_command(request: Request, plan: Plan, data_dir: Path, configuration: str, overrides: Sequence[str]) -> str:
     """What trains on the category and detects its defects, with the settings in which it differs from the configuration."""
     before, after = (config.checked_sections(config.read(configuration, settings)) for settings in ([], overrides))
-    name, model = NAMES[request.kind], after["model"]
+    name, row, preset = NAMES[request.kind], published.table().get(plan.category, {}), []
+    if row.get("data_set") != name:
+        row = {}
+        planned = after["model"]["epochs"] != AUTO or after["training"]["budget_minutes"]
+        if after["model"]["w"] == AUTO or not planned:  # what nothing is published of the preset has
+            overrides, preset = [override for override in overrides if not override.startswith("preset=")], [f"preset={LAPTOP}"]
+            after = config.checked_sections(config.read(configuration, [*overrides, *preset]))
+    model = after["model"]
     wanted: dict[str, object] = {"data.name": name, "data.data_dir": data_dir, "data.category": plan.category}
     if not given("model.checkpoint_dir", overrides) and before["data"]["name"] != name:
         wanted["model.checkpoint_dir"] = before["model"]["checkpoint_dir"].parent / name
-    row = published.table().get(plan.category, {})
-    if row.get("data_set") != name:
-        row = {}
-        needed = {key: value for key, value in FIRST_TRY.items() if key != "epochs" or not after["training"]["budget_minutes"]}
-        wanted |= {f"model.{key}": value for key, value in needed.items() if model[key] == AUTO}
     if plan.without_mask():
         wanted["data.mask"] = False
     normal, share = plan.count(TRAIN_GOOD), after["calibration"]["share"]
@@ -145,4 +147,4 @@ def next_command(request: Request, plan: Plan, data_dir: Path, configuration: st
     adapts = int(row.get("DA_chp", 0)) if model["DA_chp"] == AUTO else model["DA_chp"]
     stages = ["train", *(["domain_adaptation"] if adapts else []), "detection"]
     flags = [word for stage in stages for word in (f"--{stage}", "True")]
-    return shlex.join(["python", "main.py", *flags, *named, *changed, *kept])
+    return shlex.join(["python", "main.py", *flags, *named, *preset, *changed, *kept])

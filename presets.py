@@ -29,6 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.epochs": "auto",
         "model.load_chp": "latest",
         "training.budget_minutes": BUDGET,
+        "training.most_steps": 4000,  # what more would give is not measured
         "training.optimizer": "adamw",
         "training.schedule": "cosine",
         "training.warmup_steps": 50,

@@ -10,6 +10,7 @@ import manifest
 from campaign import Plan
 from result_folder import rows_of
 from results import SCORES, free
+from settings import AUTO
 
 DIFFERS = 1  # exit code
 SHOWN = 5  # names of pictures in a line
@@ -27,8 +28,11 @@ def run(path: Path, overrides: list[str], plan: Plan) -> int:
     content = config.with_overrides(then["settings"], overrides)
     stages = plan.stages | {"detection"}
     if "train" in stages:
-        content["model"]["checkpoint_dir"] = str(folder / "checkpoints")
-        stages = stages | {"domain_adaptation"} if content["model"]["DA_chp"] else stages
+        model = content["model"]
+        model["checkpoint_dir"] = str(folder / "checkpoints")
+        if model["epochs"] == AUTO:  # detection alone, of weights whose training a budget had planned
+            model["epochs"] = model["load_chp"]
+        stages = stages | {"domain_adaptation"} if model["DA_chp"] else stages
     elif "domain_adaptation" in stages:
         raise ValueError("--rerun repeats stage 2 with stage 1, whose weights it has for itself; add --train True, or leave both away")
     plan = plan._replace(stages=stages, output=folder, force=True)

@@ -25,6 +25,7 @@ from files import reason, whole_file
 
 REMEDY = "choose another folder with --output"
 PREDICTIONS = "predictions"
+AT_ONCE = "at_once"
 METRICS, SCORES = "metrics.json", "scores.csv"
 MISCLASSIFIED, MISCLASSIFICATIONS = "misclassified", "misclassifications.csv"  # the subfolder of their figures, and their table
 PREDICTION_COLUMNS = ("path", "verdict", "score", "p_value", "regions", "area", "boxes", "error")
@@ -196,17 +197,21 @@ class Predictions:
     """A row a picture in predictions.jsonl and predictions.csv, added as they are done; the former is what a later run continues.
 
     Rows that are there are kept, but for one cut short and those of pictures that could not be read. `run` names what the rows are made
-    with; `anew` drops those that are there. Raises ValueError where those there were made with something else.
+    with; `anew` drops those that are there. `at_once` pictures are judged together: as many as before where rows are there. Raises ValueError
+    where those were made with something else.
     """
 
-    def __init__(self, folder: Path, run: dict[str, Any], anew: bool = False):
+    def __init__(self, folder: Path, run: dict[str, Any], at_once: int = 1, anew: bool = False):
         self._lines, self._table, note = (folder / f"{PREDICTIONS}.{ending}" for ending in ("jsonl", "csv", "json"))
         rows = [] if anew else list(whole_rows(self._lines))
-        if rows and read_json(note) != run:
+        noted = read_json(note) if rows else None
+        before = noted.pop(AT_ONCE, None) if isinstance(noted, dict) else None
+        if rows and noted != run:
             raise ValueError(f"{folder} holds predictions by another detector or threshold, or of other pictures than asked for; {REMEDY}")
+        self.at_once = before if type(before) is int and before > 0 else at_once
         kept = [row for row in rows if not row["error"]]
         with whole_file(note, REMEDY, "w") as file:
-            json.dump(run, file)
+            json.dump({**run, AT_ONCE: self.at_once}, file)
         with whole_file(self._lines, REMEDY, "w") as file:
             file.writelines(json_line(row) for row in kept)
         with whole_file(self._table, REMEDY, "w") as file:

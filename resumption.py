@@ -23,8 +23,12 @@ class Resumable(Protocol):
 
 def restored(trainer: Resumable, state: dict[str, Any], path: Path, *, pictures: int, most_steps: int) -> tuple[float, list[float]]:
     """Load a training state; returns its lowest and its last losses. Raises ValueError where it does not fit."""
+    ours = trainer.state_dict()
+    there = state["trainer"].get("device", ours["device"])
+    if there != ours["device"]:
+        raise ValueError(f"{path} is of a training on {there}, this one is on {ours['device']}; go on there, or remove it to train anew")
     try:
-        check(trainer, state["trainer"], pictures, most_steps)
+        check(ours, list(trainer.unet.parameters()), state["trainer"], pictures, most_steps)
         lowest, last = state["losses"]
         losses = float(lowest), [float(loss) for loss in last]
         trainer.load_state_dict(state["trainer"])
@@ -35,13 +39,11 @@ def restored(trainer: Resumable, state: dict[str, Any], path: Path, *, pictures:
     return losses
 
 
-def check(trainer: Resumable, state: dict[str, Any], pictures: int, most_steps: int) -> None:
+def check(ours: dict[str, Any], weights: list[nn.Parameter], state: dict[str, Any], pictures: int, most_steps: int) -> None:
     """Raises one of MISFITS where the state has other parts, shapes or kinds of values than the trainer's own, or impossible places."""
-    ours = trainer.state_dict()
-    for part in ours.keys() - {"optimizer", "order", "dropout_cuda"}:
+    for part in ours.keys() - {"optimizer", "order", "device"}:
         alike(state[part], ours[part], part)
     alike(state["optimizer"]["param_groups"], ours["optimizer"]["param_groups"], "optimizer")
-    weights = list(trainer.unet.parameters())
     for index, kept in state["optimizer"]["state"].items():
         weight = weights[index]
         for name, value in kept.items():

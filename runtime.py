@@ -127,6 +127,7 @@ def free_memory(device: torch.device) -> float:
     """Bytes that may still be taken there, after what the process keeps without need (`keep_memory`) is given back; infinity where the system
     does not tell."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     if ON_GLIBC:
         ctypes.CDLL(None).malloc_trim(0)

@@ -11,6 +11,7 @@ from typing import Any
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
 PLANNED = 0  # `auto` epochs until planning.py has found how many fit training.budget_minutes
+STAGES = ("train", "domain_adaptation", "detection")
 PARTS = ("pixel", "feature", "residual", "coarse", "residual_memory", "coarse_memory", "memory", "wide_memory", "patch_memory")
 
 
@@ -91,6 +92,7 @@ class TrainingSettings:
     checkpoint_epochs: int = key(250, least=1)
     checkpoint_minutes: float = key(10.0, above=0)
     budget_minutes: float | None = key(None, above=0)
+    most_steps: int | None = key(None, least=1)
     log: str = key("jsonl", one_of=("jsonl", "tensorboard"))
 
 
@@ -162,6 +164,11 @@ class Settings:
         """Pixels at which the UNet sees a picture, or a tile of it."""
         return self.model.unet_size or self.data.image_size
 
+    @property
+    def saved_epochs(self) -> set[int]:
+        """Those of stage 1 whose weights are kept: every checkpoint_epochs-th, and the last."""
+        return {*range(0, self.model.epochs, self.training.checkpoint_epochs), self.model.epochs} - {0}
+
     def view_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `View`: how the network is shown a picture."""
         return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles}
@@ -188,9 +195,13 @@ class Settings:
         """All settings that the weights depend on."""
         parts = (self.view_arguments(), self.unet_arguments(), self.schedule_arguments(), self.split_arguments())
         model = {name: getattr(self.model, name) for name in ("learning_rate", "weight_decay", "epochs")}
-        training = {name: value for name, value in asdict(self.training).items() if not name.startswith(("checkpoint_", "log", "budget_"))}
+        training = {name: value for name, value in asdict(self.training).items() if not name.startswith(("checkpoint_", "log", "budget_", "most_"))}
         merged = {name: value for part in parts for name, value in part.items()}
         return {**merged, "batch_size": self.data.batch_size, **model, **training, "precision": self.speed.precision}
+
+    def planning_arguments(self) -> dict[str, Any]:
+        """All settings that a plan of epochs depends on, beside the machine."""
+        return {"budget_minutes": self.training.budget_minutes, "most_steps": self.training.most_steps}
 
     def adaptation_arguments(self) -> dict[str, Any]:
         """All settings that the adapted features depend on, beside the network."""

@@ -55,9 +55,13 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
+        device = self.generator.device
         places = {"step": self.step, "order": self.order, "random": self.generator.get_state(), "dropout": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            places["dropout_cuda"] = torch.cuda.get_rng_state_all()
+        places["device"] = device.type
+        if device.type == "cuda":  # of several processes all draw as many numbers
+            places["dropout_there"] = torch.cuda.get_rng_state(device)
+        elif device.type == "mps":
+            places["dropout_there"] = torch.mps.get_rng_state()
         return {name: part.state_dict() for name, part in self.parts().items()} | places
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -66,8 +70,11 @@ class Trainer:
         self.step, self.order = state["step"], list(state["order"])
         self.generator.set_state(state["random"])
         torch.set_rng_state(state["dropout"])
-        if torch.cuda.is_available() and "dropout_cuda" in state:
-            torch.cuda.set_rng_state_all(state["dropout_cuda"])
+        device = self.generator.device
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["dropout_there"], device)
+        elif device.type == "mps":
+            torch.mps.set_rng_state(state["dropout_there"])
 
     def parts(self) -> dict[str, Any]:
         parts = {"unet": self.unet, "optimizer": self.optimizer, "rate": self.rate, "scaler": self.scaler, "average": self.average}
@@ -138,7 +145,7 @@ def learn(settings: Settings, resume: bool) -> None:
         print(f"{data.category} is trained: {folder / str(model.epochs)} is of these settings and pictures", flush=True)
         if model.save_model:
             checkpoint.remove_training_state(folder)  # of a run that was killed between its last two writes
-            checkpoint.make_latest(folder, model.epochs)
+            checkpoint.make_latest(folder / str(model.epochs))
         return
     steps = model.epochs * full_batches(len(pictures), data.batch_size, "data.batch_size")
     trainer, losses = build_trainer(settings, steps, device), Losses()
@@ -161,10 +168,12 @@ def learn(settings: Settings, resume: bool) -> None:
         print(f"going on behind step {trainer.step}", flush=True)
     elif checkpoint.has_training_state(folder):
         print(f"starting anew; the unfinished run in {folder}, which --resume would go on with, is replaced", flush=True)
+    if model.save_model and not earlier:
+        checkpoint.say_replaced(folder, settings.saved_epochs)
     began = time.monotonic()
     saved: Path | str = "nowhere (model.save_model is False)"
     pixels = cache.pixels(pictures, **settings.cache_arguments())
-    notes = {"held_out": kept.names(), "made_with": made, "budget_minutes": settings.training.budget_minutes}
+    notes = {"held_out": kept.names(), "made_with": made, **settings.planning_arguments()}
     shown = [picture.numpy() for picture in pixels]
     for line in brief(doctor.glance(settings.category_dir, pictures.names(), shown)):
         print(line, flush=True)
@@ -199,11 +208,11 @@ def kept_steps(trainer: Trainer, losses: Losses, pixels: Sequence[Tensor], steps
                 rate = trainer.optimizer.param_groups[0]["lr"]
                 log.add(progress.step, progress.epoch, losses.mean(batches), rate, done, now - shown_at)
                 shown_at, shown_step = now, progress.step
-            if progress.epoch_ends and model.save_model and (progress.epoch % training.checkpoint_epochs == 0 or progress.step == steps):
+            if progress.epoch_ends and model.save_model and progress.epoch in settings.saved_epochs:
                 yield save_weights(trainer, progress.epoch, notes, settings)
             if due and model.save_model:
                 state = {"trainer": trainer.state_dict(), "losses": [losses.lowest, losses.values()]}
-                checkpoint.save_training_state(folder, state | {name: notes[name] for name in ("made_with", "budget_minutes")})
+                checkpoint.save_training_state(folder, state | {"made_with": notes["made_with"], **settings.planning_arguments()})
                 kept_at = time.monotonic()
             if stopped:
                 remedy = "the same command with --resume goes on" if model.save_model else "nothing is kept, as model.save_model is False"

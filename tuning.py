@@ -6,6 +6,7 @@ what was chosen in tuned.yaml, a configuration for --config.
 """
 
 import json
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -76,8 +77,9 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Normal pictures (C, H, W), their spoilt copies with kinds and masks (H, W), and the pictures to learn references from."""
+    """Normal pictures (C, H, W) with their names, spoilt copies of them with kinds and masks (H, W), and the pictures to learn references from."""
 
+    unseen: list[str]
     clean: list[Tensor]
     spoilt: list[Tensor]
     kinds: NDArray[np.str_]
@@ -128,7 +130,7 @@ def tune(settings: Settings, folder: Path, pictures: ImageFolder, unseen: ImageF
         yaml.safe_dump(chosen.as_dict(), file, sort_keys=False)
     changed = [f"{name}={value(chosen, name)}" for name in (*REBUILT, *SCORED, "model.DA_chp") if value(chosen, name) != value(settings, name)]
     print(f"tuned {settings.data.category} in {(time.monotonic() - began) / 60:.1f} min: {', '.join(changed) or 'nothing gains'}")
-    print(f"use it with --config {folder / TUNED}; what was tried is in {folder / LOG}", flush=True)
+    print(f"use it with --config {shlex.quote(str(folder / TUNED))}; what was tried is in {folder / LOG}", flush=True)
 
 
 def prepared(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> Bench:
@@ -137,7 +139,7 @@ def prepared(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> 
     made = made_defects(clean, COPIES, settings.model.seed)
     learnt_from = pictures.without(unseen.names()).drawn(LEARNT_FROM, settings.model.seed)
     clean, spoilt = ([to_unit_range(one) for one in pixels] for pixels in (clean, made.pictures))
-    return Bench(clean, spoilt, made.kinds, made.masks, learnt_from)
+    return Bench(unseen.names(), clean, spoilt, made.kinds, made.masks, learnt_from)
 
 
 def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings, Detector]]:
@@ -145,23 +147,29 @@ def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[
     trial = tried(settings, bench, device)
     best, quality = settings, judged(trial, bench)
     yield as_line("present settings", None, quality, True), best, trial.detector
-    features = [epoch for epoch in checkpoint.epochs_in(settings.checkpoint_folder, checkpoint.FEATURES_PREFIX) if epoch != settings.model.DA_chp]
-    for name, values in (REBUILT | {"model.DA_chp": features}).items():
+    for name, values in (REBUILT | {"model.DA_chp": features_to_try(settings, bench.unseen)} | SCORED).items():
         for candidate in different(settings, best, name, values):
-            other = tried(candidate, bench, device, trial if name in REBUILT else None)
+            if name in SCORED:
+                other = replace(trial, detector=scored_as(trial.detector, candidate))
+            else:
+                other = tried(candidate, bench, device, trial if name in REBUILT else None)
             found = judged(other, bench)
             taken = found.objective > quality.objective + LEAST_GAIN
             if taken:
                 best, trial, quality = candidate, other, found
             yield as_line(name, value(candidate, name), found, taken), best, other.detector
-    for name, values in SCORED.items():
-        for candidate in different(settings, best, name, values):
-            other = replace(trial, detector=scored_as(trial.detector, candidate))
-            found = judged(other, bench)
-            taken = found.objective > quality.objective + LEAST_GAIN
-            if taken:
-                best, trial, quality = candidate, other, found
-            yield as_line(name, value(candidate, name), found, taken), best, other.detector
+
+
+def features_to_try(settings: Settings, unseen: Sequence[str]) -> list[int]:
+    """Other adaptation epochs of the same network, whose adaptation has not seen these pictures."""
+    there = checkpoint.epochs_in(settings.checkpoint_folder, checkpoint.FEATURES_PREFIX)
+    return [
+        epoch
+        for epoch, path in sorted(there.items())
+        if epoch != settings.model.DA_chp
+        and checkpoint.features_of(path) == settings.model.feature_extractor
+        and (epoch == 0 or set(unseen) <= set(checkpoint.held_out(path)))
+    ]
 
 
 def different(settings: Settings, best: Settings, name: str, values: Sequence[Any]) -> Iterator[Settings]:

@@ -270,7 +270,7 @@ class Extractor(nn.Module):
 
 
 def read_features(path: Path) -> object:
-    checkpoint.load_features(path, Extractor())  # type: ignore[arg-type]
+    checkpoint.load_feature_state(path, checkpoint.read_state(path), Extractor())  # type: ignore[arg-type]
     return checkpoint.held_out(path)
 
 

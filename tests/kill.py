@@ -37,6 +37,7 @@ import main  # noqa: E402
 from layout import NOTE  # noqa: E402
 from manifest import MANIFEST  # noqa: E402
 from report import PAGE  # noqa: E402
+from settings import LATEST  # noqa: E402
 
 CHANGING = ("seconds", "pictures_per_second", "created", "peak_memory_bytes")  # with the clock and the machine
 SIZE = 32  # pixels
@@ -181,6 +182,8 @@ def half_written(folder: Path, whole: dict[str, bytes]) -> Iterator[str]:
                 checkpoint.read_state(path)
             except ValueError as error:
                 yield str(error)
+        elif path.name.endswith(LATEST):
+            int(path.read_text())
         elif path.name == NOTE:  # says at first that it is not finished
             json.loads(path.read_text())
         elif path.suffix == ".jsonl":

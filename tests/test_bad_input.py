@@ -296,6 +296,8 @@ CASES = (
         ("can't write results to {tmp}/taken", "choose another folder with --output"),
         file_in_the_way,
     ),
+    Case("a setting of --table", ("--table", "VisA", "model.w=2"), ("--table does nothing with model.w=2", "leave it away")),
+    Case("--output of --check", ("--check", "--output", "x"), ("--check does nothing with --output x",)),
     Case("--input without --detection", ("--input", "x"), ("--input is x", "belongs to --detection")),
     Case("--resume without --input", (*DETECT, "--resume"), ("--resume", "add --train, or name the pictures with --input")),
     Case("--input empty", (*DETECT, "--input", ""), ("--input: it is empty", "name a file or a folder")),
@@ -524,7 +526,7 @@ def test_really_full_disk_while_weights_are_written(scene, run_main, small_disk)
     assert code == 2
     assert_one_error_line(out, err)
     assert f"can't write {small_disk}/nut/2" in err and "free some space" in err
-    assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["training.jsonl"]
+    assert {path.name for path in small_disk.rglob("*") if path.is_file()} == {"latest", "training.jsonl"}
 
 
 def test_really_full_disk_while_results_are_written(scene, run_main, small_disk):

@@ -36,7 +36,7 @@ def test_the_plain_loop_of_pro_is_the_published_one(golden):
 
 
 def test_a_row_holds_both_times_and_their_ratio():
-    cells = speed.measured("average", 2, 2, True, CPU, 1e9).strip("| ").split(" | ")
+    cells = speed.measured("average", 2, 1, True, CPU, 1e9).strip("| ").split(" | ")
     plain, ours, ratio = (float(cell.split()[0]) for cell in cells[1:4])
     assert len(cells) == 7 and min(plain, ours, ratio) > 0  # which is faster is for the benchmark to say
 

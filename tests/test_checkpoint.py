@@ -85,6 +85,17 @@ def test_latest_is_the_one_written_last(folder):
     assert checkpoint.find(folder, "latest").name == "50"
 
 
+def test_a_copied_folder_has_the_same_latest(folder):
+    """Copies have times of their own."""
+    for epoch in (750, 1000):
+        checkpoint.save_unet(folder / str(epoch), UNet(**SMALL))
+    os.utime(folder / "1000", (0, 0))
+    assert checkpoint.find(folder, "latest").name == "1000"
+    for noted in (b"\xff", b"", b"12", b"9" * 9999):
+        (folder / "latest").write_bytes(noted)
+        assert checkpoint.find(folder, "latest").name == "750"
+
+
 def test_a_write_that_fails_leaves_the_earlier_file(folder, monkeypatch):
     checkpoint.save(folder / "1", {"weights": torch.ones(3)})
     before = (folder / "1").read_bytes()

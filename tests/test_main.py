@@ -42,7 +42,9 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
     code, out, err = run_main("--train", "--domain_adaptation", "--detection", "model.DA_chp=latest", "metrics.visualisation=True")
     assert code == 0, err
     checkpoints, results = tmp_path / "checkpoints" / "nut", tmp_path / "results"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "adaptation.jsonl", "calibration.json", "feat0", "feat1", "training.jsonl"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
+        *("2", "adaptation.jsonl", "calibration.json", "feat0", "feat1", "featlatest", "latest", "training.jsonl")
+    ]
     assert "efficientnet_lite0 from" in out and "feat1" in out
     table = rows(results)
     assert [(row["path"], row["label"]) for row in table] == [
@@ -125,7 +127,7 @@ def test_training_learns(run_main, tmp_path):
 
 def test_checkpoints_come_every_so_many_epochs_and_last(run_main, tmp_path):
     run_main("--train", "model.epochs=5", "training.checkpoint_epochs=2")
-    assert sorted(path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()) == ["2", "4", "5", "training.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()) == ["2", "4", "5", "latest", "training.jsonl"]
 
 
 def test_save_model_false_saves_nothing(run_main, tmp_path):
@@ -410,7 +412,7 @@ def test_ctrl_c_ends_with_one_line_and_nothing_half_written(tiny_config, tmp_pat
     assert process.returncode == 130 and err.strip().splitlines()[-1].startswith("stopped") and "Traceback" not in err
     assert not list(folder.glob(".*"))
     for path in folder.iterdir():
-        if path.name != "training.jsonl":
+        if path.name not in ("training.jsonl", "latest"):
             checkpoint.read_state(path)
 
 
@@ -434,7 +436,7 @@ def test_maps_that_overflow_leave_no_results(run_main, tmp_path):
 
 def test_training_that_is_stopped_goes_on_where_it_was(tiny_config, tmp_path, run_main):
     """SIGTERM keeps the last step (for kill -9 see test_faults.py); weights are those of an unbroken run, and the log has each epoch once."""
-    settings = ["model.epochs=40", "training.ema=0.9", "training.checkpoint_epochs=1000", "training.checkpoint_minutes=0.01"]
+    settings = ["model.epochs=16", "training.ema=0.9", "training.checkpoint_epochs=1000", "training.checkpoint_minutes=0.0001"]
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     run_main("--train", *settings, f"model.checkpoint_dir={unbroken}")
     state = broken / "nut" / checkpoint.TRAINING_STATE
@@ -447,11 +449,11 @@ def test_training_that_is_stopped_goes_on_where_it_was(tiny_config, tmp_path, ru
     assert process.returncode == 143 and "--resume goes on" in output
     _, said, _ = run_main("--train", "--resume", *settings, f"model.checkpoint_dir={broken}")
     assert "going on behind step" in said and not state.exists()
-    ours, theirs = (torch.load(folder / "nut" / "40", weights_only=True) for folder in (broken, unbroken))
+    ours, theirs = (torch.load(folder / "nut" / "16", weights_only=True) for folder in (broken, unbroken))
     for part in ("weights", "average"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
     log = [json.loads(line) for line in (broken / "nut" / "training.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in log] == list(range(1, 41)) and set(log[0]) > {"loss", "learning_rate", "pictures_per_second"}
+    assert [line["epoch"] for line in log] == list(range(1, 17)) and set(log[0]) > {"loss", "learning_rate", "pictures_per_second"}
     assert "nut is trained" in run_main("--train", "--resume", *settings, f"model.checkpoint_dir={broken}")[1]
 
 
@@ -478,6 +480,7 @@ def test_what_is_trained_already_is_the_latest_again(run_main):
         assert run_main("--train", f"model.epochs={epochs}")[0] == 0
     code, out, _ = run_main("--train", "--detection", "--resume", "model.epochs=2")
     assert code == 0 and "nut is trained" in out and re.search(r"unet: .*/nut/2$", out, re.MULTILINE)
+    assert re.search(r"weights of an earlier run in .*/nut are replaced: 2$", run_main("--train", "model.epochs=2")[1], re.MULTILINE)
 
 
 def test_other_pictures_under_the_same_names_are_learnt(run_main, category, tiny_config):

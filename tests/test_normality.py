@@ -22,7 +22,7 @@ def generator():
 
 
 def test_the_settings_know_the_parts():
-    assert set(settings.PARTS) == set(normality.PARTS)
+    assert set(settings.PARTS) == {*normality.DISTANCES, *normality.DESCRIBED_BY}
 
 
 def test_mahalanobis_distances_are_those_of_the_inverse_covariance():

@@ -52,7 +52,7 @@ def test_two_processes_make_one_run(tiny_config, tmp_path, run_main, category):
 
     done = two("--train", "--domain_adaptation", "--detection", "--output", tmp_path / "results2")
     assert done.returncode == 0 and done.stdout.count("trained nut") == done.stdout.count("results in") == 1, done.stderr
-    files = ["2", "adaptation.jsonl", "calibration.json", "feat0", "feat1", "training.jsonl"]
+    files = ["2", "adaptation.jsonl", "calibration.json", "feat0", "feat1", "featlatest", "latest", "training.jsonl"]
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()) == files
 
     assert run_main("--detection", "--output", str(tmp_path / "results1"), *options[2:])[0] == 0

@@ -5,20 +5,23 @@ import torch
 import yaml
 from test_config import ROOT
 
+import checkpoint
 import config
 import normal_pictures
 import planning
 from benchmarks import accuracy
 from detection import Detector
+from feature_extractor import FeatureExtractor
 from presets import PRESETS
 
 LAPTOP = ("preset=laptop", "model.unet_size=16", "model.channel_multipliers=[1]", "model.base_channels=8", "data.batch_size=4", "data.image_size=32")
+LAPTOP += ("training.most_steps=4",)
 SHORT = (*LAPTOP, "score.draws=1", "model.skip=125")
 
 
 def test_a_budget_holds_what_its_seconds_hold():
     assert planning.steps_within(10, step=0.5, others=240) == (0.9 * 600 - 240) / 0.5
-    assert planning.steps_within(1000, step=0.1, others=0) == planning.MOST_STEPS
+    assert planning.steps_within(1000, step=0.1, others=0) == 540_000 and planning.steps_within(1000, step=0.1, others=0, most=4000) == 4000
     assert planning.steps_within(10, step=1, others=9999) == planning.TRAINING_SHARE * 600
     with pytest.raises(ValueError, match="budget_minutes is 1, which leaves 54 training steps; set it to 5 or more"):
         planning.steps_within(1, step=1, others=0)
@@ -58,22 +61,19 @@ def test_presets_name_keys_that_there_are(name):
 
 
 def test_the_laptop_preset_plans_trains_and_detects(run_main, monkeypatch, tmp_path):
-    monkeypatch.setattr(planning, "MOST_STEPS", 4)
     monkeypatch.setattr(planning, "FEWEST_STEPS", 1)
     code, out, err = run_main("--train", "--domain_adaptation", "--detection", *SHORT, "budget_minutes=5")
     assert (code, err) == (0, "")
     assert "to fit nut into 5 minutes" in out and "plan: 4 training steps of 4 pictures" in out and "image AUROC" in out
     code, out, _ = run_main("--train", "--resume", *SHORT, "budget_minutes=5")
     assert code == 0 and "2 epochs, as" in out and "nut is trained" in out
-    monkeypatch.setattr(planning, "MOST_STEPS", 6)
-    code, out, _ = run_main("--train", "--resume", *SHORT, "budget_minutes=9")
+    code, out, _ = run_main("--train", "--resume", *SHORT, "budget_minutes=9", "training.most_steps=6")
     assert code == 0 and "plan: 6 training steps" in out and "trained nut for 3 epochs" in out
     code, _, err = run_main("--train", *SHORT, "budget_minutes=0.0001")
     assert code == 2 and "budget_minutes is 0.0001, which leaves 0 training steps; set it to 1 or more" in err
 
 
 def test_epochs_of_another_training_are_no_plan(run_main, monkeypatch):
-    monkeypatch.setattr(planning, "MOST_STEPS", 4)
     monkeypatch.setattr(planning, "FEWEST_STEPS", 1)
     assert run_main("--train", *LAPTOP, "model.epochs=3", "budget_minutes=5")[0] == 0
     assert "3 epochs, as" in run_main("--train", "--resume", *LAPTOP, "budget_minutes=5")[1]  # of this budget, these settings and pictures
@@ -84,7 +84,6 @@ def test_epochs_of_another_training_are_no_plan(run_main, monkeypatch):
 
 def test_a_budget_counts_the_pictures_to_judge_where_there_are_no_test_pictures(run_main, monkeypatch, category, tmp_path):
     monkeypatch.setattr(planning, "FEWEST_STEPS", 1)
-    monkeypatch.setattr(planning, "MOST_STEPS", 4)
     shutil.move(category / "test", tmp_path / "new")
     code, out, err = run_main(
         "--train", "--detection", "--input", str(tmp_path / "new"), "--output", str(tmp_path / "found"), *SHORT, "budget_minutes=5"
@@ -102,8 +101,8 @@ def test_settings_of_a_budget_that_did_not_train_are_read_back(run_main, tiny_co
     code, _, err = run_main("--detection", *budget)
     assert code == 0, err
     assert Detector.load(tmp_path / "checkpoints" / "nut").threshold > 0
-    code, _, err = run_main("--rerun", str(tmp_path / "results" / "manifest.json"), "--output", str(tmp_path / "again"))
-    assert code == 0, err
+    code, out, err = run_main("--rerun", str(tmp_path / "results" / "manifest.json"), "--train", "--output", str(tmp_path / "again"))
+    assert code == 0 and "equal to the last bit" in out, err
 
 
 def test_tuning_writes_a_configuration_that_runs(run_main, monkeypatch, tmp_path):
@@ -135,6 +134,25 @@ def test_a_trial_that_takes_over_what_no_reconstruction_changes_is_a_whole_one(r
     for one, two, old in zip(whole.spoilt, short.spoilt, before.spoilt, strict=True):
         assert all(two[part] is old[part] for part in ("memory", "wide_memory")) and not torch.equal(two["coarse_memory"], old["coarse_memory"])
         torch.testing.assert_close(dict(one), dict(two), rtol=1e-5, atol=1e-5)
+
+
+def test_tuning_tries_features_of_the_same_network_that_have_not_seen_its_pictures(run_main, tiny_config):
+    import tuning
+
+    assert run_main("--train")[0] == 0
+    settings = config.load(tiny_config)
+    unseen = tuning.check(settings)[2].names()
+    own, other = (FeatureExtractor(name, "random") for name in ("efficientnet_lite0", "resnet50"))
+    for epoch, (extractor, held_out) in enumerate(((own, []), (own, unseen), (own, unseen[1:]), (other, unseen))):
+        checkpoint.save_features(settings.checkpoint_folder / f"feat{epoch}", extractor, held_out=held_out)
+    torch.save(other.network.state_dict(), settings.checkpoint_folder / "feat4")  # as released
+    assert tuning.features_to_try(settings, unseen) == [1]  # and feat0 is what it has
+
+
+def test_training_alone_times_no_detection(run_main, monkeypatch):
+    monkeypatch.setattr(planning, "FEWEST_STEPS", 1)
+    code, out, err = run_main("--train", *SHORT, "budget_minutes=5", "model.feature_extractor=timm/none")
+    assert code == 0 and "0 pictures to compare" in out, err
 
 
 def test_tuning_without_unseen_pictures_says_what_it_needs(run_main):

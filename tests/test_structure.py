@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "layout": {"dataset", "files", "locks", "pictures", "runtime"},
     "published_sets": {"archives", "dataset", "layout", "near_duplicates", "pictures"},
     "own_pictures": {"annotations", "dataset", "layout", "near_duplicates", "pictures"},
-    "preparation": {"archives", "config", "dataset", "layout", "own_pictures", "published", "published_sets", "settings"},
+    "preparation": {"archives", "config", "dataset", "layout", "own_pictures", "presets", "published", "published_sets", "settings"},
     "looks": {"dataset", "likeness", "pictures", "runtime"},
     "contact_sheet": {"files", "pictures"},
     "doctor": {"contact_sheet", "dataset", "findings", "likeness", "looks", "pictures"},
@@ -69,10 +69,10 @@ ALLOWED: dict[str, set[str]] = {
     "tables": {"config", "files", "manifest", "published", "spreadsheet"},
     "figure": STAGE | {"config", "detection", "drawing", "normal_pictures", "result_folder", "tables"},
     "campaign": {"checkpoint", "config", "settings", "dataset", "parallel", "planning", "report", "sample_set", "tables"},  # and the stages, by name
-    "rerun": {"campaign", "config", "manifest", "result_folder", "results"},
+    "rerun": {"campaign", "config", "manifest", "result_folder", "results", "settings"},
     "errors": {"parallel"},
-    "commands": {"campaign", "config", "doctor", "errors", "figure", "parallel", "preparation", "rerun", "tables", "tuning"},
-    "main": {"commands", "errors", "runtime"},
+    "commands": {"campaign", "config", "doctor", "errors", "figure", "parallel", "preparation", "rerun", "settings", "tables", "tuning"},
+    "main": {"commands", "errors", "runtime", "settings"},
 }
 ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+import resumption
 from dataset import augmented, full_batches, shuffled_batches
 from ddad import NoiseSchedule
 from train import LOSS_WINDOW, Losses, Trainer, build_optimizer, learning_rate_factor, ramped_average, training_steps
@@ -125,6 +126,12 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stopped):
     torch.testing.assert_close([progress.loss for progress in steps_of(second, 9, window=12)], losses[stopped:], rtol=0, atol=0)
     for part in ("unet", "average"):
         torch.testing.assert_close(getattr(second, part).state_dict(), getattr(unbroken, part).state_dict(), rtol=0, atol=0)
+
+
+def test_a_state_of_another_device_is_not_called_damaged(tmp_path):
+    state = {"trainer": trainer_of(small_unet()).state_dict() | {"device": "cuda"}, "losses": [1.0, [1.0]]}
+    with pytest.raises(ValueError, match="training.state is of a training on cuda, this one is on cpu; go on there"):
+        resumption.restored(trainer_of(small_unet()), state, tmp_path / "training.state", pictures=3, most_steps=9)
 
 
 def gradients(**arguments) -> dict[str, torch.Tensor]:
