@@ -123,7 +123,8 @@ def judge(detector: Detector, pictures: ImageFolder, writer: Writer, made: dict[
         threshold=detector.threshold if detector.calibration else None,
     )
     content = write(writer, results, figures, detector, settings)
-    seconds = {**logs.seconds(settings.checkpoint_folder), "detection": time.monotonic() - began}
+    learnt = logs.seconds(settings.checkpoint_folder, {logs.TRAINING: model.load_chp, logs.ADAPTATION: model.DA_chp})
+    seconds = {**learnt, "detection": time.monotonic() - began}
     writer.manifest(made, seconds, content)
     writer.metrics(content)
     print(f"{data.category}: {counted(results)} in {seconds['detection']:.0f} s; {scored_part(settings)}")
@@ -257,7 +258,7 @@ def write(writer: Writer, results: Results, figures: Figures, detector: Detector
         writer.scores(results.paths, labels, scores)
         threshold = youden(scores, labels)
         verdicts = None if threshold is None else scores >= threshold
-    writer.curves({**figures.lines, "training": curves.training(logs.lines(settings.checkpoint_folder, logs.TRAINING))})
+    writer.curves({**figures.lines, "training": curves.training(logs.up_to(settings.checkpoint_folder, logs.TRAINING, settings.model.load_chp))})
     if settings.metrics.misclassifications and verdicts is not None and threshold is not None:
         errors = [error_of(label, verdict) for label, verdict in zip(labels, verdicts, strict=True)]
         writer.misclassifications(results.paths, errors, scores, threshold)

@@ -6,6 +6,7 @@
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,14 @@ def read_entry(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def seconds(folder: Path) -> dict[str, float]:
-    """How long each stage took, as far as its log says."""
-    there = {stage: lines(folder, stage) for stage in (TRAINING, ADAPTATION)}
+def up_to(folder: Path, stage: str, epoch: int | str) -> list[dict[str, Any]]:
+    """The lines up to this epoch's; none where the log, which is of the last run, has not got there."""
+    there = lines(folder, stage)
+    ends = [place for place, line in enumerate(there, start=1) if line.get("epoch") == epoch]
+    return there[: ends[-1]] if ends else []
+
+
+def seconds(folder: Path, epochs: Mapping[str, int | str]) -> dict[str, float]:
+    """How long each stage took to come to its epoch, as far as its log says."""
+    there = {stage: up_to(folder, stage, epoch) for stage, epoch in epochs.items()}
     return {stage: sum(line.get("seconds", 0.0) for line in found) for stage, found in there.items() if found}

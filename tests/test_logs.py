@@ -14,7 +14,7 @@ def test_a_log_keeps_the_lines_up_to_the_step_it_goes_on_from(tmp_path):
     logs.Log(tmp_path, "training", "jsonl", 20).add(30, 3, 0.4, 1e-3, 160, 4.0)
     lines = logs.lines(tmp_path, "training")
     assert [line["step"] for line in lines] == [10, 20, 30] and lines[-1]["pictures_per_second"] == 40
-    assert logs.seconds(tmp_path) == {"training": 8.0}
+    assert [logs.seconds(tmp_path, {"training": epoch, "adaptation": 1}) for epoch in (3, 2, 4)] == [{"training": 8.0}, {"training": 4.0}, {}]
 
 
 def test_tensorboard_is_refused_where_its_package_is_missing(run_main, monkeypatch):
