@@ -23,7 +23,7 @@ part is enough to tell a defect, and those that agree count for more, but what i
 they find (BLURRED) count less in it (`weight`), so that the others draw the outline where both see something.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -50,9 +50,11 @@ BLURRED_WEIGHT = 0.5
 WIDTH = 8  # positions of a wide descriptor
 WHITE, HALF_WHITE, AS_THEY_ARE = 1.0, 0.5, 0.0  # how far the spreads of normal descriptors are evened out
 SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
-BANKS = {PICTURE: 4000, WIDE: 10_000, RESIDUAL: 4000, COARSE: 4000}  # normal descriptors that are kept; a picture has few wide ones
-SAMPLE = 60_000  # of which they are chosen
+BANKS = {PICTURE: 10_000, WIDE: 10_000, RESIDUAL: 4000, COARSE: 4000}  # normal descriptors that are kept
+SAMPLE = 150_000  # of which they are chosen
 PROJECTED = 32  # dimensions, in which they are chosen
+FOLLOWED = 0.9  # of the largest square, from which on samples are followed
+ROWS_AT_ONCE = 1024  # whose distances are in memory
 NEIGHBOURS = 4  # of a local outlier factor
 LEAST_SPACING = 0.1  # of the median, at which rows count as away from their own neighbours
 DEVIATIONS = 2  # above the mean of normal maxima is the top
@@ -133,7 +135,7 @@ class Reference:
     def distance(self, descriptors: Tensor) -> Tensor:
         """(B, C, H, W) → (B, 1, H, W); each picture's for itself, so that its distances are the same in any batch."""
         transform, bank = self.transform.to(descriptors), self.bank.to(descriptors)
-        far = [self.from_bank(torch.cdist(rows(one) @ transform, bank)) for one in descriptors]
+        far = [by_rows(rows(one) @ transform, bank, self.from_bank) for one in descriptors]
         return torch.stack(far).view(len(descriptors), 1, *descriptors.shape[-2:])
 
     def from_bank(self, distances: Tensor) -> Tensor:
@@ -176,8 +178,8 @@ def nearest(samples: Tensor, count: int, evened: float, generator: torch.Generat
 def local(memory: Reference) -> Reference:
     """Local outlier factors in place of its distances. Rows that repeat others count as LEAST_SPACING of the median away from them."""
     bank = memory.bank
-    others = torch.cdist(bank, bank).fill_diagonal_(torch.inf).topk(min(NEIGHBOURS, len(bank) - 1), largest=False).values
-    spacing = others.mean(dim=1).nan_to_num(1)  # a row alone has none
+    closest = by_rows(bank, bank, lambda distances: distances.topk(min(1 + NEIGHBOURS, len(bank)), largest=False).values)
+    spacing = closest[:, 1:].mean(dim=1).nan_to_num(1)  # the closest is itself; a row alone has no others
     return replace(memory, spacing=spacing.clamp_min(max(LEAST_SPACING * spacing.median().item(), LEAST_UNIT)))
 
 
@@ -192,16 +194,35 @@ def whitening(samples: Tensor, evened: float) -> Tensor:
 
 def farthest_points(samples: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Indices of `count` samples (N, C) that leave none far from all of them: each next one is the farthest (Gonzalez 1985; PatchCore's
-    coreset), after a random projection."""
+    coreset), after a random projection.
+
+    Distances only shrink, so that a sample within `least` is not the next one while others are beyond: these alone are followed from point to
+    point, and the others catch up once none is left.
+    """
     projection = torch.randn(samples.shape[1], PROJECTED, generator=generator) / PROJECTED**0.5
     points = samples @ projection.to(samples)
-    squares, farthest = points.square().sum(dim=1), points.new_full((len(points),), torch.inf)
-    chosen = torch.zeros(min(count, len(points)), dtype=torch.long)
-    for place in range(1, len(chosen)):
-        last = chosen[place - 1]
-        farthest = torch.minimum(farthest, squares + squares[last] - 2 * points @ points[last])
-        chosen[place] = farthest.argmax()
+    squares, chosen, place = squares_from(points, points[:1]), torch.zeros(min(count, len(points)), dtype=torch.long), 1
+    while place < len(chosen):
+        first, least = place, FOLLOWED * squares.max()
+        beyond = (squares >= least).nonzero().squeeze(1)
+        some, rest = points[beyond], squares[beyond]
+        while place < len(chosen) and rest.max() >= least:
+            farthest = rest.argmax()
+            chosen[place] = beyond[farthest]
+            rest = torch.minimum(rest, (some - some[farthest]).square().sum(dim=1))
+            place += 1
+        squares = torch.minimum(squares, squares_from(points, points[chosen[first:place]]))
     return chosen
+
+
+def squares_from(points: Tensor, others: Tensor) -> Tensor:
+    """The square of each point's (N, C) distance from the nearest of others (M, C): → (N)."""
+    return by_rows(points, others, lambda distances: distances.amin(dim=1)).square().nan_to_num(0)
+
+
+def by_rows(points: Tensor, others: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `work` makes of the distances (n, M) of some points (N, C) at a time from others (M, C): → (N, …)."""
+    return torch.cat([work(torch.cdist(some, others)) for some in points.split(ROWS_AT_ONCE)])
 
 
 def learnt(samples: Mapping[str, Tensor], parts: Sequence[str], generator: torch.Generator) -> dict[str, Reference]:

@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -88,6 +89,18 @@ def test_farthest_points_leave_no_cluster_out():
     samples = 100.0 * nn.functional.one_hot(clusters, 10) + torch.randn(500, 10)
     assert set(clusters[farthest_points(samples, 10, generator())].tolist()) == set(range(10))
     assert sorted(farthest_points(samples[:20], 99, generator()).tolist()) == list(range(20))
+
+
+def test_farthest_points_are_those_of_the_plain_loop(monkeypatch):
+    monkeypatch.setattr(normality, "ROWS_AT_ONCE", 70)
+    samples = torch.randn(400, 6).double() * torch.rand(400, 1)
+    samples[100:120] = samples[100]
+    points = samples @ (torch.randn(6, normality.PROJECTED, generator=generator()) / normality.PROJECTED**0.5).double()
+    chosen = [0]
+    for _ in range(149):
+        chosen.append(int(torch.cdist(points, points[chosen]).amin(dim=1).argmax()))
+    assert farthest_points(samples, 150, generator()).tolist() == chosen
+    assert len(farthest_points(torch.full((20, 6), math.nan), 5, generator())) == 5  # what follows says that maps are not finite
 
 
 def test_a_distance_is_the_same_in_any_batch():
