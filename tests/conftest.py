@@ -100,7 +100,7 @@ def tiny_config(tmp_path, category) -> Path:
             "device": "cpu",
         },
         "score": {"protocol": "per_image", "draws": 1},
-        "metrics": {"visualisation": False},  # it takes as long as all the rest
+        "metrics": {"visualisation": False, "resamples": 100},  # which take as long as all the rest
     }
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
