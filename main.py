@@ -27,10 +27,7 @@ OWNERS = {  # flags that belong to another
     **{"input": "detection", "choose": "figure", "contact_sheet": "check"},
     **{"defects": "prepare_folder", "masks": "defects", "split": "prepare_visa"},
 }
-USELESS = {  # what a request does nothing with
-    **{"compare": ("settings", "output"), "table": ("settings", "output")},
-    **{"figure": ("settings",), "check": ("output",)},
-}
+USELESS = {"compare": ("settings", "output"), "table": ("settings", "output"), "figure": ("settings",), "check": ("output",)}  # to a request
 WORDS = {"true": True, "false": False}
 EXAMPLES = """\
 A setting is given as section.key=value, its value read as YAML, and goes above the file's:
