@@ -86,7 +86,7 @@ def referred(detector: Detector, pictures: ImageFolder, settings: Settings) -> d
     def rebuilt(batch: Tensor) -> dict[str, Tensor]:
         return rebuilding.compared(batch, detector.picture_noise).described
 
-    def sampled(describe: Callable[[Tensor], dict[str, Tensor]], some: ImageFolder, verb: str) -> dict[str, Tensor]:
+    def sampled(describe: Callable[[Tensor], dict[str, Tensor]], some: ImageFolder, verb: str) -> dict[str, list[Tensor]]:
         each = max(1, normality.SAMPLE // len(some))
 
         def samples(batch: Tensor) -> list[dict[str, Tensor]]:
@@ -96,10 +96,10 @@ def referred(detector: Detector, pictures: ImageFolder, settings: Settings) -> d
 
         batches = in_batches(detector, some, samples, settings.model.num_workers, processes)
         found = [one for _, one in runtime.count(batches, len(some), verb)]
-        return {kind: torch.cat([one[kind] for one in found]) for kind in (found[0] if found else {})}
+        return {kind: [one[kind] for one in found] for kind in (found[0] if found else {})}
 
     kinds = normality.kinds_of(detector.parts)
-    described: dict[str, Tensor] = {}
+    described: dict[str, list[Tensor]] = {}
     if kinds & normality.ALONE:
         described |= sampled(lambda batch: looks(detector, batch), pictures, "learning what pictures look like")
     if kinds - normality.ALONE:

@@ -23,7 +23,8 @@ part is enough to tell a defect, and those that agree count for more, but what i
 they find (BLURRED) count less in it (`weight`), so that the others draw the outline where both see something.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -50,11 +51,13 @@ BLURRED_WEIGHT = 0.5
 WIDTH = 8  # positions of a wide descriptor
 WHITE, HALF_WHITE, AS_THEY_ARE = 1.0, 0.5, 0.0  # how far the spreads of normal descriptors are evened out
 SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
-BANKS = {PICTURE: 10_000, WIDE: 10_000, RESIDUAL: 4000, COARSE: 4000}  # normal descriptors that are kept
-SAMPLE = 150_000  # of which they are chosen
+BANKS = {PICTURE: 20_000, WIDE: 20_000, RESIDUAL: 4000, COARSE: 4000}  # normal descriptors that are kept
+OF_A_PICTURE = 128  # on average, at most: of more, many lie closer to others of their picture than those of new ones can
+SAMPLE = 300_000  # of which they are chosen
 PROJECTED = 32  # dimensions, in which they are chosen
 FOLLOWED = 0.9  # of the largest square, from which on samples are followed
 ROWS_AT_ONCE = 1024  # whose distances are in memory
+GROUP = 16  # of which the lowest is sought first
 NEIGHBOURS = 4  # of a local outlier factor
 LEAST_SPACING = 0.1  # of the median, at which rows count as away from their own neighbours
 DEVIATIONS = 2  # above the mean of normal maxima is the top
@@ -135,15 +138,14 @@ class Reference:
     def distance(self, descriptors: Tensor) -> Tensor:
         """(B, C, H, W) → (B, 1, H, W); each picture's for itself, so that its distances are the same in any batch."""
         transform, bank = self.transform.to(descriptors), self.bank.to(descriptors)
-        far = [by_rows(rows(one) @ transform, bank, self.from_bank) for one in descriptors]
+        far = [self.from_bank(rows(one) @ transform, bank) for one in descriptors]
         return torch.stack(far).view(len(descriptors), 1, *descriptors.shape[-2:])
 
-    def from_bank(self, distances: Tensor) -> Tensor:
-        """Distances from each row (N, M) → (N)."""
-        if self.spacing is None:
-            return distances.amin(dim=1)
-        nearest, places = distances.topk(min(NEIGHBOURS, len(self.bank)), dim=1, largest=False)
-        return nearest.mean(dim=1) / self.spacing.to(distances)[places].mean(dim=1)
+    def from_bank(self, points: Tensor, bank: Tensor) -> Tensor:
+        """Of points (N, D) → (N)."""
+        squares, places = nearest_rows(points, bank, 1 if self.spacing is None else NEIGHBOURS)
+        distances = squares.sqrt().mean(dim=1)
+        return distances if self.spacing is None else distances / self.spacing.to(distances)[places].mean(dim=1)
 
 
 def placeholder(kind: str, width: int) -> Reference:
@@ -178,8 +180,8 @@ def nearest(samples: Tensor, count: int, evened: float, generator: torch.Generat
 def local(memory: Reference) -> Reference:
     """Local outlier factors in place of its distances. Rows that repeat others count as LEAST_SPACING of the median away from them."""
     bank = memory.bank
-    closest = by_rows(bank, bank, lambda distances: distances.topk(min(1 + NEIGHBOURS, len(bank)), largest=False).values)
-    spacing = closest[:, 1:].mean(dim=1).nan_to_num(1)  # the closest is itself; a row alone has no others
+    squares, _ = nearest_rows(bank, bank, 1 + NEIGHBOURS)
+    spacing = squares[:, 1:].sqrt().mean(dim=1).nan_to_num(1)  # the closest is itself; a row alone has no others
     return replace(memory, spacing=spacing.clamp_min(max(LEAST_SPACING * spacing.median().item(), LEAST_UNIT)))
 
 
@@ -217,20 +219,39 @@ def farthest_points(samples: Tensor, count: int, generator: torch.Generator) -> 
 
 def squares_from(points: Tensor, others: Tensor) -> Tensor:
     """The square of each point's (N, C) distance from the nearest of others (M, C): → (N)."""
-    return by_rows(points, others, lambda distances: distances.amin(dim=1)).square().nan_to_num(0)
+    return nearest_rows(points, others, 1)[0].squeeze(1).nan_to_num(0)
 
 
-def by_rows(points: Tensor, others: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
-    """What `work` makes of the distances (n, M) of some points (N, C) at a time from others (M, C): → (N, …)."""
-    return torch.cat([work(torch.cdist(some, others)) for some in points.split(ROWS_AT_ONCE)])
+def nearest_rows(points: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` nearest of others (M, C) to each of points (N, C), or all of them: the squares of their distances, in order, and their places;
+    both (N, count)."""
+    missing = -len(others) % GROUP
+    lengths, padded = F.pad(others.square().sum(dim=1), (0, missing), value=math.inf), F.pad(others, (0, 0, 0, missing))
+    found = [lowest(torch.addmm(lengths, some, padded.T, alpha=-2), min(count, len(others))) for some in points.split(ROWS_AT_ONCE)]
+    relative, places = (torch.cat(parts) for parts in zip(*found, strict=True))
+    squares = (relative + points.square().sum(dim=1, keepdim=True)).clamp_min(0)
+    return squares, places.clamp_max(len(others) - 1)  # beyond which a point that is not finite may find its own
 
 
-def learnt(samples: Mapping[str, Tensor], parts: Sequence[str], generator: torch.Generator) -> dict[str, Reference]:
-    """The references of those `parts` that have one, from descriptors (N, C) of normal pictures by DESCRIBED_BY."""
+def lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` lowest of each row (N, M), in order, and their columns; M is a multiple of GROUP.
+
+    They are in those groups of columns whose own lowest are the lowest: few are left to sort.
+    """
+    groups = values.unflatten(1, (GROUP, -1))  # (N, GROUP, M / GROUP): columns M / GROUP apart are one
+    best = groups.amin(dim=1).topk(min(count, groups.shape[2]), largest=False).indices
+    columns = (best[:, None] + groups.shape[2] * torch.arange(GROUP, device=values.device)[:, None]).flatten(1)
+    found, places = values.gather(1, columns).topk(count, largest=False)
+    return found, columns.gather(1, places)
+
+
+def learnt(described: Mapping[str, Sequence[Tensor]], parts: Sequence[str], generator: torch.Generator) -> dict[str, Reference]:
+    """The references of those `parts` that have one, from descriptors (N, C) of each of some normal pictures by their kind."""
 
     def reference(part: str, kind: str) -> Reference:
+        samples, count = torch.cat(list(described[kind])), min(BANKS[kind], OF_A_PICTURE * len(described[kind]))
         if part == "patch_memory":
-            return nearest(samples[kind], BANKS[kind], AS_THEY_ARE, generator)
-        return local(nearest(samples[kind], BANKS[kind], HALF_WHITE, generator)) if part.endswith("memory") else mahalanobis(samples[kind])
+            return nearest(samples, count, AS_THEY_ARE, generator)
+        return local(nearest(samples, count, HALF_WHITE, generator)) if part.endswith("memory") else mahalanobis(samples)
 
     return {part: reference(part, kind) for part, kind in DESCRIBED_BY.items() if part in parts}

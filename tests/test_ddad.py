@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_unet import PUBLISHED, published_unet
 
+import runtime
 from ddad import NoiseSchedule, loss_weights, noise_loss, noise_predictor, picture_draws, reconstruct, strides
 
 SCHEDULE = NoiseSchedule()
@@ -44,6 +45,31 @@ def test_loss_and_gradients_are_the_published_ones(network):
     norms = json.loads(str(expected["grad_norms"]))
     actual = torch.stack([parameter.grad.norm() for parameter in unet.parameters()])
     assert_golden(actual, np.array([norms[name] for name, _ in unet.named_parameters()], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("layout", "precision", "checkpointing", "share"),
+    [
+        (torch.channels_last, "fp32", False, 1e-4),
+        (torch.contiguous_format, "fp32", True, 1e-4),
+        (torch.contiguous_format, "bf16", False, 0.02),
+        (torch.channels_last, "fp16", True, 0.002),
+    ],
+)
+def test_they_are_in_every_mode(golden, layout, precision, checkpointing, share):
+    unet, expected = published_unet("ddad_s_32"), golden("diffusion_ddad_s_32")
+    unet.load_state_dict(state_dict(golden("unet_state_dict")["ddad_s_32"]))
+    unet.to(memory_format=layout).checkpointing = checkpointing
+    t, x = torch.tensor([7, 430]), normal(12, 2, 3, 32, 32)
+    network = runtime.autocast(unet, precision, torch.device("cpu"))
+    with torch.no_grad():
+        assert_golden(network(x, t).float(), golden("unet_ddad_s_32")["y"], share)
+    loss = noise_loss(network, uniform(13, 2, 3, 32, 32), torch.tensor([3, 612]), normal(14, 2, 3, 32, 32), SCHEDULE)
+    loss.backward()
+    assert_golden(loss.detach(), expected["loss"], share)
+    norms = json.loads(str(expected["grad_norms"]))
+    actual = torch.stack([parameter.grad.norm() for parameter in unet.parameters()])
+    assert_golden(actual, np.array([norms[name] for name, _ in unet.named_parameters()], np.float32), share)
 
 
 def test_reconstructions_are_the_published_ones(network):
