@@ -87,12 +87,10 @@ def referred(detector: Detector, pictures: ImageFolder, settings: Settings) -> d
         return rebuilding.compared(batch, detector.picture_noise).described
 
     def sampled(describe: Callable[[Tensor], dict[str, Tensor]], some: ImageFolder, verb: str) -> dict[str, list[Tensor]]:
-        each = max(1, normality.SAMPLE // len(some))
-
         def samples(batch: Tensor) -> list[dict[str, Tensor]]:
-            described = describe(batch)
+            described = {kind: (maps, normality.drawn_of_each(kind, len(some))) for kind, maps in describe(batch).items()}
             streams = [torch.Generator().manual_seed(content_seed(picture, seed)) for picture in batch]
-            return [{kind: normality.drawn(maps[place], each, stream) for kind, maps in described.items()} for place, stream in enumerate(streams)]
+            return [{kind: normality.drawn(maps[i], each, stream) for kind, (maps, each) in described.items()} for i, stream in enumerate(streams)]
 
         batches = in_batches(detector, some, samples, settings.model.num_workers, processes)
         found = [one for _, one in runtime.count(batches, len(some), verb)]
@@ -127,11 +125,11 @@ def work(parts: Collection[str], learnt: int, held_out: int, most: int) -> tuple
     return judged + (min(referred_to, REBUILT) if kinds - normality.ALONE else 0), referred_to if kinds & normality.ALONE else 0
 
 
-def placeholders(detector: Detector, picture: Tensor) -> dict[str, Reference]:
-    """References that take as long as the detector's will, before there are any; from any picture (1, C, H, W)."""
+def placeholders(detector: Detector, picture: Tensor, pictures: int) -> dict[str, Reference]:
+    """References that take as long as the detector's will that are learnt from so many; made before there are any, of one picture (1, C, H, W)."""
     described = detector.compared(picture, detector.picture_noise).described
     kinds = {part: kind for part, kind in normality.DESCRIBED_BY.items() if part in detector.parts}
-    return {part: normality.placeholder(kind, described[kind].shape[1]) for part, kind in kinds.items()}
+    return {part: normality.placeholder(kind, described[kind].shape[1], pictures) for part, kind in kinds.items()}
 
 
 def parts_alone(detector: Detector, pictures: Tensor, references: Mapping[str, Reference]) -> list[Parts]:

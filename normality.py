@@ -52,8 +52,8 @@ WIDTH = 8  # positions of a wide descriptor
 WHITE, HALF_WHITE, AS_THEY_ARE = 1.0, 0.5, 0.0  # how far the spreads of normal descriptors are evened out
 SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
 BANKS = {PICTURE: 20_000, WIDE: 20_000, RESIDUAL: 4000, COARSE: 4000}  # normal descriptors that are kept
-OF_A_PICTURE = 128  # on average, at most: of more, many lie closer to others of their picture than those of new ones can
-SAMPLE = 300_000  # of which they are chosen
+OF_A_PICTURE = 64  # on average, at most: of more, many lie closer to others of their picture than those of new ones can
+DRAWN = 15  # for each that is kept
 PROJECTED = 32  # dimensions, in which they are chosen
 FOLLOWED = 0.9  # of the largest square, from which on samples are followed
 ROWS_AT_ONCE = 1024  # whose distances are in memory
@@ -148,9 +148,20 @@ class Reference:
         return distances if self.spacing is None else distances / self.spacing.to(distances)[places].mean(dim=1)
 
 
-def placeholder(kind: str, width: int) -> Reference:
-    """One that takes as long as a learnt one does, for descriptors of a kind of `width` channels."""
-    return Reference(torch.eye(width), torch.zeros(BANKS[kind], width), torch.ones(BANKS[kind]))
+def kept(kind: str, pictures: int) -> int:
+    """How many descriptors of a kind are kept of so many normal pictures."""
+    return min(BANKS[kind], OF_A_PICTURE * pictures)
+
+
+def drawn_of_each(kind: str, pictures: int) -> int:
+    """How many descriptors of a kind are drawn of each of so many normal pictures, to choose from."""
+    return max(1, DRAWN * kept(kind, pictures) // pictures)
+
+
+def placeholder(kind: str, width: int, pictures: int) -> Reference:
+    """One that takes as long as one learnt from so many pictures does, for descriptors of a kind of `width` channels."""
+    count = kept(kind, pictures)
+    return Reference(torch.eye(width), torch.zeros(count, width), torch.ones(count))
 
 
 def rows(descriptors: Tensor) -> Tensor:
@@ -249,7 +260,7 @@ def learnt(described: Mapping[str, Sequence[Tensor]], parts: Sequence[str], gene
     """The references of those `parts` that have one, from descriptors (N, C) of each of some normal pictures by their kind."""
 
     def reference(part: str, kind: str) -> Reference:
-        samples, count = torch.cat(list(described[kind])), min(BANKS[kind], OF_A_PICTURE * len(described[kind]))
+        samples, count = torch.cat(list(described[kind])), kept(kind, len(described[kind]))
         if part == "patch_memory":
             return nearest(samples, count, AS_THEY_ARE, generator)
         return local(nearest(samples, count, HALF_WHITE, generator)) if part.endswith("memory") else mahalanobis(samples)

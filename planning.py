@@ -119,7 +119,7 @@ def timed(settings: Settings, pictures: ImageFolder, detects: bool) -> Costs:
         return Costs(step, 0, 0)
     extractor, _ = checkpoint.restore_features(settings.checkpoint_folder, 0, settings.model.feature_extractor, settings.model.backbone_weights)
     detector = detection.assembled(settings, UNet(**settings.unet_arguments()), extractor, device)
-    references = placeholders(detector, next(few.batches(1, 0))[0].picture[None])
+    references = placeholders(detector, next(few.batches(1, 0))[0].picture[None], len(pictures))
 
     def compare() -> object:
         return list(detection.in_batches(detector, few, lambda batch: parts_alone(detector, batch, references), 0))

@@ -24,7 +24,7 @@ def one_thread():
 def small_memories(monkeypatch):
     """Memories of normal descriptors that are chosen in no time."""
     monkeypatch.setattr(normality, "BANKS", dict.fromkeys(normality.BANKS, 300))
-    monkeypatch.setattr(normality, "SAMPLE", 3000)
+    monkeypatch.setattr(normality, "DRAWN", 10)
 
 
 @pytest.fixture
