@@ -227,3 +227,11 @@ def test_a_reference_of_anything_but_matrices_that_fit_is_refused(transform, ban
 def test_a_reference_whose_spacing_is_not_of_its_bank_is_refused(spacing):
     with pytest.raises(ValueError, match="each of the 2 rows"):
         Reference(torch.eye(3), torch.zeros(2, 3), spacing)
+
+
+@pytest.mark.parametrize(("pictures", "rows"), [(2, 2 * normality.OF_A_PICTURE), (10, 300)])
+def test_a_memory_keeps_so_many_of_a_picture_and_no_more_than_a_bank_holds(pictures, rows):
+    described = {normality.PICTURE: list(torch.rand(pictures, 500, 4, generator=torch.Generator().manual_seed(0)))}
+    memory = normality.learnt(described, ["memory"], torch.Generator().manual_seed(0))["memory"]
+    assert memory.bank.shape == normality.placeholder(normality.PICTURE, 4, pictures).bank.shape == (rows, 4)
+    assert normality.drawn_of_each(normality.PICTURE, pictures) == normality.DRAWN * rows // pictures
