@@ -192,7 +192,8 @@ class Detector:
         """Of one picture's parts (1, 1, h, w): the map is the paper's by `ratio`, or of the parts by their `scales`."""
         shape = parts["pixel"].shape[-2:]
         if self.parts:
-            anomaly = normality.together({part: scale.units(smooth(resized(parts[part], shape), self.blur_sigma)) for part, scale in scales.items()})
+            units = {part: scale.units(smooth(resized(parts[part], shape), self.blur_sigma)) for part, scale in scales.items()}
+            anomaly = normality.together(units, self.cropped)
         else:
             anomaly = smooth(combine(parts["feature"], parts["pixel"], self.v, ratio), self.blur_sigma)
         if not torch.isfinite(anomaly).all():

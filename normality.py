@@ -12,7 +12,8 @@ above all, counts there as much as a defect. A `Reference` learns from normal pi
 | `residual_memory` | as `residual`                                                                     | local outlier factor                  |
 | `coarse_memory`   | as `coarse`                                                                       | local outlier factor                  |
 | `memory`          | features of the picture in full, without any reconstruction                       | local outlier factor                  |
-| `wide_memory`     | as `memory`, means over 8×8 positions                                             | local outlier factor                  |
+| `wide_memory`     | as `memory`, means over 4×4 positions                                             | local outlier factor                  |
+| `whole_memory`    | as `memory`, means over the whole picture                                         | local outlier factor                  |
 | `patch_memory`    | as `memory`, as they are: a plain memory of patches (PatchCore), to compare with  | distance to the nearest normal one    |
 
 The local outlier factor (Breunig et al. 2000, simplified) is the mean distance to the nearest normal ones over the mean distance at which these
@@ -20,11 +21,12 @@ have theirs: what lies as far from others as they do is usual, be it in a dense 
 
 A map is the length of the vector of the parts that are asked for (`together`), each in units in which few normal pictures exceed 1 (`Scale`): one
 part is enough to tell a defect, and those that agree count for more, but what is weak does not add up as it would in a sum. Parts that blur what
-they find (BLURRED) count less in it (`weight`), so that the others draw the outline where both see something.
+they find (BLURRED) count less in it (`weight`), so that the others draw the outline where both see something. What knows of no place (PLACELESS)
+lifts the map of the others as it is, so that its highest counts both (`lifted`).
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -35,8 +37,8 @@ from torch import Tensor
 from anomaly_map import patch_mean
 
 DISTANCES = ("feature", "pixel")
-PICTURE, WIDE, RESIDUAL, COARSE = "picture", "wide", "residual", "coarse"  # kinds of descriptors
-ALONE = {PICTURE, WIDE}  # those that need no reconstruction
+PICTURE, WIDE, WHOLE, RESIDUAL, COARSE = "picture", "wide", "whole", "residual", "coarse"  # kinds of descriptors
+ALONE = {PICTURE, WIDE, WHOLE}  # those that need no reconstruction
 DESCRIBED_BY = {
     "residual": RESIDUAL,
     "coarse": COARSE,
@@ -44,14 +46,16 @@ DESCRIBED_BY = {
     "coarse_memory": COARSE,
     "memory": PICTURE,
     "wide_memory": WIDE,
+    "whole_memory": WHOLE,
     "patch_memory": PICTURE,
 }
-BLURRED = {part for part, kind in DESCRIBED_BY.items() if kind in (COARSE, WIDE)}
+BLURRED = {part for part, kind in DESCRIBED_BY.items() if kind in (COARSE, WIDE, WHOLE)}
+PLACELESS = {part for part, kind in DESCRIBED_BY.items() if kind == WHOLE}
 BLURRED_WEIGHT = 0.5
-WIDTH = 8  # positions of a wide descriptor
+WIDTH = 4  # positions of a wide descriptor
 WHITE, HALF_WHITE, AS_THEY_ARE = 1.0, 0.5, 0.0  # how far the spreads of normal descriptors are evened out
 SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
-BANKS = {PICTURE: 20_000, WIDE: 20_000, RESIDUAL: 4000, COARSE: 4000}  # normal descriptors that are kept
+BANKS = {PICTURE: 20_000, WIDE: 20_000, WHOLE: 20_000, RESIDUAL: 4000, COARSE: 4000}  # normal descriptors that are kept
 OF_A_PICTURE = 64  # on average, at most: of more, many lie closer to others of their picture than those of new ones can
 DRAWN = 15  # for each that is kept
 PROJECTED = 32  # dimensions, in which they are chosen
@@ -62,6 +66,7 @@ NEIGHBOURS = 4  # of a local outlier factor
 LEAST_SPACING = 0.1  # of the median, at which rows count as away from their own neighbours
 DEVIATIONS = 2  # above the mean of normal maxima is the top
 LEAST_UNIT = 1e-12
+LEAST_TOP = 0.05  # of a map that is lifted
 
 Features = Sequence[Tensor]
 
@@ -73,7 +78,7 @@ def descriptors(features: Features) -> Tensor:
 
 
 def wide(descriptors: Tensor) -> Tensor:
-    """Means over WIDTH×WIDTH positions, half a width apart; the border is not padded: (B, C, H, W) → (B, C, H/4, W/4)."""
+    """Means over WIDTH×WIDTH positions, half a width apart; the border is not padded: (B, C, H, W) → (B, C, H/2, W/2)."""
     width = min(WIDTH, *descriptors.shape[-2:])
     return F.avg_pool2d(descriptors, width, stride=max(1, width // 2), padding=width // 4, count_include_pad=False)
 
@@ -81,7 +86,7 @@ def wide(descriptors: Tensor) -> Tensor:
 def of_picture(features: Features) -> dict[str, Tensor]:
     """The descriptors of a picture ALONE, by kind."""
     whole = descriptors(features)
-    return {PICTURE: whole, WIDE: wide(whole)}
+    return {PICTURE: whole, WIDE: wide(whole), WHOLE: whole.mean(dim=(2, 3), keepdim=True)}
 
 
 def kinds_of(parts: Collection[str]) -> set[str]:
@@ -100,17 +105,35 @@ class Scale(NamedTuple):
         return (part - self.mean) / max(self.top - self.mean, LEAST_UNIT)
 
 
-def together(units: Mapping[str, Tensor]) -> Tensor:
-    """Parts in their units, of one shape: the root of the sum of their weights; or the highest where none is above 0."""
-    highest = torch.stack(list(units.values())).amax(dim=0)
-    total = torch.stack([weight(part, values.clamp_min(0)) for part, values in units.items()]).sum(dim=0)
-    return torch.where(highest > 0, total.sqrt(), highest)
+def together(units: Mapping[str, Tensor], scored: Callable[[Tensor], Tensor] = lambda maps: maps) -> Tensor:
+    """Parts in their units, of one shape: the root of the sum of their weights, or the highest where none is above 0; `scored` is the place
+    where the highest is looked for that PLACELESS parts lift."""
+    placed = {part: values for part, values in units.items() if part not in PLACELESS}
+    highest = torch.stack(list((placed or units).values())).amax(dim=0)
+    if not placed:
+        return highest
+    maps = torch.where(highest > 0, sum_of_weights(placed).sqrt(), highest)
+    placeless = {part: values for part, values in units.items() if part in PLACELESS}
+    return lifted(maps, scored(maps).amax(), sum_of_weights(placeless)) if placeless else maps
+
+
+def lifted(maps: Tensor, top: Tensor, more: Tensor) -> Tensor:
+    """Multiplied, so that the square of what is `top` grows by so much `more` and what is 0 stays so."""
+    return maps * (1 + more / top.clamp_min(LEAST_TOP).square()).sqrt()
+
+
+def sum_of_weights(units: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([weight(part, values.clamp_min(0)) for part, values in units.items()]).sum(dim=0)
 
 
 def weight(part: str, units: Tensor) -> Tensor:
-    """The square of units above 0; of BLURRED parts half of it, and beyond their top half the units alone."""
+    """The square of units above 0; of BLURRED parts half of it, and beyond their top half the units alone; of PLACELESS ones not more than 1: a
+    picture may be as unlike others as it will, its map still has to show where."""
     squares = units.square()
-    return BLURRED_WEIGHT * torch.minimum(units, squares) if part in BLURRED else squares
+    if part not in BLURRED:
+        return squares
+    halved = BLURRED_WEIGHT * torch.minimum(units, squares)
+    return halved.clamp_max(1) if part in PLACELESS else halved
 
 
 def scale(maps: Sequence[Tensor]) -> Scale:

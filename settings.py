@@ -12,7 +12,7 @@ AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
 PLANNED = 0  # `auto` epochs until planning.py has found how many fit training.budget_minutes
 STAGES = ("train", "domain_adaptation", "detection")
-PARTS = ("pixel", "feature", "residual", "coarse", "residual_memory", "coarse_memory", "memory", "wide_memory", "patch_memory")
+PARTS = ("pixel", "feature", "residual", "coarse", "residual_memory", "coarse_memory", "memory", "wide_memory", "whole_memory", "patch_memory")
 
 
 def key(

@@ -7,7 +7,7 @@ from torch import nn
 
 import config
 import tuning
-from benchmarks import draws, plain, precision, regret, speed, speed_rows, steps
+from benchmarks import draws, plain, precision, regret, speed, speed_rows, stand_ins, steps
 from calibration import PIXEL_RATES, Calibration
 from dataset import ImageFolder, View
 from ddad import NoiseSchedule
@@ -117,3 +117,15 @@ def test_the_table_of_draws_holds_what_detection_finds(run_main, tiny_config, tm
     for cell, figures in zip((row[1], row[4]), wanted, strict=True):
         assert [float(value.split()[0]) for value in cell.split(" / ")] == pytest.approx(figures, abs=0.051)
     assert len(row) == 3 + len(draws.DRAWS) + len(draws.RATES) and row[-1].startswith(tuple("0123")) and " of 3 (" in row[-1]
+
+
+def test_stand_ins_are_categories_whose_masks_are_what_differs(tmp_path, monkeypatch):
+    for name, value in {"SIDE": 96, "TRAINING": 1, "NORMAL": 1, "OF_A_KIND": 2}.items():
+        monkeypatch.setattr(stand_ins, name, value)
+    for name, category in stand_ins.CATEGORIES.items():
+        stand_ins.make(tmp_path / name, category, seed=0)
+        assert len(ImageFolder(tmp_path / name, "train", View(96))) == 1
+        test = ImageFolder(tmp_path / name, "test", View(96), masks=True, mask_size=96)
+        masks = {item.path: item.mask for item in next(test.batches(8, 0))}
+        assert {path.split("/")[1] for path in masks} == {"good", *category.kinds} and len(masks) == 1 + 2 * len(category.kinds)
+        assert all(mask is None or 0 < mask.mean() < 0.3 for mask in masks.values())

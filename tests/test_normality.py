@@ -114,14 +114,14 @@ def test_descriptors_stand_side_by_side_on_the_finer_grid():
     assert found[0, :4, 4, 4].eq(1).all() and found[0, 4:, 4, 4].eq(2).all()
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((64, 64), (16, 16)), ((32, 48), (8, 12)), ((4, 4), (2, 2)), ((1, 3), (1, 3))])
+@pytest.mark.parametrize(("shape", "expected"), [((64, 64), (32, 32)), ((32, 48), (16, 24)), ((4, 4), (2, 2)), ((1, 3), (1, 3))])
 def test_wide_descriptors_are_means_around_their_places(shape, expected):
     maps = torch.randn(1, 2, *shape)
     found = normality.wide(maps)
     assert found.shape == (1, 2, *expected)
     if shape == (64, 64):
-        torch.testing.assert_close(found[0, :, 3, 5], maps[0, :, 10:18, 18:26].mean(dim=(1, 2)))
-        torch.testing.assert_close(found[0, :, 0, 15], maps[0, :, :6, 58:].mean(dim=(1, 2)))  # the border alone
+        torch.testing.assert_close(found[0, :, 3, 5], maps[0, :, 5:9, 9:13].mean(dim=(1, 2)))
+        torch.testing.assert_close(found[0, :, 0, 31], maps[0, :, :3, 61:].mean(dim=(1, 2)))  # the border alone
 
 
 def test_places_are_drawn_without_repeats():
@@ -146,7 +146,7 @@ def test_scores_pool_the_highest_pixels(pooling, share, expected):
 # whole runs
 
 PARTS = (
-    "score.parts=[pixel, feature, residual, coarse, residual_memory, coarse_memory, memory, wide_memory, patch_memory]",
+    "score.parts=[pixel, feature, residual, coarse, residual_memory, coarse_memory, memory, wide_memory, whole_memory, patch_memory]",
     "model.unet_size=16",
     "score.pooling=top_mean",
 )
@@ -196,6 +196,25 @@ def test_parts_that_blur_count_half_and_beyond_their_top_by_no_square():
     squares = normality.together({"memory": sharp, "wide_memory": blurred})[:3].square()
     torch.testing.assert_close(squares, torch.tensor([1 + 0.5 * 0.25, 1 + 0.5 * 6, 0.5 * 8]))
     assert normality.together({"memory": sharp, "wide_memory": blurred})[3] == -1
+
+
+def test_what_knows_of_no_place_lifts_the_highest_of_what_is_scored_and_leaves_what_is_0():
+    sharp, whole = torch.tensor([9.0, 2.0, 1.0, 0.0, -1.0]), torch.full((5,), 0.8)
+    lifted = normality.together({"memory": sharp, "whole_memory": whole}, lambda maps: maps[1:])
+    assert lifted[1].item() == pytest.approx((4 + 0.5 * 0.64) ** 0.5)
+    torch.testing.assert_close(lifted / lifted[1], sharp / sharp[1])
+    for unit, weight in ((-3.0, 0.0), (1.0, 0.5), (1.5, 0.75), (50.0, 1.0)):  # and not ever more
+        found = normality.together({"memory": sharp, "whole_memory": torch.full((5,), unit)})
+        assert found[0].item() == pytest.approx((81 + weight) ** 0.5)
+    for nothing in (torch.zeros(5), torch.full((5,), -2.0)):
+        assert torch.equal(normality.together({"memory": nothing, "whole_memory": torch.full((5,), -1.0)}), nothing)
+    assert torch.equal(normality.together({"whole_memory": whole}), whole)  # alone it is the map
+
+
+def test_a_whole_picture_is_described_once():
+    maps = torch.randn(2, 3, 5, 7)
+    found = normality.of_picture([torch.zeros(2, 1, 10, 14), maps])[normality.WHOLE]
+    torch.testing.assert_close(found[..., 0, 0], normality.descriptors([maps, maps]).mean(dim=(2, 3)))
 
 
 @pytest.mark.parametrize(("kind", "shape"), [(kind, shape) for kind in synthetic.ALL_DEFECTS for shape in ((64, 64), (60, 90, 3))])
