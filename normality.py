@@ -118,8 +118,8 @@ def together(units: Mapping[str, Tensor], scored: Callable[[Tensor], Tensor] = l
 
 
 def lifted(maps: Tensor, top: Tensor, more: Tensor) -> Tensor:
-    """Multiplied, so that the square of what is `top` grows by so much `more` and what is 0 stays so."""
-    return maps * (1 + more / top.clamp_min(LEAST_TOP).square()).sqrt()
+    """What is above 0 multiplied, so that the square of what is `top` grows by so much `more`."""
+    return torch.where(maps > 0, maps * (1 + more / top.clamp_min(LEAST_TOP).square()).sqrt(), maps)
 
 
 def sum_of_weights(units: Mapping[str, Tensor]) -> Tensor:

@@ -202,12 +202,13 @@ def test_what_knows_of_no_place_lifts_the_highest_of_what_is_scored_and_leaves_w
     sharp, whole = torch.tensor([9.0, 2.0, 1.0, 0.0, -1.0]), torch.full((5,), 0.8)
     lifted = normality.together({"memory": sharp, "whole_memory": whole}, lambda maps: maps[1:])
     assert lifted[1].item() == pytest.approx((4 + 0.5 * 0.64) ** 0.5)
-    torch.testing.assert_close(lifted / lifted[1], sharp / sharp[1])
+    torch.testing.assert_close(lifted[:4] / lifted[1], sharp[:4] / sharp[1])
+    assert lifted[4] == -1
     for unit, weight in ((-3.0, 0.0), (1.0, 0.5), (1.5, 0.75), (50.0, 1.0)):  # and not ever more
         found = normality.together({"memory": sharp, "whole_memory": torch.full((5,), unit)})
         assert found[0].item() == pytest.approx((81 + weight) ** 0.5)
     for nothing in (torch.zeros(5), torch.full((5,), -2.0)):
-        assert torch.equal(normality.together({"memory": nothing, "whole_memory": torch.full((5,), -1.0)}), nothing)
+        assert torch.equal(normality.together({"memory": nothing, "whole_memory": torch.full((5,), 3.0)}), nothing)
     assert torch.equal(normality.together({"whole_memory": whole}), whole)  # alone it is the map
 
 
