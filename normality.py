@@ -108,12 +108,11 @@ class Scale(NamedTuple):
 def together(units: Mapping[str, Tensor], scored: Callable[[Tensor], Tensor] = lambda maps: maps) -> Tensor:
     """Parts in their units, of one shape: the root of the sum of their weights, or the highest where none is above 0; `scored` is the place
     where the highest is looked for that PLACELESS parts lift."""
-    placed = {part: values for part, values in units.items() if part not in PLACELESS}
-    highest = torch.stack(list((placed or units).values())).amax(dim=0)
+    placed, placeless = ({part: values for part, values in units.items() if (part in PLACELESS) == lifts} for lifts in (False, True))
+    highest = torch.stack(list((placed or placeless).values())).amax(dim=0)
     if not placed:
         return highest
     maps = torch.where(highest > 0, sum_of_weights(placed).sqrt(), highest)
-    placeless = {part: values for part, values in units.items() if part in PLACELESS}
     return lifted(maps, scored(maps).amax(), sum_of_weights(placeless)) if placeless else maps
 
 
@@ -172,7 +171,7 @@ class Reference:
 
 
 def kept(kind: str, pictures: int) -> int:
-    """How many descriptors of a kind are kept of so many normal pictures."""
+    """How many descriptors of a kind are kept of so many normal pictures, at most."""
     return min(BANKS[kind], OF_A_PICTURE * pictures)
 
 

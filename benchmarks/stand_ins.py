@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from skimage.filters import gaussian
 
+from sample_set import save
+
 Pixels = NDArray[np.float32]  # (SIDE, SIDE, 3) in 0…1
 SIDE = 384
 FINE = 2  # times as large as they are kept, pictures are drawn
@@ -200,11 +202,6 @@ def coloured(grey: NDArray, tint: tuple[float, float, float]) -> Pixels:
 def kept(drawn: Pixels) -> Pixels:
     """At the size in which it is kept: means over FINE × FINE."""
     return drawn.reshape(SIDE, FINE, SIDE, FINE, 3).mean(axis=(1, 3)).clip(0, 1)
-
-
-def save(path: Path, picture: Pixels) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((picture.squeeze().clip(0, 1) * 255).round().astype(np.uint8)).save(path)
 
 
 def make(folder: Path, category: Category, seed: int) -> None:
