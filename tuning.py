@@ -36,8 +36,7 @@ from synthetic import ALL_DEFECTS, made_defects
 TUNED, LOG = "tuned.yaml", "tuning.jsonl"
 REMEDY = "name another folder with --output"
 PICTURES = 40  # held-out normal ones, at most
-COPIES = 2  # of each, with a defect
-LEARNT_FROM = 100  # normal pictures, at most, whose features a trial learns anew
+COPIES = 2  # of each, with a defect and noise of its own: what one draw comes to is averaged
 LEAST_GAIN = 0.01  # of the objective, which is at most 1: made defects of 40 pictures tell no less apart
 PRO_LIMIT = 0.3
 REBUILT: dict[str, Sequence[Any]] = {  # settings that take new reconstructions of all pictures, and values to try
@@ -137,9 +136,8 @@ def prepared(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> 
     """The pictures of all trials."""
     clean = unseen.pixels(settings.model.num_workers)
     made = made_defects(clean, COPIES, settings.model.seed)
-    learnt_from = pictures.without(unseen.names()).drawn(LEARNT_FROM, settings.model.seed)
     clean, spoilt = ([to_unit_range(one) for one in pixels] for pixels in (clean, made.pictures))
-    return Bench(unseen.names(), clean, spoilt, made.kinds, made.masks, learnt_from)
+    return Bench(unseen.names(), clean, spoilt, made.kinds, made.masks, pictures.without(unseen.names()))
 
 
 def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings, Detector]]:

@@ -128,6 +128,7 @@ def test_a_trial_that_takes_over_what_no_reconstruction_changes_is_a_whole_one(r
     settings, device = config.load(tiny_config, parts), torch.device("cpu")
     _, pictures, unseen = tuning.check(settings)
     bench = tuning.prepared(pictures, unseen, settings)
+    assert sorted(bench.learnt_from.names() + bench.unseen) == sorted(pictures.names())  # as detection does
     before, other = tuning.tried(settings, bench, device), tuning.with_value(settings, "model.w", 1.0)
     whole, short = tuning.tried(other, bench, device), tuning.tried(other, bench, device, before)
     assert tuning.judged(whole, bench) == tuning.judged(short, bench)
