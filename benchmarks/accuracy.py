@@ -195,7 +195,7 @@ def plot(categories: Sequence[Path], seeds: Sequence[int], work: Path, path: Pat
         paper = published.table().get(category.name, {}).get("image_auroc")
         if paper:
             axes.axhline(float(paper), color="0.5", linestyle="--", label="paper")
-        axes.set(title=category.name, xlabel="minutes", xscale="log", xlim=(0.5, 70), xticks=TICKS, xticklabels=TICKS)
+        axes.set(title=category.name, xlabel="minutes", xscale="log", xlim=(0.3, 70), xticks=TICKS, xticklabels=TICKS)
         axes.minorticks_off()
         axes.legend(fontsize=7, loc="lower right")
     figure.axes[0].set(ylabel="image AUROC, %", ylim=(None, 101))
