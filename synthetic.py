@@ -91,6 +91,17 @@ def displaced(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple
     return laid_over(picture, np.rot90(np.roll(picture, shift, (0, 1)), int(rng.integers(1, 4))), mask), mask
 
 
+def worn(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A large area, up to most of the picture, that loses half of its detail towards its middle, and is a little lighter or darker."""
+    side = len(picture)
+    middle, radius = rng.uniform(0.2, 0.8, 2) * side, rng.uniform(0.25, 0.6) * side
+    rows, columns = np.mgrid[:side, :side]
+    depth = np.clip(2 - 2 * np.hypot(rows - middle[0], columns - middle[1]) / radius, 0, 1).astype(np.float32)
+    mask, depth = depth > 0, depth.reshape(side, side, *[1] * (picture.ndim - 2))
+    smooth = gaussian(picture, side / 64, channel_axis=-1 if picture.ndim > 2 else None)
+    return laid_over(picture, picture + depth * ((smooth - picture) / 2 + rng.choice([-0.08, 0.08])), mask), mask
+
+
 def spoilt(picture: Pixels, spoil: Defect, rng: np.random.Generator) -> tuple[Pixels, Mask]:
     """A picture (H, W) or (H, W, C) of any proportions with a defect in one of its squares, foreign pieces being its own, turned over."""
     height, width = picture.shape[:2]
@@ -131,7 +142,7 @@ DEFECTS: dict[str, Defect] = {
     "scratch": scratch,
     "stain": stain,
 }
-ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit}
+ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit, "worn": worn}
 
 
 class MadeDefects(NamedTuple):

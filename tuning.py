@@ -9,7 +9,7 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,16 +67,18 @@ class Quality(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What a detector makes of the normal pictures and of their spoilt copies."""
+    """What a detector makes of a bench's pictures."""
 
     detector: Detector
     clean: Parts
     spoilt: Parts
+    others: Parts
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Normal pictures (C, H, W) with their names, spoilt copies of them with kinds and masks (H, W), and the pictures to learn references from."""
+    """Normal pictures (C, H, W) with their names, spoilt copies of them with kinds and masks (H, W), the pictures to learn references from, and
+    others that are compared as well, but judge nothing."""
 
     unseen: list[str]
     clean: list[Tensor]
@@ -84,6 +86,7 @@ class Bench:
     kinds: NDArray[np.str_]
     masks: list[NDArray[np.bool_]]
     learnt_from: ImageFolder
+    others: list[Tensor] = field(default_factory=list)
 
 
 def check(settings: Settings, output: Path | None = None) -> tuple[Path, ImageFolder, ImageFolder]:
@@ -140,11 +143,11 @@ def prepared(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> 
     return Bench(unseen.names(), clean, spoilt, made.kinds, made.masks, pictures.without(unseen.names()))
 
 
-def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings, Detector]]:
-    """What each trial gave, for the log, the best settings so far, and the trial's detector."""
+def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings, Trial]]:
+    """What each trial gave, for the log, the best settings so far, and the trial."""
     trial = tried(settings, bench, device)
     best, quality = settings, judged(trial, bench)
-    yield as_line("present settings", None, quality, True), best, trial.detector
+    yield as_line("present settings", None, quality, True), best, trial
     for name, values in (REBUILT | {"model.DA_chp": features_to_try(settings, bench.unseen)} | SCORED).items():
         for candidate in different(settings, best, name, values):
             if name in SCORED:
@@ -155,7 +158,7 @@ def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[
             taken = found.objective > quality.objective + LEAST_GAIN
             if taken:
                 best, trial, quality = candidate, other, found
-            yield as_line(name, value(candidate, name), found, taken), best, other.detector
+            yield as_line(name, value(candidate, name), found, taken), best, other
 
 
 def features_to_try(settings: Settings, unseen: Sequence[str]) -> list[int]:
@@ -204,11 +207,10 @@ def tried(settings: Settings, bench: Bench, device: torch.device, before: Trial 
         parts = [one for picture in pictures for one in normal_pictures.parts_alone(changing, picture[None], references)]
         return [one | {part: old[part] for part in same} for one, old in zip(parts, then or parts, strict=True)]
 
-    clean = compared(bench.clean, before.clean if before else None)
-    spoilt = compared(bench.spoilt, before.spoilt if before else None)
+    clean, spoilt, others = (compared(getattr(bench, some), getattr(before, some, None)) for some in ("clean", "spoilt", "others"))
     references |= {part: before.detector.known_normals.references[part] for part in same} if before else {}
     known = normal_pictures.judged(detector, clean, references, held_out=True, made_with={}, settings={})
-    return Trial(replace(detector, calibration=known), clean, spoilt)
+    return Trial(replace(detector, calibration=known), clean, spoilt, others)
 
 
 def judged(trial: Trial, bench: Bench) -> Quality:

@@ -6,6 +6,7 @@ best image AUROC of all that was tried less that of the choice.
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ import numpy as np
 import config
 import detection
 import metrics
+import normal_pictures
 import runtime
 import tuning
 from dataset import ImageFolder
-from detection import Detector, findings_of
 from settings import Settings
+from tuning import Trial
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,22 +43,22 @@ def judge(settings: Settings, every: int) -> None:
         _, pictures, unseen = tuning.check(settings, Path(folder))
     _, settings, _ = detection.build(settings, settings.checkpoint_folder, device)
     test = ImageFolder(settings.category_dir, "test", pictures.view, masks=False)
-    test = test.only(test.names()[::every])
-    bench = tuning.prepared(pictures, unseen, settings)
+    items = [item for batch in test.only(test.names()[::every]).batches(1, settings.model.num_workers) for item in batch]
+    bench = replace(tuning.prepared(pictures, unseen, settings), others=[item.picture for item in items])
     print("| setting | value | objective | taken | image AUROC |\n|---|---|---|---|---|")
     best = chosen = 0.0
-    for line, _, detector in tuning.choices(settings, bench, device):
-        auroc = image_auroc(detector, test, settings.model.num_workers)
+    for line, _, trial in tuning.choices(settings, bench, device):
+        auroc = image_auroc(trial, [item.label for item in items])
         best, chosen = max(best, auroc), auroc if line["taken"] else chosen
         taken = "yes" if line["taken"] else ""
         print(f"| {line['setting']} | {line['value']} | {line['objective']:.4f} | {taken} | {100 * auroc:.1f} |", flush=True)
     print(f"\n{settings.data.category}: chosen {100 * chosen:.1f}, best {100 * best:.1f}, regret {100 * (best - chosen):.1f}")
 
 
-def image_auroc(detector: Detector, pictures: ImageFolder, workers: int) -> float:
-    judged = [(finding.score, item.label) for item, finding in findings_of(detector, pictures, detector.picture_noise, workers)]
-    scores, labels = (np.array(column) for column in zip(*judged, strict=True))
-    return metrics.image_auroc(scores, labels)
+def image_auroc(trial: Trial, labels: list[int]) -> float:
+    detector, known = trial.detector, trial.detector.known_normals
+    scores = [normal_pictures.found(detector, parts, known.balance, known.scales).score for parts in trial.others]
+    return metrics.image_auroc(np.array(scores), np.array(labels))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from torch import nn
 
 import config
 import tuning
-from benchmarks import draws, plain, precision, regret, speed, speed_rows, stand_ins, steps
+from benchmarks import draws, parts, plain, precision, regret, speed, speed_rows, stand_ins, steps
 from calibration import PIXEL_RATES, Calibration
 from dataset import ImageFolder, View
 from ddad import NoiseSchedule
@@ -102,6 +102,24 @@ def test_the_regret_is_of_what_detection_would_have_found(run_main, tiny_config,
         100 * json.loads((tmp_path / "results" / "metrics.json").read_text())["image_auroc"], abs=0.05
     )
     assert last == f"nut: chosen {taken[-1]:.1f}, best {max(figures):.1f}, regret {max(figures) - taken[-1]:.1f}"
+
+
+def test_sets_of_parts_are_judged_as_tuning_judges_them(run_main, tiny_config, monkeypatch):
+    monkeypatch.setattr(parts, "SETS", [("coarse",), ("memory", "coarse")])
+    small = "model.unet_size=16"
+    run_main("--train", small)
+    settings = config.load(tiny_config, [small, "score.parts=[coarse]"])
+    _, pictures, unseen = tuning.check(settings)
+    bench = parts.with_faint(tuning.prepared(pictures, unseen, settings))
+    found = dict(parts.judged(settings))
+    assert found["coarse"] == tuning.judged(tuning.tried(settings, bench, CPU), bench)
+    assert len(bench.spoilt) == len(bench.kinds) == len(bench.masks) == 2 * tuning.COPIES * len(unseen)
+    whole, faint = (bench.spoilt[place] - bench.clean[0] for place in (0, len(bench.spoilt) // 2))
+    torch.testing.assert_close(faint, parts.FAINT * whole)
+    first, *rest = list(parts.table({"nut": {name: quality._asdict() for name, quality in found.items()}}))
+    assert "| nut |" in first and len(rest) == len(found) == 2 + len(parts.OTHERWISE)
+    means = [float(line.split(" | ")[1]) for line in rest]
+    assert means == sorted(means, reverse=True) and len(set(means)) > 2
 
 
 def test_the_table_of_draws_holds_what_detection_finds(run_main, tiny_config, tmp_path, category, capsys):
