@@ -185,7 +185,7 @@ def test_a_picture_is_compared_by_blend_and_by_blink(folder, open_page):
     page.locator("#gallery button").first.click()
     assert page.locator("#dialog-title").inner_text() == "crack/000.png" and "missed" in page.locator("#dialog-facts").inner_text()
     assert page.locator("#stage img").evaluate_all("all => all.map(one => one.alt)") == ["picture", "reconstruction", "outline of the defect"]
-    assert page.locator("#stage img").first.evaluate("one => [one.naturalWidth, one.naturalHeight]") == [256, 171]
+    until(lambda: page.locator("#stage img").first.evaluate("one => [one.naturalWidth, one.naturalHeight]") == [256, 171])
     assert opacity(page) == 0
     for place in (0, 30, 100):
         page.locator("#blend").fill(str(place))
