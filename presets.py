@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.skip": 25,  # ten calls of the network, as published
         "score.protocol": "per_image",
         "score.draws": 1,
-        "score.parts": ["memory", "wide_memory", "whole_memory", "coarse_memory"],
+        "score.parts": ["memory", "wide_memory", "whole_memory", "pixel"],
         "score.pooling": "maximum",
     },
 }
