@@ -30,14 +30,18 @@ from tuning import Bench, Quality, Trial
 ROOT = Path(__file__).parents[1]
 FAINT = 0.3  # of a defect's change
 OF_PRESET = tuple(PRESETS[LAPTOP]["score.parts"])
-BESIDE = ("coarse", "pixel", "residual_memory", "patch_memory")
-SETS = [parts for count in range(1, len(OF_PRESET) + 1) for parts in itertools.combinations(OF_PRESET, count)]
-SETS += [(part,) for part in BESIDE] + [(*OF_PRESET, part) for part in BESIDE[:3]]
-OTHERWISE: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {  # constants of normality.py, and the parts that are made anew by them
+MEMORIES = ("memory", "wide_memory", "whole_memory")
+REBUILT = ("pixel", "coarse_memory", "coarse", "residual_memory")  # parts that look at reconstructions
+ALL = (*MEMORIES, *REBUILT, "patch_memory")
+SOME = [some for count in range(1, len(MEMORIES) + 1) for some in itertools.combinations(MEMORIES, count)]
+SETS = [(*some, *beside) for beside in ((), ("pixel",), ("coarse_memory",)) for some in SOME]
+SETS += [(*MEMORIES, "coarse_memory", part) for part in REBUILT if part != "coarse_memory"] + [(part,) for part in (*REBUILT, "patch_memory")]
+OTHERWISE: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {  # constants of normality.py for the preset's parts, and those made anew by them
     "blurred parts weigh 0.25": ((), {"BLURRED_WEIGHT": 0.25}),
     "blurred parts weigh 1": ((), {"BLURRED_WEIGHT": 1.0}),
+    "pixel is a blurred part": ((), {"BLURRED": normality.BLURRED | {"pixel"}}),
     "means over 8×8": (("wide_memory",), {"WIDTH": 8}),
-    "as they are": (("memory", "wide_memory", "whole_memory"), {"HALF_WHITE": 0.0}),
+    "not evened out": (MEMORIES, {"HALF_WHITE": normality.AS_THEY_ARE}),
 }
 
 
@@ -65,7 +69,7 @@ def judged(settings: Settings) -> Iterator[tuple[str, Quality]]:
     device = runtime.choose_device(settings.model.device)
     _, pictures, unseen = tuning.check(settings)
     bench = with_faint(tuning.prepared(pictures, unseen, settings))
-    trial = tuning.tried(tuning.with_value(settings, "score.parts", (*OF_PRESET, *BESIDE)), bench, device)
+    trial = tuning.tried(tuning.with_value(settings, "score.parts", ALL), bench, device)
     for parts in SETS:
         yield ", ".join(parts), of_parts(trial, parts, bench)
     for name, (anew, constants) in OTHERWISE.items():

@@ -88,7 +88,7 @@ def test_a_budget_counts_the_pictures_to_judge_where_there_are_no_test_pictures(
     code, out, err = run_main(
         "--train", "--detection", "--input", str(tmp_path / "new"), "--output", str(tmp_path / "found"), *SHORT, "budget_minutes=5"
     )
-    assert code == 0 and "16 pictures to compare" in out and "6 pictures in" in out, err
+    assert code == 0 and "8 pictures to compare" in out and "6 pictures in" in out, err
 
 
 def test_settings_of_a_budget_that_did_not_train_are_read_back(run_main, tiny_config, tmp_path):
