@@ -89,8 +89,8 @@ def referred(detector: Detector, pictures: ImageFolder, settings: Settings) -> d
     def sampled(describe: Callable[[Tensor], dict[str, Tensor]], some: ImageFolder, verb: str) -> dict[str, list[Tensor]]:
         def samples(batch: Tensor) -> list[dict[str, Tensor]]:
             described = {kind: (maps, normality.drawn_of_each(kind, len(some))) for kind, maps in describe(batch).items()}
-            streams = [torch.Generator().manual_seed(content_seed(picture, seed)) for picture in batch]
-            return [{kind: normality.drawn(maps[i], each, stream) for kind, (maps, each) in described.items()} for i, stream in enumerate(streams)]
+            seeds = enumerate(content_seed(picture, seed) for picture in batch)
+            return [{kind: normality.drawn(maps[i], each, own) for kind, (maps, each) in described.items()} for i, own in seeds]
 
         batches = in_batches(detector, some, samples, settings.model.num_workers, processes)
         found = [one for _, one in runtime.count(batches, len(some), verb)]
@@ -102,7 +102,7 @@ def referred(detector: Detector, pictures: ImageFolder, settings: Settings) -> d
         described |= sampled(lambda batch: looks(detector, batch), pictures, "learning what pictures look like")
     if kinds - normality.ALONE:
         described |= sampled(rebuilt, pictures.drawn(REBUILT, seed), "learning what reconstructions change")
-    return normality.learnt(described, detector.parts, torch.Generator().manual_seed(seed)) if processes.leads else {}
+    return normality.learnt(described, detector.parts, seed) if processes.leads else {}
 
 
 def looks(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:

@@ -191,10 +191,10 @@ def rows(descriptors: Tensor) -> Tensor:
     return descriptors.flatten(1).T
 
 
-def drawn(descriptors: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def drawn(descriptors: Tensor, count: int, seed: int) -> Tensor:
     """`count` of the places of descriptors (C, H, W), or all there are: → (count, C) on the CPU."""
     everywhere = rows(descriptors).cpu()
-    return everywhere[torch.randperm(len(everywhere), generator=generator)[:count]]
+    return everywhere[torch.randperm(len(everywhere), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
 def mahalanobis(samples: Tensor) -> Reference:
@@ -203,11 +203,11 @@ def mahalanobis(samples: Tensor) -> Reference:
     return Reference(transform, samples.mean(dim=0, keepdim=True) @ transform)
 
 
-def nearest(samples: Tensor, count: int, evened: float, generator: torch.Generator) -> Reference:
+def nearest(samples: Tensor, count: int, evened: float, seed: int) -> Reference:
     """Distances from the nearest of samples (N, C), of which `count` are kept, each direction in units of its spread to the power `evened`."""
     transform = whitening(samples, evened)
     points = samples @ transform
-    return Reference(transform, points[farthest_points(points, count, generator)])
+    return Reference(transform, points[farthest_points(points, count, seed)])
 
 
 def local(memory: Reference) -> Reference:
@@ -227,14 +227,14 @@ def whitening(samples: Tensor, evened: float) -> Tensor:
     return (vectors * values.pow(-evened / 2) @ vectors.T).to(samples)
 
 
-def farthest_points(samples: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def farthest_points(samples: Tensor, count: int, seed: int) -> Tensor:
     """Indices of `count` samples (N, C) that leave none far from all of them: each next one is the farthest (Gonzalez 1985; PatchCore's
     coreset), after a random projection.
 
     Distances only shrink, so that a sample within `least` is not the next one while others are beyond: these alone are followed from point to
     point, and the others catch up once none is left.
     """
-    projection = torch.randn(samples.shape[1], PROJECTED, generator=generator) / PROJECTED**0.5
+    projection = torch.randn(samples.shape[1], PROJECTED, generator=torch.Generator().manual_seed(seed)) / PROJECTED**0.5
     points = samples @ projection.to(samples)
     squares, chosen, place = squares_from(points, points[:1]), torch.zeros(min(count, len(points)), dtype=torch.long), 1
     while place < len(chosen):
@@ -278,13 +278,14 @@ def lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return found, columns.gather(1, places)
 
 
-def learnt(described: Mapping[str, Sequence[Tensor]], parts: Sequence[str], generator: torch.Generator) -> dict[str, Reference]:
-    """The references of those `parts` that have one, from descriptors (N, C) of each of some normal pictures by their kind."""
+def learnt(described: Mapping[str, Sequence[Tensor]], parts: Sequence[str], seed: int) -> dict[str, Reference]:
+    """The references of those `parts` that have one, from descriptors (N, C) of each of some normal pictures by their kind; each the same beside
+    any other parts."""
 
     def reference(part: str, kind: str) -> Reference:
         samples, count = torch.cat(list(described[kind])), kept(kind, len(described[kind]))
         if part == "patch_memory":
-            return nearest(samples, count, AS_THEY_ARE, generator)
-        return local(nearest(samples, count, HALF_WHITE, generator)) if part.endswith("memory") else mahalanobis(samples)
+            return nearest(samples, count, AS_THEY_ARE, seed)
+        return local(nearest(samples, count, HALF_WHITE, seed)) if part.endswith("memory") else mahalanobis(samples)
 
     return {part: reference(part, kind) for part, kind in DESCRIBED_BY.items() if part in parts}

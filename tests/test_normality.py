@@ -7,19 +7,18 @@ import torch
 from PIL import Image
 from torch import nn
 
+import config
+import detection
+import normal_pictures
 import normality
 import settings
 import synthetic
 from anomaly_map import image_score
-from dataset import View
+from dataset import ImageFolder, View
 from detection import Detector
 from normality import Reference, descriptors, drawn, farthest_points, local, mahalanobis, nearest, scale
 
 torch.manual_seed(0)
-
-
-def generator():
-    return torch.Generator().manual_seed(0)
 
 
 def test_the_settings_know_the_parts():
@@ -51,7 +50,7 @@ def test_few_samples_give_finite_distances(count):
 def test_the_nearest_normal_descriptor_is_found_by_looking_at_all():
     samples, points = torch.randn(300, 6), torch.randn(2, 6, 4, 5)
     expected = torch.stack([(samples - row).square().sum(dim=1).min().sqrt() for row in points.permute(0, 2, 3, 1).reshape(-1, 6)])
-    torch.testing.assert_close(nearest(samples, 300, 0, generator()).distance(points).flatten(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(nearest(samples, 300, 0, 0).distance(points).flatten(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_local_outlier_factor_is_a_distance_in_units_of_the_neighbours_own():
@@ -87,20 +86,20 @@ def test_evening_out_goes_from_nothing_to_a_sphere():
 def test_farthest_points_leave_no_cluster_out():
     clusters = torch.arange(10).repeat_interleave(50)
     samples = 100.0 * nn.functional.one_hot(clusters, 10) + torch.randn(500, 10)
-    assert set(clusters[farthest_points(samples, 10, generator())].tolist()) == set(range(10))
-    assert sorted(farthest_points(samples[:20], 99, generator()).tolist()) == list(range(20))
+    assert set(clusters[farthest_points(samples, 10, 0)].tolist()) == set(range(10))
+    assert sorted(farthest_points(samples[:20], 99, 0).tolist()) == list(range(20))
 
 
 def test_farthest_points_are_those_of_the_plain_loop(monkeypatch):
     monkeypatch.setattr(normality, "ROWS_AT_ONCE", 70)
     samples = torch.randn(400, 6).double() * torch.rand(400, 1)
     samples[100:120] = samples[100]
-    points = samples @ (torch.randn(6, normality.PROJECTED, generator=generator()) / normality.PROJECTED**0.5).double()
+    points = samples @ (torch.randn(6, normality.PROJECTED, generator=torch.Generator().manual_seed(0)) / normality.PROJECTED**0.5).double()
     chosen = [0]
     for _ in range(149):
         chosen.append(int(torch.cdist(points, points[chosen]).amin(dim=1).argmax()))
-    assert farthest_points(samples, 150, generator()).tolist() == chosen
-    assert len(farthest_points(torch.full((20, 6), math.nan), 5, generator())) == 5  # what follows says that maps are not finite
+    assert farthest_points(samples, 150, 0).tolist() == chosen
+    assert len(farthest_points(torch.full((20, 6), math.nan), 5, 0)) == 5  # what follows says that maps are not finite
 
 
 def test_a_distance_is_the_same_in_any_batch():
@@ -126,8 +125,8 @@ def test_wide_descriptors_are_means_around_their_places(shape, expected):
 
 def test_places_are_drawn_without_repeats():
     maps = torch.arange(12.0).view(1, 3, 4)
-    assert sorted(drawn(maps, 99, generator()).flatten().tolist()) == list(range(12))
-    assert len(set(drawn(maps, 5, generator()).flatten().tolist())) == 5
+    assert sorted(drawn(maps, 99, 0).flatten().tolist()) == list(range(12))
+    assert len(set(drawn(maps, 5, 0).flatten().tolist())) == 5
 
 
 def test_units_reach_one_two_deviations_above_the_mean_of_normal_maxima():
@@ -249,9 +248,23 @@ def test_a_reference_whose_spacing_is_not_of_its_bank_is_refused(spacing):
         Reference(torch.eye(3), torch.zeros(2, 3), spacing)
 
 
+def test_what_is_learnt_of_a_part_is_the_same_beside_any_others(run_main, tiny_config):
+    run_main("--train", "model.unet_size=16")
+
+    def references(*parts: str) -> dict[str, Reference]:
+        loaded = config.load(tiny_config, [f"score.parts=[{','.join(parts)}]", "model.unet_size=16"])
+        detector, loaded, _ = detection.build(loaded, loaded.checkpoint_folder, torch.device("cpu"))
+        return normal_pictures.referred(detector, ImageFolder(loaded.category_dir, "train", detector.view), loaded)
+
+    beside_others = references(*normality.DESCRIBED_BY)
+    for part in normality.DESCRIBED_BY:
+        alone = references(part)[part]
+        assert torch.equal(alone.transform, beside_others[part].transform) and torch.equal(alone.bank, beside_others[part].bank)
+
+
 @pytest.mark.parametrize(("pictures", "rows"), [(2, 2 * normality.OF_A_PICTURE), (10, 300)])
 def test_a_memory_keeps_so_many_of_a_picture_and_no_more_than_a_bank_holds(pictures, rows):
     described = {normality.PICTURE: list(torch.rand(pictures, 500, 4, generator=torch.Generator().manual_seed(0)))}
-    memory = normality.learnt(described, ["memory"], torch.Generator().manual_seed(0))["memory"]
+    memory = normality.learnt(described, ["memory"], 0)["memory"]
     assert memory.bank.shape == normality.placeholder(normality.PICTURE, 4, pictures).bank.shape == (rows, 4)
     assert normality.drawn_of_each(normality.PICTURE, pictures) == normality.DRAWN * rows // pictures
