@@ -1,21 +1,24 @@
-"""python -m benchmarks.parts CHECKPOINTS DATA_DIR/CATEGORY … --work FOLDER: which parts of the map made defects speak for.
+"""python -m benchmarks.parts CHECKPOINTS DATA_DIR/CATEGORY … --work FOLDER: which map made defects speak for.
 
-The preset's map, of each set of parts, tells held-out normal pictures of each category from copies with made defects, half of these faint, as
---tune does; test pictures are not read. A line of the table is a set of parts, a column a category that FOLDER holds: the objective of --tune in
-percent, half image AUROC by kind and half PRO. The preset takes what has the highest mean. CHECKPOINTS/CATEGORY holds the weights.
+Each map tells held-out normal pictures of each category from copies with made defects, half of these faint, as --tune does; test pictures are not
+read. A line of the table is a map, a column a category that FOLDER holds: the objective of --tune in percent, half image AUROC by kind and half
+PRO, the mean over seeds. The preset takes what has the highest mean. CHECKPOINTS/CATEGORY holds the weights; a run goes on where it was stopped.
 """
 
 import argparse
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
+import torch.nn.functional as F
 
 import config
 import normal_pictures
@@ -23,63 +26,98 @@ import normality
 import runtime
 import tuning
 from files import whole_file
+from networks import Networks
 from presets import LAPTOP, PRESETS
 from settings import Settings
 from tuning import Bench, Quality, Trial
+
+
+class Otherwise(NamedTuple):
+    """Constants of normality.py for the preset's parts, the parts that are made anew by them, and the pixels of a side that features see."""
+
+    constants: dict[str, Any]
+    anew: tuple[str, ...] = ()
+    side: int | None = None
+
 
 ROOT = Path(__file__).parents[1]
 FAINT = 0.3  # of a defect's change
 OF_PRESET = tuple(PRESETS[LAPTOP]["score.parts"])
 MEMORIES = ("memory", "wide_memory", "whole_memory")
 REBUILT = ("pixel", "coarse_memory", "coarse", "residual_memory")  # parts that look at reconstructions
-ALL = (*MEMORIES, *REBUILT, "patch_memory")
 SOME = [some for count in range(1, len(MEMORIES) + 1) for some in itertools.combinations(MEMORIES, count)]
 SETS = [(*some, *beside) for beside in ((), ("pixel",), ("coarse_memory",)) for some in SOME]
 SETS += [(*MEMORIES, "coarse_memory", part) for part in REBUILT if part != "coarse_memory"] + [(part,) for part in (*REBUILT, "patch_memory")]
-OTHERWISE: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {  # constants of normality.py for the preset's parts, and those made anew by them
-    "blurred parts weigh 0.25": ((), {"BLURRED_WEIGHT": 0.25}),
-    "blurred parts weigh 1": ((), {"BLURRED_WEIGHT": 1.0}),
-    "pixel is a blurred part": ((), {"BLURRED": normality.BLURRED | {"pixel"}}),
-    "means over 8×8": (("wide_memory",), {"WIDTH": 8}),
-    "not evened out": (MEMORIES, {"HALF_WHITE": normality.AS_THEY_ARE}),
+BLURRED = {"BLURRED": normality.BLURRED | {"pixel"}}
+OTHERWISE = {
+    "blurred parts weigh 0.25": Otherwise({"BLURRED_WEIGHT": 0.25}),
+    "blurred parts weigh 1": Otherwise({"BLURRED_WEIGHT": 1.0}),
+    "pixel is a blurred part": Otherwise(BLURRED),
+    "pixel is a blurred part, which weigh 0.25": Otherwise(BLURRED | {"BLURRED_WEIGHT": 0.25}),
+    "pixel is a blurred part, which weigh 1": Otherwise(BLURRED | {"BLURRED_WEIGHT": 1.0}),
+    "means over 8×8": Otherwise({"WIDTH": 8}, ("wide_memory",)),
+    "not evened out": Otherwise({"HALF_WHITE": normality.AS_THEY_ARE}, MEMORIES),
+    "2 neighbours": Otherwise({"NEIGHBOURS": 2}, MEMORIES),
+    "8 neighbours": Otherwise({"NEIGHBOURS": 8}, MEMORIES),
+    "32 descriptors of a picture": Otherwise({"OF_A_PICTURE": 32}, MEMORIES),
+    "128 descriptors of a picture": Otherwise({"OF_A_PICTURE": 128}, MEMORIES),
+    "features of 256 pixels": Otherwise({}, MEMORIES, 256),
+    "features of 384 pixels": Otherwise({}, MEMORIES, 384),
 }
+ROWS = [*map(", ".join, SETS), *OTHERWISE]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parts", description="Judges sets of parts by made defects on normal pictures.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parts", description="Judges maps by made defects on normal pictures.")
     parser.add_argument("checkpoint_dir", type=Path, help="holds a folder of each category's weights")
     parser.add_argument("categories", type=Path, nargs="+", metavar="DATA_DIR/CATEGORY")
     parser.add_argument("--work", type=Path, required=True, help="folder of what is done")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of noise, made defects and what memories keep")
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, metavar="ROW", help="these maps alone")
     options = parser.parse_args()
     runtime.keep_memory()
     options.work.mkdir(parents=True, exist_ok=True)
-    for category in options.categories:
-        done = options.work / f"{category.name}.json"
-        if not done.exists():
-            places = [f"data.data_dir={category.parent}", f"data.category={category.name}", f"model.checkpoint_dir={options.checkpoint_dir}"]
-            settings = config.load(ROOT / "config.yaml", ["preset=laptop", "data.name=own", *places])
-            found = {name: quality._asdict() for name, quality in judged(settings)}
+    for seed, category in itertools.product(options.seeds, options.categories):
+        done = options.work / f"{category.name} {seed}.json"
+        found = json.loads(done.read_text()) if done.exists() else {}
+        places = [f"data.data_dir={category.parent}", f"data.category={category.name}", f"model.checkpoint_dir={options.checkpoint_dir}"]
+        settings = config.load(ROOT / "config.yaml", ["preset=laptop", "data.name=own", *places, f"model.seed={seed}"])
+        for name, quality in judged(settings, [row for row in options.rows if row not in found]):
+            found[name] = quality._asdict()
             with whole_file(done, tuning.REMEDY, "w") as file:
                 json.dump(found, file, indent=1)
     print("\n".join(table({done.stem: json.loads(done.read_text()) for done in sorted(options.work.glob("*.json"))})))
 
 
-def judged(settings: Settings) -> Iterator[tuple[str, Quality]]:
-    """Each set of parts, by its name."""
+def judged(settings: Settings, rows: Collection[str]) -> Iterator[tuple[str, Quality]]:
+    """Each of these maps, by its name."""
+    if not rows:
+        return
     device = runtime.choose_device(settings.model.device)
     _, pictures, unseen = tuning.check(settings)
     bench = with_faint(tuning.prepared(pictures, unseen, settings))
-    trial = tuning.tried(tuning.with_value(settings, "score.parts", ALL), bench, device)
-    for parts in SETS:
-        yield ", ".join(parts), of_parts(trial, parts, bench)
-    for name, (anew, constants) in OTHERWISE.items():
-        with patch.multiple(normality, **constants):
+    sets = {name: parts for name, parts in zip(ROWS, SETS, strict=False) if name in rows}
+    others = {name: otherwise for name, otherwise in OTHERWISE.items() if name in rows}
+    needed = tuple(dict.fromkeys(itertools.chain(*sets.values(), OF_PRESET if others else ())))
+    trial = tuning.tried(tuning.with_value(settings, "score.parts", needed), bench, device)
+    for name, parts in sets.items():
+        yield name, of_parts(trial, parts, bench)
+    for name, (constants, anew, side) in others.items():
+        with ExitStack() as stack:
+            stack.enter_context(patch.multiple(normality, **constants) if constants else nullcontext())
+            stack.enter_context(patch.object(Networks, "features", seeing(side)) if side else nullcontext())
             other = tuning.tried(tuning.with_value(settings, "score.parts", anew), bench, device) if anew else trial
             clean, spoilt = (
                 [one | {part: two[part] for part in anew} for one, two in zip(*some, strict=True)]
                 for some in ((trial.clean, other.clean), (trial.spoilt, other.spoilt))
             )
             yield name, of_parts(replace(trial, clean=clean, spoilt=spoilt), OF_PRESET, bench)
+
+
+def seeing(side: int) -> Any:
+    """`Networks.features` of pictures that are made so small."""
+    whole = Networks.features
+    return lambda networks, pictures: whole(networks, F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True))
 
 
 def with_faint(bench: Bench) -> Bench:
@@ -97,9 +135,14 @@ def of_parts(trial: Trial, parts: Sequence[str], bench: Bench) -> Quality:
 
 
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
-    """The best of all categories first."""
-    objectives = {name: [100 * Quality(**of[name]).objective for of in found.values()] for name in next(iter(found.values()))}
-    yield f"| parts | mean | {' | '.join(found)} |\n|{'---|' * (2 + len(found))}"
+    """The best of all categories first; `found` by category and seed, of which those maps are shown that all have."""
+    by_category: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for done, qualities in found.items():
+        for name, quality in qualities.items():
+            by_category[done.rsplit(" ", 1)[0]][name].append(100 * Quality(**quality).objective)
+    names = set.intersection(*(set(qualities) for qualities in found.values()))
+    objectives = {name: [mean(of[name]) for of in by_category.values()] for name in ROWS if name in names}
+    yield f"| map | mean | {' | '.join(by_category)} |\n|{'---|' * (2 + len(by_category))}"
     for name, values in sorted(objectives.items(), key=lambda one: -mean(one[1])):
         yield f"| {name} | {mean(values):.2f} | {' | '.join(f'{value:.1f}' for value in values)} |"
 

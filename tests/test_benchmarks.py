@@ -104,22 +104,33 @@ def test_the_regret_is_of_what_detection_would_have_found(run_main, tiny_config,
     assert last == f"nut: chosen {taken[-1]:.1f}, best {max(figures):.1f}, regret {max(figures) - taken[-1]:.1f}"
 
 
-def test_sets_of_parts_are_judged_as_tuning_judges_them(run_main, tiny_config, monkeypatch):
-    monkeypatch.setattr(parts, "SETS", [("coarse",), ("memory", "coarse")])
+def test_sets_of_parts_are_judged_as_tuning_judges_them(run_main, tiny_config):
     small = "model.unet_size=16"
     run_main("--train", small)
     settings = config.load(tiny_config, [small, "score.parts=[coarse]"])
     _, pictures, unseen = tuning.check(settings)
     bench = parts.with_faint(tuning.prepared(pictures, unseen, settings))
-    found = dict(parts.judged(settings))
+    found = dict(parts.judged(settings, ["coarse", "memory, pixel", *parts.OTHERWISE]))
     assert found["coarse"] == tuning.judged(tuning.tried(settings, bench, CPU), bench)
     assert len(bench.spoilt) == len(bench.kinds) == len(bench.masks) == 2 * tuning.COPIES * len(unseen)
     whole, faint = (bench.spoilt[place] - bench.clean[0] for place in (0, len(bench.spoilt) // 2))
     torch.testing.assert_close(faint, parts.FAINT * whole)
-    first, *rest = list(parts.table({"nut": {name: quality._asdict() for name, quality in found.items()}}))
-    assert "| nut |" in first and len(rest) == len(found) == 2 + len(parts.OTHERWISE)
+    qualities = {name: quality._asdict() for name, quality in found.items()}
+    first, *rest = list(parts.table({"nut 0": qualities, "nut 1": qualities, "bolt 0": qualities | {"pixel": qualities["coarse"]}}))
+    assert "| nut | bolt |" in first and len(rest) == len(found) == 2 + len(parts.OTHERWISE)
     means = [float(line.split(" | ")[1]) for line in rest]
     assert means == sorted(means, reverse=True) and len(set(means)) > 2
+
+
+def test_the_choice_of_parts_goes_on_where_it_was_stopped(tmp_path, category, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(parts, "judged", lambda _, rows: asked.append(rows) or ((row, tuning.Quality({"pit": 0.9}, 0.7)) for row in rows))
+    for rows in (["memory"], ["memory", "pixel"]):
+        arguments = [str(tmp_path), str(category), "--work", str(tmp_path / "work"), "--seeds", "3", "4", "--rows", *rows]
+        monkeypatch.setattr("sys.argv", ["parts", *arguments])
+        parts.main()
+    assert asked == [["memory"], ["memory"], ["pixel"], ["pixel"]]
+    assert capsys.readouterr().out.splitlines()[-2:] == ["| memory | 80.00 | 80.0 |", "| pixel | 80.00 | 80.0 |"]
 
 
 def test_the_table_of_draws_holds_what_detection_finds(run_main, tiny_config, tmp_path, category, capsys):
