@@ -1,8 +1,8 @@
 """--tune: settings of detection chosen without labels, by made defects on normal pictures that training has not seen.
 
-Each of these pictures is judged as it is and with defects of several kinds (synthetic.py). One setting after the other takes the value by which
-the two are told apart best; a value that gains less than LEAST_GAIN does not replace the present one. All that was tried is in tuning.jsonl,
-what was chosen in tuned.yaml, a configuration for --config.
+Each of these pictures is judged as it is and with defects of several kinds (synthetic.py), in full and faint. One setting after the other takes
+the value by which the two are told apart best; a value that gains less than LEAST_GAIN does not replace the present one. All that was tried is
+in tuning.jsonl, what was chosen in tuned.yaml, a configuration for --config.
 """
 
 import json
@@ -31,12 +31,13 @@ from dataset import ImageFolder, View, to_unit_range
 from detection import Detector
 from files import ensure_writable, whole_file
 from settings import PER_IMAGE, Settings
-from synthetic import ALL_DEFECTS, made_defects
+from synthetic import made_defects
 
 TUNED, LOG = "tuned.yaml", "tuning.jsonl"
 REMEDY = "name another folder with --output"
 PICTURES = 40  # held-out normal ones, at most
 COPIES = 2  # of each, with a defect and noise of its own: what one draw comes to is averaged
+FAINT = 0.3  # of a defect's change, as what it makes in full is told apart by most settings
 LEAST_GAIN = 0.01  # of the objective, which is at most 1: made defects of 40 pictures tell no less apart
 PRO_LIMIT = 0.3
 REBUILT: dict[str, Sequence[Any]] = {  # settings that take new reconstructions of all pictures, and values to try
@@ -116,7 +117,7 @@ def tune(settings: Settings, folder: Path, pictures: ImageFolder, unseen: ImageF
     _, settings, origins = detection.build(settings, settings.checkpoint_folder, device)
     bench = prepared(pictures, unseen, settings)
     runtime.announce(
-        f"Tuning {settings.data.category}: {len(bench.clean)} normal pictures, {len(bench.spoilt)} made defects of {len(ALL_DEFECTS)} kinds",
+        f"Tuning {settings.data.category}: {len(bench.clean)} normal pictures, {len(bench.spoilt)} made defects, half of them faint",
         device,
         settings.as_dict(),
         {"reads": settings.category_dir / "train", **origins, "writes": folder},
@@ -136,11 +137,13 @@ def tune(settings: Settings, folder: Path, pictures: ImageFolder, unseen: ImageF
 
 
 def prepared(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> Bench:
-    """The pictures of all trials."""
-    clean = unseen.pixels(settings.model.num_workers)
-    made = made_defects(clean, COPIES, settings.model.seed)
-    clean, spoilt = ([to_unit_range(one) for one in pixels] for pixels in (clean, made.pictures))
-    return Bench(unseen.names(), clean, spoilt, made.kinds, made.masks, pictures.without(unseen.names()))
+    """The pictures of all trials: every defect is made in full, and once more FAINT."""
+    pixels = unseen.pixels(settings.model.num_workers)
+    made = made_defects(pixels, COPIES, settings.model.seed)
+    clean, spoilt = ([to_unit_range(one) for one in some] for some in (pixels, made.pictures))
+    faint = [clean[number % len(clean)].lerp(changed, FAINT) for number, changed in enumerate(spoilt)]
+    kinds = np.r_[made.kinds, [f"{kind}, faint" for kind in made.kinds]]
+    return Bench(unseen.names(), clean, spoilt + faint, kinds, 2 * made.masks, pictures.without(unseen.names()))
 
 
 def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings, Trial]]:

@@ -1,8 +1,8 @@
 """python -m benchmarks.parts CHECKPOINTS DATA_DIR/CATEGORY … --work FOLDER: which map made defects speak for.
 
-Each map tells held-out normal pictures of each category from copies with made defects, half of these faint, as --tune does; test pictures are not
-read. A line of the table is a map, a column a category that FOLDER holds: the objective of --tune in percent, half image AUROC by kind and half
-PRO, the mean over seeds. The preset takes what has the highest mean. CHECKPOINTS/CATEGORY holds the weights; a run goes on where it was stopped.
+Each map tells held-out normal pictures of each category from copies with made defects, as --tune does; test pictures are not read. A line of the
+table is a map, a column a category that FOLDER holds: the objective of --tune in percent, half image AUROC by kind and half PRO, the mean over
+seeds. The preset takes what has the highest mean. CHECKPOINTS/CATEGORY holds the weights; a run goes on where it was stopped.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from statistics import mean
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import numpy as np
 import torch.nn.functional as F
 
 import config
@@ -41,7 +40,6 @@ class Otherwise(NamedTuple):
 
 
 ROOT = Path(__file__).parents[1]
-FAINT = 0.3  # of a defect's change
 OF_PRESET = tuple(PRESETS[LAPTOP]["score.parts"])
 MEMORIES = ("memory", "wide_memory", "whole_memory")
 REBUILT = ("pixel", "coarse_memory", "coarse", "residual_memory")  # parts that look at reconstructions
@@ -95,7 +93,7 @@ def judged(settings: Settings, rows: Collection[str]) -> Iterator[tuple[str, Qua
         return
     device = runtime.choose_device(settings.model.device)
     _, pictures, unseen = tuning.check(settings)
-    bench = with_faint(tuning.prepared(pictures, unseen, settings))
+    bench = tuning.prepared(pictures, unseen, settings)
     sets = {name: parts for name, parts in zip(ROWS, SETS, strict=False) if name in rows}
     others = {name: otherwise for name, otherwise in OTHERWISE.items() if name in rows}
     needed = tuple(dict.fromkeys(itertools.chain(*sets.values(), OF_PRESET if others else ())))
@@ -118,14 +116,6 @@ def seeing(side: int) -> Any:
     """`Networks.features` of pictures that are made so small."""
     whole = Networks.features
     return lambda networks, pictures: whole(networks, F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True))
-
-
-def with_faint(bench: Bench) -> Bench:
-    """Every defect in full, and once more FAINT."""
-    clean = [bench.clean[number % len(bench.clean)] for number in range(len(bench.spoilt))]
-    faint = [normal + FAINT * (spoilt - normal) for normal, spoilt in zip(clean, bench.spoilt, strict=True)]
-    kinds = np.r_[bench.kinds, [f"{kind}, faint" for kind in bench.kinds]]
-    return replace(bench, spoilt=bench.spoilt + faint, kinds=kinds, masks=2 * bench.masks)
 
 
 def of_parts(trial: Trial, parts: Sequence[str], bench: Bench) -> Quality:

@@ -109,12 +109,9 @@ def test_sets_of_parts_are_judged_as_tuning_judges_them(run_main, tiny_config):
     run_main("--train", small)
     settings = config.load(tiny_config, [small, "score.parts=[coarse]"])
     _, pictures, unseen = tuning.check(settings)
-    bench = parts.with_faint(tuning.prepared(pictures, unseen, settings))
+    bench = tuning.prepared(pictures, unseen, settings)
     found = dict(parts.judged(settings, ["coarse", "memory, pixel", *parts.OTHERWISE]))
     assert found["coarse"] == tuning.judged(tuning.tried(settings, bench, CPU), bench)
-    assert len(bench.spoilt) == len(bench.kinds) == len(bench.masks) == 2 * tuning.COPIES * len(unseen)
-    whole, faint = (bench.spoilt[place] - bench.clean[0] for place in (0, len(bench.spoilt) // 2))
-    torch.testing.assert_close(faint, parts.FAINT * whole)
     qualities = {name: quality._asdict() for name, quality in found.items()}
     first, *rest = list(parts.table({"nut 0": qualities, "nut 1": qualities, "bolt 0": qualities | {"pixel": qualities["coarse"]}}))
     assert "| nut | bolt |" in first and len(rest) == len(found) == 2 + len(parts.OTHERWISE)

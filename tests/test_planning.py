@@ -120,6 +120,22 @@ def test_tuning_writes_a_configuration_that_runs(run_main, monkeypatch, tmp_path
     assert code == 0 and "score.pooling" in out and "model.w =" not in out and "model.v =" not in out  # which do not change the map
 
 
+def test_every_made_defect_is_tried_in_full_and_faint(run_main, tiny_config):
+    import tuning
+
+    assert run_main("--train")[0] == 0
+    settings = config.load(tiny_config)
+    _, pictures, unseen = tuning.check(settings)
+    bench = tuning.prepared(pictures, unseen, settings)
+    made = len(bench.spoilt) // 2
+    assert len(bench.kinds) == len(bench.masks) == 2 * made == 2 * tuning.COPIES * len(unseen)
+    for number in range(made):
+        clean = bench.clean[number % len(unseen)]
+        torch.testing.assert_close(bench.spoilt[made + number] - clean, tuning.FAINT * (bench.spoilt[number] - clean), rtol=0, atol=1e-6)
+        assert bench.kinds[made + number] == f"{bench.kinds[number]}, faint" and bench.masks[made + number] is bench.masks[number]
+        assert not torch.equal(bench.spoilt[number], clean)
+
+
 def test_a_trial_that_takes_over_what_no_reconstruction_changes_is_a_whole_one(run_main, tiny_config):
     import tuning
 
