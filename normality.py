@@ -49,7 +49,7 @@ DESCRIBED_BY = {
     "whole_memory": WHOLE,
     "patch_memory": PICTURE,
 }
-BLURRED = {part for part, kind in DESCRIBED_BY.items() if kind in (COARSE, WIDE, WHOLE)}
+BLURRED = {"pixel", *(part for part, kind in DESCRIBED_BY.items() if kind in (COARSE, WIDE, WHOLE))}
 PLACELESS = {part for part, kind in DESCRIBED_BY.items() if kind == WHOLE}
 BLURRED_WEIGHT = 0.5
 WIDTH = 4  # positions of a wide descriptor

@@ -46,13 +46,13 @@ REBUILT = ("pixel", "coarse_memory", "coarse", "residual_memory")  # parts that 
 SOME = [some for count in range(1, len(MEMORIES) + 1) for some in itertools.combinations(MEMORIES, count)]
 SETS = [(*some, *beside) for beside in ((), ("pixel",), ("coarse_memory",)) for some in SOME]
 SETS += [(*MEMORIES, "coarse_memory", part) for part in REBUILT if part != "coarse_memory"] + [(part,) for part in (*REBUILT, "patch_memory")]
-BLURRED = {"BLURRED": normality.BLURRED | {"pixel"}}
+SHARP = {"BLURRED": normality.BLURRED - {"pixel"}}
 OTHERWISE = {
     "blurred parts weigh 0.25": Otherwise({"BLURRED_WEIGHT": 0.25}),
     "blurred parts weigh 1": Otherwise({"BLURRED_WEIGHT": 1.0}),
-    "pixel is a blurred part": Otherwise(BLURRED),
-    "pixel is a blurred part, which weigh 0.25": Otherwise(BLURRED | {"BLURRED_WEIGHT": 0.25}),
-    "pixel is a blurred part, which weigh 1": Otherwise(BLURRED | {"BLURRED_WEIGHT": 1.0}),
+    "pixel is no blurred part": Otherwise(SHARP),
+    "pixel is no blurred part, which weigh 0.25": Otherwise(SHARP | {"BLURRED_WEIGHT": 0.25}),
+    "pixel is no blurred part, which weigh 1": Otherwise(SHARP | {"BLURRED_WEIGHT": 1.0}),
     "means over 8×8": Otherwise({"WIDTH": 8}, ("wide_memory",)),
     "not evened out": Otherwise({"HALF_WHITE": normality.AS_THEY_ARE}, MEMORIES),
     "2 neighbours": Otherwise({"NEIGHBOURS": 2}, MEMORIES),
