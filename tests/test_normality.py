@@ -180,21 +180,22 @@ def test_parts_need_normal_pictures(run_main):
 
 
 def test_a_map_is_the_length_of_its_parts_in_their_units():
-    detector = Detector(None, View(4), 1.0, 0.0, 1.0, 0, 4, torch.device("cpu"), parts=("pixel", "memory"))
-    parts = {"pixel": torch.zeros(1, 1, 4, 4), "feature": torch.zeros(1, 1, 4, 4), "memory": torch.full((1, 1, 4, 4), 10.0)}
-    parts["pixel"][..., 0, 0], parts["memory"][..., 0, 0] = 6.0, 90.0
-    parts["pixel"][..., 1, 1], parts["memory"][..., 1, 1] = -4.0, 30.0
-    parts["pixel"][..., 2, 2], parts["memory"][..., 2, 2] = -4.0, 0.0
-    found = detector.finding(torch.empty(0), parts, 1.0, {"pixel": normality.Scale(0, 2), "memory": normality.Scale(10, 30)})
+    detector = Detector(None, View(4), 1.0, 0.0, 1.0, 0, 4, torch.device("cpu"), parts=("feature", "memory"))
+    parts = {"feature": torch.zeros(1, 1, 4, 4), "pixel": torch.zeros(1, 1, 4, 4), "memory": torch.full((1, 1, 4, 4), 10.0)}
+    parts["feature"][..., 0, 0], parts["memory"][..., 0, 0] = 6.0, 90.0
+    parts["feature"][..., 1, 1], parts["memory"][..., 1, 1] = -4.0, 30.0
+    parts["feature"][..., 2, 2], parts["memory"][..., 2, 2] = -4.0, 0.0
+    found = detector.finding(torch.empty(0), parts, 1.0, {"feature": normality.Scale(0, 2), "memory": normality.Scale(10, 30)})
     assert found.anomaly[0, 0] == found.score == 5  # of 3 and 4
     assert found.anomaly[1, 1] == 1 and found.anomaly[2, 2] == -0.5 and found.anomaly[3, 3] == 0  # what is below the usual does not count
 
 
-def test_parts_that_blur_count_half_and_beyond_their_top_by_no_square():
+@pytest.mark.parametrize("part", ["wide_memory", "coarse_memory", "pixel"])
+def test_parts_that_blur_count_half_and_beyond_their_top_by_no_square(part):
     sharp, blurred = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([0.5, 6.0, 8.0, -2.0])
-    squares = normality.together({"memory": sharp, "wide_memory": blurred})[:3].square()
+    squares = normality.together({"memory": sharp, part: blurred})[:3].square()
     torch.testing.assert_close(squares, torch.tensor([1 + 0.5 * 0.25, 1 + 0.5 * 6, 0.5 * 8]))
-    assert normality.together({"memory": sharp, "wide_memory": blurred})[3] == -1
+    assert normality.together({"memory": sharp, part: blurred})[3] == -1
 
 
 def test_what_knows_of_no_place_lifts_the_highest_of_what_is_scored_and_leaves_what_is_0():
