@@ -2,14 +2,16 @@
 
 Each map tells held-out normal pictures of each category from copies with made defects, as --tune does; test pictures are not read. A line of the
 table is a map, a column a category that FOLDER holds: the objective of --tune in percent, half image AUROC by kind and half PRO, the mean over
-seeds. The preset takes what has the highest mean. CHECKPOINTS/CATEGORY holds the weights; a run goes on where it was stopped.
+seeds. The preset takes what has the highest mean, constants where each of two seeds has them ahead. CHECKPOINTS/CATEGORY holds the weights; a run
+goes on where it was stopped.
 """
 
 import argparse
 import itertools
 import json
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,9 @@ from statistics import mean
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import config
 import normal_pictures
@@ -32,11 +36,18 @@ from tuning import Bench, Quality, Trial
 
 
 class Otherwise(NamedTuple):
-    """Constants of normality.py for the preset's parts, the parts that are made anew by them, and the pixels of a side that features see."""
+    """What of normality.py is another for the preset's parts, the parts that are made anew by it, the pixels of a side that features see, and what
+    of the detector is another."""
 
-    constants: dict[str, Any]
+    constants: dict[str, Any] = {}
     anew: tuple[str, ...] = ()
     side: int | None = None
+    detector: dict[str, Any] = {}
+
+
+def length(power: float) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """`normality.sum_of_weights` whose root is the sum of the units to this power, to its inverse; of 2 it is as it was."""
+    return lambda units: torch.stack([normality.weight(part, some.clamp_min(0)) for part, some in units.items()]).norm(power / 2, dim=0)
 
 
 ROOT = Path(__file__).parents[1]
@@ -59,8 +70,13 @@ OTHERWISE = {
     "8 neighbours": Otherwise({"NEIGHBOURS": 8}, MEMORIES),
     "32 descriptors of a picture": Otherwise({"OF_A_PICTURE": 32}, MEMORIES),
     "128 descriptors of a picture": Otherwise({"OF_A_PICTURE": 128}, MEMORIES),
+    "memories of 10000": Otherwise({"BANKS": dict.fromkeys(normality.BANKS, 10_000)}, MEMORIES),
     "features of 256 pixels": Otherwise({}, MEMORIES, 256),
     "features of 384 pixels": Otherwise({}, MEMORIES, 384),
+    "whole_memory lifts nothing": Otherwise({"PLACELESS": set()}),
+    "sum of the units": Otherwise({"sum_of_weights": length(1)}),
+    "highest of the units": Otherwise({"sum_of_weights": length(math.inf)}),
+    **{f"smooth by {sigma} pixels": Otherwise(detector={"blur_sigma": sigma}) for sigma in (2, 3, 6, 8)},
 }
 ROWS = [*map(", ".join, SETS), *OTHERWISE]
 
@@ -100,7 +116,7 @@ def judged(settings: Settings, rows: Collection[str]) -> Iterator[tuple[str, Qua
     trial = tuning.tried(tuning.with_value(settings, "score.parts", needed), bench, device)
     for name, parts in sets.items():
         yield name, of_parts(trial, parts, bench)
-    for name, (constants, anew, side) in others.items():
+    for name, (constants, anew, side, changed) in others.items():
         with ExitStack() as stack:
             stack.enter_context(patch.multiple(normality, **constants) if constants else nullcontext())
             stack.enter_context(patch.object(Networks, "features", seeing(side)) if side else nullcontext())
@@ -109,7 +125,8 @@ def judged(settings: Settings, rows: Collection[str]) -> Iterator[tuple[str, Qua
                 [one | {part: two[part] for part in anew} for one, two in zip(*some, strict=True)]
                 for some in ((trial.clean, other.clean), (trial.spoilt, other.spoilt))
             )
-            yield name, of_parts(replace(trial, clean=clean, spoilt=spoilt), OF_PRESET, bench)
+            detector = replace(trial.detector, **changed)
+            yield name, of_parts(replace(trial, detector=detector, clean=clean, spoilt=spoilt), OF_PRESET, bench)
 
 
 def seeing(side: int) -> Any:
