@@ -16,6 +16,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -36,13 +37,13 @@ from tuning import Bench, Quality, Trial
 
 
 class Otherwise(NamedTuple):
-    """What of normality.py is another for the preset's parts, the parts that are made anew by it, the pixels of a side that features see, and what
-    of the detector is another."""
+    """Constants of normality.py for the preset's parts, the parts that are made anew by them, the pixels of a side that features see, and how many
+    times as far maps are smoothed."""
 
-    constants: dict[str, Any] = {}
+    constants: Mapping[str, Any] = MappingProxyType({})
     anew: tuple[str, ...] = ()
     side: int | None = None
-    detector: dict[str, Any] = {}
+    smoothed: float = 1
 
 
 def length(power: float) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -76,7 +77,7 @@ OTHERWISE = {
     "whole_memory lifts nothing": Otherwise({"PLACELESS": set()}),
     "sum of the units": Otherwise({"sum_of_weights": length(1)}),
     "highest of the units": Otherwise({"sum_of_weights": length(math.inf)}),
-    **{f"smooth by {sigma} pixels": Otherwise(detector={"blur_sigma": sigma}) for sigma in (2, 3, 6, 8)},
+    **{f"blur times {times}": Otherwise(smoothed=times) for times in (0.5, 0.75, 1.5, 2)},
 }
 ROWS = [*map(", ".join, SETS), *OTHERWISE]
 
@@ -116,7 +117,7 @@ def judged(settings: Settings, rows: Collection[str]) -> Iterator[tuple[str, Qua
     trial = tuning.tried(tuning.with_value(settings, "score.parts", needed), bench, device)
     for name, parts in sets.items():
         yield name, of_parts(trial, parts, bench)
-    for name, (constants, anew, side, changed) in others.items():
+    for name, (constants, anew, side, smoothed) in others.items():
         with ExitStack() as stack:
             stack.enter_context(patch.multiple(normality, **constants) if constants else nullcontext())
             stack.enter_context(patch.object(Networks, "features", seeing(side)) if side else nullcontext())
@@ -125,7 +126,7 @@ def judged(settings: Settings, rows: Collection[str]) -> Iterator[tuple[str, Qua
                 [one | {part: two[part] for part in anew} for one, two in zip(*some, strict=True)]
                 for some in ((trial.clean, other.clean), (trial.spoilt, other.spoilt))
             )
-            detector = replace(trial.detector, **changed)
+            detector = replace(trial.detector, blur_sigma=smoothed * trial.detector.blur_sigma)
             yield name, of_parts(replace(trial, detector=detector, clean=clean, spoilt=spoilt), OF_PRESET, bench)
 
 
