@@ -77,7 +77,7 @@ OTHERWISE = {
     "whole_memory lifts nothing": Otherwise({"PLACELESS": set()}),
     "sum of the units": Otherwise({"sum_of_weights": length(1)}),
     "highest of the units": Otherwise({"sum_of_weights": length(math.inf)}),
-    **{f"blur times {times}": Otherwise(smoothed=times) for times in (0.5, 0.75, 1.5, 2)},
+    **{f"blur times {times}": Otherwise(smoothed=times) for times in (0.25, 0.5, 0.75, 1.5, 2)},
 }
 ROWS = [*map(", ".join, SETS), *OTHERWISE]
 
