@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.DA_chp": 0,
         # stage 3
         "model.w": 5,
-        "model.blur_sigma": 4,  # half of the published, relative to the picture, as defects are small
+        "model.blur_sigma": 2,  # a quarter of the published, relative to the picture, as defects are small
         "model.test_trajectory_steps": 250,
         "model.skip": 25,  # ten calls of the network, as published
         "score.protocol": "per_image",
