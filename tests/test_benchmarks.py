@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from torch import nn
 
 import config
+import normality
 import tuning
 from benchmarks import draws, parts, plain, precision, regret, speed, speed_rows, stand_ins, steps
 from calibration import PIXEL_RATES, Calibration
@@ -117,6 +119,13 @@ def test_sets_of_parts_are_judged_as_tuning_judges_them(run_main, tiny_config):
     assert "| nut | bolt |" in first and len(rest) == len(found) == 2 + len(parts.OTHERWISE)
     means = [float(line.split(" | ")[1]) for line in rest]
     assert means == sorted(means, reverse=True) and len(set(means)) > 2
+
+
+def test_units_are_put_together_by_any_power():
+    units = {"memory": torch.tensor([3.0, -1, 2]), "residual_memory": torch.tensor([4.0, 2, -5])}
+    lengths = {power: parts.length(power)(units).sqrt().tolist() for power in (1, 2, math.inf)}
+    assert lengths == {1: pytest.approx([7, 2, 2]), 2: pytest.approx([5, 2, 2]), math.inf: pytest.approx([4, 2, 2])}
+    assert torch.allclose(parts.length(2)(units), normality.sum_of_weights(units))
 
 
 def test_the_choice_of_parts_goes_on_where_it_was_stopped(tmp_path, category, monkeypatch, capsys):
