@@ -67,6 +67,7 @@ LEAST_SPACING = 0.1  # of the median, at which rows count as away from their own
 DEVIATIONS = 2  # above the mean of normal maxima is the top
 LEAST_UNIT = 1e-12
 LEAST_TOP = 0.05  # of a map that is lifted
+MOST_LIFTED = 1  # that a PLACELESS part adds to the square of the top: however unlike others a picture is, its map has to show where
 
 Features = Sequence[Tensor]
 
@@ -126,13 +127,13 @@ def sum_of_weights(units: Mapping[str, Tensor]) -> Tensor:
 
 
 def weight(part: str, units: Tensor) -> Tensor:
-    """The square of units above 0; of BLURRED parts half of it, and beyond their top half the units alone; of PLACELESS ones not more than 1: a
-    picture may be as unlike others as it will, its map still has to show where."""
+    """The square of units above 0; of BLURRED parts half of it, and beyond their top half the units alone; of PLACELESS ones MOST_LIFTED at
+    most."""
     squares = units.square()
     if part not in BLURRED:
         return squares
     halved = BLURRED_WEIGHT * torch.minimum(units, squares)
-    return halved.clamp_max(1) if part in PLACELESS else halved
+    return halved.clamp_max(MOST_LIFTED) if part in PLACELESS else halved
 
 
 def scale(maps: Sequence[Tensor]) -> Scale:

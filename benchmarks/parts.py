@@ -2,8 +2,8 @@
 
 Each map tells held-out normal pictures of each category from copies with made defects, as --tune does; test pictures are not read. A line of the
 table is a map, a column a category that FOLDER holds: the objective of --tune in percent, half image AUROC by kind and half PRO, the mean over
-seeds. The preset takes what has the highest mean, constants where each of two seeds has them ahead. CHECKPOINTS/CATEGORY holds the weights; a run
-goes on where it was stopped.
+seeds. The preset takes what has the highest mean, constants where each of three seeds has them ahead, and of several that are the one with the highest
+mean; together with others where each seed has both ahead of either. CHECKPOINTS/CATEGORY holds the weights; a run goes on where it was stopped.
 """
 
 import argparse
@@ -51,6 +51,12 @@ def length(power: float) -> Callable[[Mapping[str, Tensor]], Tensor]:
     return lambda units: torch.stack([normality.weight(part, some.clamp_min(0)) for part, some in units.items()]).norm(power / 2, dim=0)
 
 
+def square(part: str, units: Tensor) -> Tensor:
+    """`normality.weight` by squares beyond the top as well."""
+    squares = units.square() * (normality.BLURRED_WEIGHT if part in normality.BLURRED else 1)
+    return squares.clamp_max(normality.MOST_LIFTED) if part in normality.PLACELESS else squares
+
+
 ROOT = Path(__file__).parents[1]
 OF_PRESET = tuple(PRESETS[LAPTOP]["score.parts"])
 MEMORIES = ("memory", "wide_memory", "whole_memory")
@@ -77,6 +83,10 @@ OTHERWISE = {
     "whole_memory lifts nothing": Otherwise({"PLACELESS": set()}),
     "sum of the units": Otherwise({"sum_of_weights": length(1)}),
     "highest of the units": Otherwise({"sum_of_weights": length(math.inf)}),
+    "squares beyond the top": Otherwise({"weight": square}),
+    **{f"tops {deviations} deviations above": Otherwise({"DEVIATIONS": deviations}) for deviations in (0, 1, 1.5, 3, 4)},
+    **{f"lifted by {most} at most": Otherwise({"MOST_LIFTED": most}) for most in (0.25, 0.5, 2, 4, math.inf)},
+    **{f"tops of {least} at least": Otherwise({"LEAST_TOP": least}) for least in (0.01, 0.25, 1)},
     **{f"blur times {times}": Otherwise(smoothed=times) for times in (0.25, 0.5, 0.75, 1.5, 2)},
 }
 ROWS = [*map(", ".join, SETS), *OTHERWISE]
