@@ -1,9 +1,9 @@
 """python -m benchmarks.parts CHECKPOINTS DATA_DIR/CATEGORY … --work FOLDER: which map made defects speak for.
 
 Each map tells held-out normal pictures of each category from copies with made defects, as --tune does; test pictures are not read. A line of the
-table is a map, a column a category that FOLDER holds: the objective of --tune in percent, half image AUROC by kind and half PRO, the mean over
-seeds. The preset takes what has the highest mean, constants where each of three seeds has them ahead, and of several that are the one with the highest
-mean; together with others where each seed has both ahead of either. CHECKPOINTS/CATEGORY holds the weights; a run goes on where it was stopped.
+table is a map, a column a category that FOLDER holds: the objective of --tune in percent, half image AUROC by kind and half PRO, the mean over seeds.
+The preset takes what has the highest mean, constants where each of three seeds has them ahead, and of several that are the one with the highest mean;
+together with others where each seed has both ahead of either. CHECKPOINTS/CATEGORY holds the weights; a run goes on where it was stopped.
 """
 
 import argparse
