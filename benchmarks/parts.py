@@ -89,6 +89,11 @@ OTHERWISE = {
     **{f"tops of {least} at least": Otherwise({"LEAST_TOP": least}) for least in (0.01, 0.25, 1)},
     **{f"blur times {times}": Otherwise(smoothed=times) for times in (0.25, 0.5, 0.75, 1.5, 2)},
 }
+UNLIMITED = "lifted by inf at most"
+OTHERWISE |= {
+    f"{UNLIMITED}, {name}": OTHERWISE[name]._replace(constants={**OTHERWISE[UNLIMITED].constants, **OTHERWISE[name].constants})
+    for name in ("highest of the units", "squares beyond the top", "tops 1 deviations above", "blurred parts weigh 1", "blur times 0.5")
+}
 ROWS = [*map(", ".join, SETS), *OTHERWISE]
 
 
