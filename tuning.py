@@ -55,7 +55,7 @@ Parts = list[dict[str, Tensor]]
 
 
 class Quality(NamedTuple):
-    """How well made defects are found: image AUROC by kind and PRO of all, as fractions."""
+    """How well made defects are found: image AUROC by kind, and PRO of all pictures, normal ones among them; fractions."""
 
     kinds: dict[str, float]
     pro: float
@@ -221,8 +221,9 @@ def judged(trial: Trial, bench: Bench) -> Quality:
     detector, known = trial.detector, trial.detector.known_normals
     found = [normal_pictures.found(detector, parts, known.balance, known.scales) for parts in (*trial.clean, *trial.spoilt)]
     scores, normals = np.array([finding.score for finding in found]), len(trial.clean)
-    maps = [detector.cropped(finding.anomaly).numpy() for finding in found[normals:]]
-    masks = [detector.cropped(torch.from_numpy(mask)).numpy() for mask in bench.masks]
+    maps = [detector.cropped(finding.anomaly).numpy() for finding in found]
+    spotless = [np.zeros(picture.shape[-2:], dtype=bool) for picture in bench.clean]
+    masks = [detector.cropped(torch.from_numpy(mask)).numpy() for mask in (*spotless, *bench.masks)]
     kinds = by_kind(scores[:normals], scores[normals:], bench.kinds)
     by_shape = [[place for place, one in enumerate(maps) if one.shape == shape] for shape in {one.shape for one in maps}]
     pros = [

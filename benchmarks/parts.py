@@ -57,9 +57,9 @@ def square(part: str, units: Tensor) -> Tensor:
     return squares.clamp_max(normality.MOST_LIFTED) if part in normality.PLACELESS else squares
 
 
-def twice(part: str, units: Tensor) -> Tensor:
-    """`normality.weight`, of PLACELESS parts twice as much."""
-    return (2 if part in normality.PLACELESS else 1) * WEIGHT(part, units)
+def farther(times: float) -> Callable[[str, Tensor], Tensor]:
+    """`normality.weight`, of PLACELESS parts so many times as much."""
+    return lambda part, units: (times if part in normality.PLACELESS else 1) * WEIGHT(part, units)
 
 
 WEIGHT = normality.weight  # as it is
@@ -92,7 +92,7 @@ OTHERWISE = {
     "squares beyond the top": Otherwise({"weight": square}),
     **{f"tops {deviations} deviations above": Otherwise({"DEVIATIONS": deviations}) for deviations in (0, 1, 1.5, 3, 4)},
     **{f"lifted by {most} at most": Otherwise({"MOST_LIFTED": most}) for most in (0.25, 0.5, 2, 4, math.inf)},
-    "lifted twice as far": Otherwise({"weight": twice}),
+    **{f"lifted {times} times as far": Otherwise({"weight": farther(times)}) for times in (2, 4)},
     **{f"tops of {least} at least": Otherwise({"LEAST_TOP": least}) for least in (0.01, 0.25, 1)},
     **{f"blur times {times}": Otherwise(smoothed=times) for times in (0.25, 0.5, 0.75, 1.5, 2)},
 }
@@ -104,9 +104,7 @@ TOGETHER = [
     (UNLIMITED, "tops 1.5 deviations above"),
     (UNLIMITED, "blurred parts weigh 1"),
     (UNLIMITED, "blur times 0.5"),
-    (UNLIMITED, "lifted twice as far"),
-    (UNLIMITED, "lifted twice as far", "tops 1 deviations above"),
-    (UNLIMITED, "blurred parts weigh 1", "tops 1 deviations above"),
+    *((UNLIMITED, f"lifted {times} times as far", *lower) for times in (2, 4) for lower in ((), ("tops 1 deviations above",))),
 ]
 OTHERWISE |= {
     ", ".join(names): OTHERWISE[names[-1]]._replace(constants={key: value for name in names for key, value in OTHERWISE[name].constants.items()})

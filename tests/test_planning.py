@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -134,6 +135,18 @@ def test_every_made_defect_is_tried_in_full_and_faint(run_main, tiny_config):
         torch.testing.assert_close(bench.spoilt[made + number] - clean, tuning.FAINT * (bench.spoilt[number] - clean), rtol=0, atol=1e-6)
         assert bench.kinds[made + number] == f"{bench.kinds[number]}, faint" and bench.masks[made + number] is bench.masks[number]
         assert not torch.equal(bench.spoilt[number], clean)
+
+
+def test_false_alarms_on_normal_pictures_lower_the_outlines_of_tuning(run_main, tiny_config):
+    import tuning
+
+    assert run_main("--train")[0] == 0
+    settings = config.load(tiny_config)
+    _, pictures, unseen = tuning.check(settings)
+    bench = tuning.prepared(pictures, unseen, settings)
+    trial = tuning.tried(settings, bench, torch.device("cpu"))
+    alarming = replace(trial, clean=[{part: 100 * maps for part, maps in parts.items()} for parts in trial.clean])
+    assert tuning.judged(alarming, bench).pro < tuning.judged(trial, bench).pro - 0.05
 
 
 def test_a_trial_that_takes_over_what_no_reconstruction_changes_is_a_whole_one(run_main, tiny_config):
