@@ -35,7 +35,7 @@ from unet import UNet
 FORMAT = "ddad-1"
 FEATURES_PREFIX = "feat"
 TRAINING_STATE, TRAINING_FORMAT = "training.state", "ddad-training-1"
-CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-12"
+CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-13"
 REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-2"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
 REMEDY = "change model.checkpoint_dir"

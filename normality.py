@@ -19,10 +19,10 @@ above all, counts there as much as a defect. A `Reference` learns from normal pi
 The local outlier factor (Breunig et al. 2000, simplified) is the mean distance to the nearest normal ones over the mean distance at which these
 have theirs: what lies as far from others as they do is usual, be it in a dense or in a sparse place.
 
-A map is the length of the vector of the parts that are asked for (`together`), each in units in which few normal pictures exceed 1 (`Scale`): one
-part is enough to tell a defect, and those that agree count for more, but what is weak does not add up as it would in a sum. Parts that blur what
-they find (BLURRED) count less in it (`weight`), so that the others draw the outline where both see something. What knows of no place (PLACELESS)
-lifts the map of the others as it is, so that its highest counts both (`lifted`).
+A map is the length of the vector of the parts that are asked for (`together`), each in units in which the highest of a normal picture is about 1
+(`Scale`): one part is enough to tell a defect, and those that agree count for more, but what is weak does not add up as it would in a sum. Parts that
+blur what they find (BLURRED) count less in it (`weight`), so that the others draw the outline where both see something. What knows of no place
+(PLACELESS) lifts the map of the others as it is, so that its highest counts both (`lifted`).
 """
 
 import math
@@ -64,10 +64,9 @@ ROWS_AT_ONCE = 1024  # whose distances are in memory
 GROUP = 16  # of which the lowest is sought first
 NEIGHBOURS = 4  # of a local outlier factor
 LEAST_SPACING = 0.1  # of the median, at which rows count as away from their own neighbours
-DEVIATIONS = 2  # above the mean of normal maxima is the top
+DEVIATIONS = 1  # above the mean of normal maxima is the top
 LEAST_UNIT = 1e-12
 LEAST_TOP = 0.05  # of a map that is lifted
-MOST_LIFTED = 1  # that a PLACELESS part adds to the square of the top: however unlike others a picture is, its map has to show where
 
 Features = Sequence[Tensor]
 
@@ -96,7 +95,7 @@ def kinds_of(parts: Collection[str]) -> set[str]:
 
 
 class Scale(NamedTuple):
-    """What a part comes to on normal pictures, smooth as maps are: the mean over their pixels, and a top that few of their maxima exceed."""
+    """What a part comes to on normal pictures, smooth as maps are: the mean over their pixels, and a top that most of their maxima stay below."""
 
     mean: float
     top: float
@@ -127,13 +126,9 @@ def sum_of_weights(units: Mapping[str, Tensor]) -> Tensor:
 
 
 def weight(part: str, units: Tensor) -> Tensor:
-    """The square of units above 0; of BLURRED parts half of it, and beyond their top half the units alone; of PLACELESS ones MOST_LIFTED at
-    most."""
+    """The square of units above 0; of BLURRED parts half of it, and beyond their top half the units alone."""
     squares = units.square()
-    if part not in BLURRED:
-        return squares
-    halved = BLURRED_WEIGHT * torch.minimum(units, squares)
-    return halved.clamp_max(MOST_LIFTED) if part in PLACELESS else halved
+    return BLURRED_WEIGHT * torch.minimum(units, squares) if part in BLURRED else squares
 
 
 def scale(maps: Sequence[Tensor]) -> Scale:

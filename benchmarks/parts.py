@@ -2,8 +2,8 @@
 
 Each map tells held-out normal pictures of each category from copies with made defects, as --tune does; test pictures are not read. A line of the
 table is a map, a column a category that FOLDER holds: the objective of --tune in percent, half image AUROC by kind and half PRO, the mean over seeds.
-The preset takes what has the highest mean, constants where each of three seeds has them ahead, and of several that are the one with the highest mean;
-together with others where each seed has both ahead of either. CHECKPOINTS/CATEGORY holds the weights; a run goes on where it was stopped.
+The preset takes what has the highest mean; constants, one or several, where each of three seeds has them ahead and neither half loses by them.
+CHECKPOINTS/CATEGORY holds the weights; a run goes on where it was stopped.
 """
 
 import argparse
@@ -53,13 +53,12 @@ def length(power: float) -> Callable[[Mapping[str, Tensor]], Tensor]:
 
 def square(part: str, units: Tensor) -> Tensor:
     """`normality.weight` by squares beyond the top as well."""
-    squares = units.square() * (normality.BLURRED_WEIGHT if part in normality.BLURRED else 1)
-    return squares.clamp_max(normality.MOST_LIFTED) if part in normality.PLACELESS else squares
+    return (normality.BLURRED_WEIGHT if part in normality.BLURRED else 1) * units.square()
 
 
-def farther(times: float) -> Callable[[str, Tensor], Tensor]:
-    """`normality.weight`, of PLACELESS parts so many times as much."""
-    return lambda part, units: (times if part in normality.PLACELESS else 1) * WEIGHT(part, units)
+def lifting(times: float = 1, most: float = math.inf) -> Callable[[str, Tensor], Tensor]:
+    """`normality.weight`, of PLACELESS parts so many times as much, and so much at most."""
+    return lambda part, units: (times * WEIGHT(part, units)).clamp_max(most) if part in normality.PLACELESS else WEIGHT(part, units)
 
 
 WEIGHT = normality.weight  # as it is
@@ -90,25 +89,13 @@ OTHERWISE = {
     "sum of the units": Otherwise({"sum_of_weights": length(1)}),
     "highest of the units": Otherwise({"sum_of_weights": length(math.inf)}),
     "squares beyond the top": Otherwise({"weight": square}),
-    **{f"tops {deviations} deviations above": Otherwise({"DEVIATIONS": deviations}) for deviations in (0, 1, 1.5, 3, 4)},
-    **{f"lifted by {most} at most": Otherwise({"MOST_LIFTED": most}) for most in (0.25, 0.5, 2, 4, math.inf)},
-    **{f"lifted {times} times as far": Otherwise({"weight": farther(times)}) for times in (2, 4)},
+    **{f"tops {deviations} deviations above": Otherwise({"DEVIATIONS": deviations}) for deviations in (0, 1.5, 2, 3)},
+    **{f"lifted {times} times as far": Otherwise({"weight": lifting(times)}) for times in (0.5, 2, 4)},
+    **{f"lifted by {most} at most": Otherwise({"weight": lifting(most=most)}) for most in (1, 2, 4)},
+    "lifted by 1 at most, tops 2 deviations above": Otherwise({"weight": lifting(most=1), "DEVIATIONS": 2}),  # as before
+    "lifted 2 times as far, tops 2 deviations above": Otherwise({"weight": lifting(2), "DEVIATIONS": 2}),
     **{f"tops of {least} at least": Otherwise({"LEAST_TOP": least}) for least in (0.01, 0.25, 1)},
     **{f"blur times {times}": Otherwise(smoothed=times) for times in (0.25, 0.5, 0.75, 1.5, 2)},
-}
-UNLIMITED = "lifted by inf at most"
-TOGETHER = [
-    (UNLIMITED, "highest of the units"),
-    (UNLIMITED, "squares beyond the top"),
-    (UNLIMITED, "tops 1 deviations above"),
-    (UNLIMITED, "tops 1.5 deviations above"),
-    (UNLIMITED, "blurred parts weigh 1"),
-    (UNLIMITED, "blur times 0.5"),
-    *((UNLIMITED, f"lifted {times} times as far", *lower) for times in (2, 4) for lower in ((), ("tops 1 deviations above",))),
-]
-OTHERWISE |= {
-    ", ".join(names): OTHERWISE[names[-1]]._replace(constants={key: value for name in names for key, value in OTHERWISE[name].constants.items()})
-    for names in TOGETHER
 }
 ROWS = [*map(", ".join, SETS), *OTHERWISE]
 

@@ -128,11 +128,13 @@ def test_units_are_put_together_by_any_power():
     assert torch.allclose(parts.length(2)(units), normality.sum_of_weights(units))
 
 
-def test_squares_beyond_the_top_are_asked_of_blurred_parts_alone():
+def test_weights_may_be_otherwise():
     units = torch.tensor([0.5, 1, 4])
     squares = {part: parts.square(part, units).tolist() for part in ("memory", "pixel", "whole_memory")}
-    assert squares == {"memory": [0.25, 1, 16], "pixel": [0.125, 0.5, 8], "whole_memory": [0.125, 0.5, 1]}
+    assert squares == {"memory": [0.25, 1, 16], "pixel": [0.125, 0.5, 8], "whole_memory": [0.125, 0.5, 8]}
     assert all(torch.equal(parts.square(part, units[:2]), normality.weight(part, units[:2])) for part in squares)
+    assert parts.lifting(2, 1)("whole_memory", units).tolist() == [0.25, 1, 1] and parts.lifting()("whole_memory", units)[2] == 2
+    assert torch.equal(parts.lifting(2, 1)("pixel", units), normality.weight("pixel", units))
 
 
 def test_the_choice_of_parts_goes_on_where_it_was_stopped(tmp_path, category, monkeypatch, capsys):

@@ -129,9 +129,9 @@ def test_places_are_drawn_without_repeats():
     assert len(set(drawn(maps, 5, 0).flatten().tolist())) == 5
 
 
-def test_units_reach_one_two_deviations_above_the_mean_of_normal_maxima():
+def test_units_reach_one_a_deviation_above_the_mean_of_normal_maxima():
     maps = [torch.tensor([1.0, 3.0]), torch.tensor([5.0, 7.0])]
-    assert scale(maps) == (4, 5 + 2 * 2) and scale(maps).units(torch.tensor(14.0)).item() == pytest.approx(2)
+    assert scale(maps) == (4, 5 + 2) and scale(maps).units(torch.tensor(10.0)).item() == pytest.approx(2)
     assert torch.isfinite(scale([torch.ones(3)]).units(torch.ones(3))).all()
 
 
@@ -204,7 +204,7 @@ def test_what_knows_of_no_place_lifts_the_highest_of_what_is_scored_and_leaves_w
     assert lifted[1].item() == pytest.approx((4 + 0.5 * 0.64) ** 0.5)
     torch.testing.assert_close(lifted[:4] / lifted[1], sharp[:4] / sharp[1])
     assert lifted[4] == -1
-    for unit, weight in ((-3.0, 0.0), (1.0, 0.5), (1.5, 0.75), (50.0, 1.0)):  # and not ever more
+    for unit, weight in ((-3.0, 0.0), (1.0, 0.5), (1.5, 0.75), (50.0, 25.0)):  # beyond the top by no square
         found = normality.together({"memory": sharp, "whole_memory": torch.full((5,), unit)})
         assert found[0].item() == pytest.approx((81 + weight) ** 0.5)
     for nothing in (torch.zeros(5), torch.full((5,), -2.0)):
