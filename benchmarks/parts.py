@@ -2,7 +2,8 @@
 
 Each map tells held-out normal pictures of each category from copies with made defects, as --tune does; test pictures are not read. A line of the
 table is a map, a column a category that FOLDER holds: the objective of --tune in percent, half image AUROC by kind and half PRO, the mean over seeds.
-The preset takes what has the highest mean; constants, one or several, where each of three seeds has them ahead and neither half loses by them.
+The preset takes what has the highest mean; constants, one or several, where each of three seeds has them ahead and neither half loses by them, and
+so features (adapted ones, those of another network), if ten minutes still hold a run.
 CHECKPOINTS/CATEGORY holds the weights; a run goes on where it was stopped.
 """
 
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of what is done")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of noise, made defects and what memories keep")
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, metavar="ROW", help="these maps alone")
+    parser.add_argument("--settings", nargs="+", default=[], metavar="KEY=VALUE", help="of all maps, above the preset's; FOLDER is of these alone")
     options = parser.parse_args()
     runtime.keep_memory()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def main() -> None:
         done = options.work / f"{category.name} {seed}.json"
         found = json.loads(done.read_text()) if done.exists() else {}
         places = [f"data.data_dir={category.parent}", f"data.category={category.name}", f"model.checkpoint_dir={options.checkpoint_dir}"]
-        settings = config.load(ROOT / "config.yaml", ["preset=laptop", "data.name=own", *places, f"model.seed={seed}"])
+        settings = config.load(ROOT / "config.yaml", ["preset=laptop", "data.name=own", *places, f"model.seed={seed}", *options.settings])
         for name, quality in judged(settings, [row for row in options.rows if row not in found]):
             found[name] = quality._asdict()
             with whole_file(done, tuning.REMEDY, "w") as file:
