@@ -29,6 +29,7 @@ from unet import UNet
 
 LEARNING_RATE = 1e-4  # AdamW, as published
 STATISTICS_PICTURES = 160  # at most, that statistics are learnt from
+STATISTICS_SHARE = 0.5  # of the way from the pretrained ones
 
 Features = Sequence[Tensor]
 Rebuild = Callable[[Tensor, Tensor], Tensor]  # (picture to start from, target) → reconstruction
@@ -157,16 +158,17 @@ def statistics_learnt(
     generator = torch.Generator(device).manual_seed(settings.model.seed)
     batches = shuffled_batches(pixels, settings.data.DA_batch_size, settings.data.image_size, generator)
     if steps:
-        fit_statistics(tuned, runtime.count(batches, steps, "adapting", "batch"))
+        fit_statistics(tuned, runtime.count(batches, steps, "adapting", "batch"), STATISTICS_SHARE)
         yield 1, f"statistics of {steps * settings.data.DA_batch_size} pictures"
 
 
-def fit_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """The means and variances of batch norm become those of these pictures (N, C, H, W), the mean over their batches (adaptive batch norm, Li et
-    al. 2016); weights stay. Raises ValueError for a network without."""
+def fit_statistics(network: nn.Module, batches: Iterable[Tensor], share: float) -> None:
+    """The means and variances of batch norm come to lie between what they are and those of these pictures (N, C, H, W), the mean over their
+    batches; a `share` of 1 is adaptive batch norm (Li et al. 2016). Weights stay. Raises ValueError for a network without."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
         raise ValueError("model.DA_learns is statistics, but these features have no batch norm; set it to weights, or model.DA_epochs=0")
+    before = {name: values.clone() for name, values in network.state_dict().items()}
     network.eval()
     for norm in norms:
         norm.reset_running_stats()
@@ -176,6 +178,9 @@ def fit_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
         for pictures in batches:
             network(pictures)
     network.eval()
+    for name, values in network.state_dict().items():
+        if values.is_floating_point():
+            values.copy_(before[name].lerp(values, share))
 
 
 def adaptation_loop(tuned: FeatureExtractor, unet: UNet, pixels: Sequence[Tensor], settings: Settings, device: torch.device) -> Iterator[Progress]:

@@ -91,17 +91,18 @@ def test_the_tuned_network_is_in_train_mode_and_the_frozen_one_stays_as_it_was(e
     assert 0 < max(changed) <= 2.1e-4  # two steps of AdamW at 1e-4
 
 
-def test_statistics_become_those_of_normal_pictures():
+@pytest.mark.parametrize("share", [0.5, 1])
+def test_statistics_come_to_lie_between_the_pretrained_ones_and_those_of_normal_pictures(share):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.Dropout(), torch.nn.BatchNorm2d(2))
     weights = {name: values.detach().clone() for name, values in network.named_parameters()}
     batches = [torch.randn(4, 2, 8, 8) * scale + 3 for scale in (1, 2)]
-    fit_statistics(network, batches)
+    fit_statistics(network, batches, share)
     first, _, second = network
     means = torch.stack([batch.mean(dim=(0, 2, 3)) for batch in batches]).mean(dim=0)
     variances = torch.stack([batch.var(dim=(0, 2, 3)) for batch in batches]).mean(dim=0)
-    torch.testing.assert_close(first.running_mean, means)
-    torch.testing.assert_close(first.running_var, variances)
+    torch.testing.assert_close(first.running_mean, share * means)
+    torch.testing.assert_close(first.running_var, (1 - share) + share * variances)
     torch.testing.assert_close(second.running_mean, torch.zeros(2), atol=1e-5, rtol=0)  # of what the first one and its batch make, without dropout
     torch.testing.assert_close(second.running_var, torch.ones(2), atol=0.01, rtol=0)
     assert all(torch.equal(weights[name], values) for name, values in network.named_parameters())
@@ -110,7 +111,7 @@ def test_statistics_become_those_of_normal_pictures():
 
 def test_a_network_without_batch_norm_has_no_statistics_to_learn():
     with pytest.raises(ValueError, match="no batch norm; set it to weights"):
-        fit_statistics(torch.nn.Conv2d(3, 3, 1), [torch.zeros(1, 3, 8, 8)])
+        fit_statistics(torch.nn.Conv2d(3, 3, 1), [torch.zeros(1, 3, 8, 8)], 1)
 
 
 def test_stage_2_learns_statistics_without_a_step_of_the_weights(run_main, tmp_path):
