@@ -38,7 +38,7 @@ REMEDY = "name another folder with --output"
 PICTURES = 40  # held-out normal ones, at most
 COPIES = 2  # of each, with a defect and noise of its own: what one draw comes to is averaged
 FAINT = 0.3  # of a defect's change, as what it makes in full is told apart by most settings
-LEAST_GAIN = 0.01  # of the objective, which is at most 1: made defects of 40 pictures tell no less apart
+LEAST_GAIN = 0.01  # of the objective, which is at most 1: twice what gains of another draw differ by (benchmarks/accuracy.md)
 PRO_LIMIT = 0.3
 REBUILT: dict[str, Sequence[Any]] = {  # settings that take new reconstructions of all pictures, and values to try
     "model.w": (1.0, 2.0, 3.0, 5.0, 8.0),
