@@ -1,8 +1,8 @@
 """--tune: settings of detection chosen without labels, by made defects on normal pictures that training has not seen.
 
 Each of these pictures is judged as it is and with defects of several kinds (synthetic.py), in full and faint. One setting after the other takes
-the value by which the two are told apart best; a value that gains less than LEAST_GAIN does not replace the present one. All that was tried is
-in tuning.jsonl, what was chosen in tuned.yaml, a configuration for --config.
+the value by which the two are told apart best; a value that gains less than LEAST_GAIN does not replace the present one, nor one by which a kind of
+defect loses more than MOST_LOST. All that was tried is in tuning.jsonl, what was chosen in tuned.yaml, a configuration for --config.
 """
 
 import json
@@ -39,6 +39,7 @@ PICTURES = 40  # held-out normal ones, at most
 COPIES = 2  # of each, with a defect and noise of its own: what one draw comes to is averaged
 FAINT = 0.3  # of a defect's change, as what it makes in full is told apart by most settings
 LEAST_GAIN = 0.01  # of the objective, which is at most 1: twice what gains of another draw differ by (benchmarks/accuracy.md)
+MOST_LOST = 0.02  # of a kind's image AUROC: real defects may all be of a kind that others' gains would pay for
 PRO_LIMIT = 0.3
 REBUILT: dict[str, Sequence[Any]] = {  # settings that take new reconstructions of all pictures, and values to try
     "model.w": (1.0, 2.0, 3.0, 5.0, 8.0),
@@ -64,6 +65,11 @@ class Quality(NamedTuple):
     def objective(self) -> float:
         """Finding the pictures and outlining the defects count alike."""
         return (float(np.mean(list(self.kinds.values()))) + self.pro) / 2
+
+    def replaces(self, other: "Quality") -> bool:
+        """Whether settings of this quality are taken in place of those of the `other`."""
+        lost = max(other.kinds[kind] - image_auroc for kind, image_auroc in self.kinds.items())
+        return self.objective > other.objective + LEAST_GAIN and lost <= MOST_LOST
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +164,7 @@ def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[
             else:
                 other = tried(candidate, bench, device, trial if name in REBUILT else None)
             found = judged(other, bench)
-            taken = found.objective > quality.objective + LEAST_GAIN
+            taken = found.replaces(quality)
             if taken:
                 best, trial, quality = candidate, other, found
             yield as_line(name, value(candidate, name), found, taken), best, other

@@ -2,8 +2,9 @@
 
 Each map tells held-out normal pictures of each category from copies with made defects, as --tune does; test pictures are not read. A line of the
 table is a map, a column a category that FOLDER holds: the objective of --tune in percent, half image AUROC by kind and half PRO, the mean over seeds.
-The preset takes what has the highest mean; constants, one or several, where each of three seeds has them ahead and neither half loses by them, and
-so features (adapted ones, those of another network), if ten minutes still hold a run.
+The preset takes what has the highest mean; constants, one or several, where each of three seeds has them ahead, neither half loses by them and no
+kind of defect half a point of image AUROC, and so features (adapted ones, those of another network), if ten minutes still hold a run. A second table
+tells the kinds.
 CHECKPOINTS/CATEGORY holds the weights; a run goes on where it was stopped.
 """
 
@@ -121,7 +122,8 @@ def main() -> None:
             found[name] = quality._asdict()
             with whole_file(done, tuning.REMEDY, "w") as file:
                 json.dump(found, file, indent=1)
-    print("\n".join(table({done.stem: json.loads(done.read_text()) for done in sorted(options.work.glob("*.json"))})))
+    found = {done.stem: json.loads(done.read_text()) for done in sorted(options.work.glob("*.json"))}
+    print("\n".join([*table(found), "", *kinds_table(found)]))
 
 
 def judged(settings: Settings, rows: Collection[str]) -> Iterator[tuple[str, Quality]]:
@@ -164,15 +166,35 @@ def of_parts(trial: Trial, parts: Sequence[str], bench: Bench) -> Quality:
 
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
     """The best of all categories first; `found` by category and seed, of which those maps are shown that all have."""
-    by_category: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for done, qualities in found.items():
-        for name, quality in qualities.items():
-            by_category[done.rsplit(" ", 1)[0]][name].append(100 * Quality(**quality).objective)
+    objectives = {name: {category: mean(of.objective for of in some) for category, some in by.items()} for name, by in by_map(found).items()}
+    yield from lines("map", {name: objectives[name] for name in sorted(objectives, key=lambda name: -mean(objectives[name].values()))})
+
+
+def kinds_table(found: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
+    """Image AUROC of each kind of defect, the mean over categories."""
+    alike = {name: [mean_of_kinds(some) for some in by.values()] for name, by in by_map(found).items()}
+    yield from lines("kind", {name: {kind: mean(of[kind] for of in some) for kind in some[0]} for name, some in alike.items()})
+
+
+def mean_of_kinds(qualities: Sequence[Quality]) -> dict[str, float]:
+    return {kind: mean(quality.kinds[kind] for quality in qualities) for kind in qualities[0].kinds}
+
+
+def by_map(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, list[Quality]]]:
+    """Of those maps that all have, by category, each seed's."""
     names = set.intersection(*(set(qualities) for qualities in found.values()))
-    objectives = {name: [mean(of[name]) for of in by_category.values()] for name in ROWS if name in names}
-    yield f"| map | mean | {' | '.join(by_category)} |\n|{'---|' * (2 + len(by_category))}"
-    for name, values in sorted(objectives.items(), key=lambda one: -mean(one[1])):
-        yield f"| {name} | {mean(values):.2f} | {' | '.join(f'{value:.1f}' for value in values)} |"
+    by: dict[str, dict[str, list[Quality]]] = {name: defaultdict(list) for name in ROWS if name in names}
+    for done, qualities in found.items():
+        for name, some in by.items():
+            some[done.rsplit(" ", 1)[0]].append(Quality(**qualities[name]))
+    return by
+
+
+def lines(title: str, rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    columns = list(next(iter(rows.values()), {}))
+    yield f"| {title} | mean | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}"
+    for name, values in rows.items():
+        yield f"| {name} | {100 * mean(values.values()):.2f} | {' | '.join(f'{100 * values[column]:.1f}' for column in columns)} |"
 
 
 if __name__ == "__main__":

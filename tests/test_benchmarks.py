@@ -117,6 +117,8 @@ def test_sets_of_parts_are_judged_as_tuning_judges_them(run_main, tiny_config):
     qualities = {name: quality._asdict() for name, quality in found.items()}
     first, *rest = list(parts.table({"nut 0": qualities, "nut 1": qualities, "bolt 0": qualities | {"pixel": qualities["coarse"]}}))
     assert "| nut | bolt |" in first and len(rest) == len(found) == 2 + len(parts.OTHERWISE)
+    kinds, *by_kind = list(parts.kinds_table({"nut 0": qualities}))
+    assert "stain, faint" in kinds and len(by_kind) == len(found)
     means = [float(line.split(" | ")[1]) for line in rest]
     assert means == sorted(means, reverse=True) and len(set(means)) > 2
 
@@ -145,7 +147,9 @@ def test_the_choice_of_parts_goes_on_where_it_was_stopped(tmp_path, category, mo
         monkeypatch.setattr("sys.argv", ["parts", *arguments])
         parts.main()
     assert asked == [["memory"], ["memory"], ["pixel"], ["pixel"]]
-    assert capsys.readouterr().out.splitlines()[-2:] == ["| memory | 80.00 | 80.0 |", "| pixel | 80.00 | 80.0 |"]
+    *_, memory, pixel, _, _, _, memory_by_kind, pixel_by_kind = capsys.readouterr().out.splitlines()
+    assert (memory, pixel) == ("| memory | 80.00 | 80.0 |", "| pixel | 80.00 | 80.0 |")
+    assert (memory_by_kind, pixel_by_kind) == ("| memory | 90.00 | 90.0 |", "| pixel | 90.00 | 90.0 |")
 
 
 def test_the_table_of_draws_holds_what_detection_finds(run_main, tiny_config, tmp_path, category, capsys):

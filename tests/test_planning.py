@@ -121,6 +121,16 @@ def test_tuning_writes_a_configuration_that_runs(run_main, monkeypatch, tmp_path
     assert code == 0 and "score.pooling" in out and "model.w =" not in out and "model.v =" not in out  # which do not change the map
 
 
+def test_no_kind_of_defect_pays_for_what_others_gain():
+    from tuning import LEAST_GAIN, MOST_LOST, Quality
+
+    before = Quality({"pit": 0.9, "worn": 0.5}, pro=0.8)
+    assert Quality({"pit": 0.9, "worn": 0.5 + 5 * LEAST_GAIN}, pro=0.8).replaces(before)
+    assert not Quality({"pit": 0.9, "worn": 0.5 + 3 * LEAST_GAIN}, pro=0.8).replaces(before)
+    assert Quality({"pit": 0.9 - 0.9 * MOST_LOST, "worn": 0.9}, pro=0.8).replaces(before)
+    assert not Quality({"pit": 0.9 - 1.1 * MOST_LOST, "worn": 0.9}, pro=0.9).replaces(before)
+
+
 def test_every_made_defect_is_tried_in_full_and_faint(run_main, tiny_config):
     import tuning
 
