@@ -172,12 +172,12 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
 
 def kinds_table(found: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
     """Image AUROC of each kind of defect, the mean over categories."""
-    alike = {name: [mean_of_kinds(some) for some in by.values()] for name, by in by_map(found).items()}
-    yield from lines("kind", {name: {kind: mean(of[kind] for of in some) for kind in some[0]} for name, some in alike.items()})
+    yield from lines("kind", {name: mean_of([mean_of([of.kinds for of in some]) for some in by.values()]) for name, by in by_map(found).items()})
 
 
-def mean_of_kinds(qualities: Sequence[Quality]) -> dict[str, float]:
-    return {kind: mean(quality.kinds[kind] for quality in qualities) for kind in qualities[0].kinds}
+def mean_of(alike: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of numbers of the same names."""
+    return {name: mean(one[name] for one in alike) for name in alike[0]}
 
 
 def by_map(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, list[Quality]]]:
