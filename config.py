@@ -17,7 +17,7 @@ import yaml
 import published
 from names import stays_inside
 from presets import PRESETS
-from settings import AUTO, LATEST, PER_IMAGE, PLANNED, STATISTICS, DataSettings, Settings
+from settings import AUTO, LATEST, PER_IMAGE, PLANNED, DataSettings, Settings
 
 SAMPLE = "sample"  # data.name of the embedded sample set
 ALL = "all"  # data.category of all that data.data_dir holds
@@ -323,8 +323,6 @@ def check_together(settings: Settings) -> None:
         )
     if model.beta_start > model.beta_end:
         raise ValueError(f"model.beta_start is {model.beta_start}, above model.beta_end {model.beta_end}; noise grows from start to end")
-    if model.DA_learns == STATISTICS and model.DA_epochs > 1:
-        raise ValueError(f"model.DA_epochs is {model.DA_epochs}, but batch norm's statistics are learnt at once; set it to 1, or DA_learns=weights")
     for steps, skip in (("test_trajectoy_steps", "skip"), ("test_trajectoy_steps_DA", "skip_DA")):
         start, stride = getattr(model, steps), getattr(model, skip)
         if start >= model.trajectory_steps:

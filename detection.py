@@ -227,8 +227,7 @@ def build(settings: Settings, folder: Path, device: torch.device) -> tuple[Detec
         backbone_weights=model.backbone_weights and model.backbone_weights.resolve(),
     )
     detector = assembled(replace(settings, model=model), unet, extractor, device)
-    not_adapted = ", not adapted (--domain_adaptation True does it)" if settings.model.DA_epochs and not model.DA_chp else ""
-    return detector, replace(settings, model=model), {"unet": weights, "features": f"{extractor.name} from {origin}{not_adapted}"}
+    return detector, replace(settings, model=model), {"unet": weights, "features": f"{extractor.name} from {origin}"}
 
 
 def assembled(settings: Settings, unet: nn.Module, extractor: nn.Module, device: torch.device) -> Detector:

@@ -1,16 +1,13 @@
-"""Stage 2: the features learn to overlook what a reconstruction changes on normal pictures (section 4.3 of the paper).
-
-Or, beyond the paper, they learn the statistics of normal pictures alone (`fit_statistics`), which takes no reconstruction and no gradient.
-"""
+"""Stage 2: the features learn to overlook what a reconstruction changes on normal pictures (section 4.3 of the paper)."""
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import cache
 import checkpoint
@@ -24,12 +21,10 @@ from ddad import NoiseSchedule, gaussian_draws, noise_predictor, reconstruct
 from feature_extractor import FeatureExtractor
 from files import ensure_writable
 from runtime import Progress
-from settings import STATISTICS, Settings
+from settings import Settings
 from unet import UNet
 
 LEARNING_RATE = 1e-4  # AdamW, as published
-STATISTICS_PICTURES = 160  # at most, that statistics are learnt from
-STATISTICS_SHARE = 0.5  # of the way from the pretrained ones
 
 Features = Sequence[Tensor]
 Rebuild = Callable[[Tensor, Tensor], Tensor]  # (picture to start from, target) → reconstruction
@@ -83,8 +78,6 @@ def adapt(settings: Settings, resume: bool) -> None:
     weights = checkpoint.find(folder, model.load_chp)
     unseen = checkpoint.held_out(weights)
     pictures = whole.without(unseen)
-    if model.DA_learns == STATISTICS:
-        pictures = pictures.drawn(STATISTICS_PICTURES, model.seed)
     unet = checkpoint.restore_unet(weights, settings.unet_arguments(), model.averaged).to(device).eval()
     tuned, origin = checkpoint.restore_features(folder, 0, model.feature_extractor, model.backbone_weights)
     made_with = {
@@ -100,7 +93,7 @@ def adapt(settings: Settings, resume: bool) -> None:
         return
     steps = model.DA_epochs * full_batches(len(pictures), data.DA_batch_size, "data.DA_batch_size")
     runtime.announce(
-        f"Adapting {model.DA_learns} of {tuned.name} to {data.category}: {model.DA_epochs} epochs, {steps} steps",
+        f"Adapting {tuned.name} to {data.category}: {model.DA_epochs} epochs, {steps} steps",
         device,
         settings.as_dict(),
         {
@@ -115,72 +108,25 @@ def adapt(settings: Settings, resume: bool) -> None:
         checkpoint.say_replaced(folder, range(1, model.DA_epochs + 1), checkpoint.FEATURES_PREFIX)
     if model.save_model and not isinstance(origin, Path):
         checkpoint.save_features(folder / "feat0", tuned, epoch=0)
-    pixels, tuned, result = cache.pixels(pictures, **settings.cache_arguments()), tuned.to(device), "untouched"
-    learnt = statistics_learnt if model.DA_learns == STATISTICS else weights_learnt
-    for epoch, so_far in learnt(tuned, unet, pixels, steps, settings, device):
-        result = so_far
-        if model.save_model:
-            notes = {"held_out": unseen, "epoch": epoch, "settings": settings.as_dict(), "made_with": made_with}
-            checkpoint.save_features(folder / f"feat{epoch}", tuned, **notes)
-    print(f"adapted {tuned.name} to {data.category} in {(time.monotonic() - began) / 60:.1f} min: {result}")
-    saved = f"in {folder}, feat0 to feat{model.DA_epochs}" if model.save_model else "nowhere (model.save_model is False)"
-    print(f"features {saved}", flush=True)
-
-
-def looked_at(settings: Settings, pictures: int) -> int:
-    """Of so many normal pictures, those that statistics are learnt from."""
-    return min(pictures, STATISTICS_PICTURES) if settings.model.DA_learns == STATISTICS and settings.model.DA_epochs else 0
-
-
-def weights_learnt(
-    tuned: FeatureExtractor, unet: UNet, pixels: Sequence[Tensor], steps: int, settings: Settings, device: torch.device
-) -> Iterator[tuple[int, str]]:
-    """Fine-tunes by the paper's loss; each epoch, and in words how far it came."""
-    model, batch_size = settings.model, settings.data.DA_batch_size
-    log = logs.Log(settings.checkpoint_folder, logs.ADAPTATION, settings.training.log) if model.save_model and steps else None
-    losses, shown_at = [], time.monotonic()
-    for progress in runtime.follow(adaptation_loop(tuned, unet, pixels, settings, device), steps, "adapting"):
+    loop = adaptation_loop(tuned.to(device), unet, cache.pixels(pictures, **settings.cache_arguments()), settings, device)
+    log = logs.Log(folder, logs.ADAPTATION, settings.training.log) if model.save_model and steps else None
+    losses, shown_at = [], began
+    result = "untouched"
+    for progress in runtime.follow(loop, steps, "adapting"):
         losses.append(progress.loss)
         if not progress.epoch_ends:
             continue
         runtime.check_loss(progress, "lower model.DLlambda or model.w_DA")
-        now, loss = time.monotonic(), torch.stack(losses).mean().item()
+        result = f"{model.DA_epochs} epochs, last loss {progress.loss:.4g}"
         if log:
-            log.add(progress.step, progress.epoch, loss, LEARNING_RATE, len(losses) * batch_size, now - shown_at)
-        losses, shown_at = [], now
-        yield progress.epoch, f"{model.DA_epochs} epochs, last loss {progress.loss:.4g}"
-
-
-def statistics_learnt(
-    tuned: FeatureExtractor, _: UNet, pixels: Sequence[Tensor], steps: int, settings: Settings, device: torch.device
-) -> Iterator[tuple[int, str]]:
-    """Fits the statistics, which is one epoch, or none."""
-    generator = torch.Generator(device).manual_seed(settings.model.seed)
-    batches = shuffled_batches(pixels, settings.data.DA_batch_size, settings.data.image_size, generator)
-    if steps:
-        fit_statistics(tuned, runtime.count(batches, steps, "adapting", "batch"), STATISTICS_SHARE)
-        yield 1, f"statistics of {steps * settings.data.DA_batch_size} pictures"
-
-
-def fit_statistics(network: nn.Module, batches: Iterable[Tensor], share: float) -> None:
-    """The means and variances of batch norm come to lie between what they are and those of these pictures (N, C, H, W), the mean over their
-    batches; a `share` of 1 is adaptive batch norm (Li et al. 2016). Weights stay. Raises ValueError for a network without."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    if not norms:
-        raise ValueError("model.DA_learns is statistics, but these features have no batch norm; set it to weights, or model.DA_epochs=0")
-    before = {name: values.clone() for name, values in network.state_dict().items()}
-    network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # none decays
-        norm.train()
-    with torch.no_grad():
-        for pictures in batches:
-            network(pictures)
-    network.eval()
-    for name, values in network.state_dict().items():
-        if values.is_floating_point():
-            values.copy_(before[name].lerp(values, share))
+            now, loss = time.monotonic(), torch.stack(losses).mean().item()
+            log.add(progress.step, progress.epoch, loss, LEARNING_RATE, len(losses) * data.DA_batch_size, now - shown_at)
+            losses, shown_at = [], now
+            notes = {"held_out": unseen, "epoch": progress.epoch, "settings": settings.as_dict(), "made_with": made_with}
+            checkpoint.save_features(folder / f"feat{progress.epoch}", tuned, **notes)
+    print(f"adapted {tuned.name} to {data.category} in {(time.monotonic() - began) / 60:.1f} min: {result}")
+    saved = f"in {folder}, feat0 to feat{model.DA_epochs}" if model.save_model else "nowhere (model.save_model is False)"
+    print(f"features {saved}", flush=True)
 
 
 def adaptation_loop(tuned: FeatureExtractor, unet: UNet, pixels: Sequence[Tensor], settings: Settings, device: torch.device) -> Iterator[Progress]:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import checkpoint
 import detection
-import domain_adaptation
 import parallel
 import runtime
 import train
@@ -78,7 +77,6 @@ def planned(settings: Settings, stages: Collection[str], judged: int | None) -> 
     compared = looked_at = test = 0
     if "detection" in stages:
         compared, looked_at = work(settings.score.parts or (), len(learnt), len(held_out), settings.calibration.pictures)
-        looked_at += domain_adaptation.looked_at(settings, len(learnt)) if "domain_adaptation" in stages else 0
         test = judged if judged is not None else len(ImageFolder(settings.category_dir, "test", whole.view, masks=False))
     others = compared * costs.picture + looked_at * costs.look + test * (costs.picture + DRAWING_SECONDS) + (time.monotonic() - began)
     steps = steps_within(budget, costs.step, others, settings.training.most_steps)

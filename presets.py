@@ -35,11 +35,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.warmup_steps": 50,
         "training.ema": 0.995,
         "training.highest_step": 250,
-        # stage 2: batch norm's means and variances half-way to the category's own
-        "data.DA_batch_size": 8,
-        "model.DA_learns": "statistics",
-        "model.DA_epochs": 1,
-        "model.DA_chp": "latest",
+        # stage 2: features as pretrained
+        "model.DA_epochs": 0,
+        "model.DA_chp": 0,
         # stage 3
         "model.w": 5,
         "model.blur_sigma": 2,  # a quarter of the published, relative to the picture, as defects are small

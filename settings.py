@@ -11,7 +11,6 @@ from typing import Any
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
 PLANNED = 0  # `auto` epochs until planning.py has found how many fit training.budget_minutes
-WEIGHTS, STATISTICS = "weights", "statistics"  # what stage 2 learns
 STAGES = ("train", "domain_adaptation", "detection")
 PARTS = ("pixel", "feature", "residual", "coarse", "residual_memory", "coarse_memory", "memory", "wide_memory", "whole_memory", "patch_memory")
 
@@ -58,7 +57,6 @@ class ModelSettings:
     epochs: int = key(AUTO, least=1)
     load_chp: int | str = key(AUTO, least=0)
     averaged: bool = key(True)
-    DA_learns: str = key(WEIGHTS, one_of=(WEIGHTS, STATISTICS))
     DA_epochs: int = key(AUTO, least=0)
     DA_chp: int | str = key(AUTO, least=0)
     v: float = key(AUTO, least=0)
@@ -207,7 +205,7 @@ class Settings:
 
     def adaptation_arguments(self) -> dict[str, Any]:
         """All settings that the adapted features depend on, beside the network."""
-        names = ("predicts", "DA_learns", "DA_epochs", "w_DA", "DLlambda", "test_trajectoy_steps_DA", "skip_DA", "eta", "seed")
+        names = ("predicts", "DA_epochs", "w_DA", "DLlambda", "test_trajectoy_steps_DA", "skip_DA", "eta", "seed")
         model = {name: getattr(self.model, name) for name in names}
         return {**self.view_arguments(), **self.schedule_arguments(), "batch_size": self.data.DA_batch_size, **model}
 

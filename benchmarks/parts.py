@@ -5,7 +5,7 @@ table is a map, a column a category that FOLDER holds: the objective of --tune i
 The preset takes what has the highest mean; constants, one or several, where each of three seeds has them ahead, neither half loses by them and no
 kind of defect half a point of image AUROC, and so features (adapted ones, those of another network), if ten minutes still hold a run. A second table
 tells the kinds.
-CHECKPOINTS/CATEGORY holds the weights, and the adapted features that the preset asks for; a run goes on where it was stopped.
+CHECKPOINTS/CATEGORY holds the weights; a run goes on where it was stopped.
 """
 
 import argparse

@@ -3,9 +3,8 @@ import pytest
 import torch
 from golden_weights import assert_golden
 
-import checkpoint
 import domain_adaptation
-from domain_adaptation import adaptation_loss, adaptation_steps, fit_statistics
+from domain_adaptation import adaptation_loss, adaptation_steps
 from feature_extractor import FeatureExtractor
 
 
@@ -89,44 +88,3 @@ def test_the_tuned_network_is_in_train_mode_and_the_frozen_one_stays_as_it_was(e
     assert any((after[name] != before[name]).any() for name in before if name.endswith("running_mean"))
     changed = [(after[name] - before[name]).abs().max().item() for name in before if name.endswith("conv_pw.weight")]
     assert 0 < max(changed) <= 2.1e-4  # two steps of AdamW at 1e-4
-
-
-@pytest.mark.parametrize("share", [0.5, 1])
-def test_statistics_come_to_lie_between_the_pretrained_ones_and_those_of_normal_pictures(share):
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.Dropout(), torch.nn.BatchNorm2d(2))
-    weights = {name: values.detach().clone() for name, values in network.named_parameters()}
-    batches = [torch.randn(4, 2, 8, 8) * scale + 3 for scale in (1, 2)]
-    fit_statistics(network, batches, share)
-    first, _, second = network
-    means = torch.stack([batch.mean(dim=(0, 2, 3)) for batch in batches]).mean(dim=0)
-    variances = torch.stack([batch.var(dim=(0, 2, 3)) for batch in batches]).mean(dim=0)
-    torch.testing.assert_close(first.running_mean, share * means)
-    torch.testing.assert_close(first.running_var, (1 - share) + share * variances)
-    torch.testing.assert_close(second.running_mean, torch.zeros(2), atol=1e-5, rtol=0)  # of what the first one and its batch make, without dropout
-    torch.testing.assert_close(second.running_var, torch.ones(2), atol=0.01, rtol=0)
-    assert all(torch.equal(weights[name], values) for name, values in network.named_parameters())
-    assert not any(module.training for module in network.modules())
-
-
-def test_a_network_without_batch_norm_has_no_statistics_to_learn():
-    with pytest.raises(ValueError, match="no batch norm; set it to weights"):
-        fit_statistics(torch.nn.Conv2d(3, 3, 1), [torch.zeros(1, 3, 8, 8)], 1)
-
-
-def test_stage_2_learns_statistics_without_a_step_of_the_weights(run_main, tmp_path):
-    statistics = ("model.DA_learns=statistics", "model.DA_epochs=1", "data.DA_batch_size=2")
-    assert run_main("--train")[0] == 0
-    code, out, err = run_main("--detection", *statistics, "model.DA_chp=latest")
-    assert code == 0 and "not adapted (--domain_adaptation True does it)" in out, err
-    code, out, err = run_main("--domain_adaptation", *statistics)
-    assert code == 0 and "Adapting statistics of efficientnet_lite0 to nut" in out and "statistics of " in out, err
-    folder = tmp_path / "checkpoints" / "nut"
-    untouched, learnt = (checkpoint.read_state(folder / name)["weights"] for name in ("feat0", "feat1"))
-    changed = {name.rpartition(".")[2] for name, values in untouched.items() if not torch.equal(values, learnt[name])}
-    assert changed == {"running_mean", "running_var", "num_batches_tracked"}
-    assert "nut is adapted" in run_main("--train", "--domain_adaptation", "--resume", *statistics)[1]
-    code, out, err = run_main("--detection", *statistics, "model.DA_chp=latest")
-    assert code == 0 and "feat1" in out and "not adapted" not in out, err
-    code, _, err = run_main("--domain_adaptation", *statistics, "model.DA_epochs=2")
-    assert code == 2 and "model.DA_epochs is 2, but batch norm's statistics are learnt at once; set it to 1" in err

@@ -1,4 +1,3 @@
-import re
 import shutil
 from dataclasses import replace
 
@@ -45,15 +44,6 @@ def test_a_preset_goes_above_the_file_and_below_the_command_line():
             config.load(ROOT / "config.yaml", [*data, f"preset={wrong}"])
 
 
-def test_a_budget_counts_the_pictures_that_statistics_are_learnt_from(run_main, monkeypatch):
-    monkeypatch.setattr(planning, "FEWEST_STEPS", 1)
-
-    planned, adapting = r"(\d+) to look at", r"Adapting .*?train \((\d+) pictures\)"
-    alone, with_stage_2 = (run_main("--train", *stages, "--detection", *SHORT, "budget_minutes=5")[1] for stages in ((), ("--domain_adaptation",)))
-    more = [int(re.search(planned, out)[1]) for out in (alone, with_stage_2)]
-    assert more[1] - more[0] == int(re.search(adapting, with_stage_2, re.DOTALL)[1]) > 0
-
-
 def test_a_budget_without_a_preset_detects_with_what_it_trained():
     planned = config.load(ROOT / "config.yaml", ["budget_minutes=30"]).model
     assert (planned.epochs, planned.load_chp) == (config.PLANNED, "latest")
@@ -76,7 +66,6 @@ def test_the_laptop_preset_plans_trains_and_detects(run_main, monkeypatch, tmp_p
     code, out, err = run_main("--train", "--domain_adaptation", "--detection", *SHORT, "budget_minutes=5")
     assert (code, err) == (0, "")
     assert "to fit nut into 5 minutes" in out and "plan: 4 training steps of 4 pictures" in out and "image AUROC" in out
-    assert "Adapting statistics of efficientnet_lite0 to nut" in out and "feat1" in out and "not adapted" not in out
     code, out, _ = run_main("--train", "--resume", *SHORT, "budget_minutes=5")
     assert code == 0 and "2 epochs, as" in out and "nut is trained" in out
     code, out, _ = run_main("--train", "--resume", *SHORT, "budget_minutes=9", "training.most_steps=6")

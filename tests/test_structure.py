@@ -60,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": STAGE
     | {"calibration", "curves", "detection", "drawing", "figures", "normal_pictures", "report"},  # stage 3 on labelled test pictures
     "inspection": STAGE | {"calibration", "detection", "drawing", "normal_pictures"},  # stage 3 on any pictures
-    "planning": STAGE | {"config", "detection", "domain_adaptation", "normal_pictures", "train", "unet"},
+    "planning": {"checkpoint", "config", "dataset", "detection", "normal_pictures", "parallel", "runtime", "settings", "train", "unet"},
     "tuning": {"checkpoint", "config", "dataset", "detection", "files", "metrics", "normal_pictures", "normality", "runtime", "settings"}
     | {"locks", "synthetic"},
     # several categories, and what is made of results
