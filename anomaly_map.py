@@ -15,7 +15,7 @@ from torch import Tensor
 
 PATCH = 3  # side, in positions, of the neighbourhood whose features are averaged
 EIGHT_CONNECTED = 2  # skimage's connectivity
-MAXIMUM, TOP_MEAN, QUANTILE = "maximum", "top_mean", "quantile"  # ways to pool a map into an image score
+MAXIMUM = "maximum"  # pooling of a map into an image score, as published
 KERNEL_REACH = 4  # half-width of the Gaussian kernel, in sigmas: 33×33 for sigma 4
 
 
@@ -68,10 +68,11 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 
 
 def image_score(maps: Tensor, pooling: str = MAXIMUM, share: float = 0.0) -> float:
-    """The score of a picture from its map, of any shape: the maximum, as published; the mean of its highest `share` of pixels; or the lowest
-    of those. A share of less than a pixel is the maximum."""
-    highest = maps.flatten().topk(max(1, round(share * maps.numel()) if pooling != MAXIMUM else 1)).values
-    return (highest[-1] if pooling == QUANTILE else highest.mean()).item()
+    """Return the image score of a map of any shape.
+
+    It is the maximum, as published, or else (`top_mean`) the mean of the highest `share` of pixels, at least one.
+    """
+    return maps.flatten().topk(max(1, round(share * maps.numel()) if pooling != MAXIMUM else 1)).values.mean().item()
 
 
 def resized(maps: Tensor, shape: Sequence[int]) -> Tensor:

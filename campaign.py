@@ -45,6 +45,8 @@ def run(content: Mapping[str, Any], plan: Plan, explain: Explain) -> int:
     `explain` gives an error's line, None for one that is a fault of this program.
     """
     ensure_sample(content)
+    for line in config.accepted_without_effect(content):
+        print(line)
     if not config.is_several(content):
         return INCOMPLETE if run_category(config.build(content), plan)[1] else 0
     if plan.source is not None:
@@ -82,8 +84,6 @@ def run_category(settings: Settings, plan: Plan) -> tuple[Path | None, int]:
     refuse_without_weights(settings, plan.stages)
     if not parallel.group().leads:  # one writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
-    for line in config.accepted_without_effect(settings):
-        print(line)
     judged = len(pictures_below(plan.source, [])) if plan.source else None
     settings = planning.fitted(settings, plan.stages, plan.resume, judged)
     for stage, arguments in stages:

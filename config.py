@@ -41,7 +41,16 @@ NOT_TEXT = (int, float, datetime.date)  # what YAML makes of 01 or 2024-01-02
 QUOTES = ("'", '"')
 LARGEST_FILE = 2**16  # bytes; config.yaml with all its comments has 6,000
 DEEPEST = 10  # levels of nesting; a configuration has three
-NO_EFFECT = {"model.checkpoint_name": "checkpoints are found by model.load_chp"}
+NO_EFFECT = {
+    "model.checkpoint_name": "checkpoints are found by model.load_chp",
+    "training.min_snr": "training has no min-SNR weights any more",
+}
+REMOVED_KEYS = {"training.min_snr"}  # null, their old default, is still accepted
+REMOVED_VALUES = {
+    "model.predicts": ("v",),
+    "score.parts": ("residual", "coarse", "residual_memory", "coarse_memory"),
+    "score.pooling": ("quantile",),
+}
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an impossible date; RecursionError: endless brackets
 SPELLINGS = {
     "model.test_trajectory_steps": "model.test_trajectoy_steps",
@@ -206,6 +215,9 @@ def checked_section(section: str, kind: Any, values: Mapping[str, Any]) -> dict[
     known = {f.name: f for f in fields(kind)}
     renamed: dict[str, Any] = {}
     for name, value in values.items():
+        if f"{section}.{name}" in REMOVED_KEYS:
+            check_removed(f"{section}.{name}", value)
+            continue
         target = SPELLINGS.get(f"{section}.{name}", f"{section}.{name}").partition(".")[2]
         if target not in known:
             raise ValueError(f"unknown key {section}.{name}{nearest(str(name), known) or '; config.yaml lists the keys'}")
@@ -217,6 +229,12 @@ def checked_section(section: str, kind: Any, values: Mapping[str, Any]) -> dict[
         if name not in renamed and spec.default is MISSING:
             raise ValueError(f"missing key {section}.{name}; add it to the configuration or give {section}.{name}=… on the command line")
     return {name: checked(f"{section}.{name}", spec, renamed.get(name, spec.default)) for name, spec in known.items()}
+
+
+def check_removed(path: str, value: Any) -> None:
+    """Raise ValueError where a removed key has a value."""
+    if value is not None:
+        raise ValueError(f"{path} is {value!r}, but {NO_EFFECT[path]}; remove the key, or set it to null")
 
 
 def checked(path: str, spec: "Field[Any]", value: Any) -> Any:
@@ -258,6 +276,9 @@ def converted(path: str, kind: Any, value: Any, words: Iterable[str] = ()) -> An
 
 def bounded(path: str, spec: "Field[Any]", value: Any) -> Any:
     least, above, most, one_of = (spec.metadata[bound] for bound in ("least", "above", "most", "one_of"))
+    if value in REMOVED_VALUES.get(path, ()):
+        words = [*one_of, "null"] if spec.default is None else one_of
+        raise ValueError(f"{path} is {value!r}, which this version no longer has; set it to {' or '.join(words)}")
     if one_of and value not in one_of:
         raise ValueError(f"{path} is {value!r}{nearest(value, one_of)}; it should be {' or '.join(one_of)}")
     for broken, rule in (
@@ -339,7 +360,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def accepted_without_effect(settings: Settings) -> list[str]:
-    """A sentence for each key that was given and does nothing here."""
-    given = ((path, getattr(getattr(settings, path.partition(".")[0]), path.partition(".")[2])) for path in NO_EFFECT)
-    return [f"{path} is accepted and has no effect: {NO_EFFECT[path]}" for path, value in given if value is not None]
+def accepted_without_effect(content: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each key of plain sections that is given and does nothing; a removed one is given as null."""
+    given = {f"{section}.{name}": value for section, values in content.items() if isinstance(values, dict) for name, value in values.items()}
+    named = (path for path in NO_EFFECT if path in given and (path in REMOVED_KEYS or given[path] is not None))
+    return [f"{path} is accepted and has no effect: {NO_EFFECT[path]}" for path in named]

@@ -11,7 +11,6 @@
 | w           | strength       | how hard the pull is; 0 is plain denoising                   |
 | eta         | stochasticity  | 1 draws new noise at each step (DDPM), 0 none (DDIM)         |
 | t, s        | steps          | the present step and the next, earlier one (−1: no noise)    |
-| v           | velocity       | √alpha_bar·eps − √(1 − alpha_bar)·x_0; elsewhere v weighs D_p |
 """
 
 import hashlib
@@ -22,7 +21,6 @@ import torch
 from torch import Tensor
 
 NoisePredictor = Callable[[Tensor, Tensor], Tensor]
-X_0, VELOCITY = "x0", "v"  # what a network may predict in place of the noise
 LEAST_SIGNAL = 1e-12  # of alpha_bar; below it dividing by its root says nothing
 
 
@@ -61,27 +59,22 @@ class NoiseSchedule:
 
 
 def noise_predictor(network: NoisePredictor, predicts: str | None, schedule: NoiseSchedule) -> NoisePredictor:
-    """A network that predicts x_0 or the velocity v (Salimans & Ho 2022, section 4), as a predictor of noise; None: it is one already."""
+    """Return a predictor of the noise for a network that predicts x_0 (`predicts` is "x0"), or the noise already (None)."""
 
     def from_x_0(x_t: Tensor, t: Tensor) -> Tensor:
         signal, spread = schedule.shares(t, x_t)
         return (x_t - signal * network(x_t, t)) / spread
 
-    def from_velocity(x_t: Tensor, t: Tensor) -> Tensor:
-        signal, spread = schedule.shares(t, x_t)
-        return signal * network(x_t, t) + spread * x_t
-
-    return network if predicts is None else {X_0: from_x_0, VELOCITY: from_velocity}[predicts]
+    return network if predicts is None else from_x_0
 
 
-def loss_weights(predicts: str | None, min_snr: float | None, schedule: NoiseSchedule) -> Tensor | None:
-    """Of the noise's squared error at each step (steps,), such that it is the error of what the network predicts; with `min_snr`, min(SNR, min_snr)
-    times that of x_0 (Hang et al. 2023, section 3.4), whatever it predicts. SNR is alpha_bar / (1 − alpha_bar). None: 1 at all steps."""
+def loss_weights(predicts: str | None, schedule: NoiseSchedule) -> Tensor | None:
+    """Return the weights (steps,) that turn the squared error of the noise into that of x_0; None where the network predicts the noise.
+
+    The weight is the inverse of the signal-to-noise ratio, alpha_bar / (1 − alpha_bar).
+    """
     alpha_bar = schedule.alpha_bar(torch.arange(schedule.steps))
-    snr = alpha_bar / (1 - alpha_bar)
-    if min_snr is not None:
-        return snr.clamp_max(min_snr) / snr
-    return None if predicts is None else {X_0: 1 / snr, VELOCITY: 1 / alpha_bar}[predicts]
+    return None if predicts is None else 1 / (alpha_bar / (1 - alpha_bar))
 
 
 def noise_loss(unet: NoisePredictor, x0: Tensor, t: Tensor, noise: Tensor, schedule: NoiseSchedule, weights: Tensor | None = None) -> Tensor:

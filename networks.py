@@ -14,7 +14,6 @@ import runtime
 from anomaly_map import feature_distance, pixel_distance, resized
 from dataset import View
 from ddad import NoiseSchedule, noise_predictor, reconstruct
-from normality import descriptors
 
 HELD = 0.2  # share of all that a network's layers put out which is in memory at a time, without gradients; measured: 0.06 to 0.13
 MOST_AT_ONCE = {"cuda": 64}  # pictures of a batch by device, 8 elsewhere: more are no faster
@@ -60,7 +59,7 @@ class Networks:
     def compared(self, pictures: Tensor, seen: Tensor, reconstructions: Tensor, wanted: Sequence[str] = ()) -> Comparison:
         """Pictures (B, C, H, W) in full, and as the UNet has `seen` them (B, C, h, w), beside their reconstructions (draws, B, C, h, w).
 
-        D_f and D_p are between the latter two, the mean over the draws; `wanted` are other parts.
+        D_f and D_p are between the latter two, the mean over the draws; other parts that are `wanted` look at the pictures in full.
         """
         shape, kinds = pictures.shape[-2:], normality.kinds_of(wanted)
         features, rebuilt = self.features(seen), [self.features(x_0) for x_0 in reconstructions]
@@ -68,14 +67,7 @@ class Networks:
             "feature": mean([feature_distance(features, one, (shape[0], shape[1])) for one in rebuilt]),
             "pixel": resized(mean([pixel_distance(x_0, seen) for x_0 in reconstructions]), shape),
         }
-        described = {normality.COARSE: descriptors(features) - mean([descriptors(one) for one in rebuilt])} if normality.COARSE in kinds else {}
-        if kinds - {normality.COARSE}:
-            whole = features if pictures is seen else self.features(pictures)
-            described |= normality.of_picture(whole)
-            if normality.RESIDUAL in kinds:
-                if whole[0].shape != features[0].shape:  # which the extractor has enlarged to another size
-                    rebuilt = [self.features(resized(x_0, shape)) for x_0 in reconstructions]
-                described[normality.RESIDUAL] = described[normality.PICTURE] - mean([descriptors(one) for one in rebuilt])
+        described = normality.of_picture(features if pictures is seen else self.features(pictures)) if kinds else {}
         return Comparison(resized(reconstructions.mean(dim=0), shape), distances, {kind: described[kind] for kind in kinds})
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """What normal pictures teach a detector, measured once and kept beside the weights: references, scales, the balance and thresholds."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +19,6 @@ from ddad import content_seed
 from detection import Detector, Finding, fingerprint, in_batches
 from normality import Reference, Scale
 from settings import LATEST, Settings
-
-REBUILT = 200  # normal pictures, at most, of which reconstructions are learnt from
 
 Parts = dict[str, Tensor]
 
@@ -79,30 +77,21 @@ def found(detector: Detector, parts: Parts, ratio: float, scales: Mapping[str, S
 
 
 def referred(detector: Detector, pictures: ImageFolder, settings: Settings) -> dict[str, Reference]:
-    """The references of the detector's parts: of what pictures look like from all of these, of what their reconstructions change from REBUILT."""
-    processes, seed = parallel.group(), settings.model.seed
-    rebuilding = replace(detector, parts=tuple(part for part in detector.parts if normality.DESCRIBED_BY.get(part) not in normality.ALONE))
+    """Return the references of the detector's parts, learnt from what normal pictures look like."""
+    if not normality.kinds_of(detector.parts):
+        return {}
+    processes, seed, each = parallel.group(), settings.model.seed, normality.drawn_of_each(len(pictures))
 
-    def rebuilt(batch: Tensor) -> dict[str, Tensor]:
-        return rebuilding.compared(batch, detector.picture_noise).described
+    def samples(batch: Tensor) -> list[dict[str, Tensor]]:
+        described = looks(detector, batch)
+        seeds = [content_seed(picture, seed) for picture in batch]
+        return [{kind: normality.drawn(maps[i], each, own) for kind, maps in described.items()} for i, own in enumerate(seeds)]
 
-    def sampled(describe: Callable[[Tensor], dict[str, Tensor]], some: ImageFolder, verb: str) -> dict[str, list[Tensor]]:
-        def samples(batch: Tensor) -> list[dict[str, Tensor]]:
-            described = {kind: (maps, normality.drawn_of_each(kind, len(some))) for kind, maps in describe(batch).items()}
-            seeds = enumerate(content_seed(picture, seed) for picture in batch)
-            return [{kind: normality.drawn(maps[i], each, own) for kind, (maps, each) in described.items()} for i, own in seeds]
-
-        batches = in_batches(detector, some, samples, settings.model.num_workers, processes)
-        found = [one for _, one in runtime.count(batches, len(some), verb)]
-        return {kind: [one[kind] for one in found] for kind in (found[0] if found else {})}
-
-    kinds = normality.kinds_of(detector.parts)
-    described: dict[str, list[Tensor]] = {}
-    if kinds & normality.ALONE:
-        described |= sampled(lambda batch: looks(detector, batch), pictures, "learning what pictures look like")
-    if kinds - normality.ALONE:
-        described |= sampled(rebuilt, pictures.drawn(REBUILT, seed), "learning what reconstructions change")
-    return normality.learnt(described, detector.parts, seed) if processes.leads else {}
+    batches = in_batches(detector, pictures, samples, settings.model.num_workers, processes)
+    found = [one for _, one in runtime.count(batches, len(pictures), "learning what pictures look like")]
+    if not processes.leads:
+        return {}
+    return normality.learnt({kind: [one[kind] for one in found] for kind in found[0]}, detector.parts, seed)
 
 
 def looks(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:
@@ -119,17 +108,15 @@ def judged_of(pictures: int, unseen: int, most: int, parts: Collection[str]) -> 
 def work(parts: Collection[str], learnt: int, held_out: int, most: int) -> tuple[int, int]:
     """How many pictures `measured` reconstructs and compares, and how many it only looks at, of those that training learns and holds out; it
     judges `most` at most."""
-    kinds = normality.kinds_of(parts)
     judged = judged_of(learnt + held_out, held_out, most, parts)
-    referred_to = learnt + held_out - judged
-    return judged + (min(referred_to, REBUILT) if kinds - normality.ALONE else 0), referred_to if kinds & normality.ALONE else 0
+    return judged, learnt + held_out - judged if normality.kinds_of(parts) else 0
 
 
 def placeholders(detector: Detector, picture: Tensor, pictures: int) -> dict[str, Reference]:
     """References that take as long as the detector's will that are learnt from so many; made before there are any, of one picture (1, C, H, W)."""
     described = detector.compared(picture, detector.picture_noise).described
     kinds = {part: kind for part, kind in normality.DESCRIBED_BY.items() if part in detector.parts}
-    return {part: normality.placeholder(kind, described[kind].shape[1], pictures) for part, kind in kinds.items()}
+    return {part: normality.placeholder(described[kind].shape[1], pictures) for part, kind in kinds.items()}
 
 
 def parts_alone(detector: Detector, pictures: Tensor, references: Mapping[str, Reference]) -> list[Parts]:

@@ -1,4 +1,4 @@
-"""Normal-aware maps, beyond the paper: how unlike those of normal pictures a picture's features are, and what its reconstruction changes in them.
+"""Normal-aware maps, beyond the paper: how unlike those of normal pictures a picture's features are.
 
 D_f and D_p ask how far a picture is from its reconstruction. What a briefly trained network never gets right on normal pictures, fine texture
 above all, counts there as much as a defect. A `Reference` learns from normal pictures what is usual, and measures what is not.
@@ -7,10 +7,6 @@ above all, counts there as much as a defect. A `Reference` learns from normal pi
 |-------------------|----------------------------------------------------------------------------------|---------------------------------------|
 | `pixel`           | picture and reconstruction, both as the UNet sees them: D_p                       | mean absolute difference              |
 | `feature`         | the features of both: D_f                                                         | cosine distance                       |
-| `residual`        | features of the picture in full less those of its reconstruction                  | Mahalanobis distance                  |
-| `coarse`          | features of the picture as the UNet sees it less those of its reconstruction      | Mahalanobis distance                  |
-| `residual_memory` | as `residual`                                                                     | local outlier factor                  |
-| `coarse_memory`   | as `coarse`                                                                       | local outlier factor                  |
 | `memory`          | features of the picture in full, without any reconstruction                       | local outlier factor                  |
 | `wide_memory`     | as `memory`, means over 4×4 positions                                             | local outlier factor                  |
 | `whole_memory`    | as `memory`, means over the whole picture                                         | local outlier factor                  |
@@ -37,25 +33,15 @@ from torch import Tensor
 from anomaly_map import patch_mean
 
 DISTANCES = ("feature", "pixel")
-PICTURE, WIDE, WHOLE, RESIDUAL, COARSE = "picture", "wide", "whole", "residual", "coarse"  # kinds of descriptors
-ALONE = {PICTURE, WIDE, WHOLE}  # those that need no reconstruction
-DESCRIBED_BY = {
-    "residual": RESIDUAL,
-    "coarse": COARSE,
-    "residual_memory": RESIDUAL,
-    "coarse_memory": COARSE,
-    "memory": PICTURE,
-    "wide_memory": WIDE,
-    "whole_memory": WHOLE,
-    "patch_memory": PICTURE,
-}
-BLURRED = {"pixel", *(part for part, kind in DESCRIBED_BY.items() if kind in (COARSE, WIDE, WHOLE))}
-PLACELESS = {part for part, kind in DESCRIBED_BY.items() if kind == WHOLE}
+PICTURE, WIDE, WHOLE = "picture", "wide", "whole"  # kinds of descriptors
+DESCRIBED_BY = {"memory": PICTURE, "wide_memory": WIDE, "whole_memory": WHOLE, "patch_memory": PICTURE}
+BLURRED = {"pixel", "wide_memory", "whole_memory"}
+PLACELESS = {"whole_memory"}
 BLURRED_WEIGHT = 0.5
 WIDTH = 4  # positions of a wide descriptor
-WHITE, HALF_WHITE, AS_THEY_ARE = 1.0, 0.5, 0.0  # how far the spreads of normal descriptors are evened out
+HALF_WHITE, AS_THEY_ARE = 0.5, 0.0  # how far the spreads of normal descriptors are evened out
 SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
-BANKS = {PICTURE: 20_000, WIDE: 20_000, WHOLE: 20_000, RESIDUAL: 4000, COARSE: 4000}  # normal descriptors that are kept
+BANK = 20_000  # normal descriptors of a kind that are kept, at most
 OF_A_PICTURE = 64  # on average, at most: of more, many lie closer to others of their picture than those of new ones can
 DRAWN = 15  # for each that is kept
 PROJECTED = 32  # dimensions, in which they are chosen
@@ -84,7 +70,7 @@ def wide(descriptors: Tensor) -> Tensor:
 
 
 def of_picture(features: Features) -> dict[str, Tensor]:
-    """The descriptors of a picture ALONE, by kind."""
+    """Return the descriptors of pictures by kind."""
     whole = descriptors(features)
     return {PICTURE: whole, WIDE: wide(whole), WHOLE: whole.mean(dim=(2, 3), keepdim=True)}
 
@@ -166,19 +152,19 @@ class Reference:
         return distances if self.spacing is None else distances / self.spacing.to(distances)[places].mean(dim=1)
 
 
-def kept(kind: str, pictures: int) -> int:
-    """How many descriptors of a kind are kept of so many normal pictures, at most."""
-    return min(BANKS[kind], OF_A_PICTURE * pictures)
+def kept(pictures: int) -> int:
+    """Return how many descriptors of a kind are kept of so many normal pictures, at most."""
+    return min(BANK, OF_A_PICTURE * pictures)
 
 
-def drawn_of_each(kind: str, pictures: int) -> int:
-    """How many descriptors of a kind are drawn of each of so many normal pictures, to choose from."""
-    return max(1, DRAWN * kept(kind, pictures) // pictures)
+def drawn_of_each(pictures: int) -> int:
+    """Return how many descriptors of a kind are drawn of each of so many normal pictures, to choose from."""
+    return max(1, DRAWN * kept(pictures) // pictures)
 
 
-def placeholder(kind: str, width: int, pictures: int) -> Reference:
-    """One that takes as long as one learnt from so many pictures does, for descriptors of a kind of `width` channels."""
-    count = kept(kind, pictures)
+def placeholder(width: int, pictures: int) -> Reference:
+    """Return a reference for descriptors of `width` channels that takes as long as one learnt from so many pictures."""
+    count = kept(pictures)
     return Reference(torch.eye(width), torch.zeros(count, width), torch.ones(count))
 
 
@@ -191,12 +177,6 @@ def drawn(descriptors: Tensor, count: int, seed: int) -> Tensor:
     """`count` of the places of descriptors (C, H, W), or all there are: → (count, C) on the CPU."""
     everywhere = rows(descriptors).cpu()
     return everywhere[torch.randperm(len(everywhere), generator=torch.Generator().manual_seed(seed))[:count]]
-
-
-def mahalanobis(samples: Tensor) -> Reference:
-    """Distances from the mean of samples (N, C), each direction in units of its spread."""
-    transform = whitening(samples, WHITE)
-    return Reference(transform, samples.mean(dim=0, keepdim=True) @ transform)
 
 
 def nearest(samples: Tensor, count: int, evened: float, seed: int) -> Reference:
@@ -279,9 +259,9 @@ def learnt(described: Mapping[str, Sequence[Tensor]], parts: Sequence[str], seed
     any other parts."""
 
     def reference(part: str, kind: str) -> Reference:
-        samples, count = torch.cat(list(described[kind])), kept(kind, len(described[kind]))
+        samples, count = torch.cat(list(described[kind])), kept(len(described[kind]))
         if part == "patch_memory":
             return nearest(samples, count, AS_THEY_ARE, seed)
-        return local(nearest(samples, count, HALF_WHITE, seed)) if part.endswith("memory") else mahalanobis(samples)
+        return local(nearest(samples, count, HALF_WHITE, seed))
 
     return {part: reference(part, kind) for part, kind in DESCRIBED_BY.items() if part in parts}

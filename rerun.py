@@ -35,6 +35,8 @@ def run(path: Path, overrides: list[str], plan: Plan) -> int:
         stages = stages | {"domain_adaptation"} if model["DA_chp"] else stages
     elif "domain_adaptation" in stages:
         raise ValueError("--rerun repeats stage 2 with stage 1, whose weights it has for itself; add --train True, or leave both away")
+    for line in config.accepted_without_effect(content):
+        print(line)
     plan = plan._replace(stages=stages, output=folder, force=True)
     campaign.run_category(config.build(content), plan)
     now = manifest.load(folder)

@@ -12,7 +12,7 @@ AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
 PLANNED = 0  # `auto` epochs until planning.py has found how many fit training.budget_minutes
 STAGES = ("train", "domain_adaptation", "detection")
-PARTS = ("pixel", "feature", "residual", "coarse", "residual_memory", "coarse_memory", "memory", "wide_memory", "whole_memory", "patch_memory")
+PARTS = ("pixel", "feature", "memory", "wide_memory", "whole_memory", "patch_memory")
 
 
 def key(
@@ -51,7 +51,7 @@ class ModelSettings:
     attention_sizes: tuple[int, ...] = key((32, 16, 8), least=1)
     heads: int = key(AUTO, least=1)
     dropout: float = key(AUTO, least=0, most=0.99)
-    predicts: str | None = key(None, one_of=("x0", "v"))
+    predicts: str | None = key(None, one_of=("x0",))
     learning_rate: float = key(3e-4, above=0)
     weight_decay: float = key(0.05, least=0)
     epochs: int = key(AUTO, least=1)
@@ -85,7 +85,6 @@ class TrainingSettings:
     warmup_steps: int = key(0, least=0)
     ema: float = key(0.0, least=0, most=0.99999)
     highest_step: int | None = key(None, least=1)
-    min_snr: float | None = key(None, above=0)
     augmentation: str | None = key(None, one_of=("flip", "rotate"))
     clip: float | None = key(None, above=0)
     accumulate: int = key(1, least=1)
@@ -111,7 +110,7 @@ class ScoreSettings:
     protocol: str = key(PER_IMAGE, one_of=(PER_IMAGE, "published"))
     draws: int = key(AUTO, least=1)
     parts: tuple[str, ...] | None = key(None, one_of=PARTS)
-    pooling: str = key("maximum", one_of=("maximum", "top_mean", "quantile"))
+    pooling: str = key("maximum", one_of=("maximum", "top_mean"))
     pooled_share: float = key(0.01, above=0, most=1)
 
 

@@ -263,7 +263,7 @@ def steps_of(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settings: S
         window=settings.data.image_size,
         size=settings.unet_size,
         highest_step=training.highest_step or settings.model.trajectory_steps,
-        weights=loss_weights(predicts, training.min_snr, schedule),
+        weights=loss_weights(predicts, schedule),
         augmentation=training.augmentation,
         parts=training.accumulate,
         clip=training.clip,

@@ -48,7 +48,7 @@ REBUILT: dict[str, Sequence[Any]] = {  # settings that take new reconstructions 
 }
 SCORED: dict[str, Sequence[Any]] = {  # those that only change what is made of them
     "model.v": (0.25, 0.5, 1.0, 2.0, 4.0),
-    "score.pooling": ("maximum", "top_mean", "quantile"),
+    "score.pooling": ("maximum", "top_mean"),
     "score.pooled_share": (0.002, 0.01, 0.05),
 }
 
@@ -202,15 +202,15 @@ def unused(name: str, settings: Settings) -> bool:
         return bool(parts)
     if name == "score.pooled_share":
         return settings.score.pooling == "maximum"
-    return name in REBUILT and bool(parts) and all(normality.DESCRIBED_BY.get(part) in normality.ALONE for part in parts or ())
+    return name in REBUILT and bool(parts) and all(part in normality.DESCRIBED_BY for part in parts or ())
 
 
 def tried(settings: Settings, bench: Bench, device: torch.device, before: Trial | None = None) -> Trial:
     """All pictures, by the detector of these settings; parts that look at the pictures alone are taken from a trial `before`."""
     detector, settings, _ = detection.build(settings, settings.checkpoint_folder, device)
-    same = [part for part in detector.parts if before and normality.DESCRIBED_BY.get(part) in normality.ALONE]
+    same = [part for part in detector.parts if before and part in normality.DESCRIBED_BY]
     changing = replace(detector, parts=tuple(part for part in detector.parts if part not in same))
-    references = normal_pictures.referred(changing, bench.learnt_from, settings) if changing.parts else {}
+    references = normal_pictures.referred(changing, bench.learnt_from, settings)
 
     def compared(pictures: list[Tensor], then: Parts | None) -> Parts:
         parts = [one for picture in pictures for one in normal_pictures.parts_alone(changing, picture[None], references)]

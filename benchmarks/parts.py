@@ -67,10 +67,8 @@ WEIGHT = normality.weight  # as it is
 ROOT = Path(__file__).parents[1]
 OF_PRESET = tuple(PRESETS[LAPTOP]["score.parts"])
 MEMORIES = ("memory", "wide_memory", "whole_memory")
-REBUILT = ("pixel", "coarse_memory", "coarse", "residual_memory")  # parts that look at reconstructions
 SOME = [some for count in range(1, len(MEMORIES) + 1) for some in itertools.combinations(MEMORIES, count)]
-SETS = [(*some, *beside) for beside in ((), ("pixel",), ("coarse_memory",)) for some in SOME]
-SETS += [(*MEMORIES, "coarse_memory", part) for part in REBUILT if part != "coarse_memory"] + [(part,) for part in (*REBUILT, "patch_memory")]
+SETS = [(*some, *beside) for beside in ((), ("pixel",)) for some in SOME] + [("pixel",), ("patch_memory",)]
 SHARP = {"BLURRED": normality.BLURRED - {"pixel"}}
 OTHERWISE = {
     "blurred parts weigh 0.25": Otherwise({"BLURRED_WEIGHT": 0.25}),
@@ -84,7 +82,7 @@ OTHERWISE = {
     "8 neighbours": Otherwise({"NEIGHBOURS": 8}, MEMORIES),
     "32 descriptors of a picture": Otherwise({"OF_A_PICTURE": 32}, MEMORIES),
     "128 descriptors of a picture": Otherwise({"OF_A_PICTURE": 128}, MEMORIES),
-    "memories of 10000": Otherwise({"BANKS": dict.fromkeys(normality.BANKS, 10_000)}, MEMORIES),
+    "memories of 10000": Otherwise({"BANK": 10_000}, MEMORIES),
     "features of 256 pixels": Otherwise({}, MEMORIES, 256),
     "features of 384 pixels": Otherwise({}, MEMORIES, 384),
     "whole_memory lifts nothing": Otherwise({"PLACELESS": set()}),

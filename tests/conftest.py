@@ -23,7 +23,7 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def small_memories(monkeypatch):
     """Memories of normal descriptors that are chosen in no time."""
-    monkeypatch.setattr(normality, "BANKS", dict.fromkeys(normality.BANKS, 300))
+    monkeypatch.setattr(normality, "BANK", 300)
     monkeypatch.setattr(normality, "DRAWN", 10)
 
 

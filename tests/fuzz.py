@@ -233,7 +233,7 @@ CONFIGURATION = {
 def read_settings(path: Path) -> object:
     settings = config.load(path)
     assert names.stays_inside(settings.data.category) and names.stays_inside(settings.model.exp_name)
-    return config.accepted_without_effect(settings), json.dumps(settings.as_dict())
+    return config.accepted_without_effect(config.read(path)), json.dumps(settings.as_dict())
 
 
 def read_overrides(path: Path) -> object:

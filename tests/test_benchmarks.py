@@ -109,13 +109,13 @@ def test_the_regret_is_of_what_detection_would_have_found(run_main, tiny_config,
 def test_sets_of_parts_are_judged_as_tuning_judges_them(run_main, tiny_config):
     small = "model.unet_size=16"
     run_main("--train", small)
-    settings = config.load(tiny_config, [small, "score.parts=[coarse]"])
+    settings = config.load(tiny_config, [small, "score.parts=[memory]"])
     _, pictures, unseen = tuning.check(settings)
     bench = tuning.prepared(pictures, unseen, settings)
-    found = dict(parts.judged(settings, ["coarse", "memory, pixel", *parts.OTHERWISE]))
-    assert found["coarse"] == tuning.judged(tuning.tried(settings, bench, CPU), bench)
+    found = dict(parts.judged(settings, ["memory", "memory, pixel", *parts.OTHERWISE]))
+    assert found["memory"] == tuning.judged(tuning.tried(settings, bench, CPU), bench)
     qualities = {name: quality._asdict() for name, quality in found.items()}
-    first, *rest = list(parts.table({"nut 0": qualities, "nut 1": qualities, "bolt 0": qualities | {"pixel": qualities["coarse"]}}))
+    first, *rest = list(parts.table({"nut 0": qualities, "nut 1": qualities, "bolt 0": qualities | {"pixel": qualities["memory"]}}))
     assert "| nut | bolt |" in first and len(rest) == len(found) == 2 + len(parts.OTHERWISE)
     kinds, *by_kind = list(parts.kinds_table({"nut 0": qualities}))
     assert "stain, faint" in kinds and len(by_kind) == len(found)
@@ -124,7 +124,7 @@ def test_sets_of_parts_are_judged_as_tuning_judges_them(run_main, tiny_config):
 
 
 def test_units_are_put_together_by_any_power():
-    units = {"memory": torch.tensor([3.0, -1, 2]), "residual_memory": torch.tensor([4.0, 2, -5])}
+    units = {"memory": torch.tensor([3.0, -1, 2]), "patch_memory": torch.tensor([4.0, 2, -5])}
     lengths = {power: parts.length(power)(units).sqrt().tolist() for power in (1, 2, math.inf)}
     assert lengths == {1: pytest.approx([7, 2, 2]), 2: pytest.approx([5, 2, 2]), math.inf: pytest.approx([4, 2, 2])}
     assert torch.allclose(parts.length(2)(units), normality.sum_of_weights(units))

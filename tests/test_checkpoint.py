@@ -55,7 +55,7 @@ def test_weights_that_do_not_say_what_they_predict_predict_the_noise(folder):
     folder.mkdir(parents=True)
     torch.save(UNet(**SMALL).state_dict(), folder / "2")
     with pytest.raises(ValueError, match="2 is a released file, of a network that predicts the noise; set model.predicts=null"):
-        checkpoint.load_unet(folder / "2", UNet(**SMALL, predicts="v"))
+        checkpoint.load_unet(folder / "2", UNet(**SMALL, predicts="x0"))
 
 
 def test_a_mismatch_names_both_sides(folder):

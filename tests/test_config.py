@@ -79,10 +79,31 @@ def test_a_published_configuration_is_read_unchanged(official):
 
 
 def test_a_key_without_effect_is_named(official):
-    assert config.accepted_without_effect(config.load(official)) == [
+    assert config.accepted_without_effect(config.read(official)) == [
         "model.checkpoint_name is accepted and has no effect: checkpoints are found by model.load_chp"
     ]
-    assert config.accepted_without_effect(config.load(ROOT / "config.yaml")) == []
+    assert config.accepted_without_effect(config.read(ROOT / "config.yaml")) == []
+
+
+def test_a_removed_key_is_accepted_as_null_alone(official):
+    content = config.read(official, ["training.min_snr=null", "model.checkpoint_name=null"])
+    assert config.build(content) == config.load(official, ["model.checkpoint_name=null"])
+    assert config.accepted_without_effect(content) == ["training.min_snr is accepted and has no effect: training has no min-SNR weights any more"]
+    with pytest.raises(ValueError, match="training.min_snr is 5, but training has no min-SNR weights any more; remove the key, or set it to null"):
+        config.load(official, ["training.min_snr=5"])
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("model.predicts=v", "model.predicts is 'v', which this version no longer has; set it to x0 or null"),
+        ("score.pooling=quantile", "score.pooling is 'quantile', which this version no longer has; set it to maximum or top_mean"),
+        ("score.parts=[memory, coarse]", "score.parts is 'coarse', which this version no longer has; set it to pixel or feature or memory"),
+    ],
+)
+def test_a_removed_value_is_named_with_what_is_left(official, override, remedy):
+    with pytest.raises(ValueError, match=re.escape(remedy)):
+        config.load(official, [override])
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "demo.yaml"])

@@ -162,7 +162,7 @@ def test_false_alarms_on_normal_pictures_lower_the_outlines_of_tuning(run_main, 
 def test_a_trial_that_takes_over_what_no_reconstruction_changes_is_a_whole_one(run_main, tiny_config):
     import tuning
 
-    parts = ("score.parts=[memory, wide_memory, coarse_memory]", "model.unet_size=16")
+    parts = ("score.parts=[memory, wide_memory, pixel]", "model.unet_size=16")
     assert run_main("--train", *parts)[0] == 0
     settings, device = config.load(tiny_config, parts), torch.device("cpu")
     _, pictures, unseen = tuning.check(settings)
@@ -172,7 +172,7 @@ def test_a_trial_that_takes_over_what_no_reconstruction_changes_is_a_whole_one(r
     whole, short = tuning.tried(other, bench, device), tuning.tried(other, bench, device, before)
     assert tuning.judged(whole, bench) == tuning.judged(short, bench)
     for one, two, old in zip(whole.spoilt, short.spoilt, before.spoilt, strict=True):
-        assert all(two[part] is old[part] for part in ("memory", "wide_memory")) and not torch.equal(two["coarse_memory"], old["coarse_memory"])
+        assert all(two[part] is old[part] for part in ("memory", "wide_memory")) and not torch.equal(two["pixel"], old["pixel"])
         torch.testing.assert_close(dict(one), dict(two), rtol=1e-5, atol=1e-5)
 
 
@@ -207,12 +207,11 @@ def test_tuning_without_unseen_pictures_says_what_it_needs(run_main):
         ((), (60, 0)),
         (("memory",), (60, 500)),
         (("wide_memory",), (60, 500)),
-        (("coarse",), (260, 0)),
-        (("memory", "coarse_memory", "pixel"), (260, 500)),
+        (("pixel",), (60, 0)),
+        (("memory", "pixel"), (60, 500)),
     ],
 )
 def test_the_plan_counts_what_normal_pictures_take(parts, expected):
     assert normal_pictures.work(parts, learnt=500, held_out=60, most=100) == expected
-    assert normal_pictures.work(parts, learnt=50, held_out=60, most=100) == (min(expected[0], 110), min(expected[1], 50))
     judged, looked_at = normal_pictures.work(parts, learnt=40, held_out=0, most=100)  # half of them where there are parts
-    assert (judged, looked_at) == ((40 if not parts or expected[0] > 60 else 20), 20 if expected[1] else 0)
+    assert (judged, looked_at) == (20 if parts else 40, 20 if expected[1] else 0)
