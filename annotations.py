@@ -1,7 +1,7 @@
 """Defects drawn in LabelMe, in Label Studio or as COCO, as masks.
 
 LabelMe: polygons, rectangles, circles and masks. COCO: polygons, both run-length encodings, and boxes where there is no segmentation.
-Label Studio (its JSON export): rectangles, ellipses, polygons and brushes. Every shape is a defect, whatever its label; what has no area
+Label Studio (its JSON export): rectangles, ellipses and polygons. Every shape is a defect, whatever its label; what has no area
 (lines, points, key points) is refused. Coordinates are pixels from the picture's corner: a rectangle from 2 to 5 covers pixels 2, 3 and 4.
 """
 
@@ -10,7 +10,7 @@ import binascii
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,7 +30,7 @@ Shape = Callable[[Size], Mask]
 CORNERS = 128  # of the polygon that stands for a circle or an ellipse
 UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # that Label Studio puts before a file's name
 FARTHEST = 1e6  # pixels, of a point from the picture's corner
-MOST_RUNS = 2**28  # pixels or bytes of one run-length encoding
+MOST_RUNS = 2**28  # pixels of one run-length encoding
 WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, OSError, binascii.Error)
 
 
@@ -148,13 +148,19 @@ def packed_counts(text: str) -> list[int]:
     return counts
 
 
-def runs_by_column(counts: NDArray[np.int64], size: Size) -> Shape:
+def runs_by_column(counts: NDArray[np.int64], own: Size) -> Shape:
     """Lengths of runs of nothing and of defect, by turns, down one column after the other."""
-    width, height = size
+    width, height = own
     if width * height > MOST_RUNS or counts.min(initial=0) < 0 or int(counts.sum()) != width * height:
         raise ValueError(f"a segmentation's counts do not make {width}×{height} pixels")
     values = np.arange(len(counts)) % 2 == 1
-    return fixed(lambda: np.repeat(values, counts).reshape(width, height).T, size)
+
+    def mask(size: Size) -> Mask:
+        if size != own:
+            raise ValueError(f"a shape was drawn on {width}×{height} pixels, the picture has {size[0]}×{size[1]}")
+        return np.repeat(values, counts).reshape(width, height).T
+
+    return mask
 
 
 def label_studio(path: Path, content: list[dict[str, Any]]) -> Iterator[Annotation]:
@@ -183,45 +189,9 @@ def label_studio_shape(result: dict[str, Any]) -> Shape:
         middle = np.array([value["x"], value["y"]], float) * percent
         radii = np.array([value["radiusX"], value["radiusY"]], float) * percent
         return outline(turned(ellipse(middle, *radii), middle, float(value.get("rotation") or 0)))
-    if kind == "brush" and value.get("format") == "rle":
-        return fixed(lambda: brushed(value["rle"], size), size)
-    raise ValueError(f"a {result['type']!r} has no area that is known here; draw a rectangle, an ellipse, a polygon or with the brush")
-
-
-def brushed(packed: Iterable[int], size: Size) -> Mask:
-    """Label Studio's run-length encoding of (H, W, 4) bytes, of which the last, opacity, counts.
-
-    32 bits say how many values follow, 5 the bits of one less 1, and four times 4 the bits, less 1, in which a length is written. Then by
-    turns: a bit that says whether it is a run, 2 bits that choose among the four, a length less 1, and one value, or that many.
-    """
-    bits = np.unpackbits(np.array(list(packed), np.uint8))
-    at = 0
-
-    def number(length: int) -> int:
-        nonlocal at
-        if at + length > len(bits):
-            raise ValueError("a brush stroke is cut short")
-        at += length
-        return int("".join(map(str, bits[at - length : at])), 2)
-
-    total, width = number(32), number(5) + 1
-    lengths = [number(4) + 1 for _ in range(4)]
-    if total != 4 * size[0] * size[1] or total > MOST_RUNS * 4 or width != 8:
-        raise ValueError(f"a brush stroke holds {total} values of {width} bits, not 4 for each of {size[0]}×{size[1]} pixels of 8")
-    values = np.zeros(total, np.uint8)
-    done = 0
-    while done < total:
-        is_run = number(1)
-        count = number(lengths[number(2)]) + 1
-        if done + count > total or (not is_run and at + count * width > len(bits)):
-            raise ValueError("a brush stroke is damaged")
-        if is_run:
-            values[done : done + count] = number(width)
-        else:
-            values[done : done + count] = np.packbits(bits[at : at + count * width])
-            at += count * width
-        done += count
-    return values.reshape(size[1], size[0], 4)[..., 3] > 0
+    if kind == "brush":
+        raise ValueError("a brush label is not read; export masks as PNG, or draw polygons")
+    raise ValueError(f"a {result['type']!r} has no area that is known here; draw a rectangle, an ellipse or a polygon")
 
 
 def outline(points: Points) -> Shape:
@@ -236,17 +206,6 @@ def outline(points: Points) -> Shape:
         if not drawn.any():
             drawn[polygon_perimeter(rows.round().astype(int), columns.round().astype(int), drawn.shape, clip=False)] = True
         return drawn
-
-    return mask
-
-
-def fixed(draw: Callable[[], Mask], own: Size) -> Shape:
-    """A mask of the whole picture, drawn when it is asked for."""
-
-    def mask(size: Size) -> Mask:
-        if size != own:
-            raise ValueError(f"a shape was drawn on {own[0]}×{own[1]} pixels, the picture has {size[0]}×{size[1]}")
-        return draw()
 
     return mask
 
