@@ -184,9 +184,16 @@ def free(folder: Path) -> Path:
 
 
 def numbered(folder: Path) -> Iterator[Path]:
+    """Yield <folder>, <folder>-2, <folder>-3, …"""
     yield folder
     for number in itertools.count(2):
-        yield folder.with_name(f"{folder.name}-{number}")
+        yield beside(folder, f"-{number}")
+
+
+def beside(folder: Path, ending: str) -> Path:
+    """Return the path beside `folder` whose name is longer by `ending`; `.` and `..`, which are no names, are resolved first."""
+    named = folder.resolve() if folder.name in ("", "..") else folder
+    return named.parent / f"{named.name}{ending}"
 
 
 def is_whole(folder: Path) -> bool:
