@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "published_sets": {"archives", "dataset", "layout", "near_duplicates", "pictures"},
     "own_pictures": {"annotations", "dataset", "layout", "near_duplicates", "pictures"},
     "preparation": {"archives", "config", "dataset", "layout", "own_pictures", "presets", "published", "published_sets", "settings"},
-    "looks": {"dataset", "likeness", "pictures", "runtime"},
+    "looks": {"dataset", "depth", "likeness", "pictures", "runtime"},
     "contact_sheet": {"files", "pictures"},
     "doctor": {"contact_sheet", "dataset", "findings", "likeness", "looks", "pictures"},
     # stages
