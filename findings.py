@@ -23,7 +23,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know about a category: how bad (ERROR, WARNING or NOTE), what, its cases, what it means, what to do."""
+    """A fact about a category: its level (ERROR, WARNING or NOTE), name, cases, meaning and remedy."""
 
     level: str
     what: str
@@ -53,4 +53,5 @@ def brief(findings: Sequence[Finding]) -> list[str]:
 
 
 def examples(cases: Sequence[Case]) -> str:
-    return ", ".join(map(str, cases[:EXAMPLES])) + (f" and {len(cases) - EXAMPLES} more" if len(cases) > EXAMPLES else "")
+    more = f" and {len(cases) - EXAMPLES} more" if len(cases) > EXAMPLES else ""
+    return ", ".join(map(str, cases[:EXAMPLES])) + more

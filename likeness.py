@@ -1,8 +1,9 @@
-"""Which pictures of a set are alike, and which stand apart, by their thumbnails; and a random split that keeps near-duplicates together.
+"""Find pictures that are alike or stand apart by their thumbnails; split a set with near-duplicates on one side.
 
-Pictures of one object or surface all look alike, and differ in a few ways alone: light, position, phase of a pattern. Two takes of one thing
-agree beyond that. So what is common to the set (its mean and the ways in which most of it varies) is taken out of each thumbnail, and what is
-left is compared: unrelated pictures correlate little in it, whatever the set, copies that were saved again or rescaled nearly fully.
+Pictures of one object or surface all look alike. They differ in a few ways: light, position, phase of a pattern. Two takes
+of one thing agree beyond that. So this module removes from each thumbnail what the set has in common (its mean and the ways
+in which most of it varies), and compares the rest. Unrelated pictures correlate little in it; copies that were saved again
+or rescaled correlate nearly fully.
 """
 
 import hashlib
@@ -52,7 +53,7 @@ class Apart(NamedTuple):
 def thumbnail(picture: Image.Image) -> Thumbnails:
     """Return the picture's grey levels, (SIDE, SIDE).
 
-    A box filter would take 6 or 7 pixels in turn where a side is no multiple of SIDE: copies of half the size would differ.
+    A box filter would take 6 or 7 pixels in turn where a side is no multiple of SIDE: half-size copies would differ.
     """
     return np.asarray(picture.convert("L").convert("F").resize((SIDE, SIDE), Image.Resampling.HAMMING), np.float32)
 
@@ -105,7 +106,10 @@ def most_alike(table: NDArray[np.floating]) -> Iterator[tuple[int, int]]:
 
 
 def groups_of_pictures(normal: Sequence[Path], others: Sequence[Path] = ()) -> dict[Path, int]:
-    """Return the group of near-duplicates of each picture, where `normal` says what is common. Raise ValueError for an unreadable one."""
+    """Return the group of near-duplicates of each picture; what is common comes from the `normal` ones.
+
+    Raise ValueError for a picture that can't be read.
+    """
     if not normal:
         return {path: number for number, path in enumerate(others)}
     paths = [*normal, *others]
@@ -119,7 +123,10 @@ def read_thumbnail(path: Path) -> Thumbnails:
 
 
 def groups_of(thumbnails: Thumbnails, common: Common) -> list[int]:
-    """Return for each thumbnail the first one of its group: of those that are equal or alike, directly or by others between."""
+    """Return for each thumbnail the first one of its group.
+
+    A group holds thumbnails that are equal or alike, directly or by others between.
+    """
     own, every, seen = common.own(thumbnails), np.arange(len(thumbnails)), dict[bytes, int]()
     first_of = np.array([seen.setdefault(one.tobytes(), number) for number, one in enumerate(thumbnails)], int)
     for top in range(0, len(own), AT_ONCE):
@@ -182,9 +189,10 @@ def nearest(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def drawn_apart(group_of: Mapping[Path, int], root: Path, seed: int, spoken_for: Iterable[int] = ()) -> set[Path]:
-    """Return the pictures to test with: whole groups with about TEST_SHARE of all pictures, drawn by a hash of seed and path in `root`.
+    """Return the pictures to test with: whole groups, about TEST_SHARE of all pictures.
 
-    The groups `spoken_for` come first. Raise ValueError where nothing would be left to train on, or nothing to test with.
+    A hash of the seed and the path in `root` draws them. The groups `spoken_for` come first.
+    Raise ValueError where nothing would be left to train on, or nothing to test with.
     """
     members: dict[int, list[Path]] = {}
     for picture in sorted(group_of):

@@ -1,8 +1,8 @@
 """Let one run at a time write into a folder.
 
-The lock is the system's, taken by the package filelock on the file `.lock` in the folder. It ends with the process, however that ends.
-The file also holds a note on its owner, for the error message of the next run. A killed run leaves the note without the lock; the next run
-replaces it. On a file system without locks the run prints a warning and goes on.
+The lock is the system's, taken by the package filelock on the file `.lock` in the folder. It ends with the process, however
+that ends. The file also holds a note on its owner, for the error message of the next run. A killed run leaves the note
+without the lock; the next run replaces it. On a file system without locks the run prints a warning and goes on.
 """
 
 import errno
@@ -28,7 +28,10 @@ LOCKED: dict[Path, os.stat_result] = {}  # the folders that this process has loc
 
 @contextmanager
 def locked(folder: Path, remedy: str) -> Iterator[None]:
-    """Keep other runs from writing into `folder`. Raise BlockingIOError with the owner and `remedy` where one does so already."""
+    """Keep other runs from writing into `folder`.
+
+    Raise BlockingIOError with the owner and `remedy` where another run writes into it already.
+    """
     path, file = folder / LOCK, None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +106,7 @@ def open_locked(path: Path) -> IO[str]:
 
 
 def open_lock(path: Path, mode: str) -> IO[str]:
-    """Open the lock's file; only to read where it belongs to another user, which most file systems accept for a lock."""
+    """Open the lock's file, another user's to read only: most file systems lock that too."""
     try:
         return path.open(mode, encoding="utf-8")
     except PermissionError:
@@ -123,7 +126,8 @@ def remove(path: Path, file: IO[str]) -> None:
 def write_note(file: IO[str]) -> None:
     words = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     command = words if len(words) <= LONGEST_COMMAND else words[:LONGEST_COMMAND] + "…"
-    note = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M}", "command": command}
+    since = f"{datetime.now():%Y-%m-%d %H:%M}"
+    note = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": command}
     with suppress(OSError):  # a full disk; the lock holds without the note
         file.truncate(0)
         file.write(" " * NOTE_FROM + json.dumps(note))

@@ -17,7 +17,8 @@ def objects(rng: np.random.Generator) -> Image.Image:
     """A polygon with a disc on it, at one place but for some pixels, at any angle, with the noise of a camera."""
     picture = Image.new("L", (SIDE, SIDE), 200)
     pen = ImageDraw.Draw(picture)
-    pen.regular_polygon((SIDE / 2, SIDE / 2, int(rng.integers(110, 140))), int(rng.integers(5, 8)), int(rng.integers(72)), fill=90)
+    radius, corners, angle = map(int, rng.integers((110, 5, 0), (140, 8, 72)))
+    pen.regular_polygon((SIDE / 2, SIDE / 2, radius), corners, angle, fill=90)
     pen.circle(tuple(rng.normal(SIDE / 2, 18, 2)), 30, fill=150)
     return Image.fromarray((np.asarray(picture) + rng.normal(0, 5, (SIDE, SIDE))).clip(0, 255).astype(np.uint8))
 
@@ -53,7 +54,7 @@ def test_distinct_pictures_are_no_group_and_copies_are(kind, tmp_path, monkeypat
     rng = np.random.default_rng(0)
     distinct = [KINDS[kind](rng) for _ in range(COUNT)]
     normal = [tmp_path / f"{number}.png" for number in range(COUNT)]
-    copies = {tmp_path / f"{name} {number}.png": copy(distinct[number]) for number, (name, copy) in enumerate(COPIES.items())}
+    copies = {tmp_path / f"{name}.png": copy(one) for (name, copy), one in zip(COPIES.items(), distinct, strict=False)}
     for path, picture in {**dict(zip(normal, distinct, strict=True)), **copies}.items():
         picture.save(path)
     assert len(set(groups_of_pictures(normal).values())) == COUNT
@@ -66,7 +67,8 @@ def test_groups_hold_what_is_alike_by_others_between():
     """A picture that turns into another step by step: only neighbours are alike."""
     rng = np.random.default_rng(0)
     first, last, *others = rng.normal(128, 30, (COUNT, likeness.SIDE, likeness.SIDE)).astype(np.float32)
-    chain = [np.cos(angle) * (first - 128) + np.sin(angle) * (last - 128) + 128 for angle in np.linspace(0, np.pi / 2, 9)]
+    angles = np.linspace(0, np.pi / 2, 9)
+    chain = [np.cos(angle) * (first - 128) + np.sin(angle) * (last - 128) + 128 for angle in angles]
     others = np.stack(others)
     common = Common(others)
     groups = groups_of(np.stack([chain[0], chain[-1], *others]), common)
