@@ -44,12 +44,12 @@ WITHOUT_WEIGHTS = {"dropout"}  # parts of the architecture that do not change wh
 
 
 @contextmanager
-def held(folder: Path, wanted: bool) -> Iterator[None]:
-    """Where `wanted`, no other run trains or adapts into the folder within, and what killed runs left half-written is swept away."""
+def locked(folder: Path, wanted: bool) -> Iterator[None]:
+    """Where `wanted`, keep other runs from writing into the folder, and sweep away what killed runs left half-written."""
     if not wanted:
         yield
         return
-    with locks.held(folder, REMEDY):
+    with locks.locked(folder, REMEDY):
         files.sweep(folder)
         yield
 

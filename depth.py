@@ -26,7 +26,15 @@ SAYING = threading.Lock()
 
 
 class UnusableError(ValueError):
-    """A picture that can be read but not used: why, and the remedy."""
+    """A picture that can't be read or used. The message may also name the file and the remedy, `reason` does not."""
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)  # alone in `args`, as worker processes rebuild an error of its message
+        self.reason = reason or message
+
+
+def unusable(reason: str, remedy: str) -> UnusableError:
+    return UnusableError(f"{reason}; {remedy}", reason)
 
 
 def eight_bit(picture: Image.Image) -> Image.Image:
@@ -82,12 +90,12 @@ def white_of(low: float, high: float) -> int:
             say_once("floating-point pictures: white is the smallest of 1, 255 and 65535 that holds a picture's values")
             return white
     if not math.isfinite(low + high):
-        raise UnusableError("it holds values that are not finite; save it with values of 0…1")
-    raise UnusableError(f"its values go from {low:g} to {high:g}, neither 0…1 nor 0…255 nor 0…65535; scale them")
+        raise unusable("it holds values that are not finite", "save it with values of 0…1")
+    raise unusable(f"its values go from {low:g} to {high:g}, neither 0…1 nor 0…255 nor 0…65535", "scale them")
 
 
 def beyond_sixteen_bits(low: float, high: float) -> UnusableError:
-    return UnusableError(f"its values go from {low:.0f} to {high:.0f}, beyond 16 bits; save it with 8 or 16 bits")
+    return unusable(f"its values go from {low:.0f} to {high:.0f}, beyond 16 bits", "save it with 8 or 16 bits")
 
 
 def scaled_to_bytes(values: NDArray[Any], white: float, inverted: bool = False) -> NDArray[np.uint8]:

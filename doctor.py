@@ -18,7 +18,7 @@ import contact_sheet
 import likeness
 import pictures
 from dataset import MASK_ENDING, NORMAL, check_category, folders_in, is_picture, masks_in, read_ahead
-from findings import ERROR, EXIT_CODES, NEARLY, NOTE, SAME, WARNING, Finding, table
+from findings import ERROR, EXIT_CODES, NEARLY, NOTE, SAME, WARNING, Case, Finding, each, table
 from looks import AT_ONCE, DARK, Look, grouped, look_at, look_of, matched, read_mask, thumbnails
 
 FEW = 10  # normal pictures; published categories have 60 and more
@@ -85,17 +85,19 @@ def layout_findings(category_dir: Path, looks: Sequence[Look]) -> Iterator[Findi
     yield from few_findings(sum(look.split == "train" for look in looks))
     kinds = Counter(look.kind for look in looks if look.split == "test")
     if not kinds:
-        yield Finding(NOTE, "no test pictures", ("test",), "nothing can be measured, only --input works", "put pictures in test/good, test/<defect>")
+        yield Finding(
+            NOTE, "no test pictures", each(["test"]), "nothing can be measured, only --input works", "put pictures in test/good, test/<defect>"
+        )
     elif not kinds[NORMAL] or set(kinds) == {NORMAL}:
         missing = "test/<defect>" if kinds[NORMAL] else "test/good"
-        yield Finding(WARNING, f"nothing in {missing}", (missing,), "AUROC needs normal and defective pictures", f"put pictures in {missing}")
+        yield Finding(WARNING, f"nothing in {missing}", each([missing]), "AUROC needs normal and defective pictures", f"put pictures in {missing}")
     empty = [f"test/{folder.name}" for folder in (folders_in(category_dir / "test") if kinds else []) if folder.name not in kinds]
     if empty:
-        yield Finding(ERROR, "test folders without a picture", tuple(empty), "detection stops there", "put pictures in them, or remove them")
+        yield Finding(ERROR, "test folders without a picture", each(empty), "detection stops there", "put pictures in them, or remove them")
     train = category_dir / "train"
     other = [f"train/{folder.name}" for folder in folders_in(train) if folder.name != NORMAL] if train.is_dir() else []
     if other:
-        yield Finding(NOTE, "folders beside train/good", tuple(other), "they are not read", "move normal pictures into train/good")
+        yield Finding(NOTE, "folders beside train/good", each(other), "they are not read", "move normal pictures into train/good")
     places = sorted({category_dir / Path(look.path).parent for look in looks})
     strange = [
         path.relative_to(category_dir).as_posix()
@@ -105,12 +107,12 @@ def layout_findings(category_dir: Path, looks: Sequence[Look]) -> Iterator[Findi
     ]
     if strange:
         yield Finding(
-            NOTE, "files that are passed over", tuple(strange), "their suffix is not of a picture that is read", "save them as PNG, if wanted"
+            NOTE, "files that are passed over", each(strange), "their suffix is not of a picture that is read", "save them as PNG, if wanted"
         )
 
 
 def few_findings(count: int) -> Iterator[Finding]:
-    where = (f"train/{NORMAL}",)
+    where = each([f"train/{NORMAL}"])
     if count == 0:
         yield Finding(ERROR, "no training pictures", where, "there is nothing to learn from", f"put normal pictures in train/{NORMAL}")
     elif count < FEW:
@@ -120,15 +122,15 @@ def few_findings(count: int) -> Iterator[Finding]:
 
 def content_findings(looks: Sequence[Look]) -> Iterator[Finding]:
     for problem, files in grouped((look.problem, look.path) for look in looks if look.problem):
-        yield Finding(ERROR, f"unreadable pictures ({problem})", files, "the stage that reads them stops", "replace or remove them")
+        yield Finding(ERROR, f"unreadable pictures ({problem})", each(files), "the stage that reads them stops", "replace or remove them")
     seen = [look for look in looks if not look.problem]
     even = [look.path for look in seen if look.even]
     if even:
-        yield Finding(WARNING, "constant pictures", tuple(even), "they show nothing: a failed exposure or export", "replace or remove them")
+        yield Finding(WARNING, "constant pictures", each(even), "they show nothing: a failed exposure or export", "replace or remove them")
     meaning = f"all is below {DARK} of 255, so that 8 bits leave hardly any levels"
     for deep, files in grouped((look.deep, look.path) for look in seen if look.dark and not look.even):
         remedy = "multiply the values by 16, if the camera has 12 bits" if deep else "replace them, or brighten all by the same factor"
-        yield Finding(WARNING, f"nearly black {'16-bit ' * deep}pictures", files, meaning, remedy)
+        yield Finding(WARNING, f"nearly black {'16-bit ' * deep}pictures", each(files), meaning, remedy)
     yield from copy_findings(seen)
 
 
@@ -138,10 +140,10 @@ def copy_findings(looks: Sequence[Look]) -> Iterator[Finding]:
     within = [same for same in ([look for look in same if look.split == "train"] for same in copies) if len(same) > 1]
     total = sum(look.split == "train" for look in looks)
     yield from doubled([[look.path for look in same] for same in within], total, "identical training pictures", SAME)
-    across = [SAME.join(look.path for look in same) for same in copies if len({look.split for look in same}) > 1]
+    across = [Case(tuple(look.path for look in same), SAME) for same in copies if len({look.split for look in same}) > 1]
     if across:
         yield Finding(WARNING, "identical pictures in train and test", tuple(across), *LEAK)
-    labels = [SAME.join(look.path for look in same) for same in copies if len({look.kind for look in same if look.split == "test"}) > 1]
+    labels = [Case(tuple(look.path for look in same), SAME) for same in copies if len({look.kind for look in same if look.split == "test"}) > 1]
     if labels:
         yield Finding(WARNING, "one test picture, two kinds", tuple(labels), "one of the labels is wrong", "remove it from one of the folders")
 
@@ -150,7 +152,7 @@ def doubled(groups: Sequence[Sequence[str]], total: int, what: str, sign: str) -
     if groups:
         level = WARNING if sum(len(group) - 1 for group in groups) > DOUBLED * total else NOTE
         meaning = "they count double, and where one is held out for calibration, thresholds come out too low"
-        yield Finding(level, what, tuple(sign.join(group) for group in groups), meaning, "keep one of each")
+        yield Finding(level, what, tuple(Case(tuple(group), sign) for group in groups), meaning, "keep one of each")
 
 
 def mask_findings(category_dir: Path, looks: Sequence[Look], wanted: bool, workers: int) -> Iterator[Finding]:
@@ -158,18 +160,22 @@ def mask_findings(category_dir: Path, looks: Sequence[Look], wanted: bool, worke
     pairs, without, unused = matched(category_dir, looks)
     if wanted and without:
         meaning, remedy = "detection stops at the first one", f"add ground_truth/<kind>/<picture>{MASK_ENDING}.png, or set data.mask=False"
-        yield Finding(ERROR, "defective pictures without a mask", tuple(without), meaning, remedy)
+        yield Finding(ERROR, "defective pictures without a mask", each(without), meaning, remedy)
     if unused:
         meaning = "no picture has that name (000_mask.png or 000.png is of 000.*), or another mask serves"
-        yield Finding(WARNING, "masks without a picture", tuple(unused), meaning, "rename or remove them")
+        yield Finding(WARNING, "masks without a picture", each(unused), meaning, "rename or remove them")
     if not wanted:
         return
     seen = [mask for batch in read_ahead(lambda pair: read_mask(*pair), pairs, AT_ONCE, workers) for mask in batch]
     sizes = {look.path: look.size for look in looks}
     for problem, files in grouped((mask.problem, mask.path) for mask in seen if mask.problem):
-        yield Finding(ERROR, f"unreadable masks ({problem})", files, "detection stops there", "replace them, or set data.mask=False")
+        yield Finding(ERROR, f"unreadable masks ({problem})", each(files), "detection stops there", "replace them, or set data.mask=False")
     seen = [mask for mask in seen if not mask.problem]
-    other = [f"{mask.path} ({by(mask.size)}, picture {by(sizes[mask.picture])})" for mask in seen if sizes[mask.picture] not in (mask.size, UNKNOWN)]
+    other = [
+        Case((mask.path,), remark=f"{by(mask.size)}, picture {by(sizes[mask.picture])}")
+        for mask in seen
+        if sizes[mask.picture] not in (mask.size, UNKNOWN)
+    ]
     if other:
         yield Finding(
             ERROR, "masks of another size than their picture", tuple(other), "detection stops there", "export them anew in the picture's size"
@@ -177,11 +183,11 @@ def mask_findings(category_dir: Path, looks: Sequence[Look], wanted: bool, worke
     empty = [mask.path for mask in seen if mask.marked == 0]
     if empty:
         meaning = "the picture counts as defective, its pixels as normal: pixel figures suffer"
-        yield Finding(WARNING, "empty masks", tuple(empty), meaning, "mark the defect, or move the picture to test/good")
+        yield Finding(WARNING, "empty masks", each(empty), meaning, "mark the defect, or move the picture to test/good")
     grey = [mask.path for mask in seen if mask.grey > GREY_SHARE]
     if grey:
         meaning = f"more than {GREY_SHARE:.0%} of what they mark is neither black nor white; what is above half counts as defective"
-        yield Finding(WARNING, "masks that are not black and white", tuple(grey), meaning, "save them with two values, not as JPEG or overlay")
+        yield Finding(WARNING, "masks that are not black and white", each(grey), meaning, "save them with two values, not as JPEG or overlay")
 
 
 def likeness_findings(looks: Sequence[Look]) -> Iterator[Finding]:
@@ -195,7 +201,7 @@ def likeness_findings(looks: Sequence[Look]) -> Iterator[Finding]:
     yield from doubled([(a.path, b.path) for a, b in near if a.digest != b.digest], len(train), "nearly identical training pictures", NEARLY)
     if test:
         near = [(train[i], test[j]) for i, j in likeness.pairs_between(own, common.own(thumbnails(test)))]
-        leaks = tuple(f"{a.path}{NEARLY}{b.path}" for a, b in near if a.digest != b.digest)
+        leaks = tuple(Case((a.path, b.path), NEARLY) for a, b in near if a.digest != b.digest)
         if leaks:
             meaning = "two takes or copies of one thing: test figures come out too good"
             yield Finding(WARNING, "nearly identical pictures in train and test", leaks, meaning, "keep all takes of a thing on one side")
@@ -206,23 +212,23 @@ def apart_findings(train: Sequence[Look]) -> Iterator[Finding]:
     train = [look for look in train if not (look.even or look.dark or look.problem)]
     apart = likeness.standing_apart(thumbnails(train)) if train else []
     if apart:
-        files = tuple(f"{train[one.place].path} ({one.what})" for one in apart)
+        strange = tuple(Case((train[one.place].path,), remark=one.what) for one in apart)
         meaning = "they stand apart from all others: a defect, another thing, or a failed exposure; what is learnt is called normal"
-        yield Finding(WARNING, "strange normal pictures", files, meaning, "look at them; remove what is not normal")
+        yield Finding(WARNING, "strange normal pictures", strange, meaning, "look at them; remove what is not normal")
 
 
 def mixture_findings(train: Sequence[Look]) -> Iterator[Finding]:
     ratios = [look.size[0] / look.size[1] for look in train]
     if ratios and max(ratios) > 1.1 * min(ratios):
         meaning = "squashed to squares, the same thing is shown in different proportions"
-        files = tuple(train[index].path for index in (int(np.argmin(ratios)), int(np.argmax(ratios))))
-        yield Finding(NOTE, "training pictures of several proportions", files, meaning, "cut them alike, or set data.tiles")
+        extremes = each(train[index].path for index in (int(np.argmin(ratios)), int(np.argmax(ratios))))
+        yield Finding(NOTE, "training pictures of several proportions", extremes, meaning, "cut them alike, or set data.tiles")
     modes = Counter(look.colour for look in train)
     if len(modes) > 1:
         rare = min(modes, key=lambda mode: modes[mode])
-        files = tuple(look.path for look in train if look.colour == rare)
+        odd = each(look.path for look in train if look.colour == rare)
         yield Finding(
-            NOTE, f"{rare} pictures among others", files, "grey and colour are both learnt as normal", "save all alike, or set data.input_channel=1"
+            NOTE, f"{rare} pictures among others", odd, "grey and colour are both learnt as normal", "save all alike, or set data.input_channel=1"
         )
 
 
@@ -231,7 +237,7 @@ def leak_of_files(category_dir: Path) -> Iterator[Finding]:
     train, test = category_dir / "train" / NORMAL, category_dir / "test"
     by_middle = dict(grouped((middle(path), path) for path in sorted(train.iterdir()) if is_picture(path)))
     same = [
-        SAME.join(path.relative_to(category_dir).as_posix() for path in (other, file))
+        Case(tuple(path.relative_to(category_dir).as_posix() for path in (other, file)), SAME)
         for folder in (folders_in(test) if test.is_dir() else [])
         for file in sorted(folder.iterdir())
         if is_picture(file)
@@ -271,9 +277,8 @@ def sheet_rows(looks: Sequence[Look], findings: Sequence[Finding]) -> dict[str, 
         rows[f"{split}/{kind} ({len(members)})"] = list(members[:: -(-len(members) // SHEET_PICTURES)])
     readable = {look.path for look in looks if not look.problem}
     for finding in findings:
-        told = [name for entry in finding.files for name in entry.replace(NEARLY, SAME).split(SAME)]
-        names = [name if name in readable else name.rpartition(" (")[0] for name in told]  # without what is said of it
-        rows[f"{finding.level}: {finding.what} ({len(finding.files)})"] = [name for name in names if name in readable][:SHEET_PICTURES]
+        names = [name for case in finding.cases for name in case.files if name in readable]
+        rows[f"{finding.level}: {finding.what} ({len(finding.cases)})"] = names[:SHEET_PICTURES]
     return {caption: names for caption, names in rows.items() if names}
 
 

@@ -66,7 +66,7 @@ def run(settings: Settings, resume: bool = False) -> None:
 
     With `resume` nothing is done where they are there, of this network and these settings and pictures.
     """
-    with checkpoint.held(settings.checkpoint_folder, settings.model.save_model):
+    with checkpoint.locked(settings.checkpoint_folder, settings.model.save_model):
         adapt(settings, resume)
 
 

@@ -89,7 +89,7 @@ def run(settings: Settings, output: Path | None = None, force: bool = False) -> 
     )
     if parallel.group().leads:
         writer = Writer(folder)
-        with writer.held():
+        with writer.locked():
             judge(detector, pictures, writer, made, settings)
     elif settings.score.protocol == PER_IMAGE:
         deque(findings_in(calibrated(detector, settings), pictures, settings), maxlen=0)
@@ -98,7 +98,7 @@ def run(settings: Settings, output: Path | None = None, force: bool = False) -> 
 
 def finish(writer: Writer) -> None:
     """What a run leaves undone that is killed behind its last figures: the page, and its lock."""
-    with writer.held():
+    with writer.locked():
         if not (writer.folder / report.PAGE).exists():
             report.write(writer.folder / report.PAGE, [writer.folder])
 

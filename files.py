@@ -38,7 +38,7 @@ def ensure_writable(folder: Path, remedy: str) -> None:
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"can't write to {folder}: {error.strerror}; {remedy}") from error
-    locks.refuse_held(folder, remedy)
+    locks.refuse_locked(folder, remedy)
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def whole_file(path: Path, remedy: str, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that appears under its name only when it is complete. Raises OSError with `remedy`, an earlier file untouched."""
     temporary: Path | None = None
     try:
-        locks.check_there(path)
+        locks.refuse_replaced(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, file = new_temporary(path, mode.replace("w", "x"))
         with file:
@@ -73,14 +73,11 @@ def new_temporary(path: Path, mode: str) -> tuple[Path, IO[Any]]:
     while True:
         temporary = path.with_name(f".{name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
         file = temporary.open(mode, **text)  # type: ignore[call-overload]
-        swept = False
         try:
-            locks.claim(file)
-        except BlockingIOError:
-            swept = True  # by a run that started between these two lines
+            ours = locks.try_lock(file)
         except OSError:
-            pass  # sweepers go by age
-        if not swept and locks.is_at(temporary, file):
+            ours = True  # without locks, sweepers go by age
+        if ours and locks.is_at(temporary, file):  # else a run that starts just now sweeps it away
             return temporary, file
         file.close()
 
@@ -98,12 +95,11 @@ def remove_dead(path: Path) -> None:
     """Remove a temporary file that no living run writes to."""
     with path.open("r+b") as file:
         try:
-            locks.claim(file)
-        except BlockingIOError:
-            return
+            dead = locks.try_lock(file)
         except OSError:
-            if time.time() - path.stat().st_mtime < DEAD_AFTER:
-                return
+            dead = time.time() - path.stat().st_mtime >= DEAD_AFTER
+        if not dead:
+            return
         if os.name == "posix":
             path.unlink()
     if os.name != "posix":

@@ -53,7 +53,7 @@ def run(settings: Settings, source: Path, output: Path | None = None, resume: bo
     Leaves predictions.csv and predictions.jsonl, heat maps, outlines and raw maps in `output` (results/<exp_name>/<category>/predictions).
     """
     pictures, writer = check(settings, source, output, resume, force)
-    with writer.held() if parallel.group().leads else nullcontext():
+    with writer.locked() if parallel.group().leads else nullcontext():
         return inspect(settings, source, pictures, writer, resume, force)
 
 

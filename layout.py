@@ -109,7 +109,7 @@ def make(plan: Plan, folder: Path, about: Mapping[str, object]) -> None:
     """
     note = {"made by": MAKER, **about, "plan": plan.fingerprint()}
     clear_way(folder, note["plan"])
-    with locks.held(folder, REMEDY):
+    with locks.locked(folder, REMEDY):
         files.sweep(folder, *SPLITS)
         write_note(folder, {**note, "finished": False})
         for place, file in runtime.count(sorted(plan.files.items()), len(plan.files), f"preparing {plan.category}", "file"):

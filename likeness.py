@@ -1,17 +1,26 @@
-"""Which pictures of a set are alike, and which stand apart, from thumbnails: arrays in, indices out.
+"""Find pictures that are alike or stand apart by their thumbnails; split a set with near-duplicates on one side.
 
-Pictures of one object or surface all look alike, and differ in a few ways alone: light, position, phase of a pattern. Two takes of one thing
-agree beyond that. So what is common to the set (its mean and the ways in which most of it varies) is taken out of each thumbnail, and what is
-left is compared: unrelated pictures correlate little in it, whatever the set, copies that were saved again or rescaled nearly fully.
+Pictures of one object or surface all look alike. They differ in a few ways: light, position, phase of a pattern. Two takes
+of one thing agree beyond that. So this module removes from each thumbnail what the set has in common (its mean and the ways
+in which most of it varies), and compares the rest. Unrelated pictures correlate little in it; copies that were saved again
+or rescaled correlate nearly fully.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+import pictures
+import runtime
+from dataset import read_ahead
 
 SIDE = 64  # pixels of a thumbnail
 COMMON = 30  # ways of varying that are taken out, at most
@@ -20,6 +29,8 @@ LEARNT_FROM = 500  # pictures at most
 ALIKE = 0.95  # correlation of what is left: copies saved as JPEG of quality 75, or at half the size, have 0.98
 FLAT = 1.0  # grey levels of deviation; a flatter thumbnail tells nothing
 AT_ONCE = 512  # rows of the table of all pairs
+READ_AHEAD, WORKERS = 32, 2  # pictures that are read ahead, and threads that read them
+TEST_SHARE = 0.2  # of normal pictures, where a data set has no split of its own
 
 FEWEST = 30  # pictures of which one can be said to stand apart
 TAIL = 5  # percent that lie beyond the fence's unit on each side
@@ -40,8 +51,11 @@ class Apart(NamedTuple):
 
 
 def thumbnail(picture: Image.Image) -> Thumbnails:
-    """(SIDE, SIDE), grey levels."""
-    return np.asarray(picture.convert("L").convert("F").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+    """Return the picture's grey levels, (SIDE, SIDE).
+
+    A box filter would take 6 or 7 pixels in turn where a side is no multiple of SIDE: half-size copies would differ.
+    """
+    return np.asarray(picture.convert("L").convert("F").resize((SIDE, SIDE), Image.Resampling.HAMMING), np.float32)
 
 
 class Common:
@@ -89,6 +103,39 @@ def most_alike(table: NDArray[np.floating]) -> Iterator[tuple[int, int]]:
     best = table.argmax(1)
     for row in np.flatnonzero(table[np.arange(len(table)), best] > ALIKE):
         yield int(best[row]), int(row)
+
+
+def groups_of_pictures(normal: Sequence[Path], others: Sequence[Path] = ()) -> dict[Path, int]:
+    """Return the group of near-duplicates of each picture; what is common comes from the `normal` ones.
+
+    Raise ValueError for a picture that can't be read.
+    """
+    if not normal:
+        return {path: number for number, path in enumerate(others)}
+    paths = [*normal, *others]
+    batches = read_ahead(read_thumbnail, paths, READ_AHEAD, WORKERS)
+    thumbnails = np.stack(list(runtime.count((one for batch in batches for one in batch), len(paths), "comparing")))
+    return dict(zip(paths, groups_of(thumbnails, Common(thumbnails[: len(normal)])), strict=True))
+
+
+def read_thumbnail(path: Path) -> Thumbnails:
+    return thumbnail(pictures.read_shown(path, 3, lambda width, height: (SIDE, SIDE))[0])
+
+
+def groups_of(thumbnails: Thumbnails, common: Common) -> list[int]:
+    """Return for each thumbnail the first one of its group.
+
+    A group holds thumbnails that are equal or alike, directly or by others between.
+    """
+    own, every, seen = common.own(thumbnails), np.arange(len(thumbnails)), dict[bytes, int]()
+    first_of = np.array([seen.setdefault(one.tobytes(), number) for number, one in enumerate(thumbnails)], int)
+    for top in range(0, len(own), AT_ONCE):
+        rows, columns = np.nonzero(own[top : top + AT_ONCE] @ own.T > ALIKE)
+        pairs = np.concatenate([every, rows + top]), np.concatenate([first_of, columns])
+        graph = coo_matrix((np.ones(len(pairs[0]), bool), pairs), shape=(len(own), len(own)))
+        labels = connected_components(graph, directed=False)[1]
+        first_of = np.unique(labels, return_index=True)[1][labels]
+    return first_of.tolist()
 
 
 def standing_apart(thumbnails: Thumbnails) -> list[Apart]:
@@ -139,3 +186,32 @@ def nearest(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
         table = squares[rows, None] + squares - 2 * vectors[rows].astype(np.float64) @ vectors.T.astype(np.float64)
         distances[rows] = np.sqrt(np.partition(table, NEIGHBOUR, axis=1)[:, NEIGHBOUR].clip(0))  # the 0th is itself
     return distances
+
+
+def drawn_apart(group_of: Mapping[Path, int], root: Path, seed: int, spoken_for: Iterable[int] = ()) -> set[Path]:
+    """Return the pictures to test with: whole groups, about TEST_SHARE of all pictures.
+
+    A hash of the seed and the path in `root` draws them. The groups `spoken_for` come first.
+    Raise ValueError where nothing would be left to train on, or nothing to test with.
+    """
+    members: dict[int, list[Path]] = {}
+    for picture in sorted(group_of):
+        members.setdefault(group_of[picture], []).append(picture)
+    chosen = [picture for group in sorted(set(spoken_for)) for picture in members.pop(group, [])]
+    order = sorted(members.values(), key=lambda group: drawing_lot(group[0].relative_to(root).as_posix(), seed))
+    wanted = max(1, round(TEST_SHARE * len(group_of)))
+    for pictures_alike in order:
+        if len(chosen) + len(pictures_alike) <= wanted:
+            chosen += pictures_alike
+    if not chosen and len(order) > 1:
+        chosen = min(order, key=len)
+    if not chosen or len(chosen) == len(group_of):
+        raise ValueError(
+            f"{len(group_of)} normal pictures can't be divided into those to train on and those to test: near-duplicates stay together, "
+            f"and make {len(order)} groups beside those of defective pictures; add normal pictures that differ"
+        )
+    return set(chosen)
+
+
+def drawing_lot(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()

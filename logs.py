@@ -41,7 +41,7 @@ class Log:
         """An epoch's end: the mean loss of its last steps, and the pictures shown and seconds spent since the line before."""
         values = {"loss": loss, "learning_rate": learning_rate, "seconds": round(seconds, 3), "pictures_per_second": round(pictures / seconds, 3)}
         try:
-            locks.check_there(self.path)
+            locks.refuse_replaced(self.path)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
             if self._board:

@@ -15,6 +15,7 @@ import likeness
 import pictures
 import runtime
 from dataset import MASK_ENDING, NORMAL, folders_in, is_picture, masks_in, read_ahead
+from depth import UnusableError
 
 AT_ONCE = 16  # pictures that are read ahead
 GREY = (0.1, 0.9)  # of a mask's highest value: neither black nor white
@@ -91,9 +92,16 @@ def read_look(path: Path, look: Look) -> Look:
     try:
         picture, size = pictures.read_shown(path, 3, lambda width, height: (likeness.SIDE, likeness.SIDE))
     except (ValueError, OSError) as error:
-        return Look(look.path, look.split, look.kind, problem=str(error).removeprefix(f"{path} can't be read: ").partition(";")[0])
+        return Look(look.path, look.split, look.kind, problem=problem_of(error))
     seen = pictures.header(path)
     return look_of(Look(look.path, look.split, look.kind, size, seen[1] if seen else "deep TIFF"), picture)
+
+
+def problem_of(error: ValueError | OSError) -> str:
+    """Return what is wrong with a file, without its name, so that files of one problem can stand together."""
+    if isinstance(error, UnusableError):
+        return error.reason
+    return "no permission to read it" if isinstance(error, PermissionError) else str(error)
 
 
 def look_of(look: Look, picture: Image.Image) -> Look:
@@ -108,7 +116,7 @@ def read_mask(path: Path, name: str, picture: Look) -> MaskLook:
     try:
         values, labels = pictures.mask_values(path)
     except (ValueError, OSError) as error:
-        return MaskLook(name, picture.path, problem=str(error).removeprefix(f"{path} can't be read: ").partition(";")[0])
+        return MaskLook(name, picture.path, problem=problem_of(error))
     top, marked = int(values.max()), int(np.count_nonzero(values))
     low, high = (share * top for share in GREY)
     grey = 0 if labels or top <= pictures.LARGEST_LABEL else int(np.count_nonzero((values > low) & (values < high)))

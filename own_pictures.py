@@ -10,7 +10,7 @@ import annotations
 from annotations import Annotation
 from dataset import NORMAL, is_hidden, is_picture
 from layout import TEST_GOOD, TRAIN_GOOD, Mask, Plan, merged
-from near_duplicates import drawn_apart, groups_of_pictures
+from likeness import drawn_apart, groups_of_pictures
 from pictures import open_upright
 
 BAD = "bad"  # kind of the defective pictures that are in no subfolder
@@ -29,7 +29,7 @@ def planned(category: str, normal: Path, defects: Path | None, masks: Path | Non
     sound = list(pictures_of(normal, [defects, masks]))
     found = list(pictures_of(defects, [normal, masks if masks != defects else None])) if defects else []
     spoilt = [picture for picture in found if not is_mask_of_another(picture)]
-    groups = groups_of_pictures([*sound, *spoilt])
+    groups = groups_of_pictures(sound, spoilt)
     held = drawn_apart({picture: groups[picture] for picture in sound}, normal, seed, {groups[picture] for picture in spoilt})
     for picture, name in named(sound, normal).items():
         plan.picture(TEST_GOOD if picture in held else TRAIN_GOOD, picture, name)

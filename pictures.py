@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 import depth
-from depth import BITS, ORIENTATION, STRIP, UnusableError, beyond_sixteen_bits, eight_bit, image_of, say_once, tags_of
+from depth import BITS, ORIENTATION, STRIP, UnusableError, beyond_sixteen_bits, eight_bit, image_of, say_once, tags_of, unusable
 
 TIFF = {".tif", ".tiff"}
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
@@ -79,7 +79,7 @@ def standardised(picture: Image.Image, channels: int = 3) -> Image.Image:
     Raises ValueError for values beyond 16 bits, and where there are no pixels.
     """
     if 0 in picture.size:
-        raise ValueError("it has no pixels; replace or remove it")
+        raise unusable("it has no pixels", "replace or remove it")
     picture = ImageOps.exif_transpose(eight_bit(picture))
     return on_background(picture, "white").convert("L" if channels == 1 else "RGB")
 
@@ -163,7 +163,7 @@ def unlimited_open(path: Path) -> Image.Image:
 
 def check_pixels(size: Size) -> None:
     if math.prod(size) > MOST_PIXELS:
-        raise UnusableError(f"its {size[0]:,}×{size[1]:,} pixels are more than the {MOST_PIXELS:,} that are read; make it smaller")
+        raise unusable(f"its {size[0]:,}×{size[1]:,} pixels are more than the {MOST_PIXELS:,} that are read", "make it smaller")
 
 
 def first_page(path: Path) -> Image.Image:
@@ -174,7 +174,7 @@ def first_page(path: Path) -> Image.Image:
             say_once(f"{path.suffix.lower()} files of several pages: the first one is taken")
         axes = "".join(axis for axis, length in zip(page.axes, page.shape, strict=True) if length > 1 or axis in "YX")
         if axes not in ("YX", "YXS", "SYX") or page.samplesperpixel > 4 or page.dtype is None:
-            raise UnusableError(f"its pixels have {page.samplesperpixel} values; save it as grey or colour")
+            raise unusable(f"its pixels have {page.samplesperpixel} values", "save it as grey or colour")
         check_pixels((page.imagewidth, page.imagelength))
         values = page.asarray().reshape([length for length, axis in zip(page.shape, page.axes, strict=True) if length > 1 or axis in "YX"])
         inverted, inks, orientation = page.photometric == depth.WHITE_IS_ZERO, page.photometric == INKS, page.tags.get(ORIENTATION)
@@ -205,20 +205,25 @@ def reading(path: Path) -> Iterator[None]:
     except PermissionError:
         raise PermissionError(f"no permission to read {path}; change it and run again") from None
     except UnusableError as error:
-        raise ValueError(f"{path} can't be read: {error}") from None
+        raise of_file(path, error) from None
     except (*UNREADABLE, OSError) as error:
         if "imagecodecs" in str(error):  # which tifffile asks for, but for deflate
-            raise ValueError(f"{path} can't be read: its compression is not known here; save it uncompressed") from error
+            raise of_file(path, unusable("its compression is not known here", "save it uncompressed")) from error
         reason = "it is empty" if path.stat().st_size == 0 else "it is cut short" if "truncated" in str(error) else "its content is not a picture"
-        raise ValueError(f"{path} can't be read: {reason}; replace or remove it") from error
+        raise of_file(path, unusable(reason, "replace or remove it")) from error
 
 
 def named(path: Path, read: Callable[[], Image.Image]) -> Image.Image:
-    """What `read` gives; its ValueError, of a picture's content, gets the file's name."""
+    """Return what `read` gives. Raise its ValueError, of a picture's content, with the file's name."""
     try:
         return read()
     except ValueError as error:
-        raise ValueError(f"{path} can't be read: {error}") from error
+        raise of_file(path, error) from error
+
+
+def of_file(path: Path, error: ValueError) -> UnusableError:
+    """Return the error with the file's name in its message."""
+    return UnusableError(f"{path} can't be read: {error}", error.reason if isinstance(error, UnusableError) else str(error))
 
 
 def read_mask(path: Path, picture_size: Size, picture_path: Path, size: int) -> NDArray[np.bool_]:

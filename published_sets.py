@@ -13,7 +13,7 @@ from pathlib import Path
 from archives import relative_path
 from dataset import NORMAL, folders_in, masks_in, pictures_in
 from layout import TEST_GOOD, TRAIN_GOOD, Plan
-from near_duplicates import drawn_apart, groups_of_pictures
+from likeness import drawn_apart, groups_of_pictures
 from pictures import SUFFIXES, defective
 
 COUNTS = Path(__file__).with_name("data_sets.csv")
@@ -129,8 +129,9 @@ def mtd(root: Path, seed: int) -> Planned:
     plan = Plan("magnetic_tile")
     free = dict.fromkeys(mtd_pictures(top / MTD_FREE), NORMAL)
     pictures = free | {picture: kind for name, kind in MTD_KINDS.items() for picture in mtd_pictures(top / name)}
-    groups = groups_of_pictures(pictures)
-    spoken_for = {groups[picture] for picture in pictures if picture not in free}
+    spoilt = [picture for picture in pictures if picture not in free]
+    groups = groups_of_pictures(list(free), spoilt)
+    spoken_for = {groups[picture] for picture in spoilt}
     held = drawn_apart({picture: groups[picture] for picture in free}, top, seed, spoken_for)
     for picture, kind in pictures.items():
         plan.picture(TRAIN_GOOD if kind == NORMAL and picture not in held else f"test/{kind}", picture)

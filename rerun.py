@@ -9,7 +9,7 @@ import config
 import manifest
 from campaign import Plan
 from result_folder import rows_of
-from results import SCORES, free
+from results import SCORES, beside, free
 from settings import AUTO
 
 DIFFERS = 1  # exit code
@@ -24,7 +24,7 @@ def run(path: Path, overrides: list[str], plan: Plan) -> int:
     """
     then = manifest.load(path)
     earlier = path if path.is_dir() else path.parent
-    folder = free(plan.output or earlier.with_name(f"{earlier.name}-rerun"))
+    folder = free(plan.output or beside(earlier, "-rerun"))
     content = config.with_overrides(then["settings"], overrides)
     stages = plan.stages | {"detection"}
     if "train" in stages:

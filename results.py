@@ -71,13 +71,13 @@ class Writer:
             raise OSError(f"can't write results to {folder}: {error.strerror}; {REMEDY}") from error
 
     def refuse_others(self) -> None:
-        """Raises BlockingIOError where another run writes into the folder."""
-        locks.refuse_held(self.folder, REMEDY)
+        """Raise BlockingIOError where another run writes into the folder."""
+        locks.refuse_locked(self.folder, REMEDY)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """No other run writes into the folder within; what killed runs left half-written is swept away."""
-        with locks.held(self.folder, REMEDY):
+    def locked(self) -> Iterator[None]:
+        """Keep other runs from writing into the folder, and sweep away what killed runs left half-written."""
+        with locks.locked(self.folder, REMEDY):
             files.sweep(self.folder, *SUBFOLDERS)
             yield
 
@@ -184,9 +184,16 @@ def free(folder: Path) -> Path:
 
 
 def numbered(folder: Path) -> Iterator[Path]:
+    """Yield <folder>, <folder>-2, <folder>-3, …"""
     yield folder
     for number in itertools.count(2):
-        yield folder.with_name(f"{folder.name}-{number}")
+        yield beside(folder, f"-{number}")
+
+
+def beside(folder: Path, ending: str) -> Path:
+    """Return the path beside `folder` whose name is longer by `ending`; `.` and `..`, which are no names, are resolved first."""
+    named = folder.resolve() if folder.name in ("", "..") else folder
+    return named.parent / f"{named.name}{ending}"
 
 
 def is_whole(folder: Path) -> bool:
@@ -232,7 +239,7 @@ class Predictions:
     def add(self, row: dict[str, Any]) -> None:
         """A row with path, verdict, score, p_value, regions (each box, area and peak) and error."""
         try:
-            locks.check_there(self._lines)
+            locks.refuse_replaced(self._lines)
             with self._lines.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(json_line(row))
             with self._table.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:

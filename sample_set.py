@@ -40,7 +40,7 @@ def ensure_sample(data_dir: Path, seed: int) -> None:
     print(f"making the sample set in {data_dir} (seed {seed}): {', '.join(TEXTURES)}, {count} pictures each", flush=True)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with locks.held(data_dir, REMEDY):
+        with locks.locked(data_dir, REMEDY):
             write_note(data_dir, {"made by": MAKER})  # ours, but not finished
             for index, texture in enumerate(TEXTURES):
                 if (data_dir / texture).exists():

@@ -131,7 +131,7 @@ def made_with(settings: Settings, pictures: ImageFolder) -> dict[str, Any]:
 
 def run(settings: Settings, resume: bool = False) -> None:
     """Train on train/good and leave weights in the category's checkpoint folder; with `resume` go on where an earlier run was stopped."""
-    with checkpoint.held(settings.checkpoint_folder, settings.model.save_model):
+    with checkpoint.locked(settings.checkpoint_folder, settings.model.save_model):
         learn(settings, resume)
 
 

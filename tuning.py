@@ -113,7 +113,7 @@ def check(settings: Settings, output: Path | None = None) -> tuple[Path, ImageFo
 def run(settings: Settings, output: Path | None = None) -> Path:
     """Choose; leaves tuned.yaml and tuning.jsonl in a folder (results/<exp_name>/<category>), which is returned."""
     folder, pictures, unseen = check(settings, output)
-    with locks.held(folder, REMEDY):
+    with locks.locked(folder, REMEDY):
         tune(settings, folder, pictures, unseen)
     return folder
 

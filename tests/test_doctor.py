@@ -11,7 +11,8 @@ from PIL import Image
 import doctor
 import likeness
 import main
-from findings import Finding, brief
+from findings import brief
+from looks import look_at
 
 SIDE = 64
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE]
@@ -153,7 +154,7 @@ def test_a_fault_is_found(sound, plant, what, level, count, named):
     plant(sound)
     findings = doctor.examine(sound, workers=1)
     (found,) = (finding for finding in findings if what in finding.what)
-    assert (found.level, len(found.files)) == (level, count) and any(named in file for file in found.files)
+    assert (found.level, len(found.cases)) == (level, count) and any(named in str(case) for case in found.cases)
     assert found.meaning and found.remedy
     levels = [finding.level for finding in findings]
     assert levels == sorted(levels, key=["error", "warning", "note"].index)
@@ -243,13 +244,32 @@ def test_the_contact_sheet_shows_folders_and_findings(sound, run_main, tmp_path)
         assert sheet.width > 1000 and sheet.height > 600  # ten to a row; three folders and a finding
 
 
-def test_names_with_brackets_are_on_the_contact_sheet():
-    first, second = "train/good/img (1).png", "train/good/img (2).png"
-    looks = [doctor.Look(path, "train", "good") for path in (first, second)]
-    rows = doctor.sheet_rows(
-        looks, [Finding("note", "alike", (f"{first} = {second}",), "", ""), Finding("note", "odd", (f"{first} (grey)",), "", "")]
-    )
-    assert [rows["note: alike (1)"], rows["note: odd (1)"]] == [[first, second], [first]]
+@pytest.mark.parametrize("name", ["a = b.png", "a ≈ b.png", "img (1).png", "a; b.png"])
+def test_any_name_is_on_the_contact_sheet(name, sound):
+    """Names that hold the signs and brackets of the table too."""
+
+    def rows() -> dict[str, list[str]]:
+        looks = look_at(sound, 1)
+        return doctor.sheet_rows(looks, doctor.examine(sound, looks=looks))
+
+    odd = f"train/good/{name}"
+    again(TRAIN, odd)(sound)
+    assert rows()["note: identical training pictures (1)"] == sorted([TRAIN, odd])
+    another_thing(sound)
+    (sound / TRAIN).replace(sound / odd)
+    assert rows()["warning: strange normal pictures (1)"] == [odd]
+
+
+def test_unreadable_files_of_one_problem_are_one_finding(sound):
+    for name in ("a; b.png", "c can't be read: d.png"):
+        (sound / "train/good" / name).write_text("x" * 99)
+    Image.fromarray(np.full((SIDE, SIDE), 1e9, np.float32)).save(sound / "ground_truth/crack/002_mask.tiff")
+    (sound / TRUTH).unlink()
+    found = {finding.what: len(finding.cases) for finding in doctor.examine(sound)}
+    assert found == {
+        "unreadable pictures (its content is not a picture)": 2,
+        "unreadable masks (its values go from 1e+09 to 1e+09, neither 0…1 nor 0…255 nor 0…65535)": 1,
+    }
 
 
 @pytest.mark.parametrize(

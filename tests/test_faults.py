@@ -206,7 +206,7 @@ def test_a_disk_that_turns_read_only_costs_a_line_and_nothing_that_is_there(disk
 @pytest.mark.parametrize("name", [name for name in WRITES if name not in ("maps", "predictions.json")])
 def test_nothing_is_written_where_a_network_folder_was(disk, name):
     """What is written into the empty mount point is hidden when the folder is back."""
-    with locks.held(disk.folder, ""):
+    with locks.locked(disk.folder, ""):
         written_before(name, disk.folder)
         disk.go_away()
         with pytest.raises(OSError, match="can't write .*; bring the folder back or") as caught:

@@ -22,7 +22,7 @@ import sample_set
 from results import Writer
 
 ROOT = Path(__file__).parents[1]
-HOLDER = "import locks, pathlib, sys; folder = pathlib.Path(sys.argv[1])\nwith locks.held(folder, ''): print('held', flush=True); sys.stdin.read()"
+HOLDER = "import locks, pathlib, sys; folder = pathlib.Path(sys.argv[1])\nwith locks.locked(folder, ''): print('held', flush=True); sys.stdin.read()"
 
 
 @pytest.fixture
@@ -49,15 +49,15 @@ def test_the_second_run_is_told_who_has_the_folder(holder, run_main, tmp_path):
 
 
 def test_a_killed_run_lets_go_of_its_lock(holder, tmp_path):
-    with pytest.raises(BlockingIOError, match=f"process {holder.pid}"), locks.held(tmp_path, "go elsewhere"):
+    with pytest.raises(BlockingIOError, match=f"process {holder.pid}"), locks.locked(tmp_path, "go elsewhere"):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert (tmp_path / locks.LOCK).exists()
-    locks.refuse_held(tmp_path, "")
-    with locks.held(tmp_path, ""):
+    locks.refuse_locked(tmp_path, "")
+    with locks.locked(tmp_path, ""):
         assert json.loads((tmp_path / locks.LOCK).read_text())["pid"] == os.getpid()
-        locks.refuse_held(tmp_path, "")  # one's own is none
+        locks.refuse_locked(tmp_path, "")  # one's own is none
     assert not list(tmp_path.iterdir())
 
 
@@ -68,9 +68,9 @@ def test_a_damaged_note_is_no_obstacle(tmp_path, note):
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(BlockingIOError) as caught:
-            locks.refuse_held(tmp_path, "go elsewhere")
+            locks.refuse_locked(tmp_path, "go elsewhere")
         assert str(caught.value).isprintable() and "go elsewhere" in str(caught.value)
-    locks.refuse_held(tmp_path, "")
+    locks.refuse_locked(tmp_path, "")
 
 
 def test_only_one_of_many_has_the_lock_at_a_time(tmp_path):
@@ -82,7 +82,7 @@ def test_only_one_of_many_has_the_lock_at_a_time(tmp_path):
         own = 0
         while own < 40 and not failures:
             try:
-                with locks.held(tmp_path, ""):
+                with locks.locked(tmp_path, ""):
                     inside += 1
                     most, entered = max(most, inside), entered + 1
                     inside -= 1
@@ -108,9 +108,9 @@ def test_a_file_system_without_locks_costs_a_word(tmp_path, monkeypatch, capsys)
     (tmp_path / ".old.part").touch()
     (tmp_path / ".new.part").touch()
     os.utime(tmp_path / ".old.part", (0, 0))
-    with checkpoint.held(tmp_path, wanted=True):
+    with checkpoint.locked(tmp_path, wanted=True):
         checkpoint.save(tmp_path / "1", {})
-    locks.refuse_held(tmp_path, "")
+    locks.refuse_locked(tmp_path, "")
     assert "can't be locked (No locks available); start no second run on it" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".new.part", "1"]
 
@@ -121,7 +121,7 @@ def test_temporaries_of_the_dead_are_swept_and_of_the_living_kept(tmp_path):
         (tmp_path / name).touch()
     with files.whole_file(tmp_path / "new", "") as file:
         file.write(b"whole")
-        with Writer(tmp_path).held():
+        with Writer(tmp_path).locked():
             left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.part")}
             assert left == {Path(file.name).name, "mine/.own.part", "own.part"}
     assert (tmp_path / "new").read_bytes() == b"whole" and sorted(path.name for path in tmp_path.glob(".*")) == []
@@ -149,21 +149,21 @@ def test_a_name_as_long_as_the_file_system_takes_is_written(tmp_path):
 
 def test_a_sweeper_that_comes_between_does_no_harm(tmp_path, monkeypatch):
     """Before the writer has locked its temporary file, a starting run may take that for a dead one's."""
-    claim, swept = locks.claim, []
+    try_lock, swept = locks.try_lock, []
 
     def late(file):
         if len(swept) < 2:
             path = Path(file.name)
             swept.append(path)
-            monkeypatch.setattr(locks, "claim", claim)
+            monkeypatch.setattr(locks, "try_lock", try_lock)
             files.sweep(tmp_path)
-            monkeypatch.setattr(locks, "claim", late)
+            monkeypatch.setattr(locks, "try_lock", late)
             assert not path.exists()
             if len(swept) == 2:
-                raise BlockingIOError
-        claim(file)
+                return False
+        return try_lock(file)
 
-    monkeypatch.setattr(locks, "claim", late)
+    monkeypatch.setattr(locks, "try_lock", late)
     with files.whole_file(tmp_path / "file", "") as file:
         file.write(b"whole")
     assert (tmp_path / "file").read_bytes() == b"whole" and len(swept) == 2
@@ -179,7 +179,7 @@ def test_another_users_lock_holds_too(tmp_path):
     """Who may not write to the lock's file may write into the folder."""
     if os.geteuid() != 0:
         pytest.skip("only root may become another user")
-    with tempfile.TemporaryDirectory() as folder, locks.held(Path(folder), ""):
+    with tempfile.TemporaryDirectory() as folder, locks.locked(Path(folder), ""):
         Path(folder).chmod(0o777)
         (Path(folder) / locks.LOCK).chmod(0o644)
         child = os.fork()
@@ -189,9 +189,9 @@ def test_another_users_lock_holds_too(tmp_path):
                 os.setgroups([])
                 os.setuid(65534)
                 with pytest.raises(BlockingIOError, match=f"process {os.getppid()} on"):
-                    locks.HELD.clear()
-                    locks.refuse_held(Path(folder), "")
-                with pytest.raises(BlockingIOError), locks.held(Path(folder), ""):
+                    locks.LOCKED.clear()
+                    locks.refuse_locked(Path(folder), "")
+                with pytest.raises(BlockingIOError), locks.locked(Path(folder), ""):
                     pass
                 code = 0
             finally:

@@ -143,8 +143,11 @@ def test_masks_are_drawn_from_annotations(write, masks, own, prepare, tmp_path):
 
 def test_near_duplicates_are_on_one_side(own, prepare, tmp_path):
     """Of normal pictures, and of those that also stand among the defective ones."""
+    rng = np.random.default_rng(0)
     for number in range(12):
-        Image.open(own.root / f"good/{number:03}.png").resize((96, 96)).save(own.root / f"good/copy {number:03}.jpg", quality=80)
+        picture = Image.fromarray(rng.integers(0, 255, (12, 12, 3), np.uint8)).resize((256, 256))
+        picture.save(own.root / f"good/{number:03}.png")
+        picture.resize((128, 128)).save(own.root / f"good/copy {number:03}.jpg", quality=80)
     shutil.copy(own.root / "good/004.png", own.root / "defects/dent/again.png")
     for seed in range(4):
         made = tmp_path / f"seed{seed}"

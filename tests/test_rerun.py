@@ -86,3 +86,13 @@ def test_what_is_no_manifest_is_refused(run_main, tmp_path, content):
     code, _, err = run_main("--rerun", str(tmp_path))
     assert code == 2 and f"{tmp_path / 'manifest.json'} is not a manifest" in err
     assert "no manifest at" in run_main("--rerun", str(tmp_path / "none"))[2]
+
+
+@pytest.mark.parametrize(("inside", "dots"), [("", "."), ("deeper", "..")])
+def test_folders_named_by_dots_are_numbered_beside_themselves(inside, dots, result, run_main, tmp_path, monkeypatch):
+    (result / inside).mkdir(exist_ok=True)
+    monkeypatch.chdir(result / inside)
+    code, out, err = run_main("--detection", "--output", dots, "model.w=2", *QUICK)
+    assert code == 0 and f"results in {tmp_path / 'found-2'}" in out, err
+    assert run_main("--rerun", dots)[0] == 0 and (tmp_path / "found-rerun" / "scores.csv").is_file()
+    assert {path.name for path in tmp_path.glob("found*")} == {"found", "found-2", "found-rerun"} and not list(result.glob("deeper/*"))

@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"names", "presets", "published", "settings"},
     "feature_extractor": {"downloads"},  # its pretrained weights
     # pictures, weights and results on disk
-    **{room: set() for room in ("depth", "annotations", "likeness", "findings", "locks", "names", "spreadsheet", "downloads")},
+    **{room: set() for room in ("depth", "annotations", "findings", "locks", "names", "spreadsheet", "downloads")},
     "files": {"locks"},
     "pictures": {"depth"},
     "dataset": {"pictures"},
@@ -28,12 +28,12 @@ ALLOWED: dict[str, set[str]] = {
     "sample_set": {"files", "locks", "synthetic"},
     # data made ready and looked through
     "archives": {"files", "pictures"},
-    "near_duplicates": {"dataset", "pictures", "runtime"},
+    "likeness": {"dataset", "pictures", "runtime"},
     "layout": {"dataset", "files", "locks", "pictures", "runtime"},
-    "published_sets": {"archives", "dataset", "layout", "near_duplicates", "pictures"},
-    "own_pictures": {"annotations", "dataset", "layout", "near_duplicates", "pictures"},
+    "published_sets": {"archives", "dataset", "layout", "likeness", "pictures"},
+    "own_pictures": {"annotations", "dataset", "layout", "likeness", "pictures"},
     "preparation": {"archives", "config", "dataset", "layout", "own_pictures", "presets", "published", "published_sets", "settings"},
-    "looks": {"dataset", "likeness", "pictures", "runtime"},
+    "looks": {"dataset", "depth", "likeness", "pictures", "runtime"},
     "contact_sheet": {"files", "pictures"},
     "doctor": {"contact_sheet", "dataset", "findings", "likeness", "looks", "pictures"},
     # stages
