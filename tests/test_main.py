@@ -196,7 +196,8 @@ def test_official_files_run_unchanged(tmp_path, category, golden, capsys, monkey
     torch.save(unet, folder / "2000.zip")
     for name in ("feat0", "feat3"):
         torch.save(features, folder / name)
-    assert main.main(["--domain_adaptation", "True", "--detection", "True", "score.draws=1", "calibration.pictures=2"]) == 0  # seconds
+    seconds = ["score.draws=1", "calibration.pictures=2", "model.skip=125", "model.skip_DA=125"]
+    assert main.main(["--domain_adaptation", "True", "--detection", "True", *seconds]) == 0
     out = capsys.readouterr().out
     assert "2000.zip" in out and "resnet50 from checkpoints/MVTec/nut/feat3" in out and "checkpoint_name is accepted and has no effect" in out
     assert len(rows(Path("results/default/nut"))) == 6
@@ -433,11 +434,12 @@ def test_maps_that_overflow_leave_no_results(run_main, tmp_path):
 
 def test_training_that_is_stopped_goes_on_where_it_was(tiny_config, tmp_path, run_main):
     """SIGTERM keeps the last step (for kill -9 see test_faults.py); weights are those of an unbroken run, and the log has each epoch once."""
-    settings = ["model.epochs=16", "training.ema=0.9", "training.checkpoint_epochs=1000", "training.checkpoint_minutes=0.0001"]
+    settings = ["model.epochs=16", "training.ema=0.9", "training.checkpoint_epochs=1000"]
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     run_main("--train", *settings, f"model.checkpoint_dir={unbroken}")
     state = broken / "nut" / checkpoint.TRAINING_STATE
     command = [sys.executable, "main.py", "--config", str(tiny_config), "--train", "--resume", *settings, f"model.checkpoint_dir={broken}"]
+    command.append("training.checkpoint_minutes=0.0001")
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while process.poll() is None and not state.exists():
         time.sleep(0.01)
