@@ -1,6 +1,7 @@
 """A tiny category in the MVTec layout and a tiny network, on which whole runs take seconds."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,12 @@ PICTURE_SIZE = 48  # pixels, on disk
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)  # two runs at once on two cores crawl with more
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Draw the same random tensors in a test whatever ran before it: the order changes from run to run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +50,10 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path)
 
 
-@pytest.fixture
-def category(tmp_path) -> Path:
-    """<tmp>/data/nut: 10 normal pictures to train on (2 of them held out), 3 normal and 3 cracked ones to test, with masks."""
+def make_category(root: Path) -> Path:
+    """Make <root>/data/nut: 10 normal pictures to train on (2 of them held out), 3 normal and 3 cracked ones to test, with masks."""
     rng = np.random.default_rng(0)
-    folder = tmp_path / "data" / "nut"
+    folder = root / "data" / "nut"
     stripes = (np.arange(PICTURE_SIZE) // 4 % 2 * 90 + 80).astype(np.uint8)
 
     def normal() -> np.ndarray:
@@ -66,9 +72,8 @@ def category(tmp_path) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_config(tmp_path, category) -> Path:
-    """A configuration of seconds for `category`: 32 pixels, one narrow level of blocks, two epochs."""
+def make_config(root: Path, category: Path) -> Path:
+    """Write <root>/tiny.yaml, a configuration of seconds for `category`: 32 pixels, one narrow level of blocks, two epochs."""
     content = {
         "data": {
             "name": "own",
@@ -80,7 +85,7 @@ def tiny_config(tmp_path, category) -> Path:
             "test_batch_size": 4,
         },
         "model": {
-            "checkpoint_dir": str(tmp_path / "checkpoints"),
+            "checkpoint_dir": str(root / "checkpoints"),
             "feature_extractor": "efficientnet_lite0",
             "base_channels": 8,
             "channel_multipliers": [1, 2],
@@ -102,9 +107,35 @@ def tiny_config(tmp_path, category) -> Path:
         "score": {"protocol": "per_image", "draws": 1},
         "metrics": {"visualisation": False, "resamples": 100},  # which take as long as all the rest
     }
-    path = tmp_path / "tiny.yaml"
+    path = root / "tiny.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def category(tmp_path) -> Path:
+    return make_category(tmp_path)
+
+
+@pytest.fixture
+def tiny_config(tmp_path, category) -> Path:
+    return make_config(tmp_path, category)
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory) -> Path:
+    """Train the tiny network for 20 epochs, once for all tests of a process."""
+    import main
+
+    root = tmp_path_factory.mktemp("trained")
+    assert main.main(["--train", "model.epochs=20", "--config", str(make_config(root, make_category(root)))]) == 0
+    return root / "checkpoints"
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path) -> Path:
+    """Return <tmp>/checkpoints, which holds what `--train model.epochs=20` leaves."""
+    return shutil.copytree(trained_once, tmp_path / "checkpoints")
 
 
 @pytest.fixture

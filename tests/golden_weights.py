@@ -5,7 +5,10 @@ import zlib
 import numpy as np
 import torch
 
+from unet import ResidualBlock, SelfAttention, UNet
+
 SEED = 11
+GOLDEN_SHARE = 1e-4  # of the largest value; fp32 sums in another order differ by less
 
 
 def fill(name: str, shape: list[int]) -> torch.Tensor:
@@ -43,7 +46,26 @@ def stream(seed: int, shape: tuple[int, ...]):
     return lambda: torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
 
 
-def assert_golden(actual: torch.Tensor, expected: np.ndarray, share: float = 1e-4) -> None:
+def assert_golden(actual: torch.Tensor, expected: np.ndarray, share: float = GOLDEN_SHARE) -> None:
     """Equal to this share of the largest absolute value."""
     expected = torch.from_numpy(np.asarray(expected)).to(actual)
     torch.testing.assert_close(actual, expected, rtol=0, atol=share * float(expected.abs().max()))
+
+
+def rounding_share(unet: UNet, precision: torch.dtype) -> float:
+    """Return the share of the largest value by which rounding to `precision` may move an output of `unet`.
+
+    Each of the n residual additions in a row rounds its sum by at most half an eps of the format.
+    Such roundings are independent: together they have a standard deviation of at most eps·√(n/12).
+    The bound eps·√n is 3.5 of these. It follows from the format and the depth, whatever processor adds in whatever order.
+    """
+    additions = sum(isinstance(module, ResidualBlock | SelfAttention) for module in unet.modules())
+    return torch.finfo(precision).eps * additions**0.5
+
+
+def cosine_share(distances: np.ndarray, channels: int = 1024) -> float:
+    """Return the share of the largest of `distances` = 1 − cosine by which fp32 may move them.
+
+    A cosine near 1 sums `channels` rounded products: its error is about eps·√channels, however small the distance is.
+    """
+    return torch.finfo(torch.float32).eps * channels**0.5 / float(np.abs(distances).max())

@@ -559,7 +559,7 @@ def test_place_that_even_root_cannot_write(scene, run_main):
 def test_ctrl_c_while_files_are_written(scene, run_main):
     trained(scene)
     before = scene.outputs()
-    scene.monkeypatch.setattr(os, "fsync", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    scene.monkeypatch.setattr(os, "fsync", lambda _: signal.raise_signal(signal.SIGINT))
     code, out, err = run_main("--train", *FEW_STEPS)
     assert (code, err) == (130, "stopped; files written so far are whole\n")
     assert "Traceback" not in out
@@ -570,7 +570,7 @@ def test_ctrl_c_while_the_last_weights_are_written_keeps_them_and_ends_the_run(s
     save = checkpoint.save_unet
 
     def interrupted(*arguments, **notes):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         save(*arguments, **notes)
 
     scene.monkeypatch.setattr(checkpoint, "save_unet", interrupted)

@@ -15,6 +15,7 @@ from dataset import ImageFolder, View
 from ddad import NoiseSchedule
 from detection import Detector
 from networks import Networks
+from settings import PARTS
 from unet import UNet
 
 CPU = torch.device("cpu")
@@ -106,7 +107,25 @@ def test_the_regret_is_of_what_detection_would_have_found(run_main, tiny_config,
     assert last == f"nut: chosen {taken[-1]:.1f}, best {max(figures):.1f}, regret {max(figures) - taken[-1]:.1f}"
 
 
-def test_sets_of_parts_are_judged_as_tuning_judges_them(run_main, tiny_config):
+def test_other_constants_and_parts_are_those_there_are():
+    for name, otherwise in parts.OTHERWISE.items():
+        assert all(hasattr(normality, constant) for constant in otherwise.constants) and set(otherwise.anew) <= set(PARTS), name
+
+
+OTHERWISE = {
+    "pixel is no blurred part": parts.OTHERWISE["pixel is no blurred part"],
+    "2 neighbours": parts.OTHERWISE["2 neighbours"],
+    "features of 96 pixels": parts.OTHERWISE["features of 256 pixels"]._replace(side=96),
+    "sum of the units": parts.OTHERWISE["sum of the units"],
+    "squares beyond the top": parts.OTHERWISE["squares beyond the top"],
+    "lifted 2 times as far, tops 2 deviations above": parts.OTHERWISE["lifted 2 times as far, tops 2 deviations above"],
+    "blur times 2": parts.OTHERWISE["blur times 2"],
+}  # one of each kind
+
+
+def test_sets_of_parts_are_judged_as_tuning_judges_them(run_main, tiny_config, monkeypatch):
+    monkeypatch.setattr(parts, "OTHERWISE", OTHERWISE)
+    monkeypatch.setattr(parts, "ROWS", [*map(", ".join, parts.SETS), *OTHERWISE])
     small = "model.unet_size=16"
     run_main("--train", small)
     settings = config.load(tiny_config, [small, "score.parts=[memory]"])

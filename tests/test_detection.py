@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_weights import assert_golden, state_dict
+from golden_weights import assert_golden, cosine_share, state_dict
 from PIL import Image
 from torch import nn
 
@@ -126,10 +126,11 @@ def test_published_maps_of_a_batch_are_the_golden_ones(golden, tmp_path):
     torch.save({f"module.{name}": value for name, value in state_dict(golden("resnet_state_dict")["resnet50"]).items()}, weights)
     unet, features = Knowing(torch.from_numpy(expected["recon"])), FeatureExtractor("resnet50", weights).eval()
     networks = Networks(unet, features, SCHEDULE, w=0, start=25, skip=25, eta=1)
+    share = cosine_share(expected["feature_distance"])
     for v in (1, 7):
         made = replace(detector(kept=None, v=v, blur_sigma=4, batch_size=3, view=View(64)), networks=networks)
         found = made.find(torch.from_numpy(expected["target"]), made.picture_noise)
-        assert_golden(torch.stack([finding.anomaly for finding in found])[:, None], expected[f"map_v{v}"])
+        assert_golden(torch.stack([finding.anomaly for finding in found])[:, None], expected[f"map_v{v}"], share)
 
 
 def test_maps_are_cropped_for_the_score_alone(folder):

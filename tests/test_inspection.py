@@ -33,19 +33,19 @@ def predictions(folder: Path) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A folder to keep what the first test has trained in."""
-    return tmp_path_factory.mktemp("trained")
+def judged_once(tmp_path_factory) -> Path:
+    """A folder to keep in what the first test's detection has left."""
+    return tmp_path_factory.mktemp("judged")
 
 
 @pytest.fixture
-def inspect(run_main, pictures, trained, tmp_path):
+def inspect(run_main, pictures, trained, judged_once, tmp_path):
     """A trained network, and inspect(*arguments) → (code, out, err) of a run over `pictures` into <tmp>/found."""
-    if not list(trained.iterdir()):
-        assert run_main("--train", "--detection", "model.epochs=20")[0] == 0
+    if not list(judged_once.iterdir()):
+        assert run_main("--detection")[0] == 0
         for name in ("checkpoints", "results"):
-            shutil.copytree(tmp_path / name, trained / name)
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+            shutil.copytree(tmp_path / name, judged_once / name)
+    shutil.copytree(judged_once, tmp_path, dirs_exist_ok=True)
     return lambda *arguments: run_main(
         "--detection", "--input", str(pictures), "--output", str(tmp_path / "found"), "metrics.visualisation=True", *arguments
     )

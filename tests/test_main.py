@@ -143,9 +143,9 @@ def test_misclassifications_are_listed(run_main, tmp_path):
     assert set(listed) == expected
 
 
-def test_the_calibrated_threshold_needs_no_defects(run_main, tmp_path):
+def test_the_calibrated_threshold_needs_no_defects(run_main, tmp_path, trained):
     """Its verdicts are those of the p-values, its counts those of metrics.json."""
-    code, out, err = run_main("--train", "--detection", "model.epochs=20", "metrics.misclassifications=True", "calibration.false_positive_rate=0.5")
+    code, out, err = run_main("--detection", "metrics.misclassifications=True", "calibration.false_positive_rate=0.5")
     assert code == 0, err
     table, figures = rows(tmp_path / "results"), json.loads((tmp_path / "results" / "metrics.json").read_text())
     assert {round(3 * float(row["p_value"]), 4) for row in table} <= {1, 2, 3}
@@ -194,7 +194,8 @@ def test_official_files_run_unchanged(tmp_path, category, golden, capsys, monkey
     torch.save(unet, folder / "2000.zip")
     for name in ("feat0", "feat3"):
         torch.save(features, folder / name)
-    assert main.main(["--domain_adaptation", "True", "--detection", "True", "score.draws=1", "calibration.pictures=2"]) == 0  # seconds
+    seconds = ["score.draws=1", "calibration.pictures=2", "model.skip=125", "model.skip_DA=125"]
+    assert main.main(["--domain_adaptation", "True", "--detection", "True", *seconds]) == 0
     out = capsys.readouterr().out
     assert "2000.zip" in out and "resnet50 from checkpoints/MVTec/nut/feat3" in out and "checkpoint_name is accepted and has no effect" in out
     assert len(rows(Path("results/default/nut"))) == 6
@@ -213,9 +214,8 @@ def scores_of(run_main, tmp_path, *arguments):
     return {row["path"]: float(row["score"]) for row in rows(tmp_path / "results")}
 
 
-def test_a_score_belongs_to_the_picture(run_main, tmp_path, category):
+def test_a_score_belongs_to_the_picture(run_main, tmp_path, category, trained):
     """Alone, in any batch, with any number of threads, among other files: the same score."""
-    run_main("--train", "model.epochs=20")
     scores = scores_of(run_main, tmp_path, "data.test_batch_size=6")
     spread = max(scores.values())
     for arguments in (["data.test_batch_size=1"], ["data.test_batch_size=4", "model.num_workers=0"]):
@@ -244,16 +244,14 @@ def test_faults_of_a_later_stage_are_found_before_the_first(run_main, tmp_path, 
     assert code == 2 and "no mask for" in err and "Training" not in out
 
 
-def test_published_scores_depend_on_the_batch(run_main, tmp_path):
+def test_published_scores_depend_on_the_batch(run_main, tmp_path, trained):
     """Batch maxima and one stream of noise: the behaviour that users compare with."""
-    run_main("--train", "model.epochs=20")
     alone, together = (scores_of(run_main, tmp_path, "score.protocol=published", f"data.test_batch_size={size}") for size in (1, 6))
     assert max(abs(alone[path] - together[path]) for path in alone) > 1e-3
 
 
-def test_maps_are_averaged_over_draws(run_main, tmp_path):
+def test_maps_are_averaged_over_draws(run_main, tmp_path, trained):
     """The first draw is that of a single one, so that the mean of many lies nearer to another mean of many than to it."""
-    run_main("--train", "model.epochs=20")
     one, four, five = (np.array(list(scores_of(run_main, tmp_path, f"score.draws={count}").values())) for count in (1, 4, 5))
     assert 0 < np.abs(four - five).max() < np.abs(one - five).max()
 
@@ -316,8 +314,8 @@ def test_weights_that_held_nothing_out_are_calibrated_with_a_word(run_main):
     assert "from 6 normal pictures" in out and "training has seen these pictures" in out
 
 
-def test_a_detector_is_loaded_from_its_folder_wherever_it_lies(run_main, tmp_path, category):
-    run_main("--train", "--detection", "model.epochs=20", "score.draws=2", "calibration.false_positive_rate=0.4")
+def test_a_detector_is_loaded_from_its_folder_wherever_it_lies(run_main, tmp_path, category, trained):
+    run_main("--detection", "score.draws=2", "calibration.false_positive_rate=0.4")
     scores = {row["path"]: row for row in rows(tmp_path / "results")}
     moved = tmp_path / "moved"
     shutil.copytree(tmp_path / "checkpoints" / "nut", moved)
@@ -327,8 +325,8 @@ def test_a_detector_is_loaded_from_its_folder_wherever_it_lies(run_main, tmp_pat
         found = detector(category / path)
         assert found.score == pytest.approx(float(row["score"]), rel=1e-5) and found.p_value == pytest.approx(float(row["p_value"]), abs=1e-5)
         assert found.is_anomalous == (found.p_value <= 0.4) == bool(found.regions)
-    run_main("--train", "model.seed=9", f"model.checkpoint_dir={tmp_path}", "data.category=nut", "model.epochs=20")
-    shutil.copy(tmp_path / "nut" / "20", moved / "20")
+    run_main("--train", "model.seed=9", f"model.checkpoint_dir={tmp_path}", "data.category=nut")
+    shutil.copy(tmp_path / "nut" / "2", moved / "20")
     with pytest.raises(ValueError, match=r"calibration\.json is stale: weights was"):
         Detector.load(moved, device="cpu")
     (moved / "calibration.json").unlink()
@@ -434,11 +432,12 @@ def test_maps_that_overflow_leave_no_results(run_main, tmp_path):
 
 def test_training_that_is_stopped_goes_on_where_it_was(tiny_config, tmp_path, run_main):
     """SIGTERM keeps the last step (for kill -9 see test_faults.py); weights are those of an unbroken run, and the log has each epoch once."""
-    settings = ["model.epochs=16", "training.ema=0.9", "training.checkpoint_epochs=1000", "training.checkpoint_minutes=0.0001"]
+    settings = ["model.epochs=16", "training.ema=0.9", "training.checkpoint_epochs=1000"]
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     run_main("--train", *settings, f"model.checkpoint_dir={unbroken}")
     state = broken / "nut" / checkpoint.TRAINING_STATE
     command = [sys.executable, "main.py", "--config", str(tiny_config), "--train", "--resume", *settings, f"model.checkpoint_dir={broken}"]
+    command.append("training.checkpoint_minutes=0.0001")
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while process.poll() is None and not state.exists():
         time.sleep(0.01)

@@ -58,9 +58,9 @@ def test_a_local_outlier_factor_is_a_distance_in_units_of_the_neighbours_own():
 
 def test_what_is_usual_in_a_sparse_place_is_unusual_in_a_dense_one():
     dense, sparse = torch.randn(100, 2) * 0.1, torch.randn(100, 2) * 10 + 500
-    one_away = torch.tensor([[1.0, 501.0], [0.0, 500.0]]).view(1, 2, 1, 2)
+    two_away = torch.tensor([[2.0, 502.0], [0.0, 500.0]]).view(1, 2, 1, 2)  # 20 and 0.2 standard deviations
     reference = Reference(torch.eye(2), torch.cat([dense, sparse]))
-    assert local(reference).distance(one_away)[..., 0].item() > 10 * local(reference).distance(one_away)[..., 1].item()
+    assert local(reference).distance(two_away)[..., 0].item() > 10 * local(reference).distance(two_away)[..., 1].item()
 
 
 @pytest.mark.parametrize("bank", [torch.ones(1, 2), torch.ones(3, 2), torch.zeros(50, 2)])
