@@ -39,7 +39,9 @@ def feature_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor],
     """
     shape, total = (size, size) if isinstance(size, int) else size, torch.zeros(())
     for a, b in zip(features_a[1:], features_b[1:], strict=True):
-        distance = 1 - F.cosine_similarity(patch_mean(a.float()), patch_mean(b.float()), dim=1).unsqueeze(1)  # (B, 1, H_j, W_j)
+        distance = 1 - F.cosine_similarity(patch_mean(a.float()), patch_mean(b.float()), dim=1).unsqueeze(
+            1
+        )  # (B, 1, H_j, W_j)
         total = total.to(distance) + F.interpolate(distance, size=shape, mode="bilinear", align_corners=True)
     return total
 
@@ -75,14 +77,16 @@ def image_score(maps: Tensor, pooling: str = MAXIMUM, share: float = 0.0) -> flo
     return maps.flatten().topk(max(1, round(share * maps.numel()) if pooling != MAXIMUM else 1)).values.mean().item()
 
 
-def resized(maps: Tensor, shape: Sequence[int]) -> Tensor:
+def resize_maps(maps: Tensor, shape: Sequence[int]) -> Tensor:
     """(B, C, H, W) at another size, bilinearly, antialiased where it shrinks."""
     if maps.shape[-2:] == tuple(shape):
         return maps
     return F.interpolate(maps, size=list(shape), mode="bilinear", align_corners=False, antialias=True)
 
 
-def regions_of(scores: NDArray[np.float32], above: NDArray[np.bool_], threshold: float) -> tuple[NDArray[np.bool_], list[Region]]:
+def find_regions(
+    scores: NDArray[np.float32], above: NDArray[np.bool_], threshold: float
+) -> tuple[NDArray[np.bool_], list[Region]]:
     """The 8-connected regions of `above` in which the scores exceed the threshold somewhere, highest first, and where they lie; all (H, W)."""
     numbered = label(above, connectivity=EIGHT_CONNECTED)
     mask = above & np.isin(numbered, np.unique(numbered[scores > threshold]))

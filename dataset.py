@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pictures import SUFFIXES, Size, read_mask, read_shown, reduction
+from images.read import SUFFIXES, Size, read_mask, read_shown, reduction
+from runtime.errors import MissingFileError, UserError
 
 NORMAL = "good"
 MASK_ENDING = "_mask"
@@ -46,9 +47,13 @@ class View:
         if self.tiles is None:
             return self.size, self.size
         if max(width, height) > NARROWEST * min(width, height):
-            raise ValueError(f"a picture of {width}×{height} is too narrow for data.tiles; cut it, or set data.tiles=null")
+            raise UserError(
+                f"a picture of {width}×{height} is too narrow for data.tiles; cut it, or set data.tiles=null"
+            )
         shorter = self.size * self.tiles
-        return max(shorter, round(width * shorter / min(width, height))), max(shorter, round(height * shorter / min(width, height)))
+        return max(shorter, round(width * shorter / min(width, height))), max(
+            shorter, round(height * shorter / min(width, height))
+        )
 
     def read(self, path: Path) -> tuple[Tensor, Size]:
         """`pixels` of a file, and the picture's own (width, height); a large one is never in memory as a whole but as it is stored."""
@@ -133,12 +138,14 @@ class ImageFolder:
     def split(self, share: float, most: int, seed: int) -> tuple["ImageFolder", "ImageFolder"]:
         """(pictures to learn from, pictures held out): the latter `share` of all, `most` at most, drawn by a hash of seed and name, so that
         one more picture changes the choice by one at most."""
-        kept = self.drawn(held_out_of(len(self), share, most), seed)
+        kept = self.sample(held_out_count(len(self), share, most), seed)
         return self.without(kept.names()), kept
 
-    def drawn(self, count: int, seed: int) -> "ImageFolder":
+    def sample(self, count: int, seed: int) -> "ImageFolder":
         """`count` of the pictures, or all there are."""
-        return self.only(sorted(self.names(), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())[:count])
+        return self.only(
+            sorted(self.names(), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())[:count]
+        )
 
     def batches(self, size: int, workers: int) -> Iterator[list[Item]]:
         """Items in order, `size` at a time."""
@@ -150,7 +157,7 @@ class ImageFolder:
             return list(pool.map(lambda sample: self.view.read(sample.picture)[0], self.samples))
 
 
-def held_out_of(pictures: int, share: float, most: int) -> int:
+def held_out_count(pictures: int, share: float, most: int) -> int:
     """How many of so many are held out: `share`, `most` at most; where two are there and share is not 0, one at least and not all."""
     return min(max(1, round(share * pictures)), most, pictures - 1) if share else 0
 
@@ -160,7 +167,10 @@ def picture_fingerprint(samples: Iterable[Sample]) -> dict[str, Any]:
     files = [path for sample in samples for path in (sample.picture, sample.mask) if path is not None]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         listed = pool.map(lambda path: f"{path.parent.name}/{path.name} {content_hash(path)}", files)
-        return {"files": len(files), "hash": hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()[:HASH_DIGITS]}
+        return {
+            "files": len(files),
+            "hash": hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()[:HASH_DIGITS],
+        }
 
 
 def content_hash(path: Path) -> str:
@@ -197,12 +207,12 @@ def to_unit_range(pixels: Tensor) -> Tensor:
 
 def shuffled_batches(pixels: Sequence[Tensor], size: int, window: int, generator: torch.Generator) -> Iterator[Tensor]:
     """`random_squares` of all pictures, `size` at a time and in a new order; the last incomplete batch is dropped."""
-    order = shuffled(len(pixels), size, generator)
+    order = shuffled_order(len(pixels), size, generator)
     for first in range(0, len(order), size):
         yield random_squares([pixels[index] for index in order[first : first + size]], window, generator)
 
 
-def shuffled(count: int, size: int, generator: torch.Generator) -> list[int]:
+def shuffled_order(count: int, size: int, generator: torch.Generator) -> list[int]:
     """0…count − 1 in a random order, as many as fill batches of `size`."""
     return torch.randperm(count, generator=generator, device=generator.device).tolist()[: count // size * size]
 
@@ -211,41 +221,49 @@ def random_squares(pictures: Sequence[Tensor], window: int, generator: torch.Gen
     """(N, C, window, window) in [−1, 1] on the generator's device, of pictures (C, H, W) uint8: of larger ones a random square."""
     if any(picture.shape[1:] != (window, window) for picture in pictures):
         places = torch.rand(len(pictures), 2, generator=generator, device=generator.device).tolist()
-        pictures = [square(picture, window, *place) for picture, place in zip(pictures, places, strict=True)]
+        pictures = [cut_square(picture, window, *place) for picture, place in zip(pictures, places, strict=True)]
     return to_unit_range(torch.stack(list(pictures)).to(generator.device))
 
 
-def augmented(squares: Tensor, augmentation: str | None, generator: torch.Generator) -> Tensor:
+def augment(squares: Tensor, augmentation: str | None, generator: torch.Generator) -> Tensor:
     """Squares (N, C, S, S), each mirrored left to right or not, by chance (`flip`), and turned by a multiple of 90° as well (`rotate`)."""
     if augmentation is None:
         return squares
-    mirrored, turns = (torch.randint(most, (len(squares),), generator=generator, device=generator.device).tolist() for most in (2, 4))
+    mirrored, turns = (
+        torch.randint(most, (len(squares),), generator=generator, device=generator.device).tolist() for most in (2, 4)
+    )
     if augmentation == "flip":
         turns = [0] * len(squares)
     turned = [one.rot90(times, (1, 2)) for one, times in zip(squares, turns, strict=True)]
     return torch.stack([one.flip(2) if mirror else one for one, mirror in zip(turned, mirrored, strict=True)])
 
 
-def square(picture: Tensor, side: int, down: float, across: float) -> Tensor:
+def cut_square(picture: Tensor, side: int, down: float, across: float) -> Tensor:
     """The square of `side` pixels whose corner lies at these shares, 0…1, of the way that there is."""
-    top, left = (int(share * (extent - side + 1)) for share, extent in zip((down, across), picture.shape[1:], strict=True))
+    top, left = (
+        int(share * (extent - side + 1)) for share, extent in zip((down, across), picture.shape[1:], strict=True)
+    )
     return picture[:, top : top + side, left : left + side]
 
 
 def full_batches(pictures: int, size: int, key: str) -> int:
     """How many batches of `size` an epoch has. Raises ValueError where it has none; `key` names the setting."""
     if pictures < size:
-        raise ValueError(f"{key} is {size}, but train/good holds {pictures} pictures to learn from; set {key}={pictures} or less")
+        raise UserError(
+            f"{key} is {size}, but train/good holds {pictures} pictures to learn from; set {key}={pictures} or less"
+        )
     return pictures // size
 
 
 def categories_in(data_dir: Path) -> list[str]:
     """Names of the folders that hold train or test. Raises FileNotFoundError where there is none."""
     if not data_dir.is_dir():
-        raise FileNotFoundError(f"no data at {data_dir}; set data.data_dir to the folder that holds the categories")
-    there = [folder.name for folder in folders_in(data_dir) if any((folder / split).is_dir() for split in ("train", "test"))]
+        raise MissingFileError(f"no data at {data_dir}; set data.data_dir to the folder that holds the categories")
+    there = [
+        folder.name for folder in folders_in(data_dir) if any((folder / split).is_dir() for split in ("train", "test"))
+    ]
     if not there:
-        raise FileNotFoundError(f"no categories in {data_dir}; each is a folder that holds train/good and test")
+        raise MissingFileError(f"no categories in {data_dir}; each is a folder that holds train/good and test")
     return there
 
 
@@ -254,11 +272,11 @@ def check_category(category_dir: Path) -> None:
         return
     data_dir = category_dir.parent
     if not data_dir.is_dir():
-        raise FileNotFoundError(f"no data at {data_dir}; set data.data_dir to the folder that holds the categories")
+        raise MissingFileError(f"no data at {data_dir}; set data.data_dir to the folder that holds the categories")
     there = [folder.name for folder in folders_in(data_dir)]
     close = difflib.get_close_matches(category_dir.name, there, n=1)
     hint = f"did you mean {close[0]}?" if close else f"it holds {', '.join(there[:20]) or 'no folders'}"
-    raise FileNotFoundError(f"no category {category_dir.name!r} in {data_dir}; {hint}")
+    raise MissingFileError(f"no category {category_dir.name!r} in {data_dir}; {hint}")
 
 
 def train_samples(category_dir: Path) -> Iterator[Sample]:
@@ -269,16 +287,20 @@ def train_samples(category_dir: Path) -> Iterator[Sample]:
 def test_samples(category_dir: Path, masks: bool) -> Iterator[Sample]:
     test_dir = category_dir / "test"
     if not test_dir.is_dir():
-        raise FileNotFoundError(f"no test pictures: {test_dir} is not a folder; put good and defective pictures in its subfolders")
+        raise MissingFileError(
+            f"no test pictures: {test_dir} is not a folder; put good and defective pictures in its subfolders"
+        )
     kinds = folders_in(test_dir)
     if not kinds:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{test_dir} has no subfolders; put normal pictures in {test_dir / NORMAL}, defective ones in folders named after the defect"
         )
     for folder in kinds:
         truth = masks_in(category_dir / "ground_truth" / folder.name) if masks and folder.name != NORMAL else {}
         for path in pictures_in(folder):
-            yield Sample(path, folder.name, mask_of(path, category_dir, truth) if masks and folder.name != NORMAL else None)
+            yield Sample(
+                path, folder.name, mask_of(path, category_dir, truth) if masks and folder.name != NORMAL else None
+            )
 
 
 def masks_in(folder: Path) -> dict[str, Path]:
@@ -290,7 +312,7 @@ def mask_of(picture: Path, category_dir: Path, truth: dict[str, Path]) -> Path:
     mask = truth.get(picture.stem + MASK_ENDING) or truth.get(picture.stem)
     if mask is None:
         wanted = Path("ground_truth") / picture.parent.name / f"{picture.stem}{MASK_ENDING}.png"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no mask for {picture.relative_to(category_dir).as_posix()} in {category_dir}; looked for {wanted.as_posix()}; "
             "add it, or set data.mask=False"
         )
@@ -299,10 +321,10 @@ def mask_of(picture: Path, category_dir: Path, truth: dict[str, Path]) -> Path:
 
 def pictures_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; put the pictures there")
+        raise MissingFileError(f"no folder {folder}; put the pictures there")
     found = sorted(path for path in folder.iterdir() if is_picture(path))
     if not found:
-        raise FileNotFoundError(f"no pictures in {folder}; it should hold {', '.join(sorted(SUFFIXES))}")
+        raise MissingFileError(f"no pictures in {folder}; it should hold {', '.join(sorted(SUFFIXES))}")
     return found
 
 
@@ -314,13 +336,15 @@ def pictures_below(source: Path, leave_out: Collection[Path]) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise FileNotFoundError(f"no picture or folder at {source}; check --input")
+        raise MissingFileError(f"no picture or folder at {source}; check --input")
     others = {folder.resolve() for folder in leave_out}
     found = sorted(
-        path for path in source.rglob("*") if is_picture(path) and not is_hidden(path, source) and others.isdisjoint(path.resolve().parents)
+        path
+        for path in source.rglob("*")
+        if is_picture(path) and not is_hidden(path, source) and others.isdisjoint(path.resolve().parents)
     )
     if not found:
-        raise FileNotFoundError(f"no pictures in {source}; it should hold {', '.join(sorted(SUFFIXES))}")
+        raise MissingFileError(f"no pictures in {source}; it should hold {', '.join(sorted(SUFFIXES))}")
     return found
 
 

@@ -32,12 +32,18 @@ class NoiseSchedule:
 
     def __init__(self, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
         if steps < 1 or not 0 < beta_start <= beta_end < 1:
-            raise ValueError(f"schedule of {steps} steps from {beta_start} to {beta_end}: need steps ≥ 1 and 0 < beta_start ≤ beta_end < 1")
+            raise ValueError(
+                f"schedule of {steps} steps from {beta_start} to {beta_end}: need steps ≥ 1 and 0 < beta_start ≤ beta_end < 1"
+            )
         self.steps = steps
         betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
-        self._alpha_bars = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, dim=0)])  # index t + 1
+        self._alpha_bars = torch.cat(
+            [torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, dim=0)]
+        )  # index t + 1
         if self._alpha_bars[-1] < LEAST_SIGNAL:
-            raise ValueError(f"schedule of {steps} steps from {beta_start} to {beta_end} leaves no signal; lower beta_end or the number of steps")
+            raise ValueError(
+                f"schedule of {steps} steps from {beta_start} to {beta_end} leaves no signal; lower beta_end or the number of steps"
+            )
 
     def alpha_bar(self, t: Tensor | int) -> Tensor:
         """alpha_bar at t = −1…steps−1, float64 on the CPU, of t's shape; alpha_bar(−1) = 1. Raises ValueError for a step outside."""
@@ -53,7 +59,9 @@ class NoiseSchedule:
 
     def shares(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
         """√alpha_bar(t) and √(1 − alpha_bar(t)) of t (B,) or one step for all, both (B, 1, 1, 1) with dtype and device of a tensor."""
-        tables = (table.to(like.dtype).to(like.device) for table in (self._alpha_bars.sqrt(), (1 - self._alpha_bars).sqrt()))
+        tables = (
+            table.to(like.dtype).to(like.device) for table in (self._alpha_bars.sqrt(), (1 - self._alpha_bars).sqrt())
+        )
         signal, spread = (table[t + 1].view(-1, 1, 1, 1) for table in tables)
         return signal, spread
 
@@ -77,7 +85,9 @@ def loss_weights(predicts: str | None, schedule: NoiseSchedule) -> Tensor | None
     return None if predicts is None else 1 / (alpha_bar / (1 - alpha_bar))
 
 
-def noise_loss(unet: NoisePredictor, x0: Tensor, t: Tensor, noise: Tensor, schedule: NoiseSchedule, weights: Tensor | None = None) -> Tensor:
+def noise_loss(
+    unet: NoisePredictor, x0: Tensor, t: Tensor, noise: Tensor, schedule: NoiseSchedule, weights: Tensor | None = None
+) -> Tensor:
     """Mean over the batch of ‖noise − unet(x_t, t)‖², summed over channels and pixels, times `weights` (steps,) at t, where there are any;
     x0, noise (B, C, H, W), t (B,)."""
     predicted = unet(schedule.add_noise(x0, t, noise), t)
@@ -127,7 +137,9 @@ def picture_draws(pictures: Tensor, seed: int, shape: Sequence[int] | None = Non
     `seed` and its content alone, so that its noise, of `shape` (C, H, W) or its own, is the same in any batch, under any name and on any device."""
     generators = [torch.Generator().manual_seed(content_seed(picture, seed)) for picture in pictures]
     wanted = list(pictures.shape[1:] if shape is None else shape)
-    return lambda: torch.stack([torch.randn(wanted, generator=generator) for generator in generators]).to(pictures.device)
+    return lambda: torch.stack([torch.randn(wanted, generator=generator) for generator in generators]).to(
+        pictures.device
+    )
 
 
 def content_seed(picture: Tensor, seed: int) -> int:

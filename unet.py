@@ -30,7 +30,9 @@ def published_multipliers(image_size: int) -> tuple[float, ...]:
     """Channel multipliers of the largest published picture size that is not above `image_size` pixels (32 to 512)."""
     sizes = [size for size in PUBLISHED_MULTIPLIERS if size <= image_size]
     if not sizes or image_size > max(PUBLISHED_MULTIPLIERS):
-        raise ValueError(f"image_size is {image_size}; the published network takes 32 to 512 pixels (or give channel_multipliers)")
+        raise ValueError(
+            f"image_size is {image_size}; the published network takes 32 to 512 pixels (or give channel_multipliers)"
+        )
     return PUBLISHED_MULTIPLIERS[max(sizes)]
 
 
@@ -85,7 +87,10 @@ class UNet(nn.Module):
             return [SelfAttention(width, heads)] if size in attention_sizes else []
 
         self.time_embedding = nn.Sequential(
-            SinusoidalEmbedding(base_channels), nn.Linear(base_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+            SinusoidalEmbedding(base_channels),
+            nn.Linear(base_channels, embedding),
+            nn.SiLU(),
+            nn.Linear(embedding, embedding),
         )
 
         channels = widths[0]
@@ -100,7 +105,9 @@ class UNet(nn.Module):
                 self.down.append(TimedSequential(block(channels, channels, nn.AvgPool2d(2))))
                 skips.append(channels)
 
-        self.middle = TimedSequential(block(channels, channels), SelfAttention(channels, heads), block(channels, channels))
+        self.middle = TimedSequential(
+            block(channels, channels), SelfAttention(channels, heads), block(channels, channels)
+        )
 
         self.up = nn.ModuleList()
         for level, (size, width) in reversed(list(enumerate(zip(sizes, widths, strict=True)))):
@@ -137,14 +144,21 @@ class ResidualBlock(nn.Module):
     What a branch adds it adds in place: no tensor there is needed again.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, resample: nn.Module | None = None):
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding: int, dropout: float, resample: nn.Module | None = None
+    ):
         super().__init__()
         self.resample = resample or nn.Identity()
         convolution = EnlargingConv2d if isinstance(resample, nn.Upsample) else nn.Conv2d
-        self.in_layers = nn.Sequential(group_norm(in_channels), SiLU(), convolution(in_channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            group_norm(in_channels), SiLU(), convolution(in_channels, out_channels, 3, padding=1)
+        )
         self.embed_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
         self.out_layers = nn.Sequential(
-            group_norm(out_channels), SiLU(), Dropout(dropout), zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+            group_norm(out_channels),
+            SiLU(),
+            Dropout(dropout),
+            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         self.skip_connection = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
@@ -167,7 +181,9 @@ class EnlargingConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         padded = F.pad(self.weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))
-        kernel = torch.stack([padded[..., top : top + 4, left : left + 4] for top in (0, 1) for left in (0, 1)]).sum(dim=0)
+        kernel = torch.stack([padded[..., top : top + 4, left : left + 4] for top in (0, 1) for left in (0, 1)]).sum(
+            dim=0
+        )
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
@@ -256,7 +272,9 @@ def zeroed(module: Module) -> Module:
     return module
 
 
-def check_shape(image_size: int, base_channels: int, widths: Sequence[int], attention_sizes: Sequence[int], heads: int) -> None:
+def check_shape(
+    image_size: int, base_channels: int, widths: Sequence[int], attention_sizes: Sequence[int], heads: int
+) -> None:
     if not widths:
         raise ValueError("channel_multipliers is empty; it needs a number a level, such as [1, 2]")
     factor = 2 ** (len(widths) - 1)
@@ -268,8 +286,12 @@ def check_shape(image_size: int, base_channels: int, widths: Sequence[int], atte
     if base_channels < 2 or base_channels % 2:
         raise ValueError(f"base_channels is {base_channels}; the time embedding needs an even number")
     if min(widths) < 1:
-        raise ValueError(f"channel_multipliers leave a level without channels (of base_channels, {base_channels}); raise one of them")
+        raise ValueError(
+            f"channel_multipliers leave a level without channels (of base_channels, {base_channels}); raise one of them"
+        )
     attended = {width for level, width in enumerate(widths) if image_size >> level in attention_sizes} | {widths[-1]}
     for width in sorted(attended):
         if width % heads:
-            raise ValueError(f"heads is {heads}, which does not divide a width of {width} channels; change heads or channel_multipliers")
+            raise ValueError(
+                f"heads is {heads}, which does not divide a width of {width} channels; change heads or channel_multipliers"
+            )

@@ -17,8 +17,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-import manifest
-import published
+from config.published import published_rows
+from reports import manifest
 
 ROOT = Path(__file__).parents[1]
 METRICS = {"image AUROC": "image_auroc", "pixel AUROC": "pixel_auroc", "PRO": "pro"}
@@ -50,14 +50,30 @@ ROWS = (
         Row(name, why, (*TEN, *settings), "10 minutes")
         for name, why, settings in (
             ("whole picture", "measured without a crop", ("metrics.centre_crop=1",)),
-            ("whole picture, patch memory", "the bar, so measured", ("metrics.centre_crop=1", "score.parts=[patch_memory]", *ONE_CALL)),
-            ("patch memory", "the bar: nearest normal patch, no reconstruction", ("score.parts=[patch_memory]", *ONE_CALL)),
+            (
+                "whole picture, patch memory",
+                "the bar, so measured",
+                ("metrics.centre_crop=1", "score.parts=[patch_memory]", *ONE_CALL),
+            ),
+            (
+                "patch memory",
+                "the bar: nearest normal patch, no reconstruction",
+                ("score.parts=[patch_memory]", *ONE_CALL),
+            ),
             ("the paper's map", "D_f + v·balance·D_p", ("score.parts=null",)),
-            ("memory alone", "half-white patches, local outlier factors, no reconstruction", ("score.parts=[memory]", *ONE_CALL)),
+            (
+                "memory alone",
+                "half-white patches, local outlier factors, no reconstruction",
+                ("score.parts=[memory]", *ONE_CALL),
+            ),
             ("wide_memory alone", "means of them over 4×4 positions", ("score.parts=[wide_memory]", *ONE_CALL)),
             ("whole_memory alone", "means of them over the picture", ("score.parts=[whole_memory]", *ONE_CALL)),
             ("pixel alone", "D_p", ("score.parts=[pixel]",)),
-            ("no reconstruction", "by the pictures alone", ("score.parts=[memory, wide_memory, whole_memory]", *ONE_CALL)),
+            (
+                "no reconstruction",
+                "by the pictures alone",
+                ("score.parts=[memory, wide_memory, whole_memory]", *ONE_CALL),
+            ),
             ("no wide_memory", "without it", ("score.parts=[memory, whole_memory, pixel]",)),
             ("no whole_memory", "without it", ("score.parts=[memory, wide_memory, pixel]",)),
             ("EfficientNet-Lite1", "larger features", ("model.feature_extractor=efficientnet_lite1",)),
@@ -78,9 +94,24 @@ ROWS = (
         Row(name, why, (*TEN, *AT_256, *settings), weights)
         for name, why, settings, weights in (
             ("256 pixels", "faster, larger defects", (), "256 pixels"),
-            ("256 pixels, patch memory", "the bar, as it is usually run", ("score.parts=[patch_memory]", *ONE_CALL), "256 pixels"),
-            ("256 pixels, no reconstruction", "beside tiles", ("score.parts=[memory, wide_memory, whole_memory]", *ONE_CALL), "256 pixels"),
-            ("256 pixels, tiles", "the picture in its proportions, at twice the size", ("data.tiles=2",), "256 pixels, tiles"),
+            (
+                "256 pixels, patch memory",
+                "the bar, as it is usually run",
+                ("score.parts=[patch_memory]", *ONE_CALL),
+                "256 pixels",
+            ),
+            (
+                "256 pixels, no reconstruction",
+                "beside tiles",
+                ("score.parts=[memory, wide_memory, whole_memory]", *ONE_CALL),
+                "256 pixels",
+            ),
+            (
+                "256 pixels, tiles",
+                "the picture in its proportions, at twice the size",
+                ("data.tiles=2",),
+                "256 pixels, tiles",
+            ),
             (
                 "256 pixels, tiles, no reconstruction",
                 "by the pictures alone",
@@ -90,7 +121,13 @@ ROWS = (
         )
     ),
     *(
-        Row(name, why, (*TEN, "model.DA_epochs=1", "model.DA_chp=1", "data.DA_batch_size=8", *settings), "10 minutes", WITH_ADAPTATION)
+        Row(
+            name,
+            why,
+            (*TEN, "model.DA_epochs=1", "model.DA_chp=1", "data.DA_batch_size=8", *settings),
+            "10 minutes",
+            WITH_ADAPTATION,
+        )
         for name, why, settings in (
             ("adapted", "stage 2 for an epoch, as published", ()),
             ("adapted, tied", "the same, a hundred times as close to the pretrained features", ("model.DLlambda=10",)),
@@ -101,7 +138,11 @@ ROWS = (
         for name, why, settings in (
             ("all timesteps", "not those of detection alone", ("training.highest_step=null",)),
             ("half the width", "more steps of fewer weights", ("model.base_channels=16",)),
-            ("128-pixel UNet", "finer reconstructions, fewer steps", ("model.unet_size=128", "model.attention_sizes=[16]")),
+            (
+                "128-pixel UNet",
+                "finer reconstructions, fewer steps",
+                ("model.unet_size=128", "model.attention_sizes=[16]"),
+            ),
             ("x0-prediction", "the picture, not the noise", ("model.predicts=x0",)),
             ("mirrored", "half of the training pictures", ("training.augmentation=flip",)),
             ("turned", "and by multiples of 90°", ("training.augmentation=rotate",)),
@@ -111,7 +152,9 @@ ROWS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Runs variants of preset: laptop and compares them.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy", description="Runs variants of preset: laptop and compares them."
+    )
     parser.add_argument("categories", type=Path, nargs="+", metavar="DATA_DIR/CATEGORY")
     parser.add_argument("--work", type=Path, required=True, help="folder of weights, results and logs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -143,7 +186,12 @@ def run(row: Row, category: Path, seed: int, work: Path) -> None:
     log = work / "logs" / f"{row.name}, {category.name} s{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file:
-        subprocess.run([sys.executable, ROOT / "main.py", *flags, *settings], check=True, stdout=file, stderr=subprocess.STDOUT)
+        subprocess.run(
+            [str(part) for part in (sys.executable, ROOT / "main.py", *flags, *settings)],
+            check=True,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def result_folder(row: Row, category: Path, seed: int, work: Path) -> Path:
@@ -153,7 +201,7 @@ def result_folder(row: Row, category: Path, seed: int, work: Path) -> Path:
 def results(row: Row, category: Path, seeds: Sequence[int], work: Path) -> list[dict[str, Any]]:
     """The manifests that are there."""
     folders = (result_folder(row, category, seed, work) for seed in seeds)
-    return [manifest.load(folder) for folder in folders if (folder / "metrics.json").exists()]
+    return [manifest.load_manifest(folder) for folder in folders if (folder / "metrics.json").exists()]
 
 
 def minutes(made: dict[str, Any], without: str = "") -> float:
@@ -179,15 +227,23 @@ def spread(values: Sequence[float]) -> str:
 def plot(categories: Sequence[Path], seeds: Sequence[int], work: Path, path: Path) -> None:
     """Image AUROC against minutes, the patch memory, which needs no training, as a cross, the paper's figure as a line where it has one."""
     figure = Figure(figsize=(2.6 * len(categories), 2.6), layout="constrained")
-    budgets, bar = [row for row in ROWS if row.name.startswith("preset")], next(row for row in ROWS if row.name == "patch memory")
-    for axes, category in zip(figure.subplots(1, len(categories), squeeze=False, sharey=True)[0], categories, strict=True):
-        for rows, style, name, left_out in ((budgets, "o-", "preset: laptop", ""), ([bar], "x", "patch memory", "training")):
+    budgets, bar = (
+        [row for row in ROWS if row.name.startswith("preset")],
+        next(row for row in ROWS if row.name == "patch memory"),
+    )
+    for axes, category in zip(
+        figure.subplots(1, len(categories), squeeze=False, sharey=True)[0], categories, strict=True
+    ):
+        for rows, style, name, left_out in (
+            (budgets, "o-", "preset: laptop", ""),
+            ([bar], "x", "patch memory", "training"),
+        ):
             found = [one for row in rows if (one := results(row, category, seeds, work))]
             times = [statistics.median(minutes(made, left_out) for made in one) for one in found]
             figures = [statistics.median(100 * made["metrics"]["image_auroc"] for made in one) for one in found]
             if found:
                 axes.plot(times, figures, style, label=name)
-        paper = published.table().get(category.name, {}).get("image_auroc")
+        paper = published_rows().get(category.name, {}).get("image_auroc")
         if paper:
             axes.axhline(float(paper), color="0.5", linestyle="--", label="paper")
         axes.set(title=category.name, xlabel="minutes", xscale="log", xlim=(0.3, 70), xticks=TICKS, xticklabels=TICKS)

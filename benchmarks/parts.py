@@ -26,16 +26,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import config
-import normal_pictures
-import normality
-import runtime
-import tuning
-from files import whole_file
-from networks import Networks
-from presets import LAPTOP, PRESETS
-from settings import Settings
-from tuning import Bench, Quality, Trial
+from config.keys import Settings
+from config.load import load_settings
+from config.presets import LAPTOP, PRESETS
+from detection import reference
+from detection.calibrate import build_calibration
+from detection.comparison import Networks
+from detection.tune import (
+    REMEDY,
+    Bench,
+    Quality,
+    Trial,
+    check_tuning,
+    measure_quality,
+    prepare_bench,
+    try_settings,
+    with_setting,
+)
+from runtime.device import choose_device, keep_memory
+from storage.atomic_file import atomic_write
 
 
 class Otherwise(NamedTuple):
@@ -49,27 +58,31 @@ class Otherwise(NamedTuple):
 
 
 def length(power: float) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """`normality.sum_of_weights` whose root is the sum of the units to this power, to its inverse; of 2 it is as it was."""
-    return lambda units: torch.stack([normality.weight(part, some.clamp_min(0)) for part, some in units.items()]).norm(power / 2, dim=0)
+    """`reference.sum_of_weights` whose root is the sum of the units to this power, to its inverse; of 2 it is as it was."""
+    return lambda units: torch.stack(
+        [reference.part_weight(part, some.clamp_min(0)) for part, some in units.items()]
+    ).norm(power / 2, dim=0)
 
 
 def square(part: str, units: Tensor) -> Tensor:
-    """`normality.weight` by squares beyond the top as well."""
-    return (normality.BLURRED_WEIGHT if part in normality.BLURRED else 1) * units.square()
+    """`reference.part_weight` by squares beyond the top as well."""
+    return (reference.BLURRED_WEIGHT if part in reference.BLURRED else 1) * units.square()
 
 
 def lifting(times: float = 1, most: float = math.inf) -> Callable[[str, Tensor], Tensor]:
-    """`normality.weight`, of PLACELESS parts so many times as much, and so much at most."""
-    return lambda part, units: (times * WEIGHT(part, units)).clamp_max(most) if part in normality.PLACELESS else WEIGHT(part, units)
+    """`reference.part_weight`, of PLACELESS parts so many times as much, and so much at most."""
+    return lambda part, units: (
+        (times * WEIGHT(part, units)).clamp_max(most) if part in reference.PLACELESS else WEIGHT(part, units)
+    )
 
 
-WEIGHT = normality.weight  # as it is
+WEIGHT = reference.part_weight  # as it is
 ROOT = Path(__file__).parents[1]
 OF_PRESET = tuple(PRESETS[LAPTOP]["score.parts"])
 MEMORIES = ("memory", "wide_memory", "whole_memory")
 SOME = [some for count in range(1, len(MEMORIES) + 1) for some in itertools.combinations(MEMORIES, count)]
 SETS = [(*some, *beside) for beside in ((), ("pixel",)) for some in SOME] + [("pixel",), ("patch_memory",)]
-SHARP = {"BLURRED": normality.BLURRED - {"pixel"}}
+SHARP = {"BLURRED": reference.BLURRED - {"pixel"}}
 OTHERWISE = {
     "blurred parts weigh 0.25": Otherwise({"BLURRED_WEIGHT": 0.25}),
     "blurred parts weigh 1": Otherwise({"BLURRED_WEIGHT": 1.0}),
@@ -77,7 +90,7 @@ OTHERWISE = {
     "pixel is no blurred part, which weigh 0.25": Otherwise(SHARP | {"BLURRED_WEIGHT": 0.25}),
     "pixel is no blurred part, which weigh 1": Otherwise(SHARP | {"BLURRED_WEIGHT": 1.0}),
     "means over 8×8": Otherwise({"WIDTH": 8}, ("wide_memory",)),
-    "not evened out": Otherwise({"HALF_WHITE": normality.AS_THEY_ARE}, MEMORIES),
+    "not evened out": Otherwise({"HALF_WHITE": reference.AS_THEY_ARE}, MEMORIES),
     "2 neighbours": Otherwise({"NEIGHBOURS": 2}, MEMORIES),
     "8 neighbours": Otherwise({"NEIGHBOURS": 8}, MEMORIES),
     "32 descriptors of a picture": Otherwise({"OF_A_PICTURE": 32}, MEMORIES),
@@ -88,12 +101,14 @@ OTHERWISE = {
     "whole_memory lifts nothing": Otherwise({"PLACELESS": set()}),
     "sum of the units": Otherwise({"sum_of_weights": length(1)}),
     "highest of the units": Otherwise({"sum_of_weights": length(math.inf)}),
-    "squares beyond the top": Otherwise({"weight": square}),
+    "squares beyond the top": Otherwise({"part_weight": square}),
     **{f"tops {deviations} deviations above": Otherwise({"DEVIATIONS": deviations}) for deviations in (0, 1.5, 2, 3)},
-    **{f"lifted {times} times as far": Otherwise({"weight": lifting(times)}) for times in (0.5, 2, 4)},
-    **{f"lifted by {most} at most": Otherwise({"weight": lifting(most=most)}) for most in (1, 2, 4)},
-    "lifted by 1 at most, tops 2 deviations above": Otherwise({"weight": lifting(most=1), "DEVIATIONS": 2}),  # as before
-    "lifted 2 times as far, tops 2 deviations above": Otherwise({"weight": lifting(2), "DEVIATIONS": 2}),
+    **{f"lifted {times} times as far": Otherwise({"part_weight": lifting(times)}) for times in (0.5, 2, 4)},
+    **{f"lifted by {most} at most": Otherwise({"part_weight": lifting(most=most)}) for most in (1, 2, 4)},
+    "lifted by 1 at most, tops 2 deviations above": Otherwise(
+        {"part_weight": lifting(most=1), "DEVIATIONS": 2}
+    ),  # as before
+    "lifted 2 times as far, tops 2 deviations above": Otherwise({"part_weight": lifting(2), "DEVIATIONS": 2}),
     **{f"tops of {least} at least": Otherwise({"LEAST_TOP": least}) for least in (0.01, 0.25, 1)},
     **{f"blur times {times}": Otherwise(smoothed=times) for times in (0.25, 0.5, 0.75, 1.5, 2)},
 }
@@ -101,24 +116,40 @@ ROWS = [*map(", ".join, SETS), *OTHERWISE]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parts", description="Judges maps by made defects on normal pictures.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.parts", description="Judges maps by made defects on normal pictures."
+    )
     parser.add_argument("checkpoint_dir", type=Path, help="holds a folder of each category's weights")
     parser.add_argument("categories", type=Path, nargs="+", metavar="DATA_DIR/CATEGORY")
     parser.add_argument("--work", type=Path, required=True, help="folder of what is done")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of noise, made defects and what memories keep")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="of noise, made defects and what memories keep"
+    )
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, metavar="ROW", help="these maps alone")
-    parser.add_argument("--settings", nargs="+", default=[], metavar="KEY=VALUE", help="of all maps, above the preset's; FOLDER is of these alone")
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of all maps, above the preset's; FOLDER is of these alone",
+    )
     options = parser.parse_args()
-    runtime.keep_memory()
+    keep_memory()
     options.work.mkdir(parents=True, exist_ok=True)
     for seed, category in itertools.product(options.seeds, options.categories):
         done = options.work / f"{category.name} {seed}.json"
         found = json.loads(done.read_text()) if done.exists() else {}
-        places = [f"data.data_dir={category.parent}", f"data.category={category.name}", f"model.checkpoint_dir={options.checkpoint_dir}"]
-        settings = config.load(ROOT / "config.yaml", ["preset=laptop", "data.name=own", *places, f"model.seed={seed}", *options.settings])
+        places = [
+            f"data.data_dir={category.parent}",
+            f"data.category={category.name}",
+            f"model.checkpoint_dir={options.checkpoint_dir}",
+        ]
+        settings = load_settings(
+            ROOT / "config.yaml", ["preset=laptop", "data.name=own", *places, f"model.seed={seed}", *options.settings]
+        )
         for name, quality in judged(settings, [row for row in options.rows if row not in found]):
             found[name] = quality._asdict()
-            with whole_file(done, tuning.REMEDY, "w") as file:
+            with atomic_write(done, REMEDY, "w") as file:
                 json.dump(found, file, indent=1)
     found = {done.stem: json.loads(done.read_text()) for done in sorted(options.work.glob("*.json"))}
     print("\n".join([*table(found), "", *kinds_table(found)]))
@@ -128,20 +159,20 @@ def judged(settings: Settings, rows: Collection[str]) -> Iterator[tuple[str, Qua
     """Each of these maps, by its name."""
     if not rows:
         return
-    device = runtime.choose_device(settings.model.device)
-    _, pictures, unseen = tuning.check(settings)
-    bench = tuning.prepared(pictures, unseen, settings)
+    device = choose_device(settings.model.device)
+    _, pictures, unseen = check_tuning(settings)
+    bench = prepare_bench(pictures, unseen, settings)
     sets = {name: parts for name, parts in zip(ROWS, SETS, strict=False) if name in rows}
     others = {name: otherwise for name, otherwise in OTHERWISE.items() if name in rows}
     needed = tuple(dict.fromkeys(itertools.chain(*sets.values(), OF_PRESET if others else ())))
-    trial = tuning.tried(tuning.with_value(settings, "score.parts", needed), bench, device)
+    trial = try_settings(with_setting(settings, "score.parts", needed), bench, device)
     for name, parts in sets.items():
         yield name, of_parts(trial, parts, bench)
     for name, (constants, anew, side, smoothed) in others.items():
         with ExitStack() as stack:
-            stack.enter_context(patch.multiple(normality, **constants) if constants else nullcontext())
+            stack.enter_context(patch.multiple(reference, **constants) if constants else nullcontext())
             stack.enter_context(patch.object(Networks, "features", seeing(side)) if side else nullcontext())
-            other = tuning.tried(tuning.with_value(settings, "score.parts", anew), bench, device) if anew else trial
+            other = try_settings(with_setting(settings, "score.parts", anew), bench, device) if anew else trial
             clean, spoilt = (
                 [one | {part: two[part] for part in anew} for one, two in zip(*some, strict=True)]
                 for some in ((trial.clean, other.clean), (trial.spoilt, other.spoilt))
@@ -153,24 +184,38 @@ def judged(settings: Settings, rows: Collection[str]) -> Iterator[tuple[str, Qua
 def seeing(side: int) -> Any:
     """`Networks.features` of pictures that are made so small."""
     whole = Networks.features
-    return lambda networks, pictures: whole(networks, F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True))
+    return lambda networks, pictures: whole(
+        networks, F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True)
+    )
 
 
 def of_parts(trial: Trial, parts: Sequence[str], bench: Bench) -> Quality:
     detector = replace(trial.detector, parts=tuple(parts))
-    known = normal_pictures.judged(detector, trial.clean, {}, held_out=True, made_with={}, settings={})
-    return tuning.judged(replace(trial, detector=replace(detector, calibration=known)), bench)
+    known = build_calibration(detector, trial.clean, {}, held_out=True, made_with={}, settings={})
+    return measure_quality(replace(trial, detector=replace(detector, calibration=known)), bench)
 
 
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
     """The best of all categories first; `found` by category and seed, of which those maps are shown that all have."""
-    objectives = {name: {category: mean(of.objective for of in some) for category, some in by.items()} for name, by in by_map(found).items()}
-    yield from lines("map", {name: objectives[name] for name in sorted(objectives, key=lambda name: -mean(objectives[name].values()))})
+    objectives = {
+        name: {category: mean(of.objective for of in some) for category, some in by.items()}
+        for name, by in by_map(found).items()
+    }
+    yield from lines(
+        "map",
+        {name: objectives[name] for name in sorted(objectives, key=lambda name: -mean(objectives[name].values()))},
+    )
 
 
 def kinds_table(found: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
     """Image AUROC of each kind of defect, the mean over categories."""
-    yield from lines("kind", {name: mean_of([mean_of([of.kinds for of in some]) for some in by.values()]) for name, by in by_map(found).items()})
+    yield from lines(
+        "kind",
+        {
+            name: mean_of([mean_of([of.kinds for of in some]) for some in by.values()])
+            for name, by in by_map(found).items()
+        },
+    )
 
 
 def mean_of(alike: Sequence[Mapping[str, float]]) -> dict[str, float]:

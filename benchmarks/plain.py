@@ -43,6 +43,7 @@ class PlainBlock(ResidualBlock):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         norm, _, convolution = self.in_layers
+        assert isinstance(convolution, nn.Conv2d)
         h = nn.Conv2d.forward(convolution, self.resample(F.silu(norm(x))))
         h = h + self.embed_layers(embedding)[:, :, None, None]
         norm, _, dropout, convolution = self.out_layers
@@ -52,7 +53,8 @@ class PlainBlock(ResidualBlock):
 class PlainDropout(Dropout):
     """As torch has it."""
 
-    forward = nn.Dropout.forward
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Dropout.forward(self, x)
 
 
 def plain_unet(unet: UNet, forms: Collection[type[nn.Module]] = (PlainAttention, PlainBlock, PlainDropout)) -> UNet:

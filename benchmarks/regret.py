@@ -11,53 +11,68 @@ from pathlib import Path
 
 import numpy as np
 
-import config
-import detection
 import metrics
-import normal_pictures
-import runtime
-import tuning
+from config.keys import Settings
+from config.load import load_settings
 from dataset import ImageFolder
-from settings import Settings
-from tuning import Trial
+from detection.calibrate import assemble
+from detection.detector import load_detector
+from detection.tune import Trial, check_tuning, choices, prepare_bench
+from runtime.device import choose_device, keep_memory
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.regret", description="Judges by test labels all that --tune tries.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.regret", description="Judges by test labels all that --tune tries."
+    )
     parser.add_argument("category", type=Path, metavar="DATA_DIR/CATEGORY")
     parser.add_argument("checkpoint_dir", type=Path, help="holds a folder of the category's weights")
     parser.add_argument("--every", type=int, default=1, help="take every so-many-th test picture")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_intermixed_args()
-    places = [f"data.data_dir={options.category.parent}", f"data.category={options.category.name}", f"model.checkpoint_dir={options.checkpoint_dir}"]
-    runtime.keep_memory()
-    judge(config.load(ROOT / "config.yaml", ["preset=laptop", "data.name=own", *places, *options.settings]), options.every)
+    places = [
+        f"data.data_dir={options.category.parent}",
+        f"data.category={options.category.name}",
+        f"model.checkpoint_dir={options.checkpoint_dir}",
+    ]
+    keep_memory()
+    judge(
+        load_settings(ROOT / "config.yaml", ["preset=laptop", "data.name=own", *places, *options.settings]),
+        options.every,
+    )
 
 
 def judge(settings: Settings, every: int) -> None:
     """Prints what was tried, a line each, and the regret."""
-    device = runtime.choose_device(settings.model.device)
+    device = choose_device(settings.model.device)
     with tempfile.TemporaryDirectory() as folder:
-        _, pictures, unseen = tuning.check(settings, Path(folder))
-    _, settings, _ = detection.build(settings, settings.checkpoint_folder, device)
+        _, pictures, unseen = check_tuning(settings, Path(folder))
+    _, settings, _ = load_detector(settings, settings.checkpoint_folder, device)
     test = ImageFolder(settings.category_dir, "test", pictures.view, masks=False)
-    items = [item for batch in test.only(test.names()[::every]).batches(1, settings.model.num_workers) for item in batch]
-    bench = replace(tuning.prepared(pictures, unseen, settings), others=[item.picture for item in items])
+    items = [
+        item for batch in test.only(test.names()[::every]).batches(1, settings.model.num_workers) for item in batch
+    ]
+    bench = replace(prepare_bench(pictures, unseen, settings), others=[item.picture for item in items])
     print("| setting | value | objective | taken | image AUROC |\n|---|---|---|---|---|")
     best = chosen = 0.0
-    for line, _, trial in tuning.choices(settings, bench, device):
+    for line, _, trial in choices(settings, bench, device):
         auroc = image_auroc(trial, [item.label for item in items])
         best, chosen = max(best, auroc), auroc if line["taken"] else chosen
         taken = "yes" if line["taken"] else ""
-        print(f"| {line['setting']} | {line['value']} | {line['objective']:.4f} | {taken} | {100 * auroc:.1f} |", flush=True)
-    print(f"\n{settings.data.category}: chosen {100 * chosen:.1f}, best {100 * best:.1f}, regret {100 * (best - chosen):.1f}")
+        print(
+            f"| {line['setting']} | {line['value']} | {line['objective']:.4f} | {taken} | {100 * auroc:.1f} |",
+            flush=True,
+        )
+    print(
+        f"\n{settings.data.category}: chosen {100 * chosen:.1f}, best {100 * best:.1f}, regret {100 * (best - chosen):.1f}"
+    )
 
 
 def image_auroc(trial: Trial, labels: list[int]) -> float:
     detector, known = trial.detector, trial.detector.known_normals
-    scores = [normal_pictures.found(detector, parts, known.balance, known.scales).score for parts in trial.others]
+    scores = [assemble(detector, parts, known.balance, known.scales).score for parts in trial.others]
     return metrics.image_auroc(np.array(scores), np.array(labels))
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import runtime
 from benchmarks.speed_rows import operations, rows
+from runtime.device import keep_memory
 
 GIGA, MEBI = 1e9, 2**20
 OURS, PLAIN = "ours", "plain"
@@ -60,7 +60,7 @@ def serve(pipe: Connection, side: str, name: str, ablation: bool, device: torch.
     with tempfile.TemporaryDirectory() as folder:
         row = rows(ablation, device, Path(folder))[name]()
         if side == OURS or row.plain_keeps_memory:
-            runtime.keep_memory()
+            keep_memory()
         call = row.ours if side == OURS else row.plain
         call()
         pipe.send((row.name, row.pictures, row.operations, row.most))
@@ -115,10 +115,14 @@ def ceiling(device: torch.device) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="Times each part beside a plain reference.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed", description="Times each part beside a plain reference."
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=1, help="how often both sides are started, for as many repeats each")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="how often both sides are started, for as many repeats each"
+    )
     parser.add_argument("--ablation", action="store_true", help="ours beside ours without one change, a row a change")
     parser.add_argument("rows", nargs="*", help="words that the names of the wanted rows hold (all)")
     options = parser.parse_args()
@@ -126,13 +130,20 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     convolution, product = ceiling(device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, {device} ({where}); median (range) of {options.processes * options.repeats}, both sides alternating")
+    print(
+        f"torch {torch.__version__}, {device} ({where}); median (range) of {options.processes * options.repeats}, both sides alternating"
+    )
     print(f"ceiling: convolution {convolution / GIGA:.0f} GFLOP/s, matrix product {product / GIGA:.0f} GFLOP/s\n")
     sides = ("without it", "with it") if options.ablation else ("plain", "ours")
-    print(f"| | {sides[0]}, s a picture | {sides[1]}, s a picture | ratio | GFLOP/s | of the ceiling | peak MiB |\n|---|---|---|---|---|---|---|")
+    print(
+        f"| | {sides[0]}, s a picture | {sides[1]}, s a picture | ratio | GFLOP/s | of the ceiling | peak MiB |\n|---|---|---|---|---|---|---|"
+    )
     for name in rows(options.ablation, device, Path()):
         if all(word in name for word in options.rows):
-            print(measured(name, options.repeats, options.processes, options.ablation, device, max(convolution, product)), flush=True)
+            print(
+                measured(name, options.repeats, options.processes, options.ablation, device, max(convolution, product)),
+                flush=True,
+            )
     print("\nA loaded picture's and a map's share is of the whole set's time.")
 
 

@@ -13,7 +13,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 import metrics
-import runtime
 from anomaly_map import combine, feature_distance, pixel_distance, smooth
 from benchmarks.plain import (
     EXTRACTOR,
@@ -33,15 +32,21 @@ from benchmarks.plain import (
 )
 from dataset import ImageFolder, View, shuffled_batches
 from ddad import NoisePredictor, NoiseSchedule, gaussian_draws, noise_loss, reconstruct
+from detection.comparison import Networks, prepare_network
 from feature_extractor import FeatureExtractor
-from networks import Networks, ready
+from runtime.device import autocast, computes_in_bf16
 from train import build_optimizer, ramped_average
 from unet import UNet
 
 # what --ablation takes away
 ATTENTION, BLOCKS, DROPOUT, PRECISION = "attention", "enlarging, in place", "dropout masks", "precision"
 OPTIMIZER, TABLE, MEMORY = "fused optimizer", "alpha_bar table", "kept memory"
-PLAIN_FORMS = {"": (PlainAttention, PlainBlock, PlainDropout), ATTENTION: (PlainAttention,), BLOCKS: (PlainBlock,), DROPOUT: (PlainDropout,)}
+PLAIN_FORMS = {
+    "": (PlainAttention, PlainBlock, PlainDropout),
+    ATTENTION: (PlainAttention,),
+    BLOCKS: (PlainBlock,),
+    DROPOUT: (PlainDropout,),
+}
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # of a forward pass, beside the plain one in fp32
 
 
@@ -85,7 +90,9 @@ def training(kind: str, batch: int, device: torch.device, without: str = "", pre
         plain = plain.to(memory_format=torch.channels_last) if without else plain
     x_0 = torch.randn(batch, 3, size, size, device=device)
 
-    def step_of(network: NoisePredictor, optimizer: torch.optim.Optimizer, schedule: NoiseSchedule) -> Callable[[], None]:
+    def step_of(
+        network: NoisePredictor, optimizer: torch.optim.Optimizer, schedule: NoiseSchedule
+    ) -> Callable[[], None]:
         def step() -> None:
             t, noise = torch.randint(1000, (batch,), device=device), torch.randn_like(x_0)
             optimizer.zero_grad()
@@ -97,7 +104,7 @@ def training(kind: str, batch: int, device: torch.device, without: str = "", pre
     def adam(network: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(network, "adam", LEARNING_RATE, WEIGHT_DECAY)
 
-    fast = step_of(runtime.autocast(ours, precision, device), adam(ours), SCHEDULE)
+    fast = step_of(autocast(ours, precision, device), adam(ours), SCHEDULE)
     optimizer = plain_adam(plain) if without in ("", OPTIMIZER) else adam(plain)
     slow = step_of(plain, optimizer, PlainSchedule() if without in ("", TABLE) else SCHEDULE)
     name = named(f"training step, {kind} {size} px, batch {batch}", without, precision)
@@ -107,9 +114,10 @@ def training(kind: str, batch: int, device: torch.device, without: str = "", pre
 def forward(kind: str, batch: int, device: torch.device, without: str = "", precision: str = "fp32") -> Row:
     unet, size = network(kind, device)
     plain = plain_unet(unet, PLAIN_FORMS.get(without, ())).eval()
-    plain, ours = ready(plain, device) if without in (ATTENTION, BLOCKS) else plain, runtime.autocast(ready(unet, device), precision, device)
+    published = prepare_network(plain, device) if without in (ATTENTION, BLOCKS) else plain
+    ours = autocast(prepare_network(unet, device), precision, device)
     x, t = torch.randn(batch, 3, size, size, device=device), torch.full((batch,), 100, device=device)
-    fast, slow = torch.no_grad()(lambda: ours(x, t)), torch.no_grad()(lambda: plain(x, t))
+    fast, slow = torch.no_grad()(lambda: ours(x, t)), torch.no_grad()(lambda: published(x, t))
     torch.testing.assert_close(fast(), slow(), rtol=0, atol=TOLERANCE[precision], check_dtype=False)
     name = named(f"forward, {kind} {size} px, batch {batch}", without, precision)
     return Row(name, batch, fast, slow, operations(fast), plain_keeps_memory=without != "")
@@ -120,14 +128,16 @@ def named(row: str, without: str, precision: str) -> str:
 
 
 def layer4(device: torch.device) -> Row:
-    ours, plain = ready(FeatureExtractor(EXTRACTOR, "random"), device), ready(PlainResNet(), device)
+    ours, plain = prepare_network(FeatureExtractor(EXTRACTOR, "random"), device), prepare_network(PlainResNet(), device)
     x = torch.rand(1, 3, 256, 256, device=device) * 2 - 1
     fast, slow = torch.no_grad()(lambda: ours(x)), torch.no_grad()(lambda: plain(x))
-    return Row(f"layer4 not computed: features, {EXTRACTOR} 256 px", 1, fast, slow, operations(fast), plain_keeps_memory=True)
+    return Row(
+        f"layer4 not computed: features, {EXTRACTOR} 256 px", 1, fast, slow, operations(fast), plain_keeps_memory=True
+    )
 
 
 def target_once(device: torch.device, draws: int = 4) -> Row:
-    extractor = ready(FeatureExtractor(EXTRACTOR, "random"), device)
+    extractor = prepare_network(FeatureExtractor(EXTRACTOR, "random"), device)
     networks = Networks(nn.Identity(), extractor, SCHEDULE, w=3, start=250, skip=25, eta=1)
     x, rebuilt = torch.rand(1, 3, 256, 256, device=device), torch.rand(draws, 1, 3, 256, 256, device=device)
 
@@ -141,7 +151,10 @@ def target_once(device: torch.device, draws: int = 4) -> Row:
 
 def averaging(device: torch.device) -> Row:
     unet, _ = network("DDAD-S", device)
-    ours, plain = AveragedModel(unet, multi_avg_fn=ramped_average(0.999)), AveragedModel(unet, avg_fn=get_ema_avg_fn(0.999))
+    ours, plain = (
+        AveragedModel(unet, multi_avg_fn=ramped_average(0.999)),
+        AveragedModel(unet, avg_fn=get_ema_avg_fn(0.999)),
+    )
     fast, slow = (lambda: ours.update_parameters(unet)), (lambda: plain.update_parameters(unet))
     return Row("moving average at once, not weight by weight: DDAD-S", 1, fast, slow, plain_keeps_memory=True)
 
@@ -150,7 +163,15 @@ def whole_detection(kind: str, batch: int, device: torch.device) -> Row:
     """One draw of DDAD-10, features, and the map."""
     unet, size = network(kind, device)
     plain, plain_features = plain_unet(unet).eval(), PlainResNet().to(device).eval()
-    networks = Networks(ready(unet, device), ready(FeatureExtractor(EXTRACTOR, "random"), device), SCHEDULE, w=3, start=250, skip=25, eta=1)
+    networks = Networks(
+        prepare_network(unet, device),
+        prepare_network(FeatureExtractor(EXTRACTOR, "random"), device),
+        SCHEDULE,
+        w=3,
+        start=250,
+        skip=25,
+        eta=1,
+    )
     x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
 
     def fast() -> Tensor:
@@ -169,14 +190,20 @@ def whole_detection(kind: str, batch: int, device: torch.device) -> Row:
 
 def reconstruction(kind: str, batch: int, device: torch.device) -> Row:
     unet, size = network(kind, device)
-    plain, ours = plain_unet(unet).eval(), ready(unet, device)
+    plain, ours = plain_unet(unet).eval(), prepare_network(unet, device)
     x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
 
     def fast() -> Tensor:
         draw = gaussian_draws(x.shape, torch.Generator(device).manual_seed(0))
         return reconstruct(ours, x, x, schedule=SCHEDULE, w=3, draw=draw)
 
-    return Row(f"reconstruction, {kind} {size} px, batch {batch}", batch, fast, lambda: plain_reconstruct(plain, x, 3, 250, 25), operations(fast))
+    return Row(
+        f"reconstruction, {kind} {size} px, batch {batch}",
+        batch,
+        fast,
+        lambda: plain_reconstruct(plain, x, 3, 250, 25),
+        operations(fast),
+    )
 
 
 def loading(count: int, side: int, folder: Path) -> Row:
@@ -197,7 +224,12 @@ def loading(count: int, side: int, folder: Path) -> Row:
                 resized = opened.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR)
             torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().div(127.5).sub(1)
 
-    return Row(f"second epoch of {count} PNG files of {side}²", count, lambda: list(shuffled_batches(pixels, 8, 256, generator)), slow)
+    return Row(
+        f"second epoch of {count} PNG files of {side}²",
+        count,
+        lambda: list(shuffled_batches(pixels, 8, 256, generator)),
+        slow,
+    )
 
 
 def measuring(count: int, side: int) -> Row:
@@ -231,7 +263,7 @@ def against_plain(device: torch.device, folder: Path) -> dict[str, Callable[[], 
         "forward DDAD-S bf16": lambda: forward("DDAD-S", 16, device, precision="bf16"),
         "forward DDAD 256 bf16": lambda: forward("DDAD", 1, device, precision="bf16"),
     }
-    return (reduced if runtime.computes_in_bf16(device) else {}) | {
+    return (reduced if computes_in_bf16(device) else {}) | {
         "training DDAD-S fp32": lambda: training("DDAD-S", 16, device),
         "training DDAD 256 fp32": lambda: training("DDAD", 2, device),
         "forward DDAD-S fp32": lambda: forward("DDAD-S", 16, device),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from skimage.filters import gaussian
 
-from sample_set import save
+from data_tools.sample_set import save_picture
 
 Pixels = NDArray[np.float32]  # (SIDE, SIDE, 3) in 0…1
 SIDE = 384
@@ -99,7 +99,9 @@ def assembly(rng: np.random.Generator, kind: str) -> Pixels:
             continue
         if change == "moved":
             y += shift
-        pen.rectangle(box((x, y), half_width, half_height, side), fill=[(28, 28, 30), (150, 120, 80), (60, 66, 110)][tone])
+        pen.rectangle(
+            box((x, y), half_width, half_height, side), fill=[(28, 28, 30), (150, 120, 80), (60, 66, 110)][tone]
+        )
         stripe = x + (half_width if change == "turned" else -half_width) * 0.6
         pen.rectangle(box((stripe, y), half_width * 0.18, half_height, side), fill=(225, 225, 220))
     drawn = np.asarray(image, np.float32) / 255 * np.float32(rng.uniform(0.94, 1.06))
@@ -125,7 +127,9 @@ def many_objects(rng: np.random.Generator, kind: str) -> Pixels:
         if change == "chipped":
             edge = centre + radius * unit(way)
             body &= np.hypot(rows - edge[0], columns - edge[1]) > 0.38 * radius
-        shade = tone * (1 - 0.18 * distance**4) - 0.12 * (np.abs((rows - centre[0]) * np.cos(way) + (columns - centre[1]) * np.sin(way)) < 1.5 * FINE)
+        shade = tone * (1 - 0.18 * distance**4) - 0.12 * (
+            np.abs((rows - centre[0]) * np.cos(way) + (columns - centre[1]) * np.sin(way)) < 1.5 * FINE
+        )
         if change == "speckled":
             shade = shade - 0.3 * dot(side, spot, 2 * FINE)
         picture = np.where(body[..., None], coloured(shade, (1.0, 0.94, 0.86)), picture)
@@ -154,7 +158,11 @@ def woven_cloth(rng: np.random.Generator, kind: str) -> Pixels:
         shade = shade * (1 - 0.4 * gaussian(dot(side, spot, reach), FINE))
     shade = shade + 0.02 * grain(rng, side, 2)
     picture = coloured(shade, (0.75, 0.85, 1.0))
-    return np.where((run & over)[..., None], picture * np.float32([1.3, 0.95, 0.7]), picture) if kind == "coloured" else picture
+    return (
+        np.where((run & over)[..., None], picture * np.array([1.3, 0.95, 0.7], np.float32), picture)
+        if kind == "coloured"
+        else picture
+    )
 
 
 CATEGORIES: Mapping[str, Category] = {
@@ -186,17 +194,21 @@ def dot(side: int, centre: NDArray, radius: float) -> Pixels:
 
 def line(side: int, points: "list[NDArray] | NDArray", width: float) -> Pixels:
     canvas = Image.new("L", (side, side))
-    ImageDraw.Draw(canvas).line([(float(column), float(row)) for row, column in points], fill=255, width=max(1, round(width)), joint="curve")
-    return np.asarray(canvas, np.float32) / 255
+    ImageDraw.Draw(canvas).line(
+        [(float(column), float(row)) for row, column in points], fill=255, width=max(1, round(width)), joint="curve"
+    )
+    return np.asarray(canvas).astype(np.float32) / np.float32(255)
 
 
-def box(centre: tuple[float, float], half_width: float, half_height: float, side: int) -> tuple[float, float, float, float]:
+def box(
+    centre: tuple[float, float], half_width: float, half_height: float, side: int
+) -> tuple[float, float, float, float]:
     (x, y) = centre
     return ((x - half_width) * side, (y - half_height) * side, (x + half_width) * side, (y + half_height) * side)
 
 
 def coloured(grey: NDArray, tint: tuple[float, float, float]) -> Pixels:
-    return (grey[..., None] * np.float32(tint)).astype(np.float32)
+    return (grey[..., None] * np.array(tint, np.float32)).astype(np.float32)
 
 
 def kept(drawn: Pixels) -> Pixels:
@@ -214,18 +226,20 @@ def make(folder: Path, category: Category, seed: int) -> None:
         return (drawn + noise).astype(np.float32), mask.astype(np.float32)
 
     for number in range(TRAINING):
-        save(folder / "train" / "good" / f"{number:03}.png", picture(number)[0])
+        save_picture(folder / "train" / "good" / f"{number:03}.png", picture(number)[0])
     for number in range(NORMAL):
-        save(folder / "test" / "good" / f"{number:03}.png", picture(TRAINING + number)[0])
+        save_picture(folder / "test" / "good" / f"{number:03}.png", picture(TRAINING + number)[0])
     for place, kind in enumerate(category.kinds):
         for number in range(OF_A_KIND):
             drawn, mask = picture(TRAINING + NORMAL + place * OF_A_KIND + number, kind)
-            save(folder / "test" / kind / f"{number:03}.png", drawn)
-            save(folder / "ground_truth" / kind / f"{number:03}_mask.png", mask)
+            save_picture(folder / "test" / kind / f"{number:03}.png", drawn)
+            save_picture(folder / "ground_truth" / kind / f"{number:03}_mask.png", mask)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.stand_ins", description="Draws five categories in the MVTec AD layout.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.stand_ins", description="Draws five categories in the MVTec AD layout."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

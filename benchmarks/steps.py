@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-import config
 import metrics
-import runtime
+from config.load import build_settings
 from dataset import ImageFolder
 from ddad import strides
-from detection import Detector, findings_of
-from normal_pictures import measured
+from detection.calibrate import measure_calibration
+from detection.detector import Detector, predict_pictures
+from runtime.progress import count_progress
 
 STRIDES = ((250, 25), (250, 50), (249, 83), (250, 125), (250, 250))  # (start, skip): n = 10, 5, 3, 2, 1
 STARTS = ((125, 25), (75, 25), (50, 25), (25, 25))  # n = 5, 3, 2, 1
@@ -31,7 +31,7 @@ WORKERS = 1
 
 def outcome(detector: Detector, folder: Path, data_dir: Path, every: int) -> dict[str, Any]:
     """Image AUROC with its 95 % interval, and processor seconds a picture, of a detector that is calibrated anew."""
-    settings = config.build(detector.known_normals.settings)
+    settings = build_settings(detector.known_normals.settings)
     settings = replace(
         settings,
         data=replace(settings.data, data_dir=data_dir, category=folder.name),
@@ -39,16 +39,23 @@ def outcome(detector: Detector, folder: Path, data_dir: Path, every: int) -> dic
         calibration=replace(settings.calibration, pictures=NORMALS),
     )
     normals = ImageFolder(settings.category_dir, "train", detector.view)
-    detector = replace(detector, calibration=measured(replace(detector, calibration=None), normals, {}, settings))
+    detector = replace(
+        detector, calibration=measure_calibration(replace(detector, calibration=None), normals, {}, settings)
+    )
     pictures = ImageFolder(settings.category_dir, "test", detector.view, masks=False)
     pictures = pictures.only(pictures.names()[::every])
     began = time.process_time()
-    found = findings_of(detector, pictures, detector.picture_noise, WORKERS)
-    judged = [(finding.score, item.label) for item, finding in runtime.count(found, len(pictures), "detecting")]
+    found = predict_pictures(detector, pictures, detector.picture_noise, WORKERS)
+    judged = [(finding.score, item.label) for item, finding in count_progress(found, len(pictures), "detecting")]
     seconds = (time.process_time() - began) / len(pictures)
     scores, labels = (np.array(column) for column in zip(*judged, strict=True))
     interval = metrics.intervals(scores, labels)["auroc"]
-    return {"pictures": len(pictures), "auroc": metrics.image_auroc(scores, labels), "interval": interval, "seconds": seconds}
+    return {
+        "pictures": len(pictures),
+        "auroc": metrics.image_auroc(scores, labels),
+        "interval": interval,
+        "seconds": seconds,
+    }
 
 
 def as_line(done: dict[str, Any]) -> str:
@@ -57,7 +64,9 @@ def as_line(done: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description="What fewer denoising steps cost and save.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.steps", description="What fewer denoising steps cost and save."
+    )
     parser.add_argument("checkpoint_folder", type=Path, help="a category's, with its calibration.json")
     parser.add_argument("data_dir", type=Path, help="holds the category's pictures")
     parser.add_argument("log", type=Path, help="JSON lines, one a setting that is done")

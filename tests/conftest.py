@@ -10,7 +10,8 @@ import torch
 import yaml
 from PIL import Image
 
-import normality
+import main
+from detection import reference
 
 DATA = Path(__file__).parent / "data"
 PICTURE_SIZE = 48  # pixels, on disk
@@ -30,8 +31,8 @@ def seeded():
 @pytest.fixture(autouse=True)
 def small_memories(monkeypatch):
     """Memories of normal descriptors that are chosen in no time."""
-    monkeypatch.setattr(normality, "BANK", 300)
-    monkeypatch.setattr(normality, "DRAWN", 10)
+    monkeypatch.setattr(reference, "BANK", 300)
+    monkeypatch.setattr(reference, "DRAWN", 10)
 
 
 @pytest.fixture
@@ -125,7 +126,6 @@ def tiny_config(tmp_path, category) -> Path:
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory) -> Path:
     """Train the tiny network for 20 epochs, once for all tests of a process."""
-    import main
 
     root = tmp_path_factory.mktemp("trained")
     assert main.main(["--train", "model.epochs=20", "--config", str(make_config(root, make_category(root)))]) == 0
@@ -141,12 +141,15 @@ def trained(trained_once, tmp_path) -> Path:
 @pytest.fixture
 def run_main(tiny_config, tmp_path, capsys):
     """run_main("--train", "model.w=2") → (exit code, standard output, standard error), in the tiny configuration."""
-    import main
 
     def run(*arguments: str, config: Path | None = None):
         capsys.readouterr()
-        output = [] if "--output" in arguments or "--detection" not in arguments else ["--output", str(tmp_path / "results")]
-        output += ["--force"] if output and "--input" not in arguments else []  # the latest result is the one to look at
+        output = (
+            [] if "--output" in arguments or "--detection" not in arguments else ["--output", str(tmp_path / "results")]
+        )
+        output += (
+            ["--force"] if output and "--input" not in arguments else []
+        )  # the latest result is the one to look at
         code = main.main([*arguments, "--config", str(config or tiny_config), *output])
         captured = capsys.readouterr()
         return code, captured.out, captured.err

@@ -39,32 +39,48 @@ import yaml  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import nn  # noqa: E402
 
-import annotations  # noqa: E402
-import archives  # noqa: E402
-import calibration  # noqa: E402
-import checkpoint  # noqa: E402
-import config  # noqa: E402
 import dataset  # noqa: E402
-import errors  # noqa: E402
-import logs  # noqa: E402
 import main  # noqa: E402
-import manifest  # noqa: E402
-import names  # noqa: E402
-import published_sets  # noqa: E402
-import report  # noqa: E402
-import resumption  # noqa: E402
-import sample_set  # noqa: E402
-import tables  # noqa: E402
 import train  # noqa: E402
-from pictures import read_mask as read_any_mask  # noqa: E402
-from pictures import read_picture as read_any_picture  # noqa: E402
-from results import SCORES, Predictions, Writer  # noqa: E402
+from config.load import build_settings, keys_without_effect, load_settings, read_sections, with_overrides  # noqa: E402
+from data_tools import annotations, archives, sample_set  # noqa: E402
+from data_tools.published_sets import plan_mvtec, plan_visa  # noqa: E402
+from data_tools.sample_set import NOTE  # noqa: E402
+from detection.calibration_file import CALIBRATION, CALIBRATION_FORMAT, load_calibration  # noqa: E402
+from detection.threshold import PIXEL_RATES  # noqa: E402
+from images.read import read_mask as read_any_mask  # noqa: E402
+from images.read import read_picture as read_any_picture  # noqa: E402
+from reports import manifest, tables  # noqa: E402
+from reports.html import PAGE, write_page  # noqa: E402
+from reports.predictions import Predictions  # noqa: E402
+from reports.writer import SCORES, Writer  # noqa: E402
+from runtime.errors import is_out_of_memory, one_line  # noqa: E402
+from storage import safe_names  # noqa: E402
+from training import checkpoint, log  # noqa: E402
+from training.log import Log  # noqa: E402
+from training.resume import restore_trainer  # noqa: E402
 from unet import UNet  # noqa: E402
 
 LONGEST = 20  # seconds that one input may take
 MEMORY = 16 * 2**30  # bytes of addresses
 STRANGE = (
-    *(None, True, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**40, 0.5, -0.0, 1e308, float("nan"), float("inf"), float("-inf")),
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1,
+        2**31,
+        2**63,
+        -(2**63) - 1,
+        10**40,
+        0.5,
+        -0.0,
+        1e308,
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+    ),
     *("", " ", "\0", "=1", "auto", "latest", "..", "../x", "/x", "ü", "\ud800", "\udcff", "9" * 5000, "x" * 3000),
     *([], [[]], {}, {"": None}, [0] * 300, {"a": {"b": {"c": []}}}),
 )
@@ -149,9 +165,15 @@ def spoilt_png(content: bytes, rng: random.Random) -> bytes:
         at += 12 + length
     which = rng.randrange(len(chunks))
     kind, body = chunks[which]
-    new = [(kind, spoilt_bytes(body, rng)), (kind, body), (rng.choice((b"tRNS", b"PLTE", b"eXIf", b"gAMA", b"iCCP", kind)), spoilt_bytes(body, rng))]
+    new = [
+        (kind, spoilt_bytes(body, rng)),
+        (kind, body),
+        (rng.choice((b"tRNS", b"PLTE", b"eXIf", b"gAMA", b"iCCP", kind)), spoilt_bytes(body, rng)),
+    ]
     chunks[which : which + 1] = rng.choice((new[:1], new[:2], new[2:], []))
-    return content[:8] + b"".join(struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
+    return content[:8] + b"".join(
+        struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks
+    )
 
 
 def spoilt_torch(content: bytes, rng: random.Random) -> bytes:
@@ -161,7 +183,9 @@ def spoilt_torch(content: bytes, rng: random.Random) -> bytes:
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(made, "w") as new:
         members = archive.namelist()
-        chosen = next(name for name in members if name.endswith("data.pkl")) if rng.random() < 0.7 else rng.choice(members)
+        chosen = (
+            next(name for name in members if name.endswith("data.pkl")) if rng.random() < 0.7 else rng.choice(members)
+        )
         for name in members:
             body = archive.read(name)
             new.writestr(name, spoilt_bytes(body, rng) if name == chosen else body)
@@ -188,8 +212,20 @@ def as_lines(rows: Any) -> bytes:
 
 STRANGE_TENSORS = (
     *STRANGE[:20],
-    *(torch.zeros(()), torch.zeros(3), torch.full((2, 2), float("nan")), torch.zeros(2, dtype=torch.complex64), torch.zeros(2, dtype=torch.int8)),
-    *(torch.eye(2).to_sparse(), torch.zeros(0, 4), torch.zeros(1).expand(4, 4), torch.zeros(2, dtype=torch.bool), torch.empty(2, device="meta")),
+    *(
+        torch.zeros(()),
+        torch.zeros(3),
+        torch.full((2, 2), float("nan")),
+        torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(2, dtype=torch.int8),
+    ),
+    *(
+        torch.eye(2).to_sparse(),
+        torch.zeros(0, 4),
+        torch.zeros(1).expand(4, 4),
+        torch.zeros(2, dtype=torch.bool),
+        torch.empty(2, device="meta"),
+    ),
 )
 
 
@@ -199,7 +235,12 @@ STRANGE_TENSORS = (
 def pictures() -> list[bytes]:
     grey = Image.effect_noise((24, 16), 60)
     made = []
-    for mode, formats in (("RGB", ("PNG", "JPEG", "BMP", "TIFF", "WEBP")), ("L", ("PNG", "TIFF")), ("P", ("PNG",)), ("RGBA", ("PNG", "WEBP"))):
+    for mode, formats in (
+        ("RGB", ("PNG", "JPEG", "BMP", "TIFF", "WEBP")),
+        ("L", ("PNG", "TIFF")),
+        ("P", ("PNG",)),
+        ("RGBA", ("PNG", "WEBP")),
+    ):
         for form in formats:
             file = io.BytesIO()
             exif = Image.Exif()
@@ -224,22 +265,29 @@ def read_mask(path: Path) -> object:
 
 CONFIGURATION = {
     "data": {"name": "own", "data_dir": "d", "category": "c", "image_size": 32, "tiles": None},
-    "model": {"w": 3, "epochs": 2, "load_chp": "latest", "channel_multipliers": [1, 2], "blur_sigma": 0.5, "backbone_weights": None},
+    "model": {
+        "w": 3,
+        "epochs": 2,
+        "load_chp": "latest",
+        "channel_multipliers": [1, 2],
+        "blur_sigma": 0.5,
+        "backbone_weights": None,
+    },
     "training": {"clip": 1.0, "schedule": "cosine"},
     "metrics": {"pro": True, "centre_crop": 0.5},
 }
 
 
 def read_settings(path: Path) -> object:
-    settings = config.load(path)
-    assert names.stays_inside(settings.data.category) and names.stays_inside(settings.model.exp_name)
-    return config.accepted_without_effect(config.read(path)), json.dumps(settings.as_dict())
+    settings = load_settings(path)
+    assert safe_names.stays_inside(settings.data.category) and safe_names.stays_inside(settings.model.exp_name)
+    return keys_without_effect(read_sections(path)), json.dumps(settings.as_dict())
 
 
 def read_overrides(path: Path) -> object:
     words = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    options = main.parse(words)
-    return config.build(config.with_overrides(CONFIGURATION, options.settings))
+    options = main.parse_arguments(words)
+    return build_settings(with_overrides(CONFIGURATION, options.settings))
 
 
 SHAPE: dict[str, Any] = {
@@ -251,12 +299,14 @@ def unet_file() -> bytes:
     unet = UNet(**SHAPE)
     notes = {"held_out": ["train/good/1.png"], "made_with": {"epochs": 1}}
     weights = {"weights": unet.state_dict(), "average": unet.state_dict()}
-    return saved({"format": checkpoint.FORMAT, "network": "unet", "architecture": unet.architecture, **weights, **notes})
+    return saved(
+        {"format": checkpoint.FORMAT, "network": "unet", "architecture": unet.architecture, **weights, **notes}
+    )
 
 
 def read_unet(path: Path) -> object:
     checkpoint.load_unet(path, UNet(**SHAPE))
-    return checkpoint.held_out(path), checkpoint.is_made(path.parent, 1, {"epochs": 1})
+    return checkpoint.held_out_names(path), checkpoint.is_made_with(path.parent, 1, {"epochs": 1})
 
 
 class Extractor(nn.Module):
@@ -271,11 +321,11 @@ class Extractor(nn.Module):
 
 def read_features(path: Path) -> object:
     checkpoint.load_feature_state(path, checkpoint.read_state(path), Extractor())  # type: ignore[arg-type]
-    return checkpoint.held_out(path)
+    return checkpoint.held_out_names(path)
 
 
 def a_trainer() -> train.Trainer:
-    return train.build_trainer(config.build(TRAINING), 4, torch.device("cpu"))
+    return train.build_trainer(build_settings(TRAINING), 4, torch.device("cpu"))
 
 
 TRAINING: dict[str, Any] = {
@@ -288,7 +338,18 @@ TRAINING: dict[str, Any] = {
 
 def one_step(trainer: train.Trainer) -> None:
     pixels = [torch.zeros(3, 8, 8, dtype=torch.uint8)] * 4
-    next(train.training_steps(trainer, pixels, train.NoiseSchedule(), trainer.unet, steps=trainer.step + 1, batch_size=2, window=8, highest_step=10))
+    next(
+        train.training_steps(
+            trainer,
+            pixels,
+            train.NoiseSchedule(),
+            trainer.unet,
+            steps=trainer.step + 1,
+            batch_size=2,
+            window=8,
+            highest_step=10,
+        )
+    )
 
 
 def training_state() -> bytes:
@@ -303,28 +364,42 @@ def read_training_state(path: Path) -> object:
     state = checkpoint.load_training_state(path.parent, {"epochs": 2})
     if state is None:
         return None
-    losses = train.Losses(*resumption.restored(trainer, state, path, pictures=4, most_steps=4))
+    losses = train.Losses(*restore_trainer(trainer, state, path, pictures=4, most_steps=4))
     return losses.mean(), one_step(trainer)
 
 
 def calibration_file() -> bytes:
-    settings = config.build(CONFIGURATION | {"model": CONFIGURATION["model"] | {"DA_chp": 0}})
-    kept = {"feature": 1.0, "pixel": 2.0, "scores": [0.1, 0.2, 0.3], "pixels": [0.5] * len(calibration.PIXEL_RATES), "held_out": True}
-    return as_json({"format": checkpoint.CALIBRATION_FORMAT, **kept, "made_with": {"w": 3, "view": {}}, "settings": settings.as_dict()})
+    settings = build_settings(CONFIGURATION | {"model": CONFIGURATION["model"] | {"DA_chp": 0}})
+    kept = {
+        "feature": 1.0,
+        "pixel": 2.0,
+        "scores": [0.1, 0.2, 0.3],
+        "pixels": [0.5] * len(PIXEL_RATES),
+        "held_out": True,
+    }
+    return as_json(
+        {"format": CALIBRATION_FORMAT, **kept, "made_with": {"w": 3, "view": {}}, "settings": settings.as_dict()}
+    )
 
 
 def read_calibration(path: Path) -> object:
-    kept = checkpoint.load_calibration(path.parent)
+    kept = load_calibration(path.parent)
     if kept is None:
         return None
-    config.build(kept.settings)
+    build_settings(kept.settings)
     return kept.describe(0.01), kept.pixel_threshold(0.01), kept.p_value(0.2), kept.staleness({"w": 3}), kept.balance
 
 
 def prediction_rows() -> bytes:
     row = {"path": "a.png", "verdict": "anomalous", "score": 0.5, "p_value": 0.25, "error": ""}
     row["regions"] = [{"box": [1, 2, 3, 4], "area": 4, "peak": 1.0}]  # type: ignore[assignment]
-    return as_lines([row, row | {"path": "b.png", "regions": []}, row | {"path": "c.png", "score": None, "p_value": None, "error": "it is empty"}])
+    return as_lines(
+        [
+            row,
+            row | {"path": "b.png", "regions": []},
+            row | {"path": "c.png", "score": None, "p_value": None, "error": "it is empty"},
+        ]
+    )
 
 
 def read_predictions(path: Path) -> object:
@@ -343,23 +418,26 @@ def read_predictions_note(path: Path) -> object:
 
 
 def log_lines() -> bytes:
-    return as_lines({"step": 2 * n, "epoch": n, "loss": 1.0 / n, "learning_rate": 1e-3, "pictures_per_second": 3.0} for n in range(1, 5))
+    return as_lines(
+        {"step": 2 * n, "epoch": n, "loss": 1.0 / n, "learning_rate": 1e-3, "pictures_per_second": 3.0}
+        for n in range(1, 5)
+    )
 
 
 def read_log(path: Path) -> object:
-    logs.Log(path.parent, logs.TRAINING, "jsonl", 6).add(8, 4, 1.0, 1e-3, 1, 1.0)
+    Log(path.parent, log.TRAINING, "jsonl", 6).add(8, 4, 1.0, 1e-3, 1, 1.0)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def read_sample_note(path: Path) -> object:
-    return sample_set.maker_note(path.parent)
+    return sample_set.read_sample_note(path.parent)
 
 
 def read_names(path: Path) -> object:
     """Names of pictures, as a foreign file may hold them: their files stay inside."""
     given = [name for name in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if Path(name).name]
     writer = Writer(path.parent)
-    for stem in names.file_stems(given).values():
+    for stem in safe_names.file_stems(given).values():
         writer.picture(f"{stem}.png", Image.new("L", (1, 1)), "heatmaps")
     writer.scores(given, [True] * len(given), [1.0] * len(given))
     return writer.written
@@ -371,22 +449,32 @@ def archives_() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         originals.mvtec(originals.Maker(Path(folder) / "all"))
         for form in ("zip", "tar", "gztar", "xztar"):
-            made.append(Path(shutil.make_archive(str(Path(folder) / "packed"), form, Path(folder) / "all")).read_bytes())
+            made.append(
+                Path(shutil.make_archive(str(Path(folder) / "packed"), form, Path(folder) / "all")).read_bytes()
+            )
     return made
 
 
 def read_archive(path: Path) -> object:
     """The packed pictures, planned as MVTec AD; all that is written lies in the workspace, beside the archive."""
-    with archives.opened(path, path.parent / "workspace") as root:
-        return [plan.files for _, plan in published_sets.mvtec(root)]
+    with archives.open_source(path, path.parent / "workspace") as root:
+        return [plan.files for _, plan in plan_mvtec(root)]
 
 
 def annotations_() -> list[bytes]:
     polygon = [[2, 2], [20, 3], [9, 12]]
-    labelme = {"imageWidth": 24, "imageHeight": 16, "imagePath": "a.png", "shapes": [{"shape_type": "polygon", "points": polygon}]}
+    labelme = {
+        "imageWidth": 24,
+        "imageHeight": 16,
+        "imagePath": "a.png",
+        "shapes": [{"shape_type": "polygon", "points": polygon}],
+    }
     images = [{"id": 1, "file_name": "a.png", "width": 24, "height": 16}]
     runs = {"size": [16, 24], "counts": [30, 4, 350]}
-    coco = {"images": images, "annotations": [{"image_id": 1, "segmentation": [[2, 2, 20, 3, 9, 12]]}, {"image_id": 1, "segmentation": runs}]}
+    coco = {
+        "images": images,
+        "annotations": [{"image_id": 1, "segmentation": [[2, 2, 20, 3, 9, 12]]}, {"image_id": 1, "segmentation": runs}],
+    }
     value = {"x": 10, "y": 10, "width": 30, "height": 40, "rotation": 5, "rectanglelabels": ["x"]}
     result = {"type": "rectanglelabels", "original_width": 24, "original_height": 16, "value": value}
     studio = [{"data": {"image": "/data/a.png"}, "annotations": [{"result": [result]}]}]
@@ -394,7 +482,7 @@ def annotations_() -> list[bytes]:
 
 
 def read_annotations(path: Path) -> object:
-    return [one.mask((24, 16)).sum() for one in annotations.read(path)]
+    return [one.mask((24, 16)).sum() for one in annotations.read_annotations(path)]
 
 
 def read_split(path: Path) -> object:
@@ -407,7 +495,7 @@ def read_split(path: Path) -> object:
             if name and name not in ("image", "mask"):
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 (root / name).touch()
-    return [plan.files for _, plan in published_sets.visa(root)]
+    return [plan.files for _, plan in plan_visa(root)]
 
 
 @functools.cache
@@ -421,8 +509,17 @@ def result_files() -> tuple[bytes, bytes]:
     """manifest.json and scores.csv."""
     settings = {"model": {"w": 3, "v": 1, "epochs": 1, "DA_chp": 0}, "data": {"image_size": 32}}
     metrics = {"image_auroc": 0.9, "intervals": {"image_auroc": [0.8, 1.0]}}
-    made = {"format": manifest.FORMAT, "category": "nut", "data_set": "own", "settings": settings, "versions": {"torch": "2"}, "data": {}}
-    return as_json({**made, "metrics": metrics}), b"path,label,score,p_value,anomalous\ntest/a/1.png,1,0.9,0.1,1\ntest/good/1.png,0,0.2,0.9,0\n"
+    made = {
+        "format": manifest.FORMAT,
+        "category": "nut",
+        "data_set": "own",
+        "settings": settings,
+        "versions": {"torch": "2"},
+        "data": {},
+    }
+    return as_json(
+        {**made, "metrics": metrics}
+    ), b"path,label,score,p_value,anomalous\ntest/a/1.png,1,0.9,0.1,1\ntest/good/1.png,0,0.2,0.9,0\n"
 
 
 def read_result(path: Path) -> object:
@@ -430,17 +527,30 @@ def read_result(path: Path) -> object:
     for name, content in zip((manifest.MANIFEST, SCORES), result_files(), strict=True):
         if not (path.parent / name).exists():
             (path.parent / name).write_bytes(content)
-    report.write(path.parent / report.PAGE, [path.parent])
+    write_page(path.parent / PAGE, [path.parent])
     tables.write_summary(path.parent, [tables.Outcome("nut", path.parent)])
-    return tables.compare([path.parent, path.parent])
+    return tables.compare_results([path.parent, path.parent])
 
 
 def kinds() -> list[Kind]:
-    in_json, in_lines = spoilt_tree(json.loads, as_json), spoilt_tree(lambda content: [json.loads(line) for line in content.splitlines()], as_lines)
+    in_json, in_lines = (
+        spoilt_tree(json.loads, as_json),
+        spoilt_tree(lambda content: [json.loads(line) for line in content.splitlines()], as_lines),
+    )
     in_yaml = spoilt_tree(yaml.safe_load, lambda tree: yaml.safe_dump(tree).encode())
     words = b"--train\n--config\nx.yaml\nmodel.w=3\ndata.category=nut\nmodel.attention_sizes=[8, 16]\nmetrics.pro=False\nmodel.seed=1e3"
-    paths = "a.png\ntest/crack/001.png\n../up.png\n/abs.png\nc:\\x.png\nCON.png\n=1.png\n..\\x.png\n...png\nü/..//b.png\n".encode() + b"\xff.png"
-    features = saved({"format": checkpoint.FORMAT, "network": "features", "extractor": "resnet50", "weights": Extractor().network.state_dict()})
+    paths = (
+        "a.png\ntest/crack/001.png\n../up.png\n/abs.png\nc:\\x.png\nCON.png\n=1.png\n..\\x.png\n...png\nü/..//b.png\n".encode()
+        + b"\xff.png"
+    )
+    features = saved(
+        {
+            "format": checkpoint.FORMAT,
+            "network": "features",
+            "extractor": "resnet50",
+            "weights": Extractor().network.state_dict(),
+        }
+    )
     released = saved({f"module.{name}": value for name, value in UNet(**SHAPE).state_dict().items()})
     note = b'{"format": "ddad-predictions-1", "thresholds": [1.0, 2.0]}'
     return [
@@ -452,7 +562,7 @@ def kinds() -> list[Kind]:
         Kind("feature weights", 1500, "feat1", [features], spoilt_torch, read_features),
         Kind("training.state", 300, checkpoint.TRAINING_STATE, [training_state()], spoilt_torch, read_training_state),
         Kind("training.jsonl", 1500, "training.jsonl", [log_lines()], in_lines, read_log),
-        Kind("calibration.json", 3000, checkpoint.CALIBRATION, [calibration_file()], in_json, read_calibration),
+        Kind("calibration.json", 3000, CALIBRATION, [calibration_file()], in_json, read_calibration),
         Kind("predictions.jsonl", 2000, "predictions.jsonl", [prediction_rows()], in_lines, read_predictions),
         Kind(
             "predictions.json",
@@ -462,7 +572,14 @@ def kinds() -> list[Kind]:
             in_json,
             read_predictions_note,
         ),
-        Kind("sample.json", 800, sample_set.NOTE, [b'{"made by": "DDAD sample set", "version": 1, "seed": 3}'], in_json, read_sample_note),
+        Kind(
+            "sample.json",
+            800,
+            NOTE,
+            [b'{"made by": "DDAD sample set", "version": 1, "seed": 3}'],
+            in_json,
+            read_sample_note,
+        ),
         Kind("picture names", 1200, "names", [paths], spoilt_bytes, read_names),
         Kind("archives", 1200, "packed.zip", archives_(), spoilt_bytes, read_archive),
         Kind("annotations", 2500, "a.json", annotations_(), in_json, read_annotations),
@@ -501,7 +618,14 @@ class Watch:
             for place in arguments[:2]:
                 if isinstance(place, (str, bytes)):
                     self.check(event, place)
-        elif event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "exec_") or event.startswith("ctypes."):
+        elif event in (
+            "os.system",
+            "os.exec",
+            "os.posix_spawn",
+            "subprocess.Popen",
+            "socket.connect",
+            "exec_",
+        ) or event.startswith("ctypes."):
             self.seen.append(f"{event} {arguments[:1]}")
 
     def check(self, event: str, place: str | bytes) -> None:
@@ -523,11 +647,13 @@ def judge(kind: Kind, content: bytes, folder: Path, watch: Watch, count: Count) 
         fault = ""
     except (ValueError, OSError) as error:
         count.refused += 1
-        fault = "" if errors.one_line(error) and not isinstance(error, TimeoutError) else f"no word, or longer than {LONGEST} s"
+        fault = (
+            "" if one_line(error) and not isinstance(error, TimeoutError) else f"no word, or longer than {LONGEST} s"
+        )
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        spent = isinstance(error, (MemoryError, RuntimeError)) and errors.memory_spent(error)
+        spent = isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error)
         count.refused += spent
         fault = "" if spent else traceback.format_exc()
     finally:
@@ -583,7 +709,10 @@ def main_() -> int:
 
 def show(name: str, count: Count, seconds: float) -> None:
     inputs = count.accepted + count.refused + count.crashes
-    print(f"{name:20}{inputs:8}{seconds:9.1f}{count.accepted:10}{count.refused:9}{count.crashes:9}{count.outside:9}", flush=True)
+    print(
+        f"{name:20}{inputs:8}{seconds:9.1f}{count.accepted:10}{count.refused:9}{count.crashes:9}{count.outside:9}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

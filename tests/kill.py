@@ -28,16 +28,13 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 from PIL import Image  # noqa: E402
 
-import checkpoint  # noqa: E402
-import commands  # noqa: E402,F401
-import detection  # noqa: E402,F401 - loaded here, once for all runs
-import evaluation  # noqa: E402,F401
-import inspection  # noqa: E402,F401
+import commands.dispatch  # noqa: E402, F401
 import main  # noqa: E402
-from layout import NOTE  # noqa: E402
-from manifest import MANIFEST  # noqa: E402
-from report import PAGE  # noqa: E402
-from settings import LATEST  # noqa: E402
+from config.keys import LATEST  # noqa: E402
+from data_tools.category_writer import NOTE  # noqa: E402
+from reports.html import PAGE  # noqa: E402
+from reports.manifest import MANIFEST  # noqa: E402
+from training import checkpoint  # noqa: E402
 
 CHANGING = ("seconds", "pictures_per_second", "created", "peak_memory_bytes")  # with the clock and the machine
 SIZE = 32  # pixels
@@ -104,7 +101,9 @@ def make_data(folder: Path) -> None:
             Image.fromarray(mask if place.startswith("ground") else pixels).save(folder / place / name)
 
 
-def run(folder: Path, arguments: tuple[str, ...], kill_at: int | None = None, kill_after: float | None = None) -> tuple[int, str, int]:
+def run(
+    folder: Path, arguments: tuple[str, ...], kill_at: int | None = None, kill_after: float | None = None
+) -> tuple[int, str, int]:
     """One run in a process of its own, in `folder`: its exit code (−9: killed), what it said, and how many writes it came to.
 
     It kills itself by SIGKILL before write number `kill_at`, or is killed after so many seconds.
@@ -155,7 +154,12 @@ def count_writes(folder: Path, kill_at: int | None) -> Iterator[int]:
 
 def content_of(folder: Path) -> dict[str, bytes]:
     """All files that a run leaves, without what depends on the clock."""
-    files = {path.relative_to(folder).as_posix(): path for part in ("weights", "found") for path in (folder / part).rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for part in ("weights", "found")
+        for path in (folder / part).rglob("*")
+        if path.is_file()
+    }
     return {name: timeless(path) for name, path in sorted(files.items())}
 
 
@@ -165,9 +169,13 @@ def timeless(path: Path) -> bytes:
         return b"" if path.read_bytes().rstrip().endswith(b"</html>") else b"cut short"
     if path.suffix == ".jsonl" and path.name != "predictions.jsonl":
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return json.dumps([{name: value for name, value in row.items() if name not in CHANGING} for row in rows]).encode()
+        return json.dumps(
+            [{name: value for name, value in row.items() if name not in CHANGING} for row in rows]
+        ).encode()
     if path.name == MANIFEST:
-        return json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name not in CHANGING}).encode()
+        return json.dumps(
+            {name: value for name, value in json.loads(path.read_text()).items() if name not in CHANGING}
+        ).encode()
     return path.read_bytes()
 
 
@@ -202,7 +210,9 @@ def prepared(folder: Path, base: Path, stage: Stage, unbroken: dict[str, Path]) 
     return folder
 
 
-def break_and_repeat(work: Path, stage: Stage, whole: dict[str, bytes], kill: Callable[[], tuple[int, str, int]], code: int, tally: Tally) -> None:
+def break_and_repeat(
+    work: Path, stage: Stage, whole: dict[str, bytes], kill: Callable[[], tuple[int, str, int]], code: int, tally: Tally
+) -> None:
     moment = f"{stage.name}, kill {tally.kills}"
     tally.kills += 1
     tally.late += kill()[0] != -signal.SIGKILL
@@ -244,7 +254,9 @@ def main_() -> int:
     stages = [stage for stage in STAGES if options.only is None or stage.name in options.only]
     torch.set_num_threads(1)
     rng, faults = random.Random(options.seed), []
-    print(f"{'stage':14}{'kills':>7}{'late':>6}{'half-written':>14}{'left over':>11}{'differing':>11}{'failed':>8}{'seconds':>9}")
+    print(
+        f"{'stage':14}{'kills':>7}{'late':>6}{'half-written':>14}{'left over':>11}{'differing':>11}{'failed':>8}{'seconds':>9}"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         base, work, unbroken = Path(temporary).resolve() / "base", Path(temporary).resolve() / "work", {}
         make_data(base / "data" / "nut")

@@ -19,7 +19,9 @@ class Maker:
 
     def pixels(self) -> np.ndarray:
         """Blots with a grain, as a photograph has."""
-        coarse = Image.fromarray(self._rng.integers(60, 200, (12, 12, 3), dtype=np.uint8)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+        coarse = Image.fromarray(self._rng.integers(60, 200, (12, 12, 3), dtype=np.uint8)).resize(
+            (SIDE, SIDE), Image.Resampling.NEAREST
+        )
         return (np.asarray(coarse) + self._rng.integers(0, 40, (SIDE, SIDE, 1))).astype(np.uint8)
 
     def picture(self, *names: str) -> None:
@@ -64,7 +66,9 @@ def write_rows(path: Path, rows: list[tuple[str, ...]]) -> None:
 
 def mvtec(make: Maker) -> None:
     make.picture(
-        *numbers("bottle/train/good/{:03}.png", 6), *numbers("bottle/test/good/{:03}.png", 2), *numbers("bottle/test/broken_large/{:03}.png", 2)
+        *numbers("bottle/train/good/{:03}.png", 6),
+        *numbers("bottle/test/good/{:03}.png", 2),
+        *numbers("bottle/test/broken_large/{:03}.png", 2),
     )
     make.mask(*numbers("bottle/ground_truth/broken_large/{:03}_mask.png", 2))
     (make.root / "license.txt").write_text("CC BY-NC-SA 4.0")
@@ -74,7 +78,9 @@ def loco(make: Maker) -> None:
     """A folder of masks to each picture, of which several are to be one; values other than 255."""
     base = "juice_bottle"
     make.picture(
-        *numbers(base + "/train/good/{:03}.png", 6), *numbers(base + "/validation/good/{:03}.png", 2), *numbers(base + "/test/good/{:03}.png", 2)
+        *numbers(base + "/train/good/{:03}.png", 6),
+        *numbers(base + "/validation/good/{:03}.png", 2),
+        *numbers(base + "/test/good/{:03}.png", 2),
     )
     for kind in ("logical_anomalies", "structural_anomalies"):
         make.picture(*numbers(f"{base}/test/{kind}" + "/{:03}.png", 2))
@@ -112,7 +118,10 @@ def ksdd2(make: Maker) -> None:
     for split, first in (("train", 10000), ("test", 20000)):
         for number in range(first, first + 8):
             make.picture(f"{split}/{number}.png")
-            make.mask(f"{split}/{number}_GT.png", value=255 if number % 10 == 7 or (split == "test" and number % 10 == 6) else 0)
+            make.mask(
+                f"{split}/{number}_GT.png",
+                value=255 if number % 10 == 7 or (split == "test" and number % 10 == 6) else 0,
+            )
     make.mask("train/10007_GT(copy).png")
 
 

@@ -7,23 +7,30 @@ from typing import Any
 
 import numpy as np
 
-import curves
 import metrics
-from drawing import Panel, Tops
-from names import file_stems
-from results import Writer
+from reports.drawing import ColourScale, Panel
+from reports.metric_summary import curve_points
+from reports.writer import Writer
+from storage.safe_names import file_stems
 
 SIZE = (60, 40)  # width and height of each picture
 
 
 def write_folder(
-    folder: Path, scores: Mapping[str, tuple[bool, float]], *, threshold: float | None = None, masks: bool = True, **manifest: Any
+    folder: Path,
+    scores: Mapping[str, tuple[bool, float]],
+    *,
+    threshold: float | None = None,
+    masks: bool = True,
+    **manifest: Any,
 ) -> Path:
     """A results folder as detection leaves it, of scores by path; with pictures, and a manifest where parts of one are given."""
     writer, paths = Writer(folder), list(scores)
     stems, rng = file_stems(paths), np.random.default_rng(0)
     for path, (defective, score) in scores.items():
-        writer.gallery(stems[path].removeprefix("test/"), panel(path, score, defective and masks, rng), Tops(1, 1, 1))
+        writer.gallery(
+            stems[path].removeprefix("test/"), panel(path, score, defective and masks, rng), ColourScale(1, 1, 1)
+        )
     write_tables(writer, scores, threshold)
     if manifest:
         (folder / "manifest.json").write_text(json.dumps({"format": "ddad-manifest-1", **manifest}), encoding="utf-8")
@@ -36,7 +43,7 @@ def write_tables(writer: Writer, scores: Mapping[str, tuple[bool, float]], thres
     if labels.any() and not labels.all():
         ranking = metrics.rank(values, labels)
         content = {"image_auroc": ranking.auroc(), "intervals": {"image_auroc": [0.5, 1.0]}, "size": 256, "scored": 224}
-        lines = curves.of("pictures", ranking, 0.3)
+        lines = curve_points("pictures", ranking, 0.3)
     if threshold is not None:
         content["operating_point"] = vars(metrics.operating_point(values, labels, threshold))
         content["calibration"] = {"pictures": 42, "held_out": True, "rate": 0.023, "at_most": 0.069}
@@ -57,7 +64,9 @@ def copied_gallery(writer: Writer, paths: list[str], side: int = 256) -> None:
     """The pictures of each path, all the same, of noise, which takes more bytes than pictures do."""
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
     stems, folder = file_stems(paths), writer.folder / "gallery"
-    writer.gallery("one", Panel("one", 0.0, noise, noise, *[np.zeros((side, side))] * 3, None, (side, side)), Tops(1, 1, 1))
+    writer.gallery(
+        "one", Panel("one", 0.0, noise, noise, *[np.zeros((side, side))] * 3, None, (side, side)), ColourScale(1, 1, 1)
+    )
     for layer in ("picture", "reconstruction", "map"):
         content = (folder / layer / "one.webp").read_bytes()
         for path in paths:

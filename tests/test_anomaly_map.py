@@ -16,7 +16,9 @@ def pair(golden):
 @pytest.fixture
 def resnet50(golden, tmp_path):
     path = tmp_path / "resnet50"
-    torch.save({f"module.{name}": value for name, value in state_dict(golden("resnet_state_dict")["resnet50"]).items()}, path)
+    torch.save(
+        {f"module.{name}": value for name, value in state_dict(golden("resnet_state_dict")["resnet50"]).items()}, path
+    )
     return FeatureExtractor("resnet50", path).eval()
 
 
@@ -62,6 +64,8 @@ def test_smoothing_is_a_gaussian_of_33_pixels_that_keeps_constants():
     impulse[..., 32, 32] = 1
     kernel = np.exp(-0.5 * (np.arange(-32, 33) / 4.0) ** 2) * (np.abs(np.arange(-32, 33)) <= 16)
     kernel /= kernel.sum()
-    torch.testing.assert_close(smooth(impulse, 4)[0, 0], torch.from_numpy(np.outer(kernel, kernel)).float(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        smooth(impulse, 4)[0, 0], torch.from_numpy(np.outer(kernel, kernel)).float(), rtol=1e-5, atol=1e-7
+    )
     torch.testing.assert_close(smooth(torch.full((1, 1, 40, 40), 0.3), 4), torch.full((1, 1, 40, 40), 0.3))
     assert smooth(impulse, 0) is impulse

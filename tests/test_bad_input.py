@@ -19,11 +19,13 @@ import torch
 import yaml
 from conftest import PICTURE_SIZE, write_picture
 
-import checkpoint
-import config
 import feature_extractor
 import main
-import sample_set
+from config.load import load_settings
+from data_tools import sample_set
+from data_tools.sample_set import ensure_sample_set, save_picture
+from detection.calibration_file import CALIBRATION
+from training import checkpoint
 from unet import UNet
 
 pytestmark = pytest.mark.filterwarnings("error")  # a warning would stand above the one line
@@ -55,15 +57,17 @@ class Scene:
         return self.tmp / "checkpoints" / "nut"
 
     def architecture(self, **changes) -> dict:
-        return config.load(self.config).unet_arguments() | changes
+        return load_settings(self.config).unet_arguments() | changes
 
     def place(self, text: str) -> str:
         return text.replace("{tmp}", str(self.tmp))
 
     def outputs(self) -> dict[Path, bytes]:
         """Content of every checkpoint and result; a calibration is whole, whatever happens after it."""
-        files = (path for folder in ("checkpoints", "results") for path in (self.tmp / folder).rglob("*") if path.is_file())
-        return {path: path.read_bytes() for path in files if path.name != checkpoint.CALIBRATION}
+        files = (
+            path for folder in ("checkpoints", "results") for path in (self.tmp / folder).rglob("*") if path.is_file()
+        )
+        return {path: path.read_bytes() for path in files if path.name != CALIBRATION}
 
 
 @pytest.fixture(autouse=True)
@@ -182,7 +186,10 @@ def malicious_zip(scene: Scene) -> None:
 
 
 def released_of_another_shape(scene: Scene) -> None:
-    weights_hold({f"module.{name}": value for name, value in UNet(**scene.architecture(base_channels=16)).state_dict().items()}, scene)
+    weights_hold(
+        {f"module.{name}": value for name, value in UNet(**scene.architecture(base_channels=16)).state_dict().items()},
+        scene,
+    )
 
 
 def foreign_features(scene: Scene) -> None:
@@ -245,11 +252,22 @@ use = functools.partial
 
 CASES = (
     # Data
-    Case("data_dir missing", (*TRAIN, "data.data_dir={tmp}/nowhere"), ("no data at {tmp}/nowhere", "set data.data_dir")),
-    Case("data_dir is a file", (*TRAIN, "data.data_dir={tmp}/taken"), ("no data at {tmp}/taken", "set data.data_dir"), file_in_the_way),
+    Case(
+        "data_dir missing", (*TRAIN, "data.data_dir={tmp}/nowhere"), ("no data at {tmp}/nowhere", "set data.data_dir")
+    ),
+    Case(
+        "data_dir is a file",
+        (*TRAIN, "data.data_dir={tmp}/taken"),
+        ("no data at {tmp}/taken", "set data.data_dir"),
+        file_in_the_way,
+    ),
     Case("category misspelt", (*TRAIN, "data.category=nuts"), ("no category 'nuts'", "did you mean nut?")),
     Case("category unlike any", (*TRAIN, "data.category=zebra"), ("no category 'zebra'", "it holds nut")),
-    Case("category leaves data_dir", (*TRAIN, "data.category=../data/nut"), ("data.category is '../data/nut'", "name folders")),
+    Case(
+        "category leaves data_dir",
+        (*TRAIN, "data.category=../data/nut"),
+        ("data.category is '../data/nut'", "name folders"),
+    ),
     Case("category of spaces", (*TRAIN, "data.category='   '"), ("data.category is '   '", "should be a name")),
     Case("category without a value", (*TRAIN, "data.category="), ("data.category=", "no value", "model.w=3")),
     Case("exp_name leaves results", (*DETECT, "model.exp_name=/etc"), ("model.exp_name", "'/etc'", "name folders")),
@@ -259,31 +277,92 @@ CASES = (
     Case("test missing", DETECT, ("nut/test is not a folder", "put good and defective pictures"), use(remove, "test")),
     Case("test empty", DETECT, ("nut/test has no subfolders", "put normal pictures"), use(emptied, "test")),
     Case("one defect empty", DETECT, ("no pictures in", "nut/test/crack", ".png"), use(emptied, "test/crack")),
-    Case("no ground truth", DETECT, ("no mask for test/crack/000.png", "000_mask.png", "data.mask=False"), use(remove, "ground_truth")),
+    Case(
+        "no ground truth",
+        DETECT,
+        ("no mask for test/crack/000.png", "000_mask.png", "data.mask=False"),
+        use(remove, "ground_truth"),
+    ),
     Case("one mask missing", DETECT, (f"no mask for {CRACK}", CRACK_MASK, "data.mask=False"), use(remove, CRACK_MASK)),
-    Case("mask of another size", DETECT, (CRACK_MASK, "48×24", "48×48", "data.mask=False"), use(trained_and, small_mask)),
-    Case("mask truncated", DETECT, (CRACK_MASK, "cut short", "replace or remove"), use(trained_and, use(truncated, CRACK_MASK))),
-    Case("truncated PNG, training", TRAIN, ("train/good/003.png", "cut short", "replace or remove"), use(truncated, "train/good/003.png")),
-    Case("truncated PNG, detecting", DETECT, (CRACK, "cut short", "replace or remove"), use(trained_and, use(truncated, CRACK))),
-    Case("empty file, training", TRAIN, ("train/good/003.png", "empty", "replace or remove"), use(replaced, "train/good/003.png", b"")),
-    Case("empty file, detecting", DETECT, (CRACK, "empty", "replace or remove"), use(trained_and, use(replaced, CRACK, b""))),
-    Case("text named .png", TRAIN, ("train/good/003.png", "not a picture", "replace or remove"), use(replaced, "train/good/003.png", b"hello\n" * 9)),
-    Case("text named .png, detecting", DETECT, (CRACK, "not a picture", "replace"), use(trained_and, use(replaced, CRACK, b"hello\n"))),
+    Case(
+        "mask of another size", DETECT, (CRACK_MASK, "48×24", "48×48", "data.mask=False"), use(trained_and, small_mask)
+    ),
+    Case(
+        "mask truncated",
+        DETECT,
+        (CRACK_MASK, "cut short", "replace or remove"),
+        use(trained_and, use(truncated, CRACK_MASK)),
+    ),
+    Case(
+        "truncated PNG, training",
+        TRAIN,
+        ("train/good/003.png", "cut short", "replace or remove"),
+        use(truncated, "train/good/003.png"),
+    ),
+    Case(
+        "truncated PNG, detecting",
+        DETECT,
+        (CRACK, "cut short", "replace or remove"),
+        use(trained_and, use(truncated, CRACK)),
+    ),
+    Case(
+        "empty file, training",
+        TRAIN,
+        ("train/good/003.png", "empty", "replace or remove"),
+        use(replaced, "train/good/003.png", b""),
+    ),
+    Case(
+        "empty file, detecting",
+        DETECT,
+        (CRACK, "empty", "replace or remove"),
+        use(trained_and, use(replaced, CRACK, b"")),
+    ),
+    Case(
+        "text named .png",
+        TRAIN,
+        ("train/good/003.png", "not a picture", "replace or remove"),
+        use(replaced, "train/good/003.png", b"hello\n" * 9),
+    ),
+    Case(
+        "text named .png, detecting",
+        DETECT,
+        (CRACK, "not a picture", "replace"),
+        use(trained_and, use(replaced, CRACK, b"hello\n")),
+    ),
     Case(
         "sample set over other files",
         (*TRAIN, "data.name=sample", "data.data_dir={tmp}/sample"),
         ("{tmp}/sample", "new folder"),
         foreign_sample_folder,
     ),
-    Case("sample set over a file", (*TRAIN, "data.name=sample", "data.data_dir={tmp}/taken"), ("{tmp}/taken", "new folder"), file_in_the_way),
-    Case("sample set under a file", (*TRAIN, "data.name=sample", "data.data_dir={tmp}/taken/s"), ("{tmp}/taken/s", "data.data_dir"), file_in_the_way),
-    Case("sample note broken", (*TRAIN, "data.name=sample", "data.data_dir={tmp}/sample"), ("sample/sample.json", "new folder"), broken_sample_note),
+    Case(
+        "sample set over a file",
+        (*TRAIN, "data.name=sample", "data.data_dir={tmp}/taken"),
+        ("{tmp}/taken", "new folder"),
+        file_in_the_way,
+    ),
+    Case(
+        "sample set under a file",
+        (*TRAIN, "data.name=sample", "data.data_dir={tmp}/taken/s"),
+        ("{tmp}/taken/s", "data.data_dir"),
+        file_in_the_way,
+    ),
+    Case(
+        "sample note broken",
+        (*TRAIN, "data.name=sample", "data.data_dir={tmp}/sample"),
+        ("sample/sample.json", "new folder"),
+        broken_sample_note,
+    ),
     Case(
         "batch above the training set",
         (*TRAIN, "data.batch_size=9"),
         ("data.batch_size is 9", "8 pictures to learn from", "data.batch_size=8 or less"),
     ),
-    Case("DA batch above the training set", (*ADAPT, "data.DA_batch_size=9"), ("data.DA_batch_size is 9", "8 pictures", "data.DA_batch_size=8")),
+    Case(
+        "DA batch above the training set",
+        (*ADAPT, "data.DA_batch_size=9"),
+        ("data.DA_batch_size is 9", "8 pictures", "data.DA_batch_size=8"),
+    ),
     # Flags
     Case("unknown flag", (*TRAIN, "--verbose"), ("unknown flag --verbose", "--help")),
     Case("misspelt flag", ("--detectoin",), ("unknown flag --detectoin", "did you mean --detection?")),
@@ -296,13 +375,31 @@ CASES = (
         ("can't write results to {tmp}/taken", "choose another folder with --output"),
         file_in_the_way,
     ),
-    Case("a setting of --table", ("--table", "VisA", "model.w=2"), ("--table does nothing with model.w=2", "leave it away")),
+    Case(
+        "a setting of --table",
+        ("--table", "VisA", "model.w=2"),
+        ("--table does nothing with model.w=2", "leave it away"),
+    ),
     Case("--output of --check", ("--check", "--output", "x"), ("--check does nothing with --output x",)),
     Case("--input without --detection", ("--input", "x"), ("--input is x", "belongs to --detection")),
-    Case("--resume without --input", (*DETECT, "--resume"), ("--resume", "add --train, or name the pictures with --input")),
+    Case(
+        "--resume without --input",
+        (*DETECT, "--resume"),
+        ("--resume", "add --train, or name the pictures with --input"),
+    ),
     Case("--input empty", (*DETECT, "--input", ""), ("--input: it is empty", "name a file or a folder")),
-    Case("--input missing", (*DETECT, "--input", "{tmp}/none"), ("no picture or folder at {tmp}/none", "--input"), trained),
-    Case("--input without pictures", (*DETECT, "--input", "{tmp}/checkpoints"), ("no pictures in {tmp}/checkpoints", ".png"), trained),
+    Case(
+        "--input missing",
+        (*DETECT, "--input", "{tmp}/none"),
+        ("no picture or folder at {tmp}/none", "--input"),
+        trained,
+    ),
+    Case(
+        "--input without pictures",
+        (*DETECT, "--input", "{tmp}/checkpoints"),
+        ("no pictures in {tmp}/checkpoints", ".png"),
+        trained,
+    ),
     Case(
         "--input with published scores",
         (*DETECT, "--input", "{tmp}/data", "score.protocol=published"),
@@ -312,10 +409,19 @@ CASES = (
     Case(
         "--input without a calibration or pictures for one",
         (*DETECT, "--input", "{tmp}/data/nut/test", "data.category=nut", "data.data_dir={tmp}/elsewhere"),
-        ("calibration.json can't be used (no calibration.json of this version", "no data at {tmp}/elsewhere", "set data.data_dir"),
+        (
+            "calibration.json can't be used (no calibration.json of this version",
+            "no data at {tmp}/elsewhere",
+            "set data.data_dir",
+        ),
         trained,
     ),
-    Case("--output under a file", (*DETECT, "--output", "{tmp}/taken/results"), ("{tmp}/taken/results", "--output"), taken_and_trained),
+    Case(
+        "--output under a file",
+        (*DETECT, "--output", "{tmp}/taken/results"),
+        ("{tmp}/taken/results", "--output"),
+        taken_and_trained,
+    ),
     # Settings
     Case("unknown key", (*TRAIN, "model.wieght=3"), ("unknown key model.wieght", "did you mean w")),
     Case("misspelt key", (*TRAIN, "model.epoch=3"), ("unknown key model.epoch", "did you mean epochs?")),
@@ -325,56 +431,140 @@ CASES = (
     Case("override without a key", (*TRAIN, "model=3"), ("'model=3'", "section.key=value")),
     Case("override without a value", (*TRAIN, "model.w="), ("model.w=", "no value", "model.w=3")),
     Case("override not YAML", (*TRAIN, "model.attention_sizes=[8"), ("model.attention_sizes", "'[8'", "[1, 2]")),
-    Case("override an impossible date", (*TRAIN, "data.category=2024-13-45"), ("data.category", "2024-13-45", "quotes")),
+    Case(
+        "override an impossible date", (*TRAIN, "data.category=2024-13-45"), ("data.category", "2024-13-45", "quotes")
+    ),
     Case("word where a number belongs", (*TRAIN, "model.w=abc"), ("model.w is 'abc'", "should be a number")),
     Case("list where a number belongs", (*TRAIN, "model.w=[1, 2]"), ("model.w is [1, 2]", "should be a number")),
     Case("truth where a number belongs", (*TRAIN, "model.w=True"), ("model.w is True", "should be a number")),
     Case("number where a truth belongs", (*TRAIN, "metrics.pro=1"), ("metrics.pro is 1", "should be true or false")),
-    Case("number where a list belongs", (*TRAIN, "model.attention_sizes=8"), ("model.attention_sizes is 8", "list such as [1, 2]")),
+    Case(
+        "number where a list belongs",
+        (*TRAIN, "model.attention_sizes=8"),
+        ("model.attention_sizes is 8", "list such as [1, 2]"),
+    ),
     Case("list where a name belongs", (*TRAIN, "data.name=[nut]"), ("data.name is ['nut']", "should be a name")),
-    Case("broken number of pixels", (*TRAIN, "data.image_size=64.5"), ("data.image_size is 64.5", "should be a whole number")),
-    Case("misspelt latest", (*DETECT, "model.load_chp=lastest"), ("model.load_chp is 'lastest'", "a whole number or auto or latest")),
+    Case(
+        "broken number of pixels",
+        (*TRAIN, "data.image_size=64.5"),
+        ("data.image_size is 64.5", "should be a whole number"),
+    ),
+    Case(
+        "misspelt latest",
+        (*DETECT, "model.load_chp=lastest"),
+        ("model.load_chp is 'lastest'", "a whole number or auto or latest"),
+    ),
     Case("not a number", (*TRAIN, "model.learning_rate=.nan"), ("model.learning_rate is nan", "should be a number")),
     Case("infinite", (*TRAIN, "model.w=.inf"), ("model.w is inf", "should be a number")),
     Case("longer than a float", (*TRAIN, f"model.epochs={'9' * 400}"), ("model.epochs is 999", "whole number")),
-    Case("longer than a seed", (*TRAIN, "model.seed=99999999999999999999"), ("model.seed is 99999999999999999999", "at most")),
+    Case(
+        "longer than a seed",
+        (*TRAIN, "model.seed=99999999999999999999"),
+        ("model.seed is 99999999999999999999", "at most"),
+    ),
     Case("negative w", (*DETECT, "model.w=-1"), ("model.w is -1", "at least 0")),
     Case("no epochs", (*TRAIN, "model.epochs=0"), ("model.epochs is 0", "at least 1")),
     Case("no learning rate", (*TRAIN, "model.learning_rate=0"), ("model.learning_rate is 0", "above 0")),
     Case("dropout of 1", (*TRAIN, "model.dropout=1"), ("model.dropout is 1", "at most 0.99")),
-    Case("unknown optimizer", (*TRAIN, "training.optimizer=adamm"), ("training.optimizer is 'adamm'", "did you mean adam", "adam or adamw")),
-    Case("skip above start", (*DETECT, "model.skip=101"), ("model.skip is 101", "at most model.test_trajectoy_steps", "100")),
-    Case("DA skip above start", (*ADAPT, "model.skip_DA=101"), ("model.skip_DA is 101", "at most model.test_trajectoy_steps", "100")),
-    Case("start above trajectory", (*DETECT, "model.trajectory_steps=100"), ("is 100", "below model.trajectory_steps, 100")),
-    Case("beta_start above beta_end", (*TRAIN, "model.beta_start=0.03"), ("model.beta_start is 0.03", "model.beta_end 0.02", "grows")),
-    Case("tiles of published scores", (*TRAIN, "data.tiles=2", "score.protocol=published"), ("data.tiles is 2", "score.protocol=per_image")),
+    Case(
+        "unknown optimizer",
+        (*TRAIN, "training.optimizer=adamm"),
+        ("training.optimizer is 'adamm'", "did you mean adam", "adam or adamw"),
+    ),
+    Case(
+        "skip above start",
+        (*DETECT, "model.skip=101"),
+        ("model.skip is 101", "at most model.test_trajectoy_steps", "100"),
+    ),
+    Case(
+        "DA skip above start",
+        (*ADAPT, "model.skip_DA=101"),
+        ("model.skip_DA is 101", "at most model.test_trajectoy_steps", "100"),
+    ),
+    Case(
+        "start above trajectory",
+        (*DETECT, "model.trajectory_steps=100"),
+        ("is 100", "below model.trajectory_steps, 100"),
+    ),
+    Case(
+        "beta_start above beta_end",
+        (*TRAIN, "model.beta_start=0.03"),
+        ("model.beta_start is 0.03", "model.beta_end 0.02", "grows"),
+    ),
+    Case(
+        "tiles of published scores",
+        (*TRAIN, "data.tiles=2", "score.protocol=published"),
+        ("data.tiles is 2", "score.protocol=per_image"),
+    ),
     Case("all pictures held out", (*TRAIN, "calibration.share=1"), ("calibration.share is 1", "at most 0.9")),
-    Case("a rate of none", (*DETECT, "calibration.false_positive_rate=0"), ("calibration.false_positive_rate is 0", "above 0")),
+    Case(
+        "a rate of none",
+        (*DETECT, "calibration.false_positive_rate=0"),
+        ("calibration.false_positive_rate is 0", "above 0"),
+    ),
     Case("a metrics size of one", (*DETECT, "metrics.size=1"), ("metrics.size is 1", "at least 8")),
     Case("two channels", (*TRAIN, "data.input_channel=2"), ("data.input_channel is 2", "1 (grey) or 3 (colour)")),
     Case("size that levels do not divide", (*TRAIN, "data.image_size=33"), ("image_size is 33", "take 32 or 34")),
-    Case("size above the published", (*TRAIN, "model.channel_multipliers=null", "data.image_size=1024"), ("image_size is 1024", "32 to 512")),
-    Case("size below the levels'", (*TRAIN, "data.image_size=9", "model.channel_multipliers=[1, 1, 1, 1, 1]"), ("image_size is 9", "take 16 or 32")),
-    Case("no channels", (*TRAIN, "model.channel_multipliers=[1, 0.1]"), ("channel_multipliers", "base_channels, 8", "raise one")),
-    Case("nothing in the centre", (*DETECT, "metrics.centre_crop=0.001"), ("metrics.centre_crop is 0.001", "32 pixels", "raise it")),
+    Case(
+        "size above the published",
+        (*TRAIN, "model.channel_multipliers=null", "data.image_size=1024"),
+        ("image_size is 1024", "32 to 512"),
+    ),
+    Case(
+        "size below the levels'",
+        (*TRAIN, "data.image_size=9", "model.channel_multipliers=[1, 1, 1, 1, 1]"),
+        ("image_size is 9", "take 16 or 32"),
+    ),
+    Case(
+        "no channels",
+        (*TRAIN, "model.channel_multipliers=[1, 0.1]"),
+        ("channel_multipliers", "base_channels, 8", "raise one"),
+    ),
+    Case(
+        "nothing in the centre",
+        (*DETECT, "metrics.centre_crop=0.001"),
+        ("metrics.centre_crop is 0.001", "32 pixels", "raise it"),
+    ),
     Case("heads that do not divide", (*TRAIN, "model.heads=3"), ("heads is 3", "16 channels", "change heads")),
     Case("odd base_channels", (*TRAIN, "model.base_channels=7"), ("base_channels is 7", "even number")),
-    Case("a network beyond memory", (*TRAIN, "model.base_channels=2000000"), ("memory", "lower", "model.base_channels")),
+    Case(
+        "a network beyond memory", (*TRAIN, "model.base_channels=2000000"), ("memory", "lower", "model.base_channels")
+    ),
     Case("nonsense device", (*TRAIN, "model.device=gpu"), ("model.device is 'gpu'", "auto, cuda, mps or cpu")),
     Case("nothing published", (*DETECT, "model.w=auto"), ("category 'nut'", "give model.w a value in place of auto")),
     # The configuration file
     Case("no file", TRAIN, ("no configuration at {tmp}/none.yaml", "--config"), config="{tmp}/none.yaml"),
     Case("a folder", TRAIN, ("can't read {tmp}", "directory", "--config takes a YAML file"), config="{tmp}"),
-    Case("under a file", TRAIN, ("can't read {tmp}/tiny.yaml/x", "Not a directory", "--config"), config="{tmp}/tiny.yaml/x"),
+    Case(
+        "under a file",
+        TRAIN,
+        ("can't read {tmp}/tiny.yaml/x", "Not a directory", "--config"),
+        config="{tmp}/tiny.yaml/x",
+    ),
     Case("not YAML", TRAIN, ("tiny.yaml", "not YAML", "line 2"), use(config_holds, "data: {\nmodel: [}\n")),
     Case("a tab for a space", TRAIN, ("tiny.yaml", "not YAML", "line 2"), use(config_holds, "data:\n\tname: x\n")),
     Case("empty", TRAIN, ("tiny.yaml", "holds no sections", "it needs data, model"), use(config_holds, "")),
-    Case("a list", TRAIN, ("tiny.yaml", "holds no sections", "it needs data, model"), use(config_holds, ["data", "model"])),
-    Case("a picture", TRAIN, ("tiny.yaml", "not a text file", "takes a YAML file"), use(config_holds, b"\x89PNG\r\n\x1a\n\xff\xfe\x00")),
+    Case(
+        "a list",
+        TRAIN,
+        ("tiny.yaml", "holds no sections", "it needs data, model"),
+        use(config_holds, ["data", "model"]),
+    ),
+    Case(
+        "a picture",
+        TRAIN,
+        ("tiny.yaml", "not a text file", "takes a YAML file"),
+        use(config_holds, b"\x89PNG\r\n\x1a\n\xff\xfe\x00"),
+    ),
     Case("control characters", TRAIN, ("tiny.yaml", "not YAML"), use(config_holds, b"data: \x01\x02\n")),
     Case("a number for a section", TRAIN, ("unknown section 1", "data, model"), use(config_holds, {1: 2})),
     Case("a section of one word", TRAIN, ("metrics should be a section with keys", "'all'"), one_word_section),
-    Case("a number for a key", TRAIN, ("unknown key model.1", "config.yaml lists the keys"), use(config_with, "model", {1: 2})),
+    Case(
+        "a number for a key",
+        TRAIN,
+        ("unknown key model.1", "config.yaml lists the keys"),
+        use(config_with, "model", {1: 2}),
+    ),
     Case("a missing key", TRAIN, ("missing key data.", "add it"), use(config_holds, {"model": {}})),
     Case(
         "two spellings",
@@ -383,26 +573,74 @@ CASES = (
         use(config_with, "model", {"test_trajectoy_steps": 99}),
     ),
     # Weights
-    Case("no weights, detecting", DETECT, ("no weights latest in {tmp}/checkpoints/nut", "it has none", "run --train True")),
-    Case("no weights, adapting", ADAPT, ("no weights latest in {tmp}/checkpoints/nut", "it has none", "run --train True")),
-    Case("weights of another epoch", (*DETECT, "model.load_chp=7"), ("no weights 7", "it has 2", "model.load_chp"), trained),
-    Case("weights of a wider network", (*DETECT, "model.base_channels=16"), ("base_channels is 8 in the file, 16 in", "change"), trained),
-    Case("weights of a grey network", DETECT, ("in_channels is 1 in the file, 3 in", "change the configuration or train again"), trained_grey),
+    Case(
+        "no weights, detecting",
+        DETECT,
+        ("no weights latest in {tmp}/checkpoints/nut", "it has none", "run --train True"),
+    ),
+    Case(
+        "no weights, adapting", ADAPT, ("no weights latest in {tmp}/checkpoints/nut", "it has none", "run --train True")
+    ),
+    Case(
+        "weights of another epoch",
+        (*DETECT, "model.load_chp=7"),
+        ("no weights 7", "it has 2", "model.load_chp"),
+        trained,
+    ),
+    Case(
+        "weights of a wider network",
+        (*DETECT, "model.base_channels=16"),
+        ("base_channels is 8 in the file, 16 in", "change"),
+        trained,
+    ),
+    Case(
+        "weights of a grey network",
+        DETECT,
+        ("in_channels is 1 in the file, 3 in", "change the configuration or train again"),
+        trained_grey,
+    ),
     Case(
         "released weights of another width",
         DETECT,
         ("checkpoints/nut/2", "(64, 16) in the file, (32, 8) in the", "model.DDADS"),
         released_of_another_shape,
     ),
-    Case("weights of random bytes", DETECT, ("checkpoints/nut/2", "not a file of weights", "replace"), use(weights_are, bytes(range(256)) * 9)),
+    Case(
+        "weights of random bytes",
+        DETECT,
+        ("checkpoints/nut/2", "not a file of weights", "replace"),
+        use(weights_are, bytes(range(256)) * 9),
+    ),
     Case("weights empty", DETECT, ("checkpoints/nut/2", "not a file of weights", "replace"), use(weights_are, b"")),
-    Case("weights half a pickle", DETECT, ("checkpoints/nut/2", "not a file of weights", "replace"), use(weights_are, b"\x80\x02}q\x00h\x07.")),
+    Case(
+        "weights half a pickle",
+        DETECT,
+        ("checkpoints/nut/2", "not a file of weights", "replace"),
+        use(weights_are, b"\x80\x02}q\x00h\x07."),
+    ),
     Case("weights truncated", DETECT, ("checkpoints/nut/2", "not a file of weights", "replace"), truncated_weights),
-    Case("weights that run code", DETECT, ("checkpoints/nut/2", "not a file of weights", "replace"), use(weights_are, pickle.dumps(Malicious()))),
+    Case(
+        "weights that run code",
+        DETECT,
+        ("checkpoints/nut/2", "not a file of weights", "replace"),
+        use(weights_are, pickle.dumps(Malicious())),
+    ),
     Case("a zip that runs code", DETECT, ("checkpoints/nut/2", "not a file of weights", "replace"), malicious_zip),
-    Case("weights are a pickled list", DETECT, ("checkpoints/nut/2", "not a file", "replace"), use(weights_are, pickle.dumps([1, 2], protocol=2))),
-    Case("weights are torch's list", DETECT, ("checkpoints/nut/2", "holds a list", "replace"), use(weights_hold, [1, 2])),
-    Case("weights are numbered", DETECT, ("checkpoints/nut/2", "state dict", "replace"), use(weights_hold, {1: torch.zeros(2)})),
+    Case(
+        "weights are a pickled list",
+        DETECT,
+        ("checkpoints/nut/2", "not a file", "replace"),
+        use(weights_are, pickle.dumps([1, 2], protocol=2)),
+    ),
+    Case(
+        "weights are torch's list", DETECT, ("checkpoints/nut/2", "holds a list", "replace"), use(weights_hold, [1, 2])
+    ),
+    Case(
+        "weights are numbered",
+        DETECT,
+        ("checkpoints/nut/2", "state dict", "replace"),
+        use(weights_hold, {1: torch.zeros(2)}),
+    ),
     Case(
         "weights half an own file",
         DETECT,
@@ -416,21 +654,54 @@ CASES = (
         use(weights_hold, {"format": "ddad-1", "network": "features"}),
     ),
     Case(
-        "weights are a folder", DETECT, ("checkpoints/nut/2", "directory", "file of weights"), lambda scene: (scene.weights / "2").mkdir(parents=True)
+        "weights are a folder",
+        DETECT,
+        ("checkpoints/nut/2", "directory", "file of weights"),
+        lambda scene: (scene.weights / "2").mkdir(parents=True),
     ),
     # Features
-    Case("no adapted features", (*DETECT, "model.DA_chp=3"), ("no weights feat3", "run --domain_adaptation True", "model.DA_chp"), trained),
-    Case("features of another extractor", (*DETECT, "model.DA_chp=3"), ("feat3 is of resnet50", "=resnet50 or adapt again"), foreign_features),
-    Case("no backbone file", (*DETECT, "model.backbone_weights={tmp}/none"), ("no weights at {tmp}/none", "model.backbone_weights"), trained),
+    Case(
+        "no adapted features",
+        (*DETECT, "model.DA_chp=3"),
+        ("no weights feat3", "run --domain_adaptation True", "model.DA_chp"),
+        trained,
+    ),
+    Case(
+        "features of another extractor",
+        (*DETECT, "model.DA_chp=3"),
+        ("feat3 is of resnet50", "=resnet50 or adapt again"),
+        foreign_features,
+    ),
+    Case(
+        "no backbone file",
+        (*DETECT, "model.backbone_weights={tmp}/none"),
+        ("no weights at {tmp}/none", "model.backbone_weights"),
+        trained,
+    ),
     Case(
         "backbone of another network",
         (*DETECT, "model.backbone_weights={tmp}/backbone.pth"),
         ("{tmp}/backbone.pth is not of efficientnet_lite0", "conv_stem", "give a file of its weights"),
         backbone_of_another_network,
     ),
-    Case("backbone is a folder", (*DETECT, "model.backbone_weights={tmp}/backbone.pth"), ("{tmp}/backbone.pth", "directory"), backbone_is_a_folder),
-    Case("unknown extractor", (*DETECT, "model.feature_extractor=resnet51"), ("'resnet51'", "known are", "resnet50", "timm/NAME"), trained),
-    Case("unknown timm model", (*DETECT, "model.feature_extractor=timm/nonsense"), ("'timm/nonsense'", "take another"), trained),
+    Case(
+        "backbone is a folder",
+        (*DETECT, "model.backbone_weights={tmp}/backbone.pth"),
+        ("{tmp}/backbone.pth", "directory"),
+        backbone_is_a_folder,
+    ),
+    Case(
+        "unknown extractor",
+        (*DETECT, "model.feature_extractor=resnet51"),
+        ("'resnet51'", "known are", "resnet50", "timm/NAME"),
+        trained,
+    ),
+    Case(
+        "unknown timm model",
+        (*DETECT, "model.feature_extractor=timm/nonsense"),
+        ("'timm/nonsense'", "take another"),
+        trained,
+    ),
     Case(
         "no network for the published extractor",
         (*DETECT, "model.feature_extractor=wide_resnet101_2"),
@@ -505,7 +776,10 @@ def test_full_disk_leaves_the_earlier_weights(scene, run_main, arguments):
     assert code == 2
     assert_one_error_line(out, err)
     name = "training.jsonl" if arguments == TRAIN else "adaptation.jsonl"
-    assert f"can't write {scene.weights / name}: No space left" in err and "free some space or change model.checkpoint_dir" in err
+    assert (
+        f"can't write {scene.weights / name}: No space left" in err
+        and "free some space or change model.checkpoint_dir" in err
+    )
     assert_nothing_half_written(scene, before)
 
 
@@ -535,7 +809,9 @@ def test_really_full_disk_while_results_are_written(scene, run_main, small_disk)
     assert code == 2
     assert_one_error_line(out, err)
     assert f"can't keep maps in {small_disk}: No space left" in err and "--output" in err
-    code, out, err = run_main("--detection", *FEW_STEPS, "metrics.size=32", "metrics.visualisation=True", "--output", str(small_disk))
+    code, out, err = run_main(
+        "--detection", *FEW_STEPS, "metrics.size=32", "metrics.visualisation=True", "--output", str(small_disk)
+    )
     assert code == 2
     assert_one_error_line(out, err)
     assert f"can't write {small_disk}/figures/crack/000.png: No space left" in err and "--output" in err
@@ -581,7 +857,7 @@ def test_ctrl_c_while_the_last_weights_are_written_keeps_them_and_ends_the_run(s
 
 def test_ctrl_c_while_the_sample_set_is_made(scene, run_main):
     """What was begun is made again; it does not count as other files."""
-    folder, save = scene.tmp / "sample", sample_set.save
+    folder, save = scene.tmp / "sample", save_picture
     scene.monkeypatch.setattr(sample_set, "TEXTURES", ("brick", "grass"))
     scene.monkeypatch.setattr(sample_set, "TRAINING_PICTURES", 2)
 
@@ -589,11 +865,11 @@ def test_ctrl_c_while_the_sample_set_is_made(scene, run_main):
         save(path, picture)
         raise KeyboardInterrupt
 
-    scene.monkeypatch.setattr(sample_set, "save", stop)
+    scene.monkeypatch.setattr(sample_set, "save_picture", stop)
     code, _, _ = run_main("--train", "data.name=sample", f"data.data_dir={folder}", "data.category=brick")
     assert code == 130 and len(list(folder.rglob("*.png"))) == 1
-    scene.monkeypatch.setattr(sample_set, "save", save)
-    sample_set.ensure_sample(folder, seed=42)
+    scene.monkeypatch.setattr(sample_set, "save_picture", save)
+    ensure_sample_set(folder, seed=42)
     assert len(list((folder / "brick" / "train" / "good").iterdir())) == 2
 
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-import config
-import normality
-import tuning
 from benchmarks import draws, parts, plain, precision, regret, speed, speed_rows, stand_ins, steps
-from calibration import PIXEL_RATES, Calibration
+from config.keys import PARTS
+from config.load import load_settings
 from dataset import ImageFolder, View
 from ddad import NoiseSchedule
-from detection import Detector
-from networks import Networks
-from settings import PARTS
+from detection import reference, tune
+from detection.comparison import Networks
+from detection.detector import Detector
+from detection.threshold import PIXEL_RATES, Calibration
+from detection.tune import Quality, check_tuning, measure_quality, prepare_bench, try_settings
 from unet import UNet
 
 CPU = torch.device("cpu")
@@ -35,7 +35,9 @@ def test_the_plain_reference_computes_the_same():
 
 def test_the_plain_loop_of_pro_is_the_published_one(golden):
     expected = golden("metrics")
-    assert plain.plain_pro(expected["maps"], expected["masks"] > 0) == pytest.approx(float(expected["pro_200_thresholds"]), rel=1e-4)
+    assert plain.plain_pro(expected["maps"], expected["masks"] > 0) == pytest.approx(
+        float(expected["pro_200_thresholds"]), rel=1e-4
+    )
 
 
 def test_a_row_holds_both_times_and_their_ratio():
@@ -45,7 +47,9 @@ def test_a_row_holds_both_times_and_their_ratio():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda folder: speed_rows.loading(3, 50, folder), lambda _: speed_rows.measuring(6, 64)], ids=["loading", "metrics"]
+    "make",
+    [lambda folder: speed_rows.loading(3, 50, folder), lambda _: speed_rows.measuring(6, 64)],
+    ids=["loading", "metrics"],
 )
 def test_both_sides_of_a_row_can_be_timed(make, tmp_path):
     row = make(tmp_path)
@@ -57,7 +61,9 @@ class Layers(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1) for channels in (3, 6, 12))
+        self.layers = nn.ModuleList(
+            nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1) for channels in (3, 6, 12)
+        )
 
     def forward(self, x):
         return [x := layer(x) for layer in self.layers]
@@ -70,10 +76,17 @@ def test_less_exact_numbers_move_scores_more(category):
         nn.init.normal_(parameter, std=0.1)
     networks = Networks(unet, Layers().eval(), NoiseSchedule(), w=3, start=100, skip=50, eta=1)
     kept = Calibration(1.0, 1.0, (0.5, 0.6, 0.7), (0.3,) * len(PIXEL_RATES), True, {}, {})
-    detector = Detector(networks, View(16), v=1, blur_sigma=0.5, crop=1, seed=0, batch_size=4, device=CPU, calibration=kept)
-    lines = [line.strip("| ").split(" | ") for line in precision.rows(detector, ImageFolder(category, "test", detector.view, masks=False))]
+    detector = Detector(
+        networks, View(16), v=1, blur_sigma=0.5, crop=1, seed=0, batch_size=4, device=CPU, calibration=kept
+    )
+    lines = [
+        line.strip("| ").split(" | ")
+        for line in precision.rows(detector, ImageFolder(category, "test", detector.view, masks=False))
+    ]
     changes = {name: float(normal) for name, normal, *_ in lines}
-    assert 0 < changes["fp16"] < changes["bf16"] < changes["another seed"] and all(cells[-1].endswith("of 6") for cells in lines)
+    assert 0 < changes["fp16"] < changes["bf16"] < changes["another seed"] and all(
+        cells[-1].endswith("of 6") for cells in lines
+    )
 
 
 def test_a_stopped_measurement_of_steps_goes_on(run_main, tmp_path, category, capsys, monkeypatch):
@@ -92,12 +105,12 @@ def test_a_stopped_measurement_of_steps_goes_on(run_main, tmp_path, category, ca
 
 
 def test_the_regret_is_of_what_detection_would_have_found(run_main, tiny_config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tuning, "REBUILT", {"model.w": (1.0,)})
-    monkeypatch.setattr(tuning, "SCORED", {"model.v": (4.0,)})
+    monkeypatch.setattr(tune, "REBUILT", {"model.w": (1.0,)})
+    monkeypatch.setattr(tune, "SCORED", {"model.v": (4.0,)})
     run_main("--train")
     run_main("--detection")
     capsys.readouterr()
-    regret.judge(config.load(tiny_config), 1)
+    regret.judge(load_settings(tiny_config), 1)
     *lines, last = [line for line in capsys.readouterr().out.splitlines() if re.match("[|] (present|model)|nut", line)]
     figures = [float(line.strip("| ").split(" | ")[-1]) for line in lines]
     taken = [figure for line, figure in zip(lines, figures, strict=True) if "| yes |" in line]
@@ -109,7 +122,9 @@ def test_the_regret_is_of_what_detection_would_have_found(run_main, tiny_config,
 
 def test_other_constants_and_parts_are_those_there_are():
     for name, otherwise in parts.OTHERWISE.items():
-        assert all(hasattr(normality, constant) for constant in otherwise.constants) and set(otherwise.anew) <= set(PARTS), name
+        assert all(hasattr(reference, constant) for constant in otherwise.constants) and set(otherwise.anew) <= set(
+            PARTS
+        ), name
 
 
 OTHERWISE = {
@@ -128,13 +143,15 @@ def test_sets_of_parts_are_judged_as_tuning_judges_them(run_main, tiny_config, m
     monkeypatch.setattr(parts, "ROWS", [*map(", ".join, parts.SETS), *OTHERWISE])
     small = "model.unet_size=16"
     run_main("--train", small)
-    settings = config.load(tiny_config, [small, "score.parts=[memory]"])
-    _, pictures, unseen = tuning.check(settings)
-    bench = tuning.prepared(pictures, unseen, settings)
+    settings = load_settings(tiny_config, [small, "score.parts=[memory]"])
+    _, pictures, unseen = check_tuning(settings)
+    bench = prepare_bench(pictures, unseen, settings)
     found = dict(parts.judged(settings, ["memory", "memory, pixel", *parts.OTHERWISE]))
-    assert found["memory"] == tuning.judged(tuning.tried(settings, bench, CPU), bench)
+    assert found["memory"] == measure_quality(try_settings(settings, bench, CPU), bench)
     qualities = {name: quality._asdict() for name, quality in found.items()}
-    first, *rest = list(parts.table({"nut 0": qualities, "nut 1": qualities, "bolt 0": qualities | {"pixel": qualities["memory"]}}))
+    first, *rest = list(
+        parts.table({"nut 0": qualities, "nut 1": qualities, "bolt 0": qualities | {"pixel": qualities["memory"]}})
+    )
     assert "| nut | bolt |" in first and len(rest) == len(found) == 2 + len(parts.OTHERWISE)
     kinds, *by_kind = list(parts.kinds_table({"nut 0": qualities}))
     assert "stain, faint" in kinds and len(by_kind) == len(found)
@@ -146,23 +163,38 @@ def test_units_are_put_together_by_any_power():
     units = {"memory": torch.tensor([3.0, -1, 2]), "patch_memory": torch.tensor([4.0, 2, -5])}
     lengths = {power: parts.length(power)(units).sqrt().tolist() for power in (1, 2, math.inf)}
     assert lengths == {1: pytest.approx([7, 2, 2]), 2: pytest.approx([5, 2, 2]), math.inf: pytest.approx([4, 2, 2])}
-    assert torch.allclose(parts.length(2)(units), normality.sum_of_weights(units))
+    assert torch.allclose(parts.length(2)(units), reference.sum_of_weights(units))
 
 
 def test_weights_may_be_otherwise():
     units = torch.tensor([0.5, 1, 4])
     squares = {part: parts.square(part, units).tolist() for part in ("memory", "pixel", "whole_memory")}
     assert squares == {"memory": [0.25, 1, 16], "pixel": [0.125, 0.5, 8], "whole_memory": [0.125, 0.5, 8]}
-    assert all(torch.equal(parts.square(part, units[:2]), normality.weight(part, units[:2])) for part in squares)
-    assert parts.lifting(2, 1)("whole_memory", units).tolist() == [0.25, 1, 1] and parts.lifting()("whole_memory", units)[2] == 2
-    assert torch.equal(parts.lifting(2, 1)("pixel", units), normality.weight("pixel", units))
+    assert all(torch.equal(parts.square(part, units[:2]), reference.part_weight(part, units[:2])) for part in squares)
+    assert (
+        parts.lifting(2, 1)("whole_memory", units).tolist() == [0.25, 1, 1]
+        and parts.lifting()("whole_memory", units)[2] == 2
+    )
+    assert torch.equal(parts.lifting(2, 1)("pixel", units), reference.part_weight("pixel", units))
 
 
 def test_the_choice_of_parts_goes_on_where_it_was_stopped(tmp_path, category, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(parts, "judged", lambda _, rows: asked.append(rows) or ((row, tuning.Quality({"pit": 0.9}, 0.7)) for row in rows))
+    monkeypatch.setattr(
+        parts, "judged", lambda _, rows: asked.append(rows) or ((row, Quality({"pit": 0.9}, 0.7)) for row in rows)
+    )
     for rows in (["memory"], ["memory", "pixel"]):
-        arguments = [str(tmp_path), str(category), "--work", str(tmp_path / "work"), "--seeds", "3", "4", "--rows", *rows]
+        arguments = [
+            str(tmp_path),
+            str(category),
+            "--work",
+            str(tmp_path / "work"),
+            "--seeds",
+            "3",
+            "4",
+            "--rows",
+            *rows,
+        ]
         monkeypatch.setattr("sys.argv", ["parts", *arguments])
         parts.main()
     assert asked == [["memory"], ["memory"], ["pixel"], ["pixel"]]
@@ -180,10 +212,18 @@ def test_the_table_of_draws_holds_what_detection_finds(run_main, tiny_config, tm
         wanted.append([100 * found[key] for key in ("image_auroc", "pixel_auroc", "pro")])
     capsys.readouterr()
     draws.main([str(category), str(tmp_path / "checkpoints"), "--config", str(tiny_config)])
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| nut, ")).strip("| ").split(" | ")
+    row = (
+        next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| nut, "))
+        .strip("| ")
+        .split(" | ")
+    )
     for cell, figures in zip((row[1], row[4]), wanted, strict=True):
         assert [float(value.split()[0]) for value in cell.split(" / ")] == pytest.approx(figures, abs=0.051)
-    assert len(row) == 3 + len(draws.DRAWS) + len(draws.RATES) and row[-1].startswith(tuple("0123")) and " of 3 (" in row[-1]
+    assert (
+        len(row) == 3 + len(draws.DRAWS) + len(draws.RATES)
+        and row[-1].startswith(tuple("0123"))
+        and " of 3 (" in row[-1]
+    )
 
 
 def test_stand_ins_are_categories_whose_masks_are_what_differs(tmp_path, monkeypatch):
@@ -194,6 +234,8 @@ def test_stand_ins_are_categories_whose_masks_are_what_differs(tmp_path, monkeyp
         assert len(ImageFolder(tmp_path / name, "train", View(96))) == 1
         test = ImageFolder(tmp_path / name, "test", View(96), masks=True, mask_size=96)
         masks = {item.path: item.mask for item in next(test.batches(8, 0))}
-        assert {path.split("/")[1] for path in masks} == {"good", *category.kinds} and len(masks) == 1 + 2 * len(category.kinds)
+        assert {path.split("/")[1] for path in masks} == {"good", *category.kinds} and len(masks) == 1 + 2 * len(
+            category.kinds
+        )
         for path, mask in masks.items():
             assert mask is None if "/good/" in path else 0 < mask.mean() < 0.1

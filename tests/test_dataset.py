@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import ImageFolder, View, pictures_below, shuffled_batches, to_unit_range
-from pictures import SUFFIXES, read_mask, read_picture
+from images.read import SUFFIXES, read_mask, read_picture
 
 RAMP = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 32 wide, 24 high
 COLOUR = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 90)], axis=2)
@@ -25,7 +25,9 @@ def pixels(path, channels=3):
 @pytest.mark.parametrize("suffix", ["png", "PNG", "bmp", "tif", "TIFF", "webp"])
 def test_lossless_formats_in_any_case_give_the_same_pixels(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
-    Image.fromarray(COLOUR).save(path, format={"tif": "TIFF", "tiff": "TIFF"}.get(suffix.lower(), suffix.upper()), lossless=True)
+    Image.fromarray(COLOUR).save(
+        path, format={"tif": "TIFF", "tiff": "TIFF"}.get(suffix.lower(), suffix.upper()), lossless=True
+    )
     np.testing.assert_array_equal(pixels(path), COLOUR)
 
 
@@ -51,7 +53,9 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
 
 def test_palette_and_opaque_alpha_do_not_change_colours(tmp_path):
     Image.fromarray(COLOUR).quantize(8).save(tmp_path / "palette.png")
-    np.testing.assert_array_equal(pixels(tmp_path / "palette.png"), np.asarray(Image.fromarray(COLOUR).quantize(8).convert("RGB")))
+    np.testing.assert_array_equal(
+        pixels(tmp_path / "palette.png"), np.asarray(Image.fromarray(COLOUR).quantize(8).convert("RGB"))
+    )
     Image.fromarray(np.dstack([COLOUR, np.full_like(RAMP, 255)])).save(tmp_path / "rgba.png")
     np.testing.assert_array_equal(pixels(tmp_path / "rgba.png"), COLOUR)
 
@@ -88,7 +92,9 @@ def test_training_sees_good_pictures_only(category):
 
 def test_items_are_sorted_and_carry_label_mask_and_path(category):
     items = [ImageFolder(category, "test", View(32))[i] for i in range(6)]
-    assert [item.path for item in items] == [f"test/{kind}/{number:03}.png" for kind in ("crack", "good") for number in range(3)]
+    assert [item.path for item in items] == [
+        f"test/{kind}/{number:03}.png" for kind in ("crack", "good") for number in range(3)
+    ]
     assert [item.label for item in items] == [True] * 3 + [False] * 3
     assert all(item.mask.any() for item in items[:3]) and all(item.mask is None for item in items[3:])
 
@@ -121,7 +127,10 @@ def test_masks_are_binary_after_the_resize_not_before(tmp_path):
     mask = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     write_picture(tmp_path / "m.png", mask)
     resized = np.asarray(Image.fromarray(mask).resize((16, 16), Image.Resampling.BILINEAR))
-    before = np.asarray(Image.fromarray((mask > 127).astype(np.uint8) * 255).resize((16, 16), Image.Resampling.BILINEAR)) > 127
+    before = (
+        np.asarray(Image.fromarray((mask > 127).astype(np.uint8) * 255).resize((16, 16), Image.Resampling.BILINEAR))
+        > 127
+    )
     read = read_mask(tmp_path / "m.png", (32, 32), tmp_path / "x.png", 16)
     np.testing.assert_array_equal(read, resized > 127)
     assert (read != before).any()
@@ -150,14 +159,24 @@ def test_hidden_folders_are_no_defects(category):
 def test_held_out_pictures_are_a_share_that_another_picture_hardly_changes(category):
     whole = ImageFolder(category, "train", View(32))
     learnt, kept = whole.split(share=0.3, most=100, seed=0)
-    assert len(kept) == 3 and sorted([*learnt.names(), *kept.names()]) == whole.names() and not set(learnt.names()) & set(kept.names())
-    assert kept.names() == whole.split(share=0.3, most=100, seed=0)[1].names() != whole.split(share=0.3, most=100, seed=1)[1].names()
+    assert (
+        len(kept) == 3
+        and sorted([*learnt.names(), *kept.names()]) == whole.names()
+        and not set(learnt.names()) & set(kept.names())
+    )
+    assert (
+        kept.names()
+        == whole.split(share=0.3, most=100, seed=0)[1].names()
+        != whole.split(share=0.3, most=100, seed=1)[1].names()
+    )
     write_picture(category / "train" / "good" / "0000.png", COLOUR)
     again = ImageFolder(category, "train", View(32)).split(share=0.3, most=100, seed=0)[1]
     assert len(set(again.names()) - set(kept.names())) <= 1
 
 
-@pytest.mark.parametrize(("share", "most", "expected"), [(0, 100, 0), (0.01, 100, 1), (0.5, 2, 2), (0.9, 100, 9), (0.99, 100, 9)])
+@pytest.mark.parametrize(
+    ("share", "most", "expected"), [(0, 100, 0), (0.01, 100, 1), (0.5, 2, 2), (0.9, 100, 9), (0.99, 100, 9)]
+)
 def test_no_side_of_the_split_is_empty_unless_nothing_is_held_out(category, share, most, expected):
     learnt, kept = ImageFolder(category, "train", View(32)).split(share, most, seed=0)
     assert len(kept) == expected and len(learnt) == 10 - expected
@@ -171,7 +190,9 @@ def test_tiled_pictures_keep_their_proportions():
 
 
 def test_a_picture_too_narrow_for_tiles_is_refused():
-    with pytest.raises(ValueError, match="a picture of 2000×10 is too narrow for data.tiles; cut it, or set data.tiles=null"):
+    with pytest.raises(
+        ValueError, match="a picture of 2000×10 is too narrow for data.tiles; cut it, or set data.tiles=null"
+    ):
         View(32, tiles=1).shape(2000, 10)
     assert View(32).shape(2000, 10) == (32, 32)
 
@@ -218,9 +239,31 @@ def encoded(size: tuple[int, int]) -> bytes:
 
 PLACES = st.sampled_from(
     (
-        *("train/good/a.png", "train/good/b.JPG", "train/bad/a.png", "test/good/a.png", "test/crack/c.png", "test/crack/c.bmp", "test/crack/.c.png"),
-        *("test/.hidden/a.png", "test/crack/deep/a.png", "test/loose.png", "test/hole/=1.png", "test/con/nul.png", "ground_truth/crack/c_mask.png"),
-        *("ground_truth/crack/c.png", "ground_truth/hole/=1.tif", "ground_truth/good/a.png", "notes.txt", "test/crack/c.txt", "test/good"),
+        *(
+            "train/good/a.png",
+            "train/good/b.JPG",
+            "train/bad/a.png",
+            "test/good/a.png",
+            "test/crack/c.png",
+            "test/crack/c.bmp",
+            "test/crack/.c.png",
+        ),
+        *(
+            "test/.hidden/a.png",
+            "test/crack/deep/a.png",
+            "test/loose.png",
+            "test/hole/=1.png",
+            "test/con/nul.png",
+            "ground_truth/crack/c_mask.png",
+        ),
+        *(
+            "ground_truth/crack/c.png",
+            "ground_truth/hole/=1.tif",
+            "ground_truth/good/a.png",
+            "notes.txt",
+            "test/crack/c.txt",
+            "test/good",
+        ),
     )
 )
 CONTENTS = st.sampled_from([encoded((6, 4)), encoded((6, 4)), encoded((6, 4)), encoded((4, 6)), b"", b"text"])
@@ -250,5 +293,7 @@ def test_any_layout_is_read_or_refused_with_a_word(files, split, masks):
             except ValueError as error:
                 assert str(root) in str(error) and "\n" not in str(error)
                 continue
-            assert item.path == name and item.label == (name.split("/")[1] != "good") and item.picture.shape == (3, 8, 8)
+            assert (
+                item.path == name and item.label == (name.split("/")[1] != "good") and item.picture.shape == (3, 8, 8)
+            )
             assert (item.mask is not None) == (masks and item.label)

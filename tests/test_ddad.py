@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_unet import PUBLISHED, published_unet
 
-import runtime
 from ddad import NoiseSchedule, loss_weights, noise_loss, noise_predictor, picture_draws, reconstruct, strides
+from runtime.device import autocast, resolve_dtype
 
 SCHEDULE = NoiseSchedule()
 properties = settings(deadline=None, derandomize=True, max_examples=20)
@@ -39,7 +39,9 @@ def test_a_step_outside_the_schedule_is_named(t):
 
 def test_loss_and_gradients_are_the_published_ones(network):
     unet, size, expected = network
-    loss = noise_loss(unet, uniform(13, 2, 3, size, size), torch.tensor([3, 612]), normal(14, 2, 3, size, size), SCHEDULE)
+    loss = noise_loss(
+        unet, uniform(13, 2, 3, size, size), torch.tensor([3, 612]), normal(14, 2, 3, size, size), SCHEDULE
+    )
     loss.backward()
     assert_golden(loss.detach(), expected["loss"])
     norms = json.loads(str(expected["grad_norms"]))
@@ -61,8 +63,8 @@ def test_they_are_in_every_mode(golden, layout, precision, checkpointing):
     unet.load_state_dict(state_dict(golden("unet_state_dict")["ddad_s_32"]))
     unet.to(memory_format=layout).checkpointing = checkpointing
     t, x = torch.tensor([7, 430]), normal(12, 2, 3, 32, 32)
-    share = GOLDEN_SHARE if precision == "fp32" else rounding_share(unet, runtime.dtype(precision, x.device))
-    network = runtime.autocast(unet, precision, torch.device("cpu"))
+    share = GOLDEN_SHARE if precision == "fp32" else rounding_share(unet, resolve_dtype(precision, x.device))
+    network = autocast(unet, precision, torch.device("cpu"))
     with torch.no_grad():
         assert_golden(network(x, t).float(), golden("unet_ddad_s_32")["y"], share)
     loss = noise_loss(network, uniform(13, 2, 3, 32, 32), torch.tensor([3, 612]), normal(14, 2, 3, 32, 32), SCHEDULE)
@@ -78,10 +80,14 @@ def test_reconstructions_are_the_published_ones(network):
     cases = [name for name in expected if name.startswith("rec_")]
     assert len(cases) == 5
     for name in cases:
-        w, eta, skip, start = (float(number) for number in re.fullmatch(r"rec_w(.+)_eta(.+)_skip(.+)_T(.+)", name).groups())
+        w, eta, skip, start = (
+            float(number) for number in re.fullmatch(r"rec_w(.+)_eta(.+)_skip(.+)_T(.+)", name).groups()
+        )
         y_0 = uniform(15, *expected[name].shape)
         x = uniform(16, *expected[name].shape) if w == 4 else y_0
-        actual = reconstruct(unet, x, y_0, schedule=SCHEDULE, w=w, start=int(start), skip=int(skip), eta=eta, draw=stream(17, y_0.shape))
+        actual = reconstruct(
+            unet, x, y_0, schedule=SCHEDULE, w=w, start=int(start), skip=int(skip), eta=eta, draw=stream(17, y_0.shape)
+        )
         assert_golden(actual, expected[name])
 
 
@@ -101,7 +107,17 @@ def test_a_perfect_denoiser_gives_the_picture_back(w, eta, start, divisor):
 
     rng = np.random.default_rng(2)
     draw = lambda: torch.from_numpy(rng.standard_normal(picture.shape))  # noqa: E731
-    back = reconstruct(perfect, picture, picture, schedule=SCHEDULE, w=w, start=start, skip=max(1, start // divisor), eta=eta, draw=draw)
+    back = reconstruct(
+        perfect,
+        picture,
+        picture,
+        schedule=SCHEDULE,
+        w=w,
+        start=start,
+        skip=max(1, start // divisor),
+        eta=eta,
+        draw=draw,
+    )
     torch.testing.assert_close(back, picture, rtol=0, atol=1e-9)
 
 
@@ -114,7 +130,9 @@ def test_the_pull_moves_the_predicted_picture_towards_the_target(w, t):
     start = t + 1
     x_t = SCHEDULE.add_noise(y_0, start, noise)
     alpha_bar = float(SCHEDULE.alpha_bar(0))
-    single = reconstruct(lambda x, t: eps, y_0, y_0, schedule=SCHEDULE, w=w, start=start, skip=start, eta=1, draw=lambda: noise)
+    single = reconstruct(
+        lambda x, t: eps, y_0, y_0, schedule=SCHEDULE, w=w, start=start, skip=start, eta=1, draw=lambda: noise
+    )
     x_0 = (x_t - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)
     torch.testing.assert_close(single, x_0 + w * (1 - alpha_bar) * (y_0 - x_0), rtol=1e-9, atol=1e-9)
 
@@ -144,7 +162,11 @@ def test_the_network_is_told_the_published_steps():
 
 def test_a_picture_has_the_same_noise_in_any_batch():
     pictures = uniform(6, 3, 3, 8, 8)
-    together, alone, reversed_ = picture_draws(pictures, 1), picture_draws(pictures[1:2], 1), picture_draws(pictures.flip(0), 1)
+    together, alone, reversed_ = (
+        picture_draws(pictures, 1),
+        picture_draws(pictures[1:2], 1),
+        picture_draws(pictures.flip(0), 1),
+    )
     for _ in range(3):
         batch = together()
         torch.testing.assert_close(alone(), batch[1:2], rtol=0, atol=0)

@@ -17,7 +17,9 @@ def test_loss_is_the_published_one(distillation, golden):
 
 def test_loss_is_zero_for_a_perfect_reconstruction_and_untouched_features():
     features = [torch.rand(2, 4, 8, 8), torch.rand(2, 8, 4, 4)]
-    torch.testing.assert_close(adaptation_loss(features, features, features, features, 0.1), torch.tensor(0.0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        adaptation_loss(features, features, features, features, 0.1), torch.tensor(0.0), rtol=0, atol=1e-6
+    )
 
 
 @pytest.fixture
@@ -32,7 +34,14 @@ def steps(extractor, rebuild, epochs):
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (5, 3, 64, 64), dtype=np.uint8))
     return list(
         adaptation_steps(
-            extractor, rebuild, pixels, epochs=epochs, batch_size=4, window=64, distillation=0.1, generator=torch.Generator().manual_seed(0)
+            extractor,
+            rebuild,
+            pixels,
+            epochs=epochs,
+            batch_size=4,
+            window=64,
+            distillation=0.1,
+            generator=torch.Generator().manual_seed(0),
         )
     )
 
@@ -47,10 +56,22 @@ def test_the_first_half_of_a_batch_is_the_target_the_second_the_start(extractor,
     monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))
     pixels = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 64, 64).contiguous()
     next(
-        adaptation_steps(extractor, rebuild, pixels, epochs=1, batch_size=4, window=64, distillation=0.1, generator=torch.Generator().manual_seed(0))
+        adaptation_steps(
+            extractor,
+            rebuild,
+            pixels,
+            epochs=1,
+            batch_size=4,
+            window=64,
+            distillation=0.1,
+            generator=torch.Generator().manual_seed(0),
+        )
     )
     start_from, target = seen[0]
-    assert (((target[:, 0, 0, 0] + 1) * 127.5).round().tolist(), ((start_from[:, 0, 0, 0] + 1) * 127.5).round().tolist()) == ([0, 1], [2, 3])
+    assert (
+        ((target[:, 0, 0, 0] + 1) * 127.5).round().tolist(),
+        ((start_from[:, 0, 0, 0] + 1) * 127.5).round().tolist(),
+    ) == ([0, 1], [2, 3])
 
 
 def test_adaptation_brings_the_features_of_reconstructions_closer(extractor):
@@ -60,7 +81,11 @@ def test_adaptation_brings_the_features_of_reconstructions_closer(extractor):
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (5, 3, 64, 64), dtype=np.uint8))[:4]
     generator = torch.Generator().manual_seed(0)
     rebuild = lambda start_from, target: (target + pattern).clamp(-1, 1)  # noqa: E731
-    progress = list(adaptation_steps(extractor, rebuild, pixels, epochs=12, batch_size=4, window=64, distillation=0, generator=generator))
+    progress = list(
+        adaptation_steps(
+            extractor, rebuild, pixels, epochs=12, batch_size=4, window=64, distillation=0, generator=generator
+        )
+    )
     assert progress[-1].loss < 0.8 * progress[0].loss
 
 
@@ -75,7 +100,15 @@ def test_the_tuned_network_is_in_train_mode_and_the_frozen_one_stays_as_it_was(e
     originals = []
 
     def spy(tuned_reconstruction, tuned_target, frozen_target, frozen_reconstruction, distillation):
-        modes.append((extractor.training, [f[0].requires_grad for f in (tuned_reconstruction, tuned_target, frozen_target, frozen_reconstruction)]))
+        modes.append(
+            (
+                extractor.training,
+                [
+                    f[0].requires_grad
+                    for f in (tuned_reconstruction, tuned_target, frozen_target, frozen_reconstruction)
+                ],
+            )
+        )
         originals.append(frozen_target[0].clone())
         return loss(tuned_reconstruction, tuned_target, frozen_target, frozen_reconstruction, distillation)
 

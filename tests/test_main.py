@@ -18,17 +18,18 @@ import torch
 import yaml
 from golden_weights import state_dict
 from PIL import Image
-from test_config import OFFICIAL
+from test_load import OFFICIAL
 
-import checkpoint
-import config
-import evaluation
 import main
 import metrics
 import train
-from anomaly_map import resized
-from detection import Detector, Finding
-from figures import METRICS, interval_words
+from anomaly_map import resize_maps
+from config.load import load_settings
+from detection.calibration_file import CALIBRATION
+from detection.detector import Detector, Prediction
+from detection.evaluate import scored_map
+from reports.metric_summary import METRICS, interval_words
+from training import checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,7 +40,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp_path):
-    code, out, err = run_main("--train", "--domain_adaptation", "--detection", "model.DA_chp=latest", "metrics.visualisation=True")
+    code, out, err = run_main(
+        "--train", "--domain_adaptation", "--detection", "model.DA_chp=latest", "metrics.visualisation=True"
+    )
     assert code == 0, err
     checkpoints, results = tmp_path / "checkpoints" / "nut", tmp_path / "results"
     assert sorted(path.name for path in checkpoints.iterdir()) == [
@@ -48,17 +51,29 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
     assert "efficientnet_lite0 from" in out and "feat1" in out
     table = rows(results)
     assert [(row["path"], row["label"]) for row in table] == [
-        (f"test/{kind}/{number:03}.png", label) for kind, label in (("crack", "1"), ("good", "0")) for number in range(3)
+        (f"test/{kind}/{number:03}.png", label)
+        for kind, label in (("crack", "1"), ("good", "0"))
+        for number in range(3)
     ]
     figures = json.loads((results / "metrics.json").read_text())
     scores = [float(row["score"]) for row in table]
     assert figures["image_auroc"] == pytest.approx(metrics.image_auroc(scores, [1, 1, 1, 0, 0, 0]))
     keys = [metric.key for metric in METRICS]
-    assert set(figures) == {*keys, "intervals", "size", "scored", "vanished_defects", "calibration", "operating_point", "kinds"} and all(
-        0 <= figures[key] <= 1 for key in keys
-    )
+    assert set(figures) == {
+        *keys,
+        "intervals",
+        "size",
+        "scored",
+        "vanished_defects",
+        "calibration",
+        "operating_point",
+        "kinds",
+    } and all(0 <= figures[key] <= 1 for key in keys)
     assert all(0 <= figures["intervals"][key][0] <= figures["intervals"][key][1] <= 1 for key in keys)
-    assert f"image AUROC       {100 * figures['image_auroc']:5.1f} %{interval_words(figures['intervals']['image_auroc'])}" in out
+    assert (
+        f"image AUROC       {100 * figures['image_auroc']:5.1f} %{interval_words(figures['intervals']['image_auroc'])}"
+        in out
+    )
     assert "centre 224 of 256 pixels scored" in out and (figures["size"], figures["scored"]) == (256, 224)
     drawn = sorted(path.relative_to(results).as_posix() for path in results.rglob("*.png"))
     assert drawn == [f"figures/{kind}/{number:03}.png" for kind in ("crack", "good") for number in range(3)]
@@ -85,24 +100,41 @@ def test_false_does_nothing(run_main, tmp_path, value):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--train"], ["--train", "True"], ["--train", "true", "model.w=2"], ["--train", "model.w=2"], ["model.w=2", "--train"]]
+    "arguments",
+    [
+        ["--train"],
+        ["--train", "True"],
+        ["--train", "true", "model.w=2"],
+        ["--train", "model.w=2"],
+        ["model.w=2", "--train"],
+    ],
 )
 def test_flags_are_bare_or_true_beside_settings(arguments):
-    options = main.parse(arguments)
+    options = main.parse_arguments(arguments)
     assert options.train is True and options.settings == [word for word in arguments if "=" in word]
 
 
 def test_a_run_is_repeated_exactly(run_main, tmp_path):
     for name in ("one", "two"):
-        code, _, err = run_main("--train", "--detection", f"model.checkpoint_dir={tmp_path / name}", "--output", str(tmp_path / name / "results"))
+        code, _, err = run_main(
+            "--train",
+            "--detection",
+            f"model.checkpoint_dir={tmp_path / name}",
+            "--output",
+            str(tmp_path / name / "results"),
+        )
         assert code == 0, err
     first, second = (checkpoint.read_state(tmp_path / name / "nut" / "2")["weights"] for name in ("one", "two"))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
-    assert (tmp_path / "one" / "results" / "scores.csv").read_bytes() == (tmp_path / "two" / "results" / "scores.csv").read_bytes()
+    assert (tmp_path / "one" / "results" / "scores.csv").read_bytes() == (
+        tmp_path / "two" / "results" / "scores.csv"
+    ).read_bytes()
 
 
 def test_a_network_that_predicts_the_picture_is_used_as_it_was_trained(run_main):
-    code, _, err = run_main("--train", "--domain_adaptation", "--detection", "model.predicts=x0", "training.augmentation=flip")
+    code, _, err = run_main(
+        "--train", "--domain_adaptation", "--detection", "model.predicts=x0", "training.augmentation=flip"
+    )
     assert code == 0, err
     code, _, err = run_main("--detection", "--force")
     assert code == 2 and "is of another network: predicts is x0 in the file, None in the configuration" in err
@@ -125,7 +157,13 @@ def test_training_learns(run_main, tmp_path):
 
 def test_checkpoints_come_every_so_many_epochs_and_last(run_main, tmp_path):
     run_main("--train", "model.epochs=5", "training.checkpoint_epochs=2")
-    assert sorted(path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()) == ["2", "4", "5", "latest", "training.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()) == [
+        "2",
+        "4",
+        "5",
+        "latest",
+        "training.jsonl",
+    ]
 
 
 def test_save_model_false_saves_nothing(run_main, tmp_path):
@@ -167,7 +205,10 @@ def test_metrics_that_the_data_do_not_allow_are_left_out_with_a_word(run_main, t
     code, out, err = run_main("--detection", "data.mask=False")
     assert code == 0, err
     figures = json.loads((tmp_path / "results" / "metrics.json").read_text())
-    assert set(figures["intervals"]) == {"image_auroc", "image_ap", "image_f1_max"} <= set(figures) and not {"pixel_auroc", "pro"} & set(figures)
+    assert set(figures["intervals"]) == {"image_auroc", "image_ap", "image_f1_max"} <= set(figures) and not {
+        "pixel_auroc",
+        "pro",
+    } & set(figures)
     assert "no masks: data.mask is False" in out
     for path in (category / "test" / "good").iterdir():
         path.unlink()
@@ -184,8 +225,21 @@ def test_official_files_run_unchanged(tmp_path, category, golden, capsys, monkey
     """A released configuration, UNet and feat files: adaptation and detection; then training from the same file."""
     monkeypatch.chdir(tmp_path)
     content = yaml.safe_load(OFFICIAL)
-    content["data"] |= {"data_dir": str(category.parent), "category": category.name, "image_size": 32, "batch_size": 4, "DA_batch_size": 4}
-    content["model"] |= {"DDADS": True, "feature_extractor": "resnet50", "epochs": 1, "load_chp": 2000, "DA_epochs": 1, "DA_chp": 3}
+    content["data"] |= {
+        "data_dir": str(category.parent),
+        "category": category.name,
+        "image_size": 32,
+        "batch_size": 4,
+        "DA_batch_size": 4,
+    }
+    content["model"] |= {
+        "DDADS": True,
+        "feature_extractor": "resnet50",
+        "epochs": 1,
+        "load_chp": 2000,
+        "DA_epochs": 1,
+        "DA_chp": 3,
+    }
     Path("config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     folder = Path("checkpoints/MVTec") / category.name
     folder.mkdir(parents=True)
@@ -197,7 +251,11 @@ def test_official_files_run_unchanged(tmp_path, category, golden, capsys, monkey
     seconds = ["score.draws=1", "calibration.pictures=2", "model.skip=125", "model.skip_DA=125"]
     assert main.main(["--domain_adaptation", "True", "--detection", "True", *seconds]) == 0
     out = capsys.readouterr().out
-    assert "2000.zip" in out and "resnet50 from checkpoints/MVTec/nut/feat3" in out and "checkpoint_name is accepted and has no effect" in out
+    assert (
+        "2000.zip" in out
+        and "resnet50 from checkpoints/MVTec/nut/feat3" in out
+        and "checkpoint_name is accepted and has no effect" in out
+    )
     assert len(rows(Path("results/default/nut"))) == 6
     assert main.main(["--train", "True"]) == 0
     assert (folder / "1").is_file()
@@ -246,13 +304,17 @@ def test_faults_of_a_later_stage_are_found_before_the_first(run_main, tmp_path, 
 
 def test_published_scores_depend_on_the_batch(run_main, tmp_path, trained):
     """Batch maxima and one stream of noise: the behaviour that users compare with."""
-    alone, together = (scores_of(run_main, tmp_path, "score.protocol=published", f"data.test_batch_size={size}") for size in (1, 6))
+    alone, together = (
+        scores_of(run_main, tmp_path, "score.protocol=published", f"data.test_batch_size={size}") for size in (1, 6)
+    )
     assert max(abs(alone[path] - together[path]) for path in alone) > 1e-3
 
 
 def test_maps_are_averaged_over_draws(run_main, tmp_path, trained):
     """The first draw is that of a single one, so that the mean of many lies nearer to another mean of many than to it."""
-    one, four, five = (np.array(list(scores_of(run_main, tmp_path, f"score.draws={count}").values())) for count in (1, 4, 5))
+    one, four, five = (
+        np.array(list(scores_of(run_main, tmp_path, f"score.draws={count}").values())) for count in (1, 4, 5)
+    )
     assert 0 < np.abs(four - five).max() < np.abs(one - five).max()
 
 
@@ -264,9 +326,16 @@ def test_the_calibration_is_kept_and_made_again_when_something_that_matters_chan
     assert "from 2 normal pictures" in out and json.loads(before)["held_out"]
     out = run_main("--detection", "data.test_batch_size=2", "calibration.false_positive_rate=0.4")[1]
     after = json.loads(kept.read_text())
-    assert "to be measured" not in out and "33.3 % false alarms expected" in out and after["scores"] == json.loads(before)["scores"]
+    assert (
+        "to be measured" not in out
+        and "33.3 % false alarms expected" in out
+        and after["scores"] == json.loads(before)["scores"]
+    )
     assert Detector.load(kept.parent).false_positive_rate == 0.4
-    assert "calibration is to be measured: w was 3.0, is 2.0" in run_main("--detection", "model.w=2")[1] and kept.read_bytes() != before
+    assert (
+        "calibration is to be measured: w was 3.0, is 2.0" in run_main("--detection", "model.w=2")[1]
+        and kept.read_bytes() != before
+    )
     run_main("--train", "model.seed=7")
     assert "to be measured: weights was" in run_main("--detection", "model.w=2")[1]
     kept.write_text("{")
@@ -277,7 +346,11 @@ def test_the_calibration_is_kept_and_made_again_when_something_that_matters_chan
     shutil.rmtree(category / "train")
     assert run_main("--detection")[0] == 0
     code, _, err = run_main("--detection", "model.w=4")
-    assert code == 2 and "calibration.json can't be used (w was 3.0, is 4.0), nor measured again" in err and "put the pictures there" in err
+    assert (
+        code == 2
+        and "calibration.json can't be used (w was 3.0, is 4.0), nor measured again" in err
+        and "put the pictures there" in err
+    )
 
 
 def test_no_stage_sees_the_pictures_held_out(run_main, tmp_path, category):
@@ -294,7 +367,9 @@ def test_no_stage_sees_the_pictures_held_out(run_main, tmp_path, category):
     for name in kept:
         Image.new("RGB", (48, 48), "red").save(category / name)
     torch.testing.assert_close(weights_of("two")[1], weights, rtol=0, atol=0)
-    other = next(path for path in sorted((category / "train" / "good").iterdir()) if f"train/good/{path.name}" not in kept)
+    other = next(
+        path for path in sorted((category / "train" / "good").iterdir()) if f"train/good/{path.name}" not in kept
+    )
     Image.new("RGB", (48, 48), "red").save(other)
     after = weights_of("three")[1]
     assert all(any((a[key] != b[key]).any() for key in a) for a, b in zip(after, weights, strict=True))
@@ -323,14 +398,19 @@ def test_a_detector_is_loaded_from_its_folder_wherever_it_lies(run_main, tmp_pat
     detector = Detector.load(moved, device="cpu")
     for path, row in scores.items():
         found = detector(category / path)
-        assert found.score == pytest.approx(float(row["score"]), rel=1e-5) and found.p_value == pytest.approx(float(row["p_value"]), abs=1e-5)
+        assert found.score == pytest.approx(float(row["score"]), rel=1e-5) and found.p_value == pytest.approx(
+            float(row["p_value"]), abs=1e-5
+        )
         assert found.is_anomalous == (found.p_value <= 0.4) == bool(found.regions)
     run_main("--train", "model.seed=9", f"model.checkpoint_dir={tmp_path}", "data.category=nut")
     shutil.copy(tmp_path / "nut" / "2", moved / "20")
     with pytest.raises(ValueError, match=r"calibration\.json is stale: weights was"):
         Detector.load(moved, device="cpu")
     (moved / "calibration.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no calibration\.json of this version in .*; run python main\.py --detection True first"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no calibration\.json of this version in .*; run python main\.py --detection True first",
+    ):
         Detector.load(moved)
 
 
@@ -345,10 +425,13 @@ def test_raw_maps_on_request(run_main, tmp_path):
 
 def test_figures_compare_across_sizes_of_pictures(tiny_config):
     """The same map at two sizes is measured alike, at metrics.size."""
-    settings = config.load(tiny_config, ["metrics.size=64", "metrics.centre_crop=0.75"])
+    settings = load_settings(tiny_config, ["metrics.size=64", "metrics.centre_crop=0.75"])
     small = torch.nn.functional.interpolate(torch.rand(1, 1, 4, 4), 16, mode="bilinear")
     empty = torch.empty(0)
-    maps = [evaluation.scored_map(Finding(empty, empty, empty, resized(small, (size, size))[0, 0], 0.0), settings) for size in (16, 32, 64)]
+    maps = [
+        scored_map(Prediction(empty, empty, empty, resize_maps(small, (size, size))[0, 0], 0.0), settings)
+        for size in (16, 32, 64)
+    ]
     assert all(one.shape == (48, 48) for one in maps)
     np.testing.assert_allclose(maps[0], maps[2], atol=1e-6)
     np.testing.assert_allclose(maps[1], maps[2], atol=0.1)
@@ -364,7 +447,11 @@ def test_defects_too_small_to_be_seen_at_the_size_measured_are_counted(run_main,
     dot[24, 24] = 255
     Image.fromarray(dot).save(category / "ground_truth" / "crack" / "001_mask.png")
     code, out, err = run_main("--train", "--detection", "metrics.size=8")
-    assert code == 0 and "1 defective pictures count as normal for pixels: their masks hold no defect at this size and on the centre" in out, err
+    assert (
+        code == 0
+        and "1 defective pictures count as normal for pixels: their masks hold no defect at this size and on the centre"
+        in out
+    ), err
     assert json.loads((tmp_path / "results" / "metrics.json").read_text())["vanished_defects"] == 1
 
 
@@ -378,7 +465,10 @@ def test_tiles_run_through_all_stages(run_main, tmp_path, category):
         wide.save(path)
     code, out, err = run_main("--train", "--domain_adaptation", "--detection", "data.tiles=1", "metrics.raw_maps=True")
     assert code == 0, err
-    assert tifffile.imread(tmp_path / "results" / "anomaly_maps" / "nut" / "test" / "crack" / "000.tiff").shape == (48, 96)
+    assert tifffile.imread(tmp_path / "results" / "anomaly_maps" / "nut" / "test" / "crack" / "000.tiff").shape == (
+        48,
+        96,
+    )
     assert "image AUROC" in out
 
 
@@ -392,7 +482,16 @@ def test_help_answers_without_loading_torch():
 
 def test_ctrl_c_ends_with_one_line_and_nothing_half_written(tiny_config, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-u", ROOT / "main.py", "--train", "--config", tiny_config, "model.epochs=100000", "training.checkpoint_epochs=1"],
+        [
+            sys.executable,
+            "-u",
+            ROOT / "main.py",
+            "--train",
+            "--config",
+            tiny_config,
+            "model.epochs=100000",
+            "training.checkpoint_epochs=1",
+        ],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -436,9 +535,20 @@ def test_training_that_is_stopped_goes_on_where_it_was(tiny_config, tmp_path, ru
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     run_main("--train", *settings, f"model.checkpoint_dir={unbroken}")
     state = broken / "nut" / checkpoint.TRAINING_STATE
-    command = [sys.executable, "main.py", "--config", str(tiny_config), "--train", "--resume", *settings, f"model.checkpoint_dir={broken}"]
+    command = [
+        sys.executable,
+        "main.py",
+        "--config",
+        str(tiny_config),
+        "--train",
+        "--resume",
+        *settings,
+        f"model.checkpoint_dir={broken}",
+    ]
     command.append("training.checkpoint_minutes=0.0001")
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     while process.poll() is None and not state.exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -450,35 +560,42 @@ def test_training_that_is_stopped_goes_on_where_it_was(tiny_config, tmp_path, ru
     for part in ("weights", "average"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
     log = [json.loads(line) for line in (broken / "nut" / "training.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in log] == list(range(1, 17)) and set(log[0]) > {"loss", "learning_rate", "pictures_per_second"}
+    assert [line["epoch"] for line in log] == list(range(1, 17)) and set(log[0]) > {
+        "loss",
+        "learning_rate",
+        "pictures_per_second",
+    }
     assert "nut is trained" in run_main("--train", "--resume", *settings, f"model.checkpoint_dir={broken}")[1]
 
 
 def test_a_state_of_other_settings_is_not_gone_on_with(run_main, tiny_config):
-    settings = config.load(tiny_config)
+    settings = load_settings(tiny_config)
     folder = settings.checkpoint_folder
-    made_with = train.made_with(settings, train.check(settings)[0])
+    made_with = train.training_inputs(settings, train.check_training(settings)[0])
     checkpoint.save_training_state(folder, {"made_with": {**made_with, "learning_rate": 0.5}})
     code, _, error = run_main("--train", "--resume")
     assert code == 2
-    assert "is of another training: learning_rate was 0.5, is 0.0003; set that again, or remove the file to train anew" in error
+    assert (
+        "is of another training: learning_rate was 0.5, is 0.0003; set that again, or remove the file to train anew"
+        in error
+    )
     assert "unfinished run" in run_main("--train")[1]
 
 
 def test_weights_and_states_that_still_name_a_removed_key_are_gone_on_with(run_main, tiny_config, tmp_path):
     assert run_main("--train", "--detection")[0] == 0
-    settings = config.load(tiny_config)
+    settings = load_settings(tiny_config)
     folder = settings.checkpoint_folder
     weights = checkpoint.read_state(folder / "2")
     weights["made_with"]["min_snr"] = weights["settings"]["training"]["min_snr"] = None
     checkpoint.save(folder / "2", weights)
     code, out, err = run_main("--train", "--resume", "training.min_snr=null")
     assert code == 0 and "nut is trained" in out and "training.min_snr is accepted and has no effect" in out, err
-    made_with = {**train.made_with(settings, train.check(settings)[0]), "min_snr": None}
+    made_with = {**train.training_inputs(settings, train.check_training(settings)[0]), "min_snr": None}
     checkpoint.save_training_state(folder, {"made_with": made_with, "trainer": {}})
-    assert checkpoint.load_training_state(folder, train.made_with(settings, train.check(settings)[0]))
+    assert checkpoint.load_training_state(folder, train.training_inputs(settings, train.check_training(settings)[0]))
     checkpoint.remove_training_state(folder)
-    for path in (folder / checkpoint.CALIBRATION, tmp_path / "results" / "manifest.json"):
+    for path in (folder / CALIBRATION, tmp_path / "results" / "manifest.json"):
         content = json.loads(path.read_text())
         content["settings"]["training"]["min_snr"] = None
         path.write_text(json.dumps(content))
@@ -499,7 +616,9 @@ def test_what_is_trained_already_is_the_latest_again(run_main):
         assert run_main("--train", f"model.epochs={epochs}")[0] == 0
     code, out, _ = run_main("--train", "--detection", "--resume", "model.epochs=2")
     assert code == 0 and "nut is trained" in out and re.search(r"unet: .*/nut/2$", out, re.MULTILINE)
-    assert re.search(r"weights of an earlier run in .*/nut are replaced: 2$", run_main("--train", "model.epochs=2")[1], re.MULTILINE)
+    assert re.search(
+        r"weights of an earlier run in .*/nut are replaced: 2$", run_main("--train", "model.epochs=2")[1], re.MULTILINE
+    )
 
 
 def test_other_pictures_under_the_same_names_are_learnt(run_main, category, tiny_config):
@@ -516,7 +635,7 @@ def test_other_pictures_under_the_same_names_are_learnt(run_main, category, tiny
 
 
 def train_names(tiny_config):
-    return [name.rpartition("/")[2] for name in train.check(config.load(tiny_config))[0].names()]
+    return [name.rpartition("/")[2] for name in train.check_training(load_settings(tiny_config))[0].names()]
 
 
 def test_the_raw_weights_are_there_beside_the_average(run_main, tmp_path):

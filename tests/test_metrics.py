@@ -26,7 +26,12 @@ def slow_pro(maps, masks, limit):
     curve = [(0.0, 0.0)]
     for threshold in np.unique(maps)[::-1]:
         found = maps >= threshold
-        curve.append(((found & ~masks).sum() / (~masks).sum(), np.mean([found[index][region].mean() for index, region in regions])))
+        curve.append(
+            (
+                (found & ~masks).sum() / (~masks).sum(),
+                np.mean([found[index][region].mean() for index, region in regions]),
+            )
+        )
     area = 0.0
     for (x0, y0), (x1, y1) in itertools.pairwise(curve):
         if x0 >= limit or x1 == x0:
@@ -40,27 +45,45 @@ def random_case(seed, levels):
     rng = np.random.default_rng(seed)
     masks = rng.random((3, 9, 11)) < 0.2
     masks[0, 0, 0], masks[0, 5, 5] = True, False
-    return np.round(rng.random(masks.shape) + 0.5 * masks, 8) if levels == 0 else rng.integers(0, levels, masks.shape), masks
+    return np.round(rng.random(masks.shape) + 0.5 * masks, 8) if levels == 0 else rng.integers(
+        0, levels, masks.shape
+    ), masks
 
 
 def test_values_are_the_published_ones(golden):
     expected = golden("metrics")
-    assert metrics.image_auroc(expected["scores"], expected["labels"]) == pytest.approx(float(expected["image_auroc"]), rel=1e-4)
-    assert metrics.pixel_auroc(expected["maps"], expected["masks"]) == pytest.approx(float(expected["pixel_auroc"]), rel=1e-4)
+    assert metrics.image_auroc(expected["scores"], expected["labels"]) == pytest.approx(
+        float(expected["image_auroc"]), rel=1e-4
+    )
+    assert metrics.pixel_auroc(expected["maps"], expected["masks"]) == pytest.approx(
+        float(expected["pixel_auroc"]), rel=1e-4
+    )
     assert metrics.pro(expected["maps"], expected["masks"]) == pytest.approx(float(expected["pro_exact"]), rel=1e-4)
     assert (
         metrics.youden_threshold([0.9, 0.5], [0, 1]) == 0.5 and metrics.youden_threshold([0.3, 0.3], [0, 1]) == 0.3
     )  # where none is better than chance
-    assert metrics.youden_threshold(expected["scores"], expected["labels"]) == pytest.approx(float(expected["youden_threshold"]), rel=1e-4)
+    assert metrics.youden_threshold(expected["scores"], expected["labels"]) == pytest.approx(
+        float(expected["youden_threshold"]), rel=1e-4
+    )
 
 
 def published_pro(maps, masks, thresholds=200, limit=0.3):
     """The released way: 200 thresholds, false-positive rates below the limit stretched to 1, trapezoids."""
-    regions = [(index, numbered == number) for index, mask in enumerate(masks) for numbered in [label(mask)] for number in np.unique(numbered)[1:]]
+    regions = [
+        (index, numbered == number)
+        for index, mask in enumerate(masks)
+        for numbered in [label(mask)]
+        for number in np.unique(numbered)[1:]
+    ]
     curve = []
     for threshold in np.arange(maps.min(), maps.max(), (maps.max() - maps.min()) / thresholds):
         found = maps > threshold
-        curve.append(((found & ~masks).sum() / (~masks).sum(), np.mean([found[index][region].mean() for index, region in regions])))
+        curve.append(
+            (
+                (found & ~masks).sum() / (~masks).sum(),
+                np.mean([found[index][region].mean() for index, region in regions]),
+            )
+        )
     rate, overlap = np.array([point for point in curve if point[0] < limit]).T
     return auc(rate / rate.max(), overlap)
 
@@ -95,7 +118,9 @@ def test_auroc_is_that_of_scikit_learn(seed, levels):
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 2, 3, 40]))
 def test_average_precision_and_f1_max_are_those_of_scikit_learn(seed, levels):
     maps, masks = random_case(seed, levels)
-    assert metrics.average_precision(maps, masks) == pytest.approx(average_precision_score(masks.ravel(), maps.ravel()), abs=1e-12)
+    assert metrics.average_precision(maps, masks) == pytest.approx(
+        average_precision_score(masks.ravel(), maps.ravel()), abs=1e-12
+    )
     precision, recall, _ = precision_recall_curve(masks.ravel(), maps.ravel())
     expected = (2 * precision * recall / np.maximum(precision + recall, 1e-300)).max()
     assert metrics.f1_max(maps.ravel(), masks.ravel()) == pytest.approx(expected, abs=1e-12)
@@ -143,7 +168,9 @@ def test_scores_that_are_not_numbers_are_refused():
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1]])
 def test_all_figures_without_one_of_the_classes_say_so(labels):
     for figure in (metrics.rank, metrics.intervals, metrics.youden_threshold, metrics.f1_max):
-        with pytest.raises(ValueError, match=r"no (normal|defective) pictures; this metric needs both normal and defective"):
+        with pytest.raises(
+            ValueError, match=r"no (normal|defective) pictures; this metric needs both normal and defective"
+        ):
             figure([0.1, 0.2, 0.3], labels)
 
 
@@ -182,7 +209,9 @@ def test_a_ranking_counts_what_it_says(seed, levels):
         for numbered in [label(mask, connectivity=2)]
         for number in np.unique(numbered)[1:]
     ]
-    regions = [(picture, *ranking.values[ranking.regions == number]) for number, picture in enumerate(ranking.region_pictures)]
+    regions = [
+        (picture, *ranking.values[ranking.regions == number]) for number, picture in enumerate(ranking.region_pictures)
+    ]
     assert sorted(regions) == sorted(expected)
 
 
@@ -197,7 +226,10 @@ def test_chunks_and_memory_maps_change_nothing(monkeypatch, tmp_path, chunk, lev
     whole, whole_intervals = metrics.rank(maps, masks), metrics.intervals(maps, masks, pro_limits=[0.3], resamples=20)
     for name, array, dtype in (("maps", maps, np.float32), ("masks", 255 * masks, np.uint8)):
         np.memmap(tmp_path / name, dtype, "w+", shape=array.shape)[:] = array
-    stored = np.memmap(tmp_path / "maps", np.float32, "r", shape=maps.shape), np.memmap(tmp_path / "masks", np.uint8, "r", shape=masks.shape)
+    stored = (
+        np.memmap(tmp_path / "maps", np.float32, "r", shape=maps.shape),
+        np.memmap(tmp_path / "masks", np.uint8, "r", shape=masks.shape),
+    )
     monkeypatch.setattr(metrics, "CHUNK", chunk)
     monkeypatch.setattr(metrics, "RESAMPLES_AT_ONCE", 7)
     for arrays in ((maps, masks), stored):
@@ -242,7 +274,9 @@ def test_resampled_scores_are_scores_that_stand_there_as_often(seed, levels):
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(30) % 3 > 0)
     scores = rng.random(30) + 0.3 * labels if levels == 0 else rng.integers(0, levels, 30)
-    assert resampled_figures(scores, labels, np.ones(30), ()) == pytest.approx(exact_figures(scores, labels, ()), abs=1e-12)
+    assert resampled_figures(scores, labels, np.ones(30), ()) == pytest.approx(
+        exact_figures(scores, labels, ()), abs=1e-12
+    )
     times = rng.integers(0, 3, 30)
     times[[np.argmin(labels), np.argmax(labels)]] = 1
     expected = exact_figures(np.repeat(scores, times), np.repeat(labels, times), ())
@@ -315,7 +349,10 @@ def test_defective_pictures_with_empty_masks_count_as_normal_in_maps():
     masks[1:] = False
     drawn = metrics.intervals(maps, masks, pro_limits=LIMITS, resamples=100)
     assert set(drawn) == set(exact_figures(maps, masks))
-    assert all(low <= figure <= high for (low, high), figure in zip(drawn.values(), exact_figures(maps, masks).values(), strict=True))
+    assert all(
+        low <= figure <= high
+        for (low, high), figure in zip(drawn.values(), exact_figures(maps, masks).values(), strict=True)
+    )
     with pytest.raises(ValueError, match="no defective pixels"):
         metrics.intervals(maps, np.zeros_like(masks))
 
@@ -344,7 +381,9 @@ def test_intervals_out_of_range_are_refused(wrong):
 
 
 def test_an_operating_point_by_hand():
-    point = metrics.operating_point([0.1, 0.5, 0.6, 0.4, 0.5, 0.7, 0.8], [0, 0, 0, 1, 1, 1, 1], 0.5)  # 0.5 itself is not above
+    point = metrics.operating_point(
+        [0.1, 0.5, 0.6, 0.4, 0.5, 0.7, 0.8], [0, 0, 0, 1, 1, 1, 1], 0.5
+    )  # 0.5 itself is not above
     assert point == metrics.OperatingPoint(
         threshold=0.5,
         true_positives=2,
@@ -357,7 +396,10 @@ def test_an_operating_point_by_hand():
     )
     nothing = metrics.operating_point([0.1, 0.2], [0, 1], 1)
     assert (nothing.recall, nothing.false_positive_rate, nothing.precision) == (0, 0, None)
-    normals, defects = metrics.operating_point([0.1, 0.2], [0, 0], 0.15), metrics.operating_point([0.1, 0.2], [1, 1], 0.15)
+    normals, defects = (
+        metrics.operating_point([0.1, 0.2], [0, 0], 0.15),
+        metrics.operating_point([0.1, 0.2], [1, 1], 0.15),
+    )
     assert (normals.recall, normals.false_positive_rate, normals.precision) == (None, 0.5, 0)
     assert (defects.recall, defects.false_positive_rate, defects.precision) == (0.5, None, 1)
     for scores, threshold in (([0.1, np.nan], 0.5), ([0.1, 0.2], np.nan)):
@@ -380,7 +422,10 @@ HUGE, TINY = np.float32(3e38), np.float32(1e-45)
         (np.full(9, TINY), np.array([0, TINY, 3 * TINY])),
         (np.array([2**62 - 1, 2**62, -(2**62)]), np.array([-(2**62), 2**62])),
         (np.exp(np.linspace(-80, 80, 999, dtype=np.float32)), np.exp(np.linspace(-70, 70, 50, dtype=np.float32))),
-        (np.random.default_rng(0).random(999, np.float32).astype(np.float16), np.sort(np.random.default_rng(1).random(99).astype(np.float16))),
+        (
+            np.random.default_rng(0).random(999, np.float32).astype(np.float16),
+            np.sort(np.random.default_rng(1).random(99).astype(np.float16)),
+        ),
     ],
 )
 @pytest.mark.parametrize("bins", [2, 4, 256, metrics.BINS])
@@ -388,4 +433,6 @@ def test_entries_that_are_counted_in_bins_are_those_that_lie_below(entries, valu
     monkeypatch.setattr(metrics, "BINS", bins)
     entries, values = np.asarray(entries), np.asarray(values)
     lower, tied = metrics._lower_and_tied(entries, values)
-    assert lower.tolist() == [(entries < value).sum() for value in values] and tied.tolist() == [(entries == value).sum() for value in values]
+    assert lower.tolist() == [(entries < value).sum() for value in values] and tied.tolist() == [
+        (entries == value).sum() for value in values
+    ]

@@ -1,110 +1,86 @@
-"""The house: which room may import which, and that nothing happens on import."""
+"""The layout: imports follow the arrows, nothing happens on import, and no file escapes the checks."""
 
 import ast
 from pathlib import Path
 
 import pytest
+import tomllib
+from structure import (
+    ALLOWED,
+    METHOD,
+    NOT_ROOMS,
+    PACKAGES,
+    ROOT,
+    arrows_of,
+    imports_of,
+    is_allowed,
+    room_of,
+    source_files,
+)
 
-ROOT = Path(__file__).parents[1]
-METHOD = {"unet", "ddad", "feature_extractor", "anomaly_map", "normality", "metrics", "tiles"}
-FILES = {"dataset", "pictures", "checkpoint", "files", "results", "logs", "manifest", "names"}
-STAGE = METHOD | FILES | {"parallel", "runtime", "settings"}
-ALLOWED: dict[str, set[str]] = {
-    **{room: set() for room in (*METHOD, "settings", "published", "presets", "runtime", "parallel", "drawing", "resumption", "synthetic")},
-    "normality": {"anomaly_map"},
-    "calibration": {"normality"},
-    "config": {"names", "presets", "published", "settings"},
-    "feature_extractor": {"downloads"},  # its pretrained weights
-    # pictures, weights and results on disk
-    **{room: set() for room in ("depth", "annotations", "findings", "locks", "names", "spreadsheet", "downloads")},
-    "files": {"locks"},
-    "pictures": {"depth"},
-    "dataset": {"pictures"},
-    "checkpoint": {"unet", "feature_extractor", "calibration", "normality", "files", "locks", "settings"},  # it builds what it loads
-    "cache": {"dataset", "files"},
-    "logs": {"files", "locks"},
-    "manifest": {"calibration", "dataset", "files"},
-    "results": {"drawing", "files", "locks", "manifest", "names", "spreadsheet"},
-    "sample_set": {"files", "locks", "synthetic"},
-    # data made ready and looked through
-    "archives": {"files", "pictures"},
-    "likeness": {"dataset", "pictures", "runtime"},
-    "layout": {"dataset", "files", "locks", "pictures", "runtime"},
-    "published_sets": {"archives", "dataset", "layout", "likeness", "pictures"},
-    "own_pictures": {"annotations", "dataset", "layout", "likeness", "pictures"},
-    "preparation": {"archives", "config", "dataset", "layout", "own_pictures", "presets", "published", "published_sets", "settings"},
-    "looks": {"dataset", "depth", "likeness", "pictures", "runtime"},
-    "contact_sheet": {"files", "pictures"},
-    "doctor": {"contact_sheet", "dataset", "findings", "likeness", "looks", "pictures"},
-    # stages
-    "train": STAGE | {"cache", "doctor", "findings", "resumption"},
-    "domain_adaptation": STAGE | {"cache", "calibration"},
-    "detection": METHOD | {"networks", "dataset", "pictures", "checkpoint", "calibration", "config", "parallel", "runtime", "settings"},
-    "networks": {"calibration", "normality", "runtime", "anomaly_map", "dataset", "ddad"},
-    "normal_pictures": {
-        "calibration",
-        "checkpoint",
-        "dataset",
-        "ddad",
-        "detection",
-        "parallel",
-        "runtime",
-        "settings",
-        "anomaly_map",
-        "normality",
-        "metrics",
-        "synthetic",
-    },
-    "curves": {"metrics"},
-    "figures": {"curves", "metrics"},
-    "evaluation": STAGE
-    | {"calibration", "curves", "detection", "drawing", "figures", "normal_pictures", "report"},  # stage 3 on labelled test pictures
-    "inspection": STAGE | {"calibration", "detection", "drawing", "normal_pictures"},  # stage 3 on any pictures
-    "planning": {"checkpoint", "config", "dataset", "detection", "normal_pictures", "parallel", "runtime", "settings", "train", "unet"},
-    "tuning": {"checkpoint", "config", "dataset", "detection", "files", "metrics", "normal_pictures", "normality", "runtime", "settings"}
-    | {"locks", "synthetic"},
-    # several categories, and what is made of results
-    "result_folder": {"published", "manifest", "metrics", "results"},
-    "report": {"published", "files", "names", "result_folder", "results"},  # made of results folders alone
-    "tables": {"config", "files", "manifest", "published", "spreadsheet"},
-    "figure": STAGE | {"config", "detection", "drawing", "normal_pictures", "result_folder", "tables"},
-    "campaign": {"checkpoint", "config", "settings", "dataset", "parallel", "planning", "report", "sample_set", "tables"},  # and the stages, by name
-    "rerun": {"campaign", "config", "manifest", "result_folder", "results", "settings"},
-    "errors": {"parallel"},
-    "commands": {"campaign", "config", "doctor", "errors", "figure", "parallel", "preparation", "rerun", "settings", "tables", "tuning"},
-    "main": {"commands", "errors", "runtime", "settings"},
-}
-ROOMS = sorted(path.stem for path in ROOT.glob("*.py"))
+LONGEST_FUNCTION = 60  # lines
+FILE_ACCESS = {"open", "print", "Path", "load", "save"}
 
 
-def imports_of(tree: ast.AST):
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, ()) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module, tuple(alias.name for alias in node.names)
+@pytest.mark.parametrize("path", source_files(), ids=str)
+def test_imports_follow_the_arrows(path):
+    for module, names in arrows_of(path):
+        assert is_allowed(room_of(path), module), f"{path} may not import {module}"
+        assert not [name for name in names if name.startswith("_") or name == "*"], f"{path} imports private names"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_follow_the_arrows(room):
-    tree = ast.parse((ROOT / f"{room}.py").read_text(encoding="utf-8"))
-    for module, names in imports_of(tree):
-        if module in ROOMS:
-            assert module in ALLOWED[room], f"{room} may not import {module}"
-            assert not [name for name in names if name.startswith("_") or name == "*"], f"{room} imports private names of {module}"
+def test_no_room_imports_one_above_it():
+    order = list(ALLOWED)
+    for room, allowed in ALLOWED.items():
+        assert all(order.index(module.split(".")[0]) < order.index(room) for module in allowed), room
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_importing_has_no_effect(room):
-    tree = ast.parse((ROOT / f"{room}.py").read_text(encoding="utf-8"))
-    for node in tree.body:
+def test_every_file_belongs_to_a_room():
+    folders = {path.parts[0] for path in source_files() if len(path.parts) > 1}
+    assert folders == set(PACKAGES), "a new package needs a row in tests/structure.py"
+    assert {room_of(path) for path in source_files()} == set(ALLOWED)
+    assert all((ROOT / package / "__init__.py").exists() for package in PACKAGES)
+
+
+def test_lint_types_and_coverage_leave_no_file_out():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert settings["mypy"]["files"] == ["."]
+    assert settings["mypy"]["exclude"] == [r"^tests/"]
+    assert settings["coverage"]["run"]["source"] == ["."]
+    assert all(pattern.split("/")[0] in NOT_ROOMS for pattern in settings["coverage"]["run"]["omit"])
+    assert not {"include", "exclude", "extend-exclude"} & settings["ruff"].keys()
+
+
+@pytest.mark.parametrize("path", source_files(), ids=str)
+def test_importing_has_no_effect(path):
+    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
         calls = isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)
-        assert not calls and not isinstance(node, (ast.For, ast.While, ast.With)), f"{room}.py line {node.lineno} does something on import"
+        assert not calls and not isinstance(node, (ast.For, ast.While, ast.With)), f"{path} line {node.lineno}"
 
 
-def test_the_method_rooms_know_neither_files_nor_configuration():
-    for room in METHOD - {"feature_extractor"}:
-        source = (ROOT / f"{room}.py").read_text(encoding="utf-8")
-        assert not {"open(", "Path", "torch.load", "torch.save", "print("} & {
-            word for word in ("open(", "Path", "torch.load", "torch.save", "print(") if word in source
+def test_the_method_knows_neither_files_nor_configuration():
+    for room in METHOD:
+        path = Path(f"{room}.py")
+        assert not [module for module, _ in imports_of(path) if module.split(".")[0] in ("os", "pathlib", "yaml")]
+        nodes = ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+        called = {
+            getattr(node.func, "id", getattr(node.func, "attr", "")) for node in nodes if isinstance(node, ast.Call)
         }
+        assert not called & FILE_ACCESS, f"{path} reads, writes or prints"
+
+
+def definitions(path):
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+
+
+def test_no_two_classes_have_one_name():
+    names = [node.name for path in source_files() for node in definitions(path) if isinstance(node, ast.ClassDef)]
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_functions_are_short():
+    for path in source_files():
+        for node in definitions(path):
+            if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+                assert node.end_lineno - node.lineno < LONGEST_FUNCTION, f"{path}: {node.name}"

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-import resumption
-from dataset import augmented, full_batches, shuffled_batches
+from dataset import augment, full_batches, shuffled_batches
 from ddad import NoiseSchedule
 from train import LOSS_WINDOW, Losses, Trainer, build_optimizer, learning_rate_factor, ramped_average, training_steps
+from training.resume import restore_trainer
 from unet import UNet
 
 PIXELS = torch.randint(256, (9, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -46,12 +46,16 @@ def one_step(name: str) -> float:
 
 
 def test_weight_decay_is_inside_the_gradient_as_published_and_decoupled_in_adamw():
-    assert one_step("adam") == pytest.approx(1 - 0.1, abs=1e-6)  # Adam scales any gradient to a step of the learning rate
+    assert one_step("adam") == pytest.approx(
+        1 - 0.1, abs=1e-6
+    )  # Adam scales any gradient to a step of the learning rate
     assert one_step("adamw") == pytest.approx(1 - 0.1 * 0.5, abs=1e-6)
 
 
 def test_the_learning_rate_rises_then_stays_or_falls_to_zero():
-    constant, cosine = (learning_rate_factor(schedule, warmup_steps=4, steps=104) for schedule in ("constant", "cosine"))
+    constant, cosine = (
+        learning_rate_factor(schedule, warmup_steps=4, steps=104) for schedule in ("constant", "cosine")
+    )
     assert [constant(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0] and constant(100) == 1
     assert cosine(4) == 1 and cosine(54) == pytest.approx(0.5) and cosine(104) == pytest.approx(0)
     assert learning_rate_factor("constant", 0, 10)(0) == 1
@@ -73,7 +77,10 @@ def test_the_moving_average_forgets_its_start_and_follows_the_weights():
 def test_epochs_see_each_picture_once_but_for_the_incomplete_batch():
     pixels = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     generator = torch.Generator().manual_seed(0)
-    epochs = [[((batch + 1) * 127.5).round().flatten().tolist() for batch in shuffled_batches(pixels, 4, 1, generator)] for _ in range(2)]
+    epochs = [
+        [((batch + 1) * 127.5).round().flatten().tolist() for batch in shuffled_batches(pixels, 4, 1, generator)]
+        for _ in range(2)
+    ]
     for batches in epochs:
         assert [len(batch) for batch in batches] == [4, 4] and len({value for batch in batches for value in batch}) == 8
     assert epochs[0] != epochs[1]
@@ -81,7 +88,10 @@ def test_epochs_see_each_picture_once_but_for_the_incomplete_batch():
 
 def test_a_set_smaller_than_a_batch_is_refused():
     assert full_batches(10, 4, "data.batch_size") == 2
-    with pytest.raises(ValueError, match="data.batch_size is 16, but train/good holds 10 pictures to learn from; set data.batch_size=10 or less"):
+    with pytest.raises(
+        ValueError,
+        match="data.batch_size is 16, but train/good holds 10 pictures to learn from; set data.batch_size=10 or less",
+    ):
         full_batches(10, 16, "data.batch_size")
 
 
@@ -98,15 +108,21 @@ def test_steps_stay_below_the_highest_and_epochs_end():
             return self.weight * x
 
     progress = steps_of(trainer_of(Spy()), 80, highest_step=50)
-    assert [(p.step, p.epoch, p.epoch_ends) for p in progress[:3]] == [(1, 1, False), (2, 1, True), (3, 2, False)] and len(progress) == 80
+    assert [(p.step, p.epoch, p.epoch_ends) for p in progress[:3]] == [
+        (1, 1, False),
+        (2, 1, True),
+        (3, 2, False),
+    ] and len(progress) == 80
     assert min(told) == 0 and max(told) == 49
 
 
 @pytest.mark.parametrize(("augmentation", "kinds"), [(None, 1), ("flip", 2), ("rotate", 8)])
 def test_augmentation_shows_a_picture_as_it_is_mirrored_or_turned(augmentation, kinds):
     picture = PIXELS[0].float()
-    alike = {tuple(one.rot90(turns, (1, 2)).flatten().tolist()) for one in (picture, picture.flip(2)) for turns in range(4)}
-    shown = augmented(picture.expand(200, -1, -1, -1), augmentation, torch.Generator().manual_seed(0))
+    alike = {
+        tuple(one.rot90(turns, (1, 2)).flatten().tolist()) for one in (picture, picture.flip(2)) for turns in range(4)
+    }
+    shown = augment(picture.expand(200, -1, -1, -1), augmentation, torch.Generator().manual_seed(0))
     found = {tuple(one.flatten().tolist()) for one in shown}
     assert len(found) == kinds and found <= alike
     assert augmentation != "flip" or found == {tuple(one.flatten().tolist()) for one in (picture, picture.flip(2))}
@@ -123,15 +139,19 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stopped):
     second = trainer_of(small_unet(dropout=0.3), average=True)
     torch.rand(5)  # what came between
     second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    torch.testing.assert_close([progress.loss for progress in steps_of(second, 9, window=12)], losses[stopped:], rtol=0, atol=0)
+    torch.testing.assert_close(
+        [progress.loss for progress in steps_of(second, 9, window=12)], losses[stopped:], rtol=0, atol=0
+    )
     for part in ("unet", "average"):
-        torch.testing.assert_close(getattr(second, part).state_dict(), getattr(unbroken, part).state_dict(), rtol=0, atol=0)
+        torch.testing.assert_close(
+            getattr(second, part).state_dict(), getattr(unbroken, part).state_dict(), rtol=0, atol=0
+        )
 
 
 def test_a_state_of_another_device_is_not_called_damaged(tmp_path):
     state = {"trainer": trainer_of(small_unet()).state_dict() | {"device": "cuda"}, "losses": [1.0, [1.0]]}
     with pytest.raises(ValueError, match="training.state is of a training on cuda, this one is on cpu; go on there"):
-        resumption.restored(trainer_of(small_unet()), state, tmp_path / "training.state", pictures=3, most_steps=9)
+        restore_trainer(trainer_of(small_unet()), state, tmp_path / "training.state", pictures=3, most_steps=9)
 
 
 def gradients(**arguments) -> dict[str, torch.Tensor]:
@@ -150,7 +170,10 @@ def test_accumulated_and_recomputed_gradients_are_those_of_the_batch():
 
 
 def test_long_gradients_are_clipped():
-    lengths = [torch.stack([gradient.norm() for gradient in gradients(clip=clip).values()]).norm().item() for clip in (None, 0.5)]
+    lengths = [
+        torch.stack([gradient.norm() for gradient in gradients(clip=clip).values()]).norm().item()
+        for clip in (None, 0.5)
+    ]
     assert lengths[0] > 1 and lengths[1] == pytest.approx(0.5, rel=1e-4)
 
 

@@ -4,7 +4,11 @@ from golden_weights import assert_golden, normal, rounding_share, state_dict
 
 from unet import Dropout, EnlargingConv2d, UNet, published_multipliers
 
-PUBLISHED = {"ddad_s_32": (32, 32, 2), "ddad_s_64": (64, 32, 2), "ddad_256": (256, 64, 4)}  # image_size, base_channels, heads
+PUBLISHED = {
+    "ddad_s_32": (32, 32, 2),
+    "ddad_s_64": (64, 32, 2),
+    "ddad_256": (256, 64, 4),
+}  # image_size, base_channels, heads
 
 
 def published_unet(network: str) -> UNet:
@@ -45,7 +49,9 @@ def test_output_of_the_large_network_is_the_published_one(golden):
     assert_golden(y[..., :8, :8].reshape(expected[corner].shape), expected[corner])
     for name, statistic in (("mean", y.mean(dim=(0, 2, 3))), ("std", y.std(dim=(0, 2, 3), correction=0))):
         found = next(value for key, value in expected.items() if name in key)
-        torch.testing.assert_close(statistic, torch.from_numpy(found).reshape(-1).to(statistic), rtol=1e-4, atol=1e-4 * float(y.abs().max()))
+        torch.testing.assert_close(
+            statistic, torch.from_numpy(found).reshape(-1).to(statistic), rtol=1e-4, atol=1e-4 * float(y.abs().max())
+        )
 
 
 @pytest.mark.parametrize(("base_channels", "count"), [(64, 32_952_707), (32, 8_257_731)])
@@ -81,7 +87,16 @@ def test_every_picture_of_a_batch_has_its_own_step():
 
 
 def test_its_architecture_rebuilds_it():
-    unet = UNet(32, 8, channel_multipliers=(0.5, 2), blocks_per_level=1, attention_sizes=(16,), heads=2, dropout=0.1, in_channels=1)
+    unet = UNet(
+        32,
+        8,
+        channel_multipliers=(0.5, 2),
+        blocks_per_level=1,
+        attention_sizes=(16,),
+        heads=2,
+        dropout=0.1,
+        in_channels=1,
+    )
     again = UNet(**unet.architecture)
     assert again.architecture == unet.architecture
     again.load_state_dict(unet.state_dict())
@@ -118,7 +133,9 @@ def test_an_enlarging_convolution_is_one_of_the_enlarged_picture_with_its_gradie
     torch.testing.assert_close(found, plain)
     wanted = (x, convolution.weight, convolution.bias)
     cotangent = normal(2, 2, 7, 12, 18).double()
-    torch.testing.assert_close(torch.autograd.grad(found, wanted, cotangent), torch.autograd.grad(plain, wanted, cotangent))
+    torch.testing.assert_close(
+        torch.autograd.grad(found, wanted, cotangent), torch.autograd.grad(plain, wanted, cotangent)
+    )
 
 
 def test_what_is_done_in_place_changes_neither_the_input_nor_the_output():
@@ -134,7 +151,11 @@ def test_dropout_takes_its_share_in_training_alone_and_scales_the_rest():
     torch.manual_seed(0)
     x, dropout = torch.ones(200, 1000, requires_grad=True), Dropout(0.3)
     y = dropout(x)
-    assert torch.equal(dropout.eval()(x), x) and torch.equal(y != 0, y > 1.42) and float(y.detach().max()) == pytest.approx(1 / 0.7)
+    assert (
+        torch.equal(dropout.eval()(x), x)
+        and torch.equal(y != 0, y > 1.42)
+        and float(y.detach().max()) == pytest.approx(1 / 0.7)
+    )
     assert float((y != 0).double().mean()) == pytest.approx(0.7, abs=0.005)  # five standard deviations
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], y)
 

@@ -1,0 +1,1 @@
+"""Settings: their keys, their checks, presets and the published values."""

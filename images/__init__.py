@@ -1,0 +1,1 @@
+"""Pictures: read from any format and depth, cut into tiles, given synthetic defects."""

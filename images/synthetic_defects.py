@@ -1,0 +1,168 @@
+"""Made defects, each with a mask of exactly the pixels that it may change: for the sample set, and to choose settings without labels.
+
+Pictures are (H, W) or (H, W, C), float32 in 0…1, squares; `other` is a surface that a piece may be taken from, at least as large.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from skimage.filters import gaussian
+from torch import Tensor
+
+Pixels = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Defect = Callable[[Pixels, Pixels, np.random.Generator], tuple[Pixels, Mask]]
+REFERENCE_SIDE = 128  # pixels; widths are given for it
+
+
+def scratch(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A straight stroke, 3 or 4 pixels of 128 wide."""
+    side = len(picture)
+    angle, length = rng.uniform(0, np.pi), rng.uniform(0.4, 0.7) * side
+    middle = rng.uniform(0.35, 0.65, 2) * side
+    reach = length / 2 * np.array([np.cos(angle), np.sin(angle)])
+    mask = stroke([middle - reach, middle + reach], int(rng.integers(3, 5)), side)
+    return paint(picture, mask, opacity=0.9), mask
+
+
+def bent_line(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A wire or fibre, 3 to 5 pixels of 128 thick, bent into an arc or an S."""
+    side, along = len(picture), np.linspace(-1, 1, 40)
+    bend = rng.choice([along**2, along**3, np.sin(np.pi * along) / 2]) * rng.uniform(0.5, 1) * side / 4
+    angle, middle = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 0.6, 2) * side
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = np.stack([along * rng.uniform(0.2, 0.35) * side, bend], axis=1) @ turn.T + middle
+    mask = stroke(points, int(rng.integers(3, 6)), side)
+    return paint(picture, mask, opacity=0.9), mask
+
+
+def stain(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A blot with a frayed edge, through which the texture shows."""
+    side = len(picture)
+    middle, radius = rng.uniform(0.3, 0.7, 2) * side, rng.uniform(0.10, 0.18) * side
+    rows, columns = np.mgrid[:side, :side]
+    distance = np.hypot(rows - middle[0], columns - middle[1]) / radius
+    fray = gaussian(rng.standard_normal((side, side)), side / 24)
+    mask = distance + 0.3 * fray / fray.std() < 1
+    return paint(picture, mask, opacity=rng.uniform(0.6, 0.8)), mask
+
+
+def foreign_patch(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A piece of another surface, in its own grain, lighter or darker."""
+    side = len(picture)
+    height, width = rng.integers(side // 6, side // 3, 2)
+    top, left = rng.integers(side // 8, 7 * side // 8 - height), rng.integers(side // 8, 7 * side // 8 - width)
+    mask = np.zeros((side, side), bool)
+    mask[top : top + height, left : left + width] = True
+    piece = random_crop(other, side, rng)
+    piece = (piece - piece.mean()) + np.clip(picture.mean() + rng.choice([-0.3, 0.3]), 0.15, 0.85)
+    return lay_over(picture, piece, mask), mask
+
+
+def pit(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A dark or light dot, 2 to 5 pixels of 128 across."""
+    side = len(picture)
+    middle, radius = rng.uniform(0.25, 0.75, 2) * side, rng.uniform(1, 2.5) * side / 128
+    rows, columns = np.mgrid[:side, :side]
+    mask = np.hypot(rows - middle[0], columns - middle[1]) < max(radius, 1)
+    return paint(picture, mask, opacity=0.8), mask
+
+
+def crack(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A thin line that wanders, a pixel of 128 wide."""
+    side = len(picture)
+    turns, steps = rng.normal(0, 0.35, 25).cumsum() + rng.uniform(0, 2 * np.pi), rng.uniform(0.01, 0.03, 25) * side
+    points = np.stack([np.cos(turns), np.sin(turns)], axis=1) * steps[:, None]
+    mask = stroke(points.cumsum(axis=0) + rng.uniform(0.3, 0.7, 2) * side, 1, side)
+    return paint(picture, mask, opacity=0.6), mask
+
+
+def displaced(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A round piece of the picture itself, from elsewhere and turned."""
+    side = len(picture)
+    middle, radius = rng.uniform(0.25, 0.75, 2) * side, rng.uniform(0.05, 0.12) * side
+    rows, columns = np.mgrid[:side, :side]
+    mask = np.hypot(rows - middle[0], columns - middle[1]) < radius
+    shift = rng.integers(side // 6, side // 2, 2) * rng.choice([-1, 1], 2)
+    return lay_over(picture, np.rot90(np.roll(picture, shift, (0, 1)), int(rng.integers(1, 4))), mask), mask
+
+
+def worn(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A large area, up to most of the picture, that loses half of its detail towards its middle, and is a little lighter or darker."""
+    side = len(picture)
+    middle, radius = rng.uniform(0.2, 0.8, 2) * side, rng.uniform(0.25, 0.6) * side
+    rows, columns = np.mgrid[:side, :side]
+    depth = np.clip(2 - 2 * np.hypot(rows - middle[0], columns - middle[1]) / radius, 0, 1).astype(np.float32)
+    mask, depth = depth > 0, depth.reshape(side, side, *[1] * (picture.ndim - 2))
+    smooth = gaussian(picture, side / 64, channel_axis=-1 if picture.ndim > 2 else None)
+    return lay_over(picture, picture + depth * ((smooth - picture) / 2 + rng.choice([-0.08, 0.08])), mask), mask
+
+
+def with_defect(picture: Pixels, spoil: Defect, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A picture (H, W) or (H, W, C) of any proportions with a defect in one of its squares, foreign pieces being its own, turned over."""
+    height, width = picture.shape[:2]
+    side, mask, changed = min(height, width), np.zeros((height, width), bool), picture.copy()
+    top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
+    place = (slice(top, top + side), slice(left, left + side))
+    changed[place], mask[place] = spoil(picture[place], np.rot90(picture[place], 2), rng)
+    return changed, mask
+
+
+def random_crop(surface: Pixels, side: int, rng: np.random.Generator) -> Pixels:
+    """A square of `side` pixels from a random place."""
+    top, left = (rng.integers(0, extent - side + 1) for extent in surface.shape[:2])
+    return surface[top : top + side, left : left + side].copy()
+
+
+def paint(picture: Pixels, mask: Mask, opacity: float) -> Pixels:
+    """Black or white, whichever is further from the greys that the surface shows, laid over what the mask marks."""
+    darkest, brightest = np.percentile(picture, [1, 99])
+    tone = 0.0 if darkest > 1 - brightest else 1.0
+    return lay_over(picture, (1 - opacity) * picture + opacity * tone, mask)
+
+
+def lay_over(picture: Pixels, other: NDArray, mask: Mask) -> Pixels:
+    return np.where(mask.reshape(*mask.shape, *[1] * (picture.ndim - 2)), other, picture).astype(np.float32)
+
+
+def stroke(points: "list[NDArray] | NDArray", width: int, side: int) -> Mask:
+    """A line of `width` pixels of 128 through the points."""
+    canvas = Image.new("1", (side, side))
+    ImageDraw.Draw(canvas).line(
+        [tuple(point) for point in points], fill=1, width=max(1, round(width * side / REFERENCE_SIDE)), joint="curve"
+    )
+    return np.array(canvas)
+
+
+DEFECTS: dict[str, Defect] = {
+    "bent_line": bent_line,
+    "patch": foreign_patch,
+    "scratch": scratch,
+    "stain": stain,
+}
+ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit, "worn": worn}
+
+
+class SyntheticAnomalies(NamedTuple):
+    """Normal pictures (C, H, W) uint8 with a made defect each, its kind, and its mask (H, W)."""
+
+    pictures: list[Tensor]
+    kinds: NDArray[np.str_]
+    masks: list[Mask]
+
+
+def make_synthetic_anomalies(normal: Sequence[Tensor], copies: int, seed: int) -> SyntheticAnomalies:
+    """`copies` of each normal picture (C, H, W) uint8; the kinds take turns, where a defect lies follows from the seed."""
+    rng, names = np.random.default_rng(seed), list(ALL_DEFECTS)
+    kinds = [names[number % len(names)] for number in range(copies * len(normal))]
+    arrays = [pixels.permute(1, 2, 0).numpy().astype(np.float32) / np.float32(255) for pixels in normal]
+    made = [with_defect(arrays[number % len(arrays)], ALL_DEFECTS[kind], rng) for number, kind in enumerate(kinds)]
+    pixels = [
+        torch.from_numpy((changed.clip(0, 1) * 255).round().astype(np.uint8)).permute(2, 0, 1).contiguous()
+        for changed, _ in made
+    ]
+    return SyntheticAnomalies(pixels, np.array(kinds), [mask for _, mask in made])

@@ -1,0 +1,1 @@
+"""What a run leaves: tables, metrics, manifests, figures and the page for a browser."""

@@ -1,0 +1,1 @@
+"""What a run needs of the machine: device, several processes, progress, interrupts and error messages."""

@@ -1,0 +1,56 @@
+"""Errors that are the user's to mend, and how the command line prints them."""
+
+import os
+import re
+
+MEMORY_SPENT = (  # as torch words it
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "Storage size calculation overflowed",
+)
+MEMORY_REMEDY = (
+    "lower data.batch_size, data.DA_batch_size or data.test_batch_size, data.image_size, model.base_channels"
+)
+CONNECTION_LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "NCCL")  # as backends word it
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; the message names the thing, its value and the remedy in one line."""
+
+
+class UserFileError(UserError, OSError):
+    """A file or folder that cannot be read or written."""
+
+
+class MissingFileError(UserFileError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
+def explain_error(error: Exception) -> str | None:
+    """Return an error in one line that names its remedy; None for a fault of this program."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is missing; python -m pip install -r requirements.txt"
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
+        return one_line(error)
+    if is_connection_lost(error):
+        return "another process of this run has ended; start it again with --resume"
+    if is_out_of_memory(error):
+        return f"out of memory; {MEMORY_REMEDY}"
+    return None
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Return whether the error says that another process of the run is gone."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return several and isinstance(error, RuntimeError) and any(words in str(error) for words in CONNECTION_LOST)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY_SPENT)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message without line ends and control characters, which names of files may hold."""
+    text = re.sub(r"\s*\n\s*", " ", str(error)).strip() or type(error).__name__
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)

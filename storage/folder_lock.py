@@ -1,0 +1,159 @@
+"""Let one run at a time write into a folder.
+
+The lock is the system's, taken by the package filelock on the file `.lock` in the folder. It ends with the process, however
+that ends. The file also holds a note on its owner, for the error message of the next run. A killed run leaves the note
+without the lock; the next run replaces it. On a file system without locks the run prints a warning and goes on.
+"""
+
+import errno
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import lock_descriptor
+
+from runtime.errors import MissingFileError, UserFileError
+
+LOCK = ".lock"
+NOTE_FROM = 1  # byte; Windows lets nobody else read byte 0, which filelock locks there
+LONGEST_COMMAND = 200  # characters of it that the note holds
+
+LOCKED: dict[Path, os.stat_result] = {}  # the folders that this process has locked, as they were then
+
+
+class FolderLockedError(UserFileError, BlockingIOError):
+    """Another run writes into the folder."""
+
+
+@contextmanager
+def locked(folder: Path, remedy: str) -> Iterator[None]:
+    """Keep other runs from writing into `folder`.
+
+    Raise FolderLockedError with the owner and `remedy` where another run writes into it already.
+    """
+    path, file = folder / LOCK, None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open_locked(path)
+        write_owner(file)
+    except BlockingIOError:
+        raise FolderLockedError(busy(path, remedy)) from None
+    except OSError as error:
+        print(f"{folder} can't be locked ({error.strerror}); start no second run on it", flush=True)
+    try:
+        with suppress(OSError):
+            LOCKED[folder] = folder.stat()
+        yield
+    finally:
+        LOCKED.pop(folder, None)
+        if file:
+            remove(path, file)
+
+
+def refuse_locked(folder: Path, remedy: str) -> None:
+    """Raise FolderLockedError where another run writes into `folder`, so that this one ends before hours of work."""
+    if folder in LOCKED:
+        return
+    try:
+        with open_lock(folder / LOCK, "r+") as file:
+            taken = not try_lock(file)
+    except OSError:
+        return  # there is no lock, or locked() says what is wrong with the folder
+    if taken:
+        raise FolderLockedError(busy(folder / LOCK, remedy))
+
+
+def refuse_replaced(path: Path) -> None:
+    """Raise FileNotFoundError where a locked folder, in which `path` lies, is gone or another one.
+
+    A network folder that comes back hides what was written into its mount point in the meantime.
+    """
+    for folder, before in LOCKED.items():
+        if folder in path.parents and not os.path.samestat(folder.stat(), before):
+            raise MissingFileError(errno.ENOENT, "the folder is another one than when the run began")
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed, and return whether that worked: another process may have locked it.
+
+    Raise OSError where the file system has no locks.
+    """
+    return lock_descriptor(file.fileno(), blocking=False)
+
+
+def is_at(path: Path, file: IO[Any]) -> bool:
+    """Return whether the open file still has this name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def open_locked(path: Path) -> IO[str]:
+    """Create the lock's file where there is none, and return it open and locked.
+
+    Raise BlockingIOError where another process has the lock, OSError where the file can be neither written nor locked.
+    """
+    while True:
+        with ExitStack() as on_failure:
+            file = on_failure.enter_context(open_lock(path, "a+"))
+            if not try_lock(file):
+                raise BlockingIOError
+            if is_at(path, file):  # its last owner may have removed it since it was opened
+                on_failure.pop_all()
+                return file
+
+
+def open_lock(path: Path, mode: str) -> IO[str]:
+    """Open the lock's file, another user's to read only: most file systems lock that too."""
+    try:
+        return path.open(mode, encoding="utf-8")
+    except PermissionError:
+        return path.open(encoding="utf-8")
+
+
+def remove(path: Path, file: IO[str]) -> None:
+    """Remove the lock's file, then its lock."""
+    if sys.platform == "win32":
+        file.close()  # Windows removes no open file
+    with suppress(OSError):
+        if file.closed or is_at(path, file):
+            path.unlink()
+    file.close()
+
+
+def write_owner(file: IO[str]) -> None:
+    words = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = words if len(words) <= LONGEST_COMMAND else words[:LONGEST_COMMAND] + "…"
+    since = f"{datetime.now():%Y-%m-%d %H:%M}"
+    note = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": command}
+    with suppress(OSError):  # a full disk; the lock holds without the note
+        file.truncate(0)
+        file.write(" " * NOTE_FROM + json.dumps(note))
+        file.flush()
+
+
+def read_owner(path: Path) -> dict[str, object]:
+    """Return what the owner wrote; nothing where the note is missing or damaged."""
+    try:
+        with path.open("rb") as file:
+            file.seek(NOTE_FROM)
+            note = json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def busy(path: Path, remedy: str) -> str:
+    note, owner = read_owner(path), "another run"
+    if note:
+        owner = f"{note.get('command')} (process {note.get('pid')} on {note.get('host')}, since {note.get('since')})"
+    printable = "".join(sign if sign.isprintable() else "?" for sign in owner)  # anybody may have written the note
+    return f"{path.parent} is being written by {printable}; wait for its end, or {remedy}"

@@ -1,0 +1,329 @@
+"""Downloads and own pictures made ready, and what comes of them: whole runs through main.py."""
+
+import json
+import os
+import shlex
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import originals
+import pytest
+from originals import Maker, tree
+from PIL import Image
+
+from data_tools import archives, category_writer
+from data_tools.category_writer import NOTE
+from dataset import held_out_count
+
+SETS = {  # builder → flag, folder of data, categories, and (train, test good, test defective) of each
+    "visa": ("visa", "VisA", ["candle", "pcb1"], (6, 2, 2)),
+    "mvtec": ("mvtec", "MVTec", ["bottle"], (6, 2, 2)),
+    "loco": ("mvtec", "MVTec", ["juice_bottle"], (6, 2, 4)),
+    "mtd": ("mtd", "MTD", ["magnetic_tile"], (8, 2, 5)),
+    "btad": ("btad", "BTAD", ["01", "02", "03"], (6, 2, 2)),
+    "ksdd": ("ksdd", "KSDD", ["commutator"], (11, 2, 2)),
+    "ksdd2": ("ksdd", "KSDD", ["surface"], (7, 6, 2)),
+}
+TINY = ("model.epochs=1", "data.image_size=16", "model.attention_sizes=[8]", "metrics.resamples=0", "model.skip=100")
+
+
+@pytest.fixture
+def original(tmp_path):
+    """original("visa") → the folder of a small original, of which nothing may change."""
+    made = {}
+
+    def make(name):
+        root = tmp_path / "original"
+        getattr(originals, name)(Maker(root))
+        made[root] = tree(root)
+        return root
+
+    yield make
+    for root, content in made.items():
+        assert tree(root) == content
+
+
+def counts(folder):
+    parts = [sorted(path.name for path in folder.glob(f"{part}/*")) for part in ("train/good", "test/good")]
+    defective = [path for path in folder.glob("test/*/*") if path.parent.name != "good"]
+    return len(parts[0]), len(parts[1]), len(defective)
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_an_original_is_prepared_and_its_next_command_trains_and_detects(name, original, run_main, tmp_path):
+    flag, folder, categories, expected = SETS[name]
+    code, out, err = run_main(f"--prepare_{flag}", str(original(name)), *TINY)
+    assert code == 0, err
+    made = tmp_path / folder
+    assert sorted(path.name for path in made.iterdir()) == categories
+    for category in categories:
+        assert counts(made / category) == expected
+        note = json.loads((made / category / NOTE).read_text())
+        assert note["finished"] and note["licence"] and note["source"].startswith("http")
+        for picture in (path for path in (made / category).glob("test/*/*") if path.parent.name != "good"):
+            (mask,) = (made / category / "ground_truth" / picture.parent.name).glob(f"{picture.stem}_mask.*")
+            assert set(np.unique(read(mask))) == {0, 255}
+    command = shlex.split(out.splitlines()[-1].removeprefix("next: python main.py "))
+    code, out, err = run_main(*command)
+    assert code == 0, err
+    assert (
+        f"{sum(expected[1:])} pictures ({expected[1]} normal, {expected[2]} defective)" in out and "pixel AUROC" in out
+    )
+    assert f"data_dir={made}" in out and f"category={categories[0]}" in out
+
+
+def test_labels_become_black_and_white_and_pictures_stay_as_they_are(original, run_main, tmp_path):
+    root = original("visa")
+    run_main("--prepare_visa", str(root))
+    made = tmp_path / "VisA" / "pcb1"
+    np.testing.assert_array_equal(
+        read(made / "ground_truth/bad/001_mask.png"), 255 * (read(root / "pcb1/Data/Masks/Anomaly/001.png") == 2)
+    )
+    assert (made / "train/good/0003.JPG").samefile(root / "pcb1/Data/Images/Normal/0003.JPG")
+    assert sorted(path.name for path in (made / "test/good").iterdir()) == ["0006.JPG", "0007.JPG"]
+
+
+def test_the_defective_pictures_that_a_two_class_split_trains_on_are_left_out(original, run_main, tmp_path):
+    root = str(original("visa"))
+    _, out, _ = run_main("--prepare_visa", root, "--split", "2cls_fewshot")
+    assert (
+        counts(tmp_path / "VisA_2cls_fewshot" / "candle") == (6, 2, 1)
+        and "2 defective pictures of 2cls_fewshot.csv" in out
+    )
+    code, _, err = run_main("--prepare_visa", root, "--split", "2cls")
+    assert code == 2 and "no split '2cls'" in err and "1cls, 2cls_fewshot, 2cls_highshot" in err
+
+
+def test_many_masks_become_one_and_validation_stays_beside(original, run_main, tmp_path):
+    run_main("--prepare_mvtec", str(original("loco")))
+    made = tmp_path / "MVTec" / "juice_bottle"
+    mask = read(made / "ground_truth/logical_anomalies/000_mask.png")
+    assert mask[10:22, 10:22].all() and mask[30:42, 30:42].all() and np.count_nonzero(mask) == 2 * 12 * 12
+    assert len(list((made / "validation/good").iterdir())) == 2
+    assert "MVTec LOCO AD" in (made / NOTE).read_text()
+
+
+def test_exposures_of_one_tile_are_on_one_side(original, run_main, tmp_path):
+    root = tmp_path / "more"
+    shutil.copytree(original("mtd"), root)
+    free = root / "MT_Free" / "Imgs"
+    for number in range(10):  # brighter, and written anew
+        Image.open(free / f"exp2_num_{number}.jpg").point(lambda value: min(255, value * 1.05 + 3)).save(
+            free / f"exp6_num_{number}.jpg", quality=70
+        )
+    run_main("--prepare_mtd", str(root), "model.seed=3")
+    made = tmp_path / "MTD" / "magnetic_tile"
+    sides = [{path.stem.rpartition("_")[2] for path in (made / side / "good").iterdir()} for side in ("train", "test")]
+    assert counts(made)[:2] == (16, 4) and not sides[0] & sides[1]
+
+
+def test_parts_of_one_item_are_normal_on_one_side_alone(original, run_main, tmp_path):
+    run_main("--prepare_ksdd", str(original("ksdd")))
+    made = tmp_path / "KSDD" / "commutator"
+    train, test = ({path.name[:5] for path in (made / side / "good").iterdir()} for side in ("train", "test"))
+    assert not train & test and sorted(path.name for path in (made / "test/bad").iterdir()) == [
+        "kos01_Part2.jpg",
+        "kos02_Part2.jpg",
+    ]
+
+
+def test_counts_that_differ_from_the_published_are_said(original, run_main):
+    _, out, _ = run_main("--prepare_mvtec", str(original("mvtec")))
+    assert "warning: bottle has 6 training pictures, the published MVTec AD 209" in out
+
+
+def test_a_set_without_masks_says_so_and_its_next_command_leaves_them_out(original, run_main, tmp_path):
+    root = original("mvtec")
+    moved = tmp_path / "without"
+    shutil.copytree(root, moved, ignore=shutil.ignore_patterns("ground_truth"))
+    _, out, _ = run_main("--prepare_mvtec", str(moved))
+    assert "2 defective pictures of bottle have no mask, test/broken_large/000.png is the first" in out
+    assert out.splitlines()[-1].endswith("data.mask=False")
+
+
+@pytest.mark.parametrize(("form", "name"), [("tar", "mvtec"), ("xztar", "visa"), ("zip", "mtd"), ("gztar", "ksdd")])
+def test_an_archive_gives_the_same_as_its_folder(form, name, original, run_main, tmp_path):
+    root, flag = original(name), f"--prepare_{name}"
+    packed = shutil.make_archive(str(tmp_path / "download"), form, root)
+    code, _, err = run_main(flag, packed, "--output", str(tmp_path / "a"))
+    assert code == 0, err
+    run_main(flag, str(root), "--output", str(tmp_path / "b"))
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_a_category_packed_without_its_folder_is_named_after_the_archive(original, run_main, tmp_path):
+    packed = shutil.make_archive(str(tmp_path / "screw"), "gztar", original("mvtec") / "bottle")
+    run_main("--prepare_mvtec", packed, "--output", str(tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["screw"]
+
+
+@pytest.mark.parametrize("allowed", [0, 3, 9])
+def test_a_preparation_that_was_stopped_goes_on_to_the_same_end(allowed, original, run_main, tmp_path, monkeypatch):
+    """Stopped while unpacking and while making; a file cut short by kill -9 lies where it was written."""
+    packed = shutil.make_archive(str(tmp_path / "download"), "tar", original("loco"))
+    run_main("--prepare_mvtec", packed, "--output", str(tmp_path / "unbroken"))
+    broken = tmp_path / "broken"
+    for module, name in ((archives, "member_content"), (category_writer, "link_or_copy")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, stopping(getattr(module, name), allowed))
+            code, _, err = run_main("--prepare_mvtec", packed, "--output", str(broken))
+            assert code == 130 and err.startswith("stopped"), err
+    (broken / "juice_bottle/test/logical_anomalies").mkdir(parents=True, exist_ok=True)
+    (broken / "juice_bottle/ground_truth/logical_anomalies").mkdir(parents=True, exist_ok=True)
+    (broken / "juice_bottle/ground_truth/logical_anomalies/.000_mask.png.part").write_bytes(b"half")
+    (broken / "juice_bottle/ground_truth/logical_anomalies/000_mask.png").unlink(missing_ok=True)
+    code, _, err = run_main("--prepare_mvtec", packed, "--output", str(broken))
+    assert code == 0, err
+    assert tree(broken) == tree(tmp_path / "unbroken")
+
+
+def stopping(work, allowed):
+    """Ctrl-C in the call after so many."""
+    left = allowed
+
+    def call(*arguments):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return work(*arguments)
+
+    return call
+
+
+def test_preparing_again_changes_nothing_and_restores_what_is_gone(original, run_main, tmp_path):
+    root = str(original("mvtec"))
+    run_main("--prepare_mvtec", root)
+    before = tree(tmp_path / "MVTec")
+    (tmp_path / "MVTec/bottle/train/good/003.png").unlink()
+    assert run_main("--prepare_mvtec", root)[0] == 0
+    assert tree(tmp_path / "MVTec") == before
+
+
+def test_where_links_are_not_allowed_pictures_are_copied(original, run_main, tmp_path, monkeypatch):
+    root = original("mvtec")
+
+    def across(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", across)
+    assert run_main("--prepare_mvtec", str(root))[0] == 0
+    copy, source = tmp_path / "MVTec/bottle/train/good/000.png", root / "bottle/train/good/000.png"
+    assert copy.read_bytes() == source.read_bytes() and not copy.samefile(source)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            ("candle/Data/Images/Normal/0001.JPG", "../secret.JPG"),
+            "names '../secret.JPG', which is not a path in its own folder",
+        ),
+        (
+            ("candle/Data/Images/Normal/0001.JPG", "/etc/passwd.JPG"),
+            "names '/etc/passwd.JPG', which is not a path in its own folder",
+        ),
+        (("candle/Data/Images/Normal/0001.JPG", "C:\\\\secret.JPG"), "which is not a path in its own folder"),
+        (("candle/Data/Images/Normal/0001.JPG", "candle/link.JPG"), "a link that leaves"),
+        (("candle/Data/Images/Normal/0001.JPG", "candle/gone.JPG"), "the download is incomplete"),
+        (("candle/Data/Images/Normal/0001.JPG", "split_csv/1cls.csv"), "which is no picture"),
+        (
+            ("candle/Data/Images/Normal/0001.JPG", "candle/Data/Images/Normal/0002.JPG"),
+            "would both be candle/train/good/0002.JPG",
+        ),
+        (("\ncandle,", "\n../candle,"), "which is not a path in its own folder"),
+        (("\ncandle,", "\na/b,"), "object is 'a/b'"),
+        ((",anomaly,", ",odd,"), "label are 'test' and 'odd'"),
+        (("object,", "thing,"), "has no column object"),
+    ],
+)
+def test_a_table_that_is_not_visas_is_refused(spoil, said, original, run_main, tmp_path):
+    root = tmp_path / "spoilt"
+    shutil.copytree(original("visa"), root)
+    table = root / "split_csv" / "1cls.csv"
+    text = table.read_bytes().decode()
+    assert spoil[0] in text.replace("\r", "")
+    table.write_text(text.replace("\r", "").replace(spoil[0], spoil[1].replace("\\\\", "\\")))
+    write = tmp_path / "secret.JPG"
+    shutil.copy(root / "candle/Data/Images/Normal/0001.JPG", write)
+    (root / "candle" / "link.JPG").symlink_to(write)
+    code, _, err = run_main("--prepare_visa", str(root))
+    assert code == 2 and said in err and err.count("\n") == 1, err
+    assert not tree(tmp_path / "VisA")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--prepare_visa", "gone"), "no folder or archive at"),
+        (("--prepare_visa", "empty"), "no split_csv, as VisA has"),
+        (("--prepare_mvtec", "empty"), "no category with train/good"),
+        (("--prepare_mtd", "empty"), "no MT_Free"),
+        (("--prepare_btad", "empty"), "no product with train/ok"),
+        (("--prepare_ksdd", "empty"), "no kos01 with Part0_label.bmp"),
+        (("--prepare_folder", "empty"), "no pictures in"),
+        (("--prepare_folder", "empty", "data.category=../x"), "not a path in its own folder"),
+        (("--prepare_visa", ""), "--prepare_visa: it is empty"),
+        (("--prepare_visa", "empty", "--train"), "--prepare_visa and --train are two runs"),
+        (("--prepare_visa", "empty", "--prepare_mtd", "empty"), "--prepare_visa and --prepare_mtd are two runs"),
+        (("--prepare_visa", "empty", "--defects", "empty"), "which belongs to --prepare_folder"),
+        (("--prepare_folder", "empty", "--masks", "empty"), "which belongs to --defects"),
+        (("--prepare_mtd", "empty", "--split", "1cls"), "which belongs to --prepare_visa"),
+        (("--prepare_mtd", "empty", "--output", "taken/out"), "can't make the folder"),
+    ],
+)
+def test_what_can_be_got_wrong_costs_one_line(flags, said, run_main, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "taken").touch()
+    code, _, err = run_main(*flags)
+    assert code == 2 and said in err and err.count("\n") == 1, err
+
+
+def test_folders_that_hold_anything_else_are_left_alone(original, run_main, tmp_path):
+    root = original("mvtec")
+    mine = tmp_path / "MVTec" / "bottle"
+    mine.mkdir(parents=True)
+    (mine / "letter.txt").write_text("dear")
+    code, _, err = run_main("--prepare_mvtec", str(root))
+    assert code == 2 and "holds files that no preparation made; choose another folder with --output" in err
+    code, _, err = run_main("--prepare_mvtec", str(root), "--output", str(root))
+    assert code == 2 and "holds files that no preparation made" in err
+    assert [path.name for path in mine.iterdir()] == ["letter.txt"]
+
+
+def test_another_seed_is_another_preparation(original, run_main):
+    root = str(original("mtd"))
+    run_main("--prepare_mtd", root, "model.seed=1")
+    code, _, err = run_main("--prepare_mtd", root, "model.seed=2")
+    assert code == 2 and "with another split or seed; remove it" in err
+
+
+def test_a_hostile_archive_leaves_nothing(run_main, tmp_path):
+    packed = tmp_path / "download.tar"
+    with tarfile.open(packed, "w") as archive:
+        archive.addfile(tarfile.TarInfo("bottle/train/good/000.png"))
+        archive.addfile(tarfile.TarInfo("../escaped.png"))
+    code, _, err = run_main("--prepare_mvtec", str(packed))
+    assert code == 2 and "names '../escaped.png'" in err and err.count("\n") == 1
+    assert not tree(tmp_path / "MVTec") and not list(tmp_path.glob("escaped*"))
+
+
+def test_a_command_lowers_the_batch_to_the_pictures_there_are(original, run_main):
+    _, out, _ = run_main("--prepare_mvtec", str(original("mvtec")), "data.batch_size=16", "model.epochs=1")
+    assert {"data.batch_size=5", "model.epochs=1"} <= set(shlex.split(out.splitlines()[-1]))
+    assert held_out_count(500, share=0.2, most=100) == 100
+
+
+def test_the_shipped_configuration_and_its_presets_serve(original, run_main, tmp_path):
+    source, shipped = str(original("mvtec")), Path(__file__).parents[2] / "config.yaml"
+    code, out, _ = run_main(
+        "--prepare_mvtec", source, "--output", str(tmp_path / "made"), "preset=laptop", config=shipped
+    )
+    assert code == 0 and "preset=laptop" in shlex.split(out.splitlines()[-1])

@@ -1,0 +1,311 @@
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_weights import assert_golden, cosine_share, state_dict
+from PIL import Image
+from torch import nn
+
+from anomaly_map import resize_maps
+from dataset import ImageFolder, View, to_unit_range
+from ddad import NoiseSchedule
+from detection import detector
+from detection.comparison import HELD, Networks, largest_batch
+from detection.detector import Detector, Prediction, predict_pictures, stream_noise
+from detection.threshold import PIXEL_RATES, Calibration
+from feature_extractor import FeatureExtractor
+from images.tiles import cut_tiles, merge_tiles
+
+SCHEDULE = NoiseSchedule()
+
+
+class Wavy(nn.Module):
+    """A noise predictor that mistakes some of the picture for noise."""
+
+    def forward(self, x, t):
+        return 0.9 * x + 0.1 * x.roll(3, dims=-1)
+
+
+class Pyramid(nn.Module):
+    """Three feature maps of any picture, of strides 1, 2 and 4."""
+
+    def forward(self, x):
+        features = torch.cat([x, x.square(), x.roll(1, dims=-2)], dim=1)
+        return [features, F.avg_pool2d(features, 2), F.avg_pool2d(features, 4)]
+
+
+@pytest.fixture
+def folder(category):
+    return ImageFolder(category, "test", View(32))
+
+
+CALIBRATION = Calibration(1.0, 1.0, (0.5, 0.6, 0.7), (0.3,) * len(PIXEL_RATES), True, {}, {})
+
+
+def detector(kept=CALIBRATION, draws=1, **changes):  # noqa: F811
+    networks = Networks(Wavy(), Pyramid(), SCHEDULE, w=3, start=100, skip=50, eta=1, draws=draws)
+    values = {"view": View(32), "v": 2, "blur_sigma": 0.5, "crop": 0.875, "seed": 5, "batch_size": 4} | changes
+    return Detector(networks, **values, device=torch.device("cpu"), calibration=kept)
+
+
+@pytest.mark.parametrize(
+    ("free", "pictures"), [(0, 1), (1, 1), (2.2, 2), (3.9, 2), (4.1, 4), (1e9, 32), (float("inf"), 32)]
+)
+def test_a_batch_is_what_half_of_the_free_memory_holds(free, pictures):
+    networks = Networks(Wavy(), nn.Conv2d(3, 10, 1), SCHEDULE, w=3, start=100, skip=50, eta=1)
+    picture = HELD * 4 * 10 * 8 * 8  # bytes
+    assert largest_batch(networks, View(8), free * 2 * picture, most=32) == pictures
+
+
+def test_the_noise_of_a_picture_does_not_depend_on_how_it_is_made_small(folder, monkeypatch):
+    """Whose last digits differ between machines."""
+    shown = torch.stack([item.picture for item in next(folder.batches(2, 0))])
+    made, noises = detector(), []
+    made = replace(made, networks=replace(made.networks, size=16))
+    monkeypatch.setattr(
+        Networks, "reconstructions", lambda self, pictures, draw: noises.append(draw()) or pictures[None]
+    )
+    made.compared(shown, made.picture_noise)
+    monkeypatch.setattr("detection.detector.resize_maps", lambda maps, shape: resize_maps(maps, shape) + 1e-3)
+    made.compared(shown, made.picture_noise)
+    assert noises[0].shape == (2, 3, 16, 16)
+    torch.testing.assert_close(noises[1], noises[0], rtol=0, atol=0)
+
+
+def anomalies(made, folder, noise=None, workers=2):
+    return torch.stack(
+        [finding.anomaly for _, finding in predict_pictures(made, folder, noise or made.picture_noise, workers)]
+    )
+
+
+def test_the_published_protocol_is_one_stream_and_batch_maxima(folder):
+    """Against the method written out: noise, two steps, distances, batch maxima, blur, crop, maximum."""
+    made = detector(kept=None)
+    findings = [
+        finding for _, finding in predict_pictures(made, folder, stream_noise(5, torch.device("cpu")), workers=0)
+    ]
+    stream = torch.Generator().manual_seed(5)
+    expected = []
+    for first in (0, 4):
+        y_0 = torch.stack([folder[i].picture for i in range(first, min(first + 4, 6))])
+        draw = lambda shape=y_0.shape: torch.randn(shape, generator=stream)  # noqa: E731
+        x = SCHEDULE.alpha_bar(100).sqrt().float() * y_0 + (1 - SCHEDULE.alpha_bar(100)).sqrt().float() * draw()
+        for t, s in ((50, 0), (0, -1)):
+            a, b = SCHEDULE.alpha_bar(t).float(), SCHEDULE.alpha_bar(s).float()
+            eps = Wavy()(x, None)
+            x_0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
+            x_0 = x_0 + 3 * (1 - a) * (y_0 - x_0)
+            eps = (x - a.sqrt() * x_0) / (1 - a).sqrt()
+            c1 = ((1 - a / b) * (1 - b) / (1 - a)).sqrt()
+            x = b.sqrt() * x_0 + c1 * draw() + (1 - b - c1**2).clamp_min(0).sqrt() * eps
+        d_p = (x - y_0).abs().mean(dim=1, keepdim=True)
+        d_f = torch.zeros_like(d_p)
+        for p, q in list(zip(Pyramid()(y_0), Pyramid()(x), strict=True))[1:]:
+            p, q = F.avg_pool2d(p, 3, 1, 1), F.avg_pool2d(q, 3, 1, 1)
+            distance = 1 - (p * q).sum(1, keepdim=True) / (p.norm(dim=1, keepdim=True) * q.norm(dim=1, keepdim=True))
+            d_f += F.interpolate(distance, size=(32, 32), mode="bilinear", align_corners=True)
+        kernel = torch.exp(-0.5 * (torch.arange(-2.0, 3.0) / 0.5) ** 2)
+        kernel = (kernel[:, None] * kernel[None, :] / kernel.sum() ** 2)[None, None]
+        a_map = F.conv2d(F.pad(d_f + 2 * d_f.max() / d_p.max() * d_p, [2] * 4, mode="reflect"), kernel)
+        expected.append(a_map[:, 0])
+    expected = torch.cat(expected)
+    torch.testing.assert_close(torch.stack([finding.anomaly for finding in findings]), expected, rtol=1e-3, atol=1e-4)
+    scores = torch.tensor([finding.score for finding in findings])
+    torch.testing.assert_close(scores, expected[:, 2:30, 2:30].amax(dim=(1, 2)), rtol=1e-3, atol=1e-4)
+
+
+class Knowing(nn.Module):
+    """A noise predictor whose last step ends at a given reconstruction."""
+
+    def __init__(self, reconstruction):
+        super().__init__()
+        self.reconstruction = reconstruction
+
+    def forward(self, x, t):
+        a = SCHEDULE.alpha_bar(0).float()
+        return (x - a.sqrt() * self.reconstruction) / (1 - a).sqrt()
+
+
+def test_published_maps_of_a_batch_are_the_golden_ones(golden, tmp_path):
+    expected = golden("anomaly_map_resnet50_64")
+    weights = tmp_path / "resnet50"
+    torch.save(
+        {f"module.{name}": value for name, value in state_dict(golden("resnet_state_dict")["resnet50"]).items()},
+        weights,
+    )
+    unet, features = Knowing(torch.from_numpy(expected["recon"])), FeatureExtractor("resnet50", weights).eval()
+    networks = Networks(unet, features, SCHEDULE, w=0, start=25, skip=25, eta=1)
+    share = cosine_share(expected["feature_distance"])
+    for v in (1, 7):
+        made = replace(detector(kept=None, v=v, blur_sigma=4, batch_size=3, view=View(64)), networks=networks)
+        found = made.find(torch.from_numpy(expected["target"]), made.picture_noise)
+        assert_golden(torch.stack([finding.anomaly for finding in found])[:, None], expected[f"map_v{v}"], share)
+
+
+def test_maps_are_cropped_for_the_score_alone(folder):
+    made = detector(crop=0.5)
+    finding = next(finding for _, finding in predict_pictures(made, folder, made.picture_noise, workers=0))
+    assert finding.anomaly.shape == (32, 32) and finding.score == finding.anomaly[8:24, 8:24].max()
+
+
+def test_a_map_is_the_pictures_own_in_any_company(folder):
+    """Alone, in batches, backwards, with and without threads, and with other pictures gone."""
+    alone = anomalies(detector(batch_size=1), folder)
+    for size, workers in ((2, 0), (2, 2), (7, 2), (16, 0)):
+        torch.testing.assert_close(
+            anomalies(detector(batch_size=size), folder, workers=workers), alone, rtol=0, atol=1e-5 * float(alone.max())
+        )
+    backwards = copy.copy(folder)
+    backwards.samples = folder.samples[::-1]
+    torch.testing.assert_close(anomalies(detector(), backwards).flip(0), alone, rtol=0, atol=1e-5 * float(alone.max()))
+    torch.testing.assert_close(
+        anomalies(detector(), folder.only(folder.names()[3:4])), alone[3:4], rtol=0, atol=1e-5 * float(alone.max())
+    )
+
+
+def test_published_maps_depend_on_the_company(folder):
+    noise = lambda: stream_noise(5, torch.device("cpu"))  # noqa: E731
+    together, alone = (anomalies(detector(kept=None, batch_size=size), folder, noise()) for size in (6, 1))
+    assert (together - alone).abs().max() > 1e-2 * alone.max()
+
+
+def test_maps_are_means_over_draws():
+    pictures = torch.rand(2, 3, 32, 32)
+    noise = [torch.randn(2, 3, 32, 32) for _ in range(6)]
+    networks = detector(draws=2).networks
+    both = networks.reconstructions(pictures, iter(noise).__next__)
+    apart = torch.cat([detector().networks.reconstructions(pictures, iter(noise[i : i + 3]).__next__) for i in (0, 3)])
+    torch.testing.assert_close(both, apart)
+    (f_1, p_1), (f_2, p_2) = (networks.compared(pictures, pictures, draw[None]).distances.values() for draw in both)
+    d_feature, d_pixel = networks.compared(pictures, pictures, both).distances.values()
+    torch.testing.assert_close(d_feature, (f_1 + f_2) / 2)
+    torch.testing.assert_close(d_pixel, (p_1 + p_2) / 2)
+
+
+def test_a_picture_in_any_form_gets_the_same_verdict(category):
+    path = category / "test" / "crack" / "000.png"
+    made = detector()
+    by_path, by_name, by_image, by_array = (
+        made(form) for form in (path, str(path), Image.open(path), np.asarray(Image.open(path)))
+    )
+    for other in (by_name, by_image, by_array, made.detect([category / "test" / "good" / "000.png", path])[1]):
+        assert other.score == pytest.approx(by_path.score, rel=1e-5) and other.regions == by_path.regions
+        np.testing.assert_allclose(other.map, by_path.map, atol=1e-5)
+    grey = np.asarray(Image.open(path))[..., 0]
+    assert made(grey).score == made(grey.astype(np.uint16) * 257).score == made(grey / 255).score
+    assert made.detect([]) == []
+
+
+def test_a_picture_in_memory_is_turned_as_its_exif_says(category, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(category / "test" / "crack" / "000.png").save(tmp_path / "turned.png", exif=exif)
+    made = detector()
+    assert (
+        made(Image.open(tmp_path / "turned.png")).score
+        == made(tmp_path / "turned.png").score
+        != made(category / "test" / "crack" / "000.png").score
+    )
+
+
+@pytest.mark.parametrize(
+    "thing", [None, torch.zeros(3, 8, 8), Image.fromarray(np.full((8, 8), -1, np.float32)), Image.new("L", (0, 8))]
+)
+def test_what_is_no_picture_is_refused(thing):
+    with pytest.raises(ValueError, match=r"is not a picture|neither 0…1 nor|no pixels"):
+        detector()(thing)
+
+
+def test_maps_that_are_not_finite_are_no_verdict(category):
+    with pytest.raises(ValueError, match=r"not finite; lower model\.w"):
+        detector(v=float("nan"))(category / "test" / "crack" / "000.png")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 7), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        np.zeros((4, 4), complex),
+        np.zeros((4, 4), int),
+        np.zeros((0, 4), np.uint8),
+    ],
+)
+def test_an_array_that_is_no_picture_is_refused(array):
+    with pytest.raises(ValueError, match="is not a picture; give"):
+        detector()(array)
+
+
+def test_without_a_calibration_there_is_no_verdict(category):
+    with pytest.raises(ValueError, match=r"no calibration, hence no threshold; load it by Detector\.load"):
+        detector(kept=None)(category / "test" / "crack" / "000.png")
+
+
+def judged(anomaly, size, crop=1.0, scores=(1.0,) * 99, pixel=0.5):
+    kept = Calibration(1.0, 1.0, tuple(scores), (pixel,) * len(PIXEL_RATES), True, {}, {})
+    made = detector(kept, crop=crop)
+    empty = torch.empty(0)
+    return made.judge(Prediction(empty, empty, empty, anomaly, made.cropped(anomaly).max().item()), size)
+
+
+def test_regions_are_above_the_pixel_threshold_and_reach_that_of_the_picture():
+    anomaly = torch.zeros(32, 32)
+    anomaly[4:8, 4:12], anomaly[5, 6] = 0.7, 2.0  # reaches it
+    anomaly[20:24, 20:24] = 0.8  # does not
+    anomaly[28, 2] = 1.5
+    found = judged(anomaly, (32, 32))
+    assert found.is_anomalous and found.p_value == 0.01 and found.score == 2
+    assert [(region.box, region.area, region.peak) for region in found.regions] == [
+        ((4, 4, 12, 8), 32, 2.0),
+        ((2, 28, 3, 29), 1, 1.5),
+    ]
+    assert found.mask.sum() == 33 and found.map.shape == (32, 32)
+
+
+def test_a_normal_picture_has_no_regions():
+    found = judged(torch.full((32, 32), 0.9), (100, 50))
+    assert not found.is_anomalous and found.regions == [] and not found.mask.any() and found.map.shape == (50, 100)
+
+
+def test_what_is_not_scored_is_no_defect():
+    anomaly = torch.zeros(32, 32)
+    anomaly[0:2, 0:2] = 9.0
+    assert not judged(anomaly, (32, 32), crop=0.75).is_anomalous and judged(anomaly, (32, 32), crop=0.75).map.max() == 9
+    anomaly[16, 16] = 2.0
+    for pixel in (0.5, -0.1):  # a region may reach below the mean of normal pictures
+        assert [region.box for region in judged(anomaly - 0.2, (32, 32), crop=0.75, pixel=pixel).regions] == [
+            (16, 16, 17, 17)
+        ]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (97, 61), (20, 14), (320, 200), (5, 5)])
+def test_an_anomalous_picture_has_a_region_at_any_size(size):
+    for place in ((3, 3), (16, 9), (31, 0)):
+        anomaly = torch.zeros(32, 32)
+        anomaly[place] = 1.01
+        found = judged(anomaly, size)
+        (region,) = found.regions
+        left, top, right, bottom = region.box
+        x, y = (place[1] + 0.5) * size[0] / 32, (place[0] + 0.5) * size[1] / 32
+        assert left <= x <= right and top <= y <= bottom and 0 < found.mask.sum() == region.area
+
+
+def test_a_tiled_picture_is_compared_whole(category):
+    """The reconstructions of its tiles, each made alone, are put together; then one map, in the picture's own size."""
+    paths = [category / "test" / kind / "000.png" for kind in ("good", "crack", "good")]
+    picture = Image.fromarray(np.vstack([np.hstack([np.asarray(Image.open(path)) for path in paths])] * 2))
+    tiled, alone = detector(view=View(32, tiles=2)), detector()
+    shown = to_unit_range(tiled.view.pixels(picture))[None]
+    (found,) = tiled.find(shown, tiled.picture_noise)
+    parts = [alone.find(tile[None], alone.picture_noise)[0].reconstruction for tile in cut_tiles(shown, 32)]
+    expected = merge_tiles(torch.stack(parts), shown.shape)
+    torch.testing.assert_close(found.reconstruction, expected[0], rtol=0, atol=1e-5)
+    d_feature, d_pixel = tiled.networks.compared(shown, shown, expected[None]).distances.values()
+    torch.testing.assert_close(found.d_feature, d_feature[0, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.d_pixel, d_pixel[0, 0], rtol=0, atol=1e-5)
+    assert found.anomaly.shape == (64, 96) and tiled(picture).map.shape == (96, 144)
+    both = tiled.detect([picture, picture.rotate(180)])
+    np.testing.assert_allclose(both[0].map, tiled(picture).map, atol=1e-5)

@@ -1,0 +1,249 @@
+"""Every format, mode and depth, and sizes from 8 to 20,000 pixels; ordinary cases are in test_dataset.py."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from dataset import View
+from images import read
+from images.bit_depth import SAID
+from images.read import SUFFIXES, as_image, read_mask, read_picture, read_shown, reduction
+
+GREY = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 32 wide, 24 high
+COLOUR = np.stack([GREY, GREY[:, ::-1], np.full_like(GREY, 90)], axis=2)
+LUMA = np.asarray(Image.fromarray(COLOUR).convert("L"))
+DEEP_GREY, DEEP_COLOUR = GREY.astype(np.uint16) * 257, COLOUR.astype(np.uint16) * 257
+
+
+@pytest.fixture(autouse=True)
+def nothing_said():
+    SAID.clear()
+
+
+def tiff(values, **keywords):
+    return lambda path: tifffile.imwrite(path, values, **keywords)
+
+
+def saved(mode, **keywords):
+    return lambda path: Image.fromarray(COLOUR).convert(mode).save(path, **keywords)
+
+
+def deep_png(values, colour_type):
+    """16-bit PNG, which Pillow writes in grey alone."""
+
+    def write(path):
+        def chunk(kind, content):
+            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        )
+
+    return write
+
+
+def twelve_bit_tiff(path):
+    """Packed, two values in three bytes."""
+    left, right = (GREY.astype(int).ravel() * 4095 // 255).reshape(-1, 2).T
+    packed = np.stack([left >> 4, (left & 15) << 4 | right >> 8, right & 255], axis=1).astype(np.uint8).tobytes()
+    tags = [(256, 32), (257, 24), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 24), (279, len(packed))]
+    directory = (
+        struct.pack("<H", len(tags))
+        + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        + b"\0" * 4
+    )
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory)
+
+
+def pages(path):
+    tifffile.imwrite(path, np.stack([GREY, 255 - GREY]))
+
+
+def frames(path):
+    Image.fromarray(GREY).save(
+        path, save_all=True, append_images=[Image.fromarray(255 - GREY)], duration=100, lossless=True
+    )
+
+
+FORMATS = {
+    "gif": ("gif", saved("L"), LUMA, 0),
+    "tga": ("tga", saved("RGB"), COLOUR, 0),
+    "ppm": ("ppm", saved("RGB"), COLOUR, 0),
+    "pgm": ("pgm", saved("L"), LUMA, 0),
+    "16-bit pgm": (
+        "pgm",
+        lambda path: path.write_bytes(b"P5 32 24 65535\n" + DEEP_GREY.astype(">u2").tobytes()),
+        GREY,
+        0,
+    ),
+    "pfm": (
+        "pfm",
+        lambda path: path.write_bytes(b"Pf\n32 24\n-1.0\n" + (GREY[::-1] / 255).astype("<f4").tobytes()),
+        GREY,
+        0,
+    ),
+    "jp2": ("jp2", saved("RGB"), COLOUR, 0),
+    "cmyk tiff": ("tif", saved("CMYK"), COLOUR, 0),
+    "cmyk jpeg": ("jpg", saved("CMYK", quality=100, subsampling=0), COLOUR, 8),
+    "grey and alpha": ("png", saved("LA"), LUMA, 0),
+    "one bit": ("png", lambda path: Image.fromarray(GREY > 127).save(path), np.where(GREY > 127, 255, 0), 0),
+    "16-bit colour png": ("png", deep_png(DEEP_COLOUR, 2), COLOUR, 0),
+    "16-bit colour tiff": ("tif", tiff(DEEP_COLOUR), COLOUR, 0),
+    "16-bit colour tiff by planes": (
+        "tif",
+        tiff(np.moveaxis(DEEP_COLOUR, 2, 0), photometric="rgb", planarconfig="separate"),
+        COLOUR,
+        0,
+    ),
+    "16-bit grey from white to black": ("tif", tiff(65535 - DEEP_GREY, photometric="miniswhite"), GREY, 0),
+    "12-bit tiff": ("tif", twelve_bit_tiff, GREY, 1),
+    "int16 tiff": ("tif", tiff((DEEP_GREY // 2).astype(np.int16)), GREY / 2, 1),
+    "uint32 colour tiff": ("tif", tiff(DEEP_COLOUR.astype(np.uint32), photometric="rgb"), COLOUR, 0),
+    **{f"float{bits} grey, 0…1": ("tif", tiff((GREY / 255).astype(f"f{bits // 8}")), GREY, 0) for bits in (16, 32, 64)},
+    "float32 colour, 0…1": ("tif", tiff((COLOUR / 255).astype(np.float32), photometric="rgb"), COLOUR, 0),
+    "float32 grey, 0…255": ("tif", tiff(GREY.astype(np.float32)), GREY, 0),
+    "float64 colour, 0…65535": ("tif", tiff(DEEP_COLOUR.astype(np.float64), photometric="rgb"), COLOUR, 0),
+    "a dark float": ("tif", tiff((GREY / 2550).astype(np.float32)), GREY / 10, 0.51),
+    "the first page": ("tif", pages, GREY, 0),
+    "the first frame of a gif": ("gif", frames, GREY, 0),
+    "the first frame of a webp": ("webp", frames, GREY, 1),
+    "the first frame of a png": ("png", frames, GREY, 0),
+}
+
+
+@pytest.mark.parametrize(("suffix", "write", "expected", "tolerance"), FORMATS.values(), ids=FORMATS)
+def test_formats(tmp_path, suffix, write, expected, tolerance):
+    path = tmp_path / f"x.{suffix}"
+    write(path)
+    assert path.suffix in SUFFIXES
+    read = np.asarray(read_picture(path)).astype(float)
+    expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=2)
+    assert read.shape == expected.shape and np.abs(read - expected).max() <= tolerance
+
+
+def test_a_choice_is_said_once(tmp_path, capsys):
+    for name in ("a", "b"):
+        pages(tmp_path / f"{name}.tif")
+        frames(tmp_path / f"{name}.gif")
+        tifffile.imwrite(tmp_path / f"{name} float.tif", GREY / 255)
+    for path in sorted(tmp_path.iterdir()):
+        read_picture(path)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3 and {line.split(":")[0] for line in said} == {
+        ".tif files of several pages",
+        ".gif files of several frames",
+        "floating-point pictures",
+    }
+
+
+@pytest.mark.parametrize(
+    "values",
+    [GREY / 255, (GREY / 255).astype(np.float16), GREY.astype(np.float32), DEEP_GREY, COLOUR / 255, DEEP_COLOUR],
+)
+def test_arrays_are_read_as_files_of_their_values(values, tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", values, photometric="rgb" if values.ndim == 3 else "minisblack")
+    np.testing.assert_array_equal(as_image(values), read_picture(tmp_path / "x.tif"))
+
+
+REFUSED = {
+    "negative": (tiff(GREY / 255 - 0.5), "its values go from -0.5 to 0.5, neither 0…1 nor"),
+    "beyond 16 bits": (tiff(GREY * 1e6), "neither 0…1 nor 0…255 nor 0…65535; scale them"),
+    "not a number": (tiff(np.where(GREY > 9, np.nan, 1)), "values that are not finite"),
+    "large whole numbers": (
+        tiff(GREY.astype(np.int32) * 1000),
+        "go from 0 to 255000, beyond 16 bits; save it with 8 or 16 bits",
+    ),
+    "large colour": (
+        tiff(COLOUR.astype(np.int32) * 1000, photometric="rgb"),
+        "beyond 16 bits; save it with 8 or 16 bits",
+    ),
+    "five channels": (
+        tiff(np.zeros((24, 32, 5), np.uint8), photometric="minisblack", planarconfig="contig"),
+        "pixels have 5 values; save it as",
+    ),
+    "no tiff": (lambda path: path.write_text("hello"), "its content is not a picture; replace or remove it"),
+    "empty": (lambda path: path.touch(), "it is empty; replace or remove it"),
+}
+
+
+@pytest.mark.parametrize(("write", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_has_no_rule_is_refused_by_name(tmp_path, write, words):
+    write(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match=r"x\.tif can't be read: ") as caught:
+        read_picture(tmp_path / "x.tif")
+    assert words in str(caught.value) and str(caught.value).count("x.tif") == 1
+
+
+def test_floating_point_masks_are_read(tmp_path):
+    truth = np.tile(np.arange(32) >= 16, (24, 1))
+    for kind in (np.float32, np.float64):
+        tifffile.imwrite(tmp_path / "m.tif", truth.astype(kind))
+        np.testing.assert_array_equal(
+            read_mask(tmp_path / "m.tif", (32, 24), tmp_path, 16), np.tile(np.arange(16) >= 8, (16, 1))
+        )
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_decompression_bombs_cost_a_word(tmp_path, suffix, monkeypatch):
+    """A file of 2 KB that claims 30,000 × 30,000 pixels."""
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "png":
+        deep_png(np.zeros((2, 2), np.uint16), 0)(path)
+        content = bytearray(path.read_bytes())
+        content[16:24] = struct.pack(">II", 30_000, 30_000)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        path.write_bytes(content)
+    else:
+        monkeypatch.setattr(read, "MOST_PIXELS", 700)
+        tifffile.imwrite(path, GREY / 255)
+    with pytest.raises(
+        ValueError, match=r"its (30,000×30,000|32×24) pixels are more than the [0-9,]+ that are read; make it smaller"
+    ):
+        read_picture(path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_pillow_keeps_its_own_limit_and_does_not_warn(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.fromarray(COLOUR).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.png"), COLOUR)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize("size", [(8, 8), (20_000, 8), (8, 20_000), (9, 7)])
+def test_small_and_long_pictures(tmp_path, size):
+    Image.new("RGB", size, (10, 20, 30)).save(tmp_path / "x.png")
+    pixels, own = View(16).read(tmp_path / "x.png")
+    assert own == size and pixels.shape == (3, 16, 16) and pixels[:, 0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16", "F", "CMYK", "P"])
+def test_large_pictures_are_reduced_in_strips_to_what_the_whole_gives(tmp_path, mode, monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(read, "LARGE", 10_000)
+    monkeypatch.setattr(read, "STRIP", 50)
+    path = tmp_path / "x.tif"
+    if mode in ("I;16", "F"):
+        tifffile.imwrite(path, rng.integers(0, 65535, (203, 317)).astype(np.uint16 if mode == "I;16" else np.float32))
+    else:
+        colours = Image.fromarray(rng.integers(0, 255, (203, 317, 4), np.uint8))
+        (colours.convert("RGB").convert(mode) if mode != "RGBA" else colours).save(path)
+    strips, own = View(8).read(path)
+    assert own == (317, 203)
+    np.testing.assert_array_equal(strips, View(8).pixels(read_picture(path)))
+    monkeypatch.setattr(read, "LARGE", 10**9)
+    exact, _ = View(8).read(path)
+    assert (strips.int() - exact.int()).abs().max() <= 6  # 317 × 203 to 8 × 8: reduced by 9 × 6 first
+
+
+def test_ordinary_pictures_are_not_reduced(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "x.png")
+    picture, own = read_shown(tmp_path / "x.png", 3, lambda width, height: (4, 4))
+    assert picture.size == own == (32, 24)
+    assert reduction((13_000, 13_000), (32, 32)) == (1, 1) and reduction((20_000, 20_000), (256, 256)) == (19, 19)

@@ -1,0 +1,102 @@
+"""Several processes by torchrun, on gloo."""
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import gradients
+
+from runtime import distributed
+from training.log import ADAPTATION, read_log
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+SCRIPT = """
+import contextlib, sys, torch, main
+from runtime import distributed
+from test_train import LOOP, PIXELS, small_unet, trainer_of
+from train import training_steps
+
+with distributed.process_group() as group:
+    unet = small_unet()
+    shared, exchanged = group.share_gradients(unet)
+    list(training_steps(trainer_of(unet), PIXELS, predict=shared, steps=1, window=16, highest_step=1000, parts=2,
+                        share=group.share, exchanged=exchanged, **LOOP))
+    assert group.any(group.rank == 1, torch.device("cpu")) and not group.any(False, torch.device("cpu"))
+    if group.is_main:
+        torch.save({name: parameter.grad for name, parameter in unet.named_parameters()}, sys.argv[1])
+    distributed.process_group = lambda: contextlib.nullcontext(group)  # the processes have met already
+    codes = group.gather([main.main(sys.argv[2:])])
+    assert not group.is_main or 3 in codes, codes  # 3: a picture can't be read
+"""
+
+
+def test_two_processes_have_the_gradients_and_the_verdicts_of_one(tmp_path, run_main, tiny_config, trained, category):
+    (category / "test" / "crack" / "damaged.png").write_text("no picture")
+    detect = ["--detection", "--input", str(category / "test" / "crack")]
+    assert run_main(*detect, "--output", str(tmp_path / "found1"))[0] == 3
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [
+        *TORCHRUN,
+        tmp_path / "script.py",
+        tmp_path / "gradients",
+        *detect,
+        "--output",
+        tmp_path / "found2",
+        "--config",
+        tiny_config,
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "found2" / "predictions.csv").read_bytes() == (
+        tmp_path / "found1" / "predictions.csv"
+    ).read_bytes()
+    expected, found = gradients(), torch.load(tmp_path / "gradients", weights_only=True)
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * largest, msg=name)
+
+
+def test_two_processes_make_one_run(tiny_config, tmp_path, run_main):
+    """They train, adapt and detect together; one of them writes and speaks. What comes out is what one process makes."""
+    options = ["--config", str(tiny_config), "model.DA_chp=1"]
+    command = [
+        *TORCHRUN,
+        "main.py",
+        *options,
+        "--train",
+        "--domain_adaptation",
+        "--detection",
+        "--output",
+        tmp_path / "results2",
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("trained nut") == done.stdout.count("results in") == 1, (
+        done.stderr
+    )
+    files = ["2", "adaptation.jsonl", "calibration.json", "feat0", "feat1", "featlatest", "latest", "training.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()) == files
+
+    assert run_main("--detection", "--output", str(tmp_path / "results1"), *options[2:])[0] == 0
+    for name in ("scores.csv", "metrics.json"):
+        assert (tmp_path / "results2" / name).read_bytes() == (tmp_path / "results1" / name).read_bytes()
+
+    losses = [read_log(tmp_path / "checkpoints" / "nut", ADAPTATION)[0]["loss"]]
+    assert run_main("--domain_adaptation", *options[2:])[0] == 0
+    losses += [read_log(tmp_path / "checkpoints" / "nut", ADAPTATION)[0]["loss"]]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting"), [("--train", "data.batch_size=5"), ("--domain_adaptation", "data.DA_batch_size=6")]
+)
+def test_processes_must_divide_the_batch(run_main, monkeypatch, stage, setting):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "process_group", lambda: nullcontext(distributed.ALONE))
+    code, _, err = run_main(stage, setting)
+    assert code == 2 and setting.replace("=", " is ") in err and "2 processes do not divide" in err

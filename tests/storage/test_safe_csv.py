@@ -1,0 +1,82 @@
+"""Tables that a spreadsheet shows and does not run."""
+
+import csv
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reports.predictions import Predictions
+from reports.writer import Writer
+from storage.safe_csv import FORMULA_SIGNS, harmless, is_number, plain, write_rows
+
+CELLS = st.text(
+    alphabet=st.one_of(st.sampled_from("=+-@'\t\r\n\"a1.,"), st.characters(exclude_categories=["Cs"])), max_size=8
+)
+
+
+def written(rows) -> list[list[str]]:
+    file = io.StringIO(newline="")
+    write_rows(file, rows)
+    file.seek(0)
+    return list(csv.reader(file))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "=1+1",
+        "+1+1",
+        "-1+1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        "=cmd|'/C calc'!A0",
+        "＝1+1",
+        "'=1",
+        "-",
+        '=HYPERLINK("x")',
+    ],
+)
+def test_what_a_spreadsheet_would_run_is_text(cell):
+    ((found,),) = written([[cell]])
+    assert found == f"'{cell}" and plain(found) == cell
+
+
+@pytest.mark.parametrize(
+    "cell", ["-1.5", "+3", "-1e-07", "0.25", "-inf", "good", "a=b", "test/-1.png", "'", "", "it's"]
+)
+def test_numbers_and_plain_words_stay_as_they_are(cell):
+    assert harmless(cell) == cell == plain(cell)
+    assert harmless(-1.5) == -1.5 and harmless(None) is None
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(st.lists(st.lists(CELLS, min_size=1, max_size=3), min_size=1, max_size=3))
+def test_every_cell_comes_back_and_none_is_a_formula(rows):
+    """Read by the csv module; a lone empty cell is written as a quoted one."""
+    found = written(rows)
+    assert [[plain(cell) for cell in row] for row in found] == rows
+    for cell in (cell for row in found for cell in row):
+        assert not cell.startswith(FORMULA_SIGNS) or is_number(cell)
+
+
+def test_all_our_tables_are_written_so(tmp_path):
+    name, number = "=cmd|'/C calc'!A0.png", -0.5
+    writer = Writer(tmp_path)
+    writer.scores([name], [True], [number], p_value=["0.1"], kind=["@x"])
+    writer.misclassifications([name], ["missed"], [number], 1.0)
+    row = {"path": name, "verdict": "unreadable", "score": number, "p_value": None, "regions": [], "error": "-x: gone"}
+    Predictions(tmp_path, {}).add(row | {"error": "", "verdict": "normal"})
+    for _ in range(2):  # added, and written again by a later run
+        Predictions(tmp_path, {}).add(row)
+    for table, cells in (
+        ("scores.csv", [f"'{name}", "1", "-0.5", "0.1", "'@x"]),
+        ("misclassifications.csv", [f"'{name}", "missed", "-0.5", "1"]),
+        ("predictions.csv", [f"'{name}", "unreadable", "-0.5", "", "0", "0", "", "'-x: gone"]),
+    ):
+        with (tmp_path / table).open(encoding="utf-8", newline="") as file:
+            assert list(csv.reader(file))[-1] == cells
+    assert Predictions(tmp_path, {}).done == {name}
