@@ -123,16 +123,12 @@ def planned_stages(settings: Settings, plan: RunPlan) -> list[Stage]:
     stages = []
     if "train" in plan.stages:
         stages.append(
-            Stage(
-                lambda: check_training(settings, plan.resume),
-                lambda: leave_weights(train_unet, settings, plan),
-            )
+            Stage(lambda: check_training(settings, plan.resume), lambda: leave_weights(train_unet, settings, plan))
         )
     if "domain_adaptation" in plan.stages:
         stages.append(
             Stage(
-                lambda: check_adaptation(settings, plan.resume),
-                lambda: leave_weights(adapt_features, settings, plan),
+                lambda: check_adaptation(settings, plan.resume), lambda: leave_weights(adapt_features, settings, plan)
             )
         )
     if "detection" in plan.stages and plan.source is None:

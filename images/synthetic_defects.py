@@ -138,12 +138,7 @@ def stroke(points: "list[NDArray] | NDArray", width: int, side: int) -> Mask:
     return np.array(canvas)
 
 
-DEFECTS: dict[str, Defect] = {
-    "bent_line": bent_line,
-    "patch": foreign_patch,
-    "scratch": scratch,
-    "stain": stain,
-}
+DEFECTS: dict[str, Defect] = {"bent_line": bent_line, "patch": foreign_patch, "scratch": scratch, "stain": stain}
 ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit, "worn": worn}
 
 

@@ -564,14 +564,7 @@ def kinds() -> list[Kind]:
         Kind("training.jsonl", 1500, "training.jsonl", [log_lines()], in_lines, read_log),
         Kind("calibration.json", 3000, CALIBRATION, [calibration_file()], in_json, read_calibration),
         Kind("predictions.jsonl", 2000, "predictions.jsonl", [prediction_rows()], in_lines, read_predictions),
-        Kind(
-            "predictions.json",
-            800,
-            "predictions.json",
-            [note],
-            in_json,
-            read_predictions_note,
-        ),
+        Kind("predictions.json", 800, "predictions.json", [note], in_json, read_predictions_note),
         Kind(
             "sample.json",
             800,

@@ -4,6 +4,7 @@ A room is a package, or a file at the top level. `python tests/structure.py` pri
 """
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,10 +32,11 @@ ALLOWED: dict[
 }
 
 
-def source_files() -> list[Path]:
+@functools.cache
+def source_files() -> tuple[Path, ...]:
     """Return all Python files of the project but those of NOT_ROOMS and of hidden folders."""
     paths = (path.relative_to(ROOT) for path in sorted(ROOT.rglob("*.py")))
-    return [path for path in paths if path.parts[0] not in NOT_ROOMS and not path.parts[0].startswith(".")]
+    return tuple(path for path in paths if path.parts[0] not in NOT_ROOMS and not path.parts[0].startswith("."))
 
 
 def room_of(path: Path) -> str:

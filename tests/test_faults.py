@@ -135,10 +135,7 @@ WRITES: dict[str, tuple[Callable[[Path], object], str]] = {  # kind of file → 
     "training.state": (lambda folder: checkpoint.save_training_state(folder, {"made_with": {}}), CHECKPOINTS),
     "feat1": (lambda folder: checkpoint.save_features(folder / "feat1", Extractor()), CHECKPOINTS),
     "calibration.json": (lambda folder: save_calibration(folder, a_calibration()), CHECKPOINTS),
-    "training.jsonl": (
-        lambda folder: many_rows(lambda: log_of(folder).add(1, 1, 1.0, 1.0, 1, 1.0)),
-        CHECKPOINTS,
-    ),
+    "training.jsonl": (lambda folder: many_rows(lambda: log_of(folder).add(1, 1, 1.0, 1.0, 1, 1.0)), CHECKPOINTS),
     "scores.csv": (lambda folder: Writer(folder).scores(["p"], [True], [0.5]), RESULTS),
     "metrics.json": (lambda folder: Writer(folder).metrics({"pro": 0.5}), RESULTS),
     "misclassifications.csv": (
