@@ -10,7 +10,7 @@ import argparse
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,13 +198,13 @@ def result_folder(row: Row, category: Path, seed: int, work: Path) -> Path:
     return work / "results" / row.name / f"{category.name} s{seed}"
 
 
-def results(row: Row, category: Path, seeds: Sequence[int], work: Path) -> list[dict[str, Any]]:
+def results(row: Row, category: Path, seeds: Sequence[int], work: Path) -> list[Mapping[str, Any]]:
     """The manifests that are there."""
     folders = (result_folder(row, category, seed, work) for seed in seeds)
     return [manifest.load_manifest(folder) for folder in folders if (folder / "metrics.json").exists()]
 
 
-def minutes(made: dict[str, Any], without: str = "") -> float:
+def minutes(made: Mapping[str, Any], without: str = "") -> float:
     return sum(seconds for stage, seconds in made["seconds"].items() if stage != without) / SECONDS_PER_MINUTE
 
 

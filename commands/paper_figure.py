@@ -1,6 +1,6 @@
 """A figure for papers: rows of pictures with reconstruction, anomaly map and ground truth, at print resolution, as PNG and PDF."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ def draw_paper_figure(paths: Sequence[Path], choices: Sequence[str], output: Pat
         raise UserError(
             f"none of {', '.join(map(str, paths))} holds a picture called {' or '.join(unknown)}; scores.csv lists their names"
         )
-    rows = [row for result in results for row in figure_rows(result.folder, result.made, choices or [BEST])]
+    rows = [row for result in results for row in figure_rows(result.folder, result.manifest, choices or [BEST])]
     if not rows:
         raise UserError(
             f"{', '.join(map(str, paths))} hold no defective picture, of which the figure would be; name others with --choose"
@@ -81,7 +81,7 @@ def paths_of(output: Path | None, otherwise: Path) -> list[Path]:
     return [stem.with_name(f"{stem.name}.{kind}") for kind in FORMATS]
 
 
-def figure_rows(folder: Path, made: dict[str, Any], choices: Sequence[str]) -> Iterator[FigureRow]:
+def figure_rows(folder: Path, made: Mapping[str, Any], choices: Sequence[str]) -> Iterator[FigureRow]:
     """The chosen pictures of a result, reconstructed again."""
     settings = build_settings(made["settings"])
     names = choose_pictures(list(read_scores(folder / SCORES)), choices)

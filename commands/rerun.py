@@ -60,7 +60,7 @@ def print_differences(title: str, lines: list[str], otherwise: str) -> None:
 
 def figure_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """'image_auroc 0.98 → 0.971 (−0.009)'."""
-    before, after = dict(manifest.leaves("", then)), dict(manifest.leaves("", now))
+    before, after = dict(manifest.flatten_values("", then)), dict(manifest.flatten_values("", now))
     for name in {**before, **after}:
         old, new = before.get(name), after.get(name)
         if old != new:

@@ -27,9 +27,9 @@ from reports.metric_summary import (
     Metric,
     MetricSummary,
     metric_lines,
-    summarise,
+    summarise_metrics,
+    threshold_lines,
     training_curve,
-    verdict_lines,
 )
 from reports.writer import MISCLASSIFIED, Writer, choose_folder
 from runtime import distributed
@@ -74,7 +74,7 @@ def check_evaluation(settings: Settings, output: Path | None = None) -> tuple[Im
     )
     writer = Writer(output or settings.results_folder)
     if distributed.group().is_main:
-        writer.refuse_others()
+        writer.refuse_locked()
     return pictures, writer.folder
 
 
@@ -94,7 +94,7 @@ def evaluate_category(settings: Settings, output: Path | None = None, force: boo
         print(
             f"{settings.data.category} is done: {folder} is of these weights, settings and pictures; --force does it again"
         )
-        print_metrics(MetricSummary.stored(manifest.load_manifest(folder)["metrics"]), settings)
+        print_metrics(MetricSummary.from_stored(manifest.load_manifest(folder)["metrics"]), settings)
         if distributed.group().is_main:
             finish_report(Writer(folder))
         return folder
@@ -126,17 +126,17 @@ def evaluate_pictures(
     """Score the pictures, and write and say what comes of it."""
     data, model = settings.data, settings.model
     began = time.monotonic()
-    writer.begin()
+    writer.discard_result()
     if settings.score.protocol == PER_IMAGE:
         detector = calibrate(detector, settings)
     results = score_pictures(detector, pictures, predictions_in(detector, pictures, settings), writer, settings)
-    figures = summarise(
+    figures = summarise_metrics(
         results.scores,
         results.kinds,
         NORMAL,
         results.maps,
         results.masks,
-        wanted=wanted_metrics(settings),
+        selected=wanted_metrics(settings),
         resamples=settings.metrics.resamples,
         seed=model.seed,
         threshold=detector.threshold if detector.calibration else None,
@@ -179,7 +179,7 @@ def evaluation_inputs(detector: Detector, settings: Settings, pictures: ImageFol
 
 
 def print_metrics(figures: MetricSummary, settings: Settings) -> None:
-    for line in (*metric_lines(figures, wanted_metrics(settings), settings.data.mask), *verdict_lines(figures)):
+    for line in (*metric_lines(figures, wanted_metrics(settings), settings.data.mask), *threshold_lines(figures)):
         print(line, flush=True)
 
 
@@ -229,7 +229,7 @@ def score_pictures(
             kinds.append(item.kind)
             scores.append(finding.score)
         if waiting:
-            tops, labels = drawing.ColourScale.reached(waiting), np.array(kinds) != NORMAL
+            tops, labels = drawing.ColourScale.of_panels(waiting), np.array(kinds) != NORMAL
             limit = youden(np.array(scores), labels)
             for one, label in zip(waiting, labels, strict=True):
                 draw_panel(
@@ -328,7 +328,7 @@ def write_tables(
         verdicts = None if threshold is None else scores >= threshold
     writer.curves(
         {
-            **figures.lines,
+            **figures.curves,
             "training": training_curve(read_log_up_to(settings.checkpoint_folder, TRAINING, settings.model.load_chp)),
         }
     )
@@ -363,4 +363,4 @@ def scored_area_text(settings: Settings) -> str:
 
 
 def wanted_metrics(settings: Settings) -> list[Metric]:
-    return [metric for metric in METRICS if getattr(settings.metrics, metric.asked_by)]
+    return [metric for metric in METRICS if getattr(settings.metrics, metric.setting)]

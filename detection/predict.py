@@ -18,7 +18,7 @@ from detection.calibrate import calibrate
 from detection.detector import Detection, Detector, calibration_inputs, load_detector
 from images.read import read_header, read_picture
 from reports import drawing
-from reports.predictions import Predictions
+from reports.predictions import PredictionRow, Predictions
 from reports.writer import Writer
 from runtime import distributed
 from runtime.device import choose_device
@@ -51,9 +51,9 @@ def check_prediction(
     }
     writer = Writer(folder)
     if distributed.group().is_main:
-        writer.refuse_others()
+        writer.refuse_locked()
     if not (resume or force):
-        Predictions.refuse_others(folder)
+        Predictions.refuse_existing(folder)
     return pictures, writer
 
 
@@ -85,7 +85,7 @@ def predict_folder(
     began = time.monotonic()
     detector = calibrate(detector, settings)
     processes = distributed.group()
-    if processes.is_main and force and not resume and Predictions.there(writer.folder):
+    if processes.is_main and force and not resume and Predictions.exist_in(writer.folder):
         writer.clear(*DRAWN)
     at_once, anew = largest_input_batch(pictures, detector, processes), force and not resume
     rows = (
@@ -96,7 +96,7 @@ def predict_folder(
     done = processes.broadcast(rows.done.intersection(pictures) if rows else set())
     if resume:
         print(f"{len(done)} of {len(pictures)} pictures are done already", flush=True)
-    names, at_once = list(pictures), processes.broadcast(rows.at_once if rows else None)
+    names, at_once = list(pictures), processes.broadcast(rows.batch_size if rows else None)
     batches = (names[first : first + at_once] for first in range(0, len(names), at_once))
     left = [
         name for batch in batches if not done.issuperset(batch) for name in batch
@@ -167,7 +167,7 @@ def predict_each(
         )
 
 
-def prediction_row(name: str, outcome: Detection | str) -> dict[str, Any]:
+def prediction_row(name: str, outcome: Detection | str) -> PredictionRow:
     if isinstance(outcome, str):
         return {"path": name, "verdict": UNREADABLE, "score": None, "p_value": None, "regions": [], "error": outcome}
     return {

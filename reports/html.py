@@ -1,7 +1,7 @@
-"""One page of a run, report.html: figures, curves, pictures, and a threshold to move. It stands alone: no network, no other file.
+"""report.html: one page with metrics, curves, pictures and a threshold to move. It needs no network and no other file.
 
-It is made of results folders alone (see `results.py`), so that it can be made again at any time. What holds it together, how it looks and
-what it does is `template.html`; two blocks of JSON go into that, the data and the pictures.
+The page is made from results folders alone (reader.py), so it can be made again at any time. `template.html` holds
+markup, style and script; two blocks of JSON fill it: the data and the pictures.
 """
 
 import base64
@@ -12,48 +12,39 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
 from config.published import PUBLISHED_METRICS
+from reports.manifest import flatten_values
+from reports.metric_summary import METRICS, MISSING, Points, mean_if_complete, percent, short_name
 from reports.reader import ResultFolder, read_result
-from reports.writer import GALLERY
+from reports.writer import GALLERY, REMEDY
 from storage.atomic_file import atomic_write
 from storage.safe_names import file_stems
 
 PAGE = "report.html"
 TEMPLATE = Path(__file__).with_name("template.html")
-REMEDY = "choose another folder with --output"
-PICTURE_BYTES = 10_400_000  # of all pictures in a page; as text they take a third more, so that it stays below 15 MB
+PICTURE_BYTES = 10_400_000  # of all pictures in a page; base64 adds a third, so that the page stays below 15 MB
 BYTES_PER_GIB = 2**30
-NAMES = {
-    "image_auroc": "Image AUROC",
-    "image_ap": "Image AP",
-    "image_f1_max": "Image F1-max",
-    "pixel_auroc": "Pixel AUROC",
-    "pixel_ap": "Pixel AP",
-    "pixel_f1_max": "Pixel F1-max",
-    "pro": "PRO to 30 % FPR",
-    "pro_0.05": "PRO to 5 % FPR",
-}
 MINUS = "−"
-NONE = "–"
+SHOWN_ELSEWHERE = {"format", "category", "data_set", "settings", "metrics"}  # parts of the manifest
 
 
 class Line(NamedTuple):
-    """A curve by its points; `kind` says how it looks, `key` what it is."""
+    """A curve; `kind` is its style, `label` its text in the key."""
 
-    points: list[list[float]]
+    points: Points
     kind: str
-    key: str = ""
+    label: str = ""
 
 
 class Plot(NamedTuple):
-    """Curves between the ends of both axes; `word` describes them, or says why there are none."""
+    """Curves between the ends of both axes; `text` describes them, or says why there are none."""
 
     title: str
-    word: str
+    text: str
     lines: list[Line]
     x_name: str
     y_name: str
@@ -63,13 +54,13 @@ class Plot(NamedTuple):
 
 
 def write_page(path: Path, folders: Sequence[Path]) -> None:
-    """The page of these results folders, a category each. Raises FileNotFoundError or ValueError where one has no scores, OSError where
-    the page can't be written."""
+    """Write the page of these results folders, one per category.
+
+    Raise MissingFileError or UserError for a folder without valid scores, UserFileError where the page can't be written.
+    """
     categories = [read_result(folder) for folder in folders]
     pictures = embed_pictures(categories)
-    data: dict[str, Any] = {
-        "categories": [describe_category(category, pictures[number]) for number, category in enumerate(categories)]
-    }
+    data: dict[str, object] = {"categories": list(map(describe_category, categories, pictures))}
     if len(categories) > 1:
         data["overview"] = overview_table(categories)
     page = fill_template(TEMPLATE.read_text(encoding="utf-8"), data, pictures)
@@ -78,43 +69,44 @@ def write_page(path: Path, folders: Sequence[Path]) -> None:
 
 
 def embed_pictures(categories: Sequence[ResultFolder]) -> list[dict[int, dict[str, str]]]:
-    """For each category, by number of the row, the picture's layers as text, as many as fit into the page: the most needed of each first."""
-    queue = [
-        (place, number, index)
+    """Return, for each category, the layers of pictures in base64 by row number.
+
+    Pictures are added until the page is full, the most informative ones of each category first.
+    """
+    queue = sorted(
+        (rank, number, index)
         for number, category in enumerate(categories)
-        for place, index in enumerate(pictures_by_need(category))
-    ]
+        for rank, index in enumerate(rows_to_show(category))
+    )
     stems = [file_stems([row.path for row in category.rows]) for category in categories]
     pictures: list[dict[int, dict[str, str]]] = [{} for _ in categories]
-    left = PICTURE_BYTES
-    for _, number, index in sorted(queue):
-        category = categories[number]
-        stem = stems[number][category.rows[index].path].removeprefix("test/")
-        files = {
-            layer: category.folder / GALLERY / layer / f"{stem}.webp" for layer in category.curves.get("layers", [])
-        }
-        layers = {layer: file.read_bytes() for layer, file in files.items() if file.is_file()}
-        left -= sum(map(len, layers.values()))
-        if left < 0:
+    free = PICTURE_BYTES
+    for _, number, index in queue:
+        folder, layers, rows = categories[number].folder / GALLERY, categories[number].layers, categories[number].rows
+        stem = stems[number][rows[index].path].removeprefix("test/")
+        files = {layer: folder / layer / f"{stem}.webp" for layer in layers}
+        contents = {layer: file.read_bytes() for layer, file in files.items() if file.is_file()}
+        free -= sum(map(len, contents.values()))
+        if free < 0:
             break
-        if "picture" in layers:
-            pictures[number][index] = {layer: base64.b64encode(content).decode() for layer, content in layers.items()}
-    return [dict(sorted(of.items())) for of in pictures]
+        if "picture" in contents:
+            pictures[number][index] = {layer: base64.b64encode(body).decode() for layer, body in contents.items()}
+    return [dict(sorted(by_row.items())) for by_row in pictures]
 
 
-def pictures_by_need(category: ResultFolder) -> list[int]:
-    """The rows' numbers, wrongly judged ones first, then by how near the threshold they are."""
-    threshold = category.start.threshold
+def rows_to_show(category: ResultFolder) -> list[int]:
+    """Return the row numbers: errors at the first threshold first, then by the distance of their score from it."""
+    threshold, rows = category.start.threshold, category.rows
 
-    def need(index: int) -> tuple[bool, float]:
-        row = category.rows[index]
-        return (row.score > threshold) == row.defective, abs(row.score - threshold)
+    def order(index: int) -> tuple[bool, float]:
+        score = rows[index].score
+        return (score > threshold) == rows[index].defective, abs(score - threshold)
 
-    return sorted(range(len(category.rows)), key=need)
+    return sorted(range(len(rows)), key=order)
 
 
-def describe_category(category: ResultFolder, pictures: Mapping[int, Mapping[str, str]]) -> dict[str, Any]:
-    """What the page says of a category."""
+def describe_category(category: ResultFolder, pictures: Mapping[int, Mapping[str, str]]) -> dict[str, object]:
+    """Return what the page shows of a category."""
     rows = [
         {
             "path": row.path,
@@ -122,225 +114,181 @@ def describe_category(category: ResultFolder, pictures: Mapping[int, Mapping[str
             "defective": row.defective,
             "score": row.score,
             "p": row.p_value,
-            "size": size_of(pictures.get(index)),
+            "size": picture_size(pictures[index]) if index in pictures else None,
         }
         for index, row in enumerate(category.rows)
     ]
+    plots = (roc_plot(category), pro_plot(category), training_plot(category))
     return {
         "name": category.name,
-        "data_set": category.manifest.get("data_set", ""),
+        "data_set": category.data_set,
         "rows": rows,
         "threshold": category.start.threshold,
         "source": category.start.source,
-        "plots": [plot._asdict() | {"lines": [line._asdict() for line in plot.lines]} for plot in plots_of(category)],
-        "figures": figures_of(category),
-        "layers": category.curves.get("layers", []),
-        "note": note_on(category, len(pictures)),
-        "facts": facts_of(category.manifest),
-        "settings": settings_of(category.manifest),
+        "plots": [plot._asdict() | {"lines": [line._asdict() for line in plot.lines]} for plot in plots],
+        "metrics": {**metrics_table(category), "notes": metric_notes(category)},
+        "layers": category.layers,
+        "note": picture_note(category, len(pictures)),
+        "facts": run_facts(category.manifest),
+        "settings": [
+            [name, value_text(value)] for name, value in flatten_values("", category.manifest.get("settings", {}))
+        ],
     }
 
 
-def plots_of(category: ResultFolder) -> list[Plot]:
-    """ROC, overlap of regions, and training."""
-    curves, figures = category.curves, category.figures
-    areas = {key: f" {percent(figures[key])} %" if key in figures else "" for key in PUBLISHED_METRICS}
-    kinds = (("pictures", "image_roc", "image_auroc"), ("pixels", "pixel_roc", "pixel_auroc"))
-    rates = [
-        Line(curves[name], kind, f"AUROC of {kind}{areas[area]}") for kind, name, area in kinds if curves.get(name)
-    ]
-    overlap, training = curves.get("pro", []), curves.get("training", [])
-    losses = [loss for _, loss in training]
-    return [
-        Plot(
-            title="ROC",
-            word="; ".join(line.key for line in rates) or "No curve: it needs normal and defective pictures.",
-            lines=[Line([[0, 0], [1, 1]], "chance"), *rates] if rates else [],
-            x_name="false-positive rate",
-            y_name="true-positive rate",
-        ),
-        Plot(
-            title="Per-region overlap",
-            word=f"PRO{areas['pro']}"
-            if overlap
-            else "No curve: it needs masks of the defects, and normal and defective pictures.",
-            lines=[Line(overlap, "pixels", f"PRO{areas['pro']}")] if overlap else [],
-            x_name="false-positive rate of pixels",
-            y_name="share found of a region",
-            x=(0, overlap[-1][0] if overlap else 1),
-        ),
-        Plot(
-            title="Training",
-            word=f"loss from {losses[0]:.4g} to {losses[-1]:.4g}"
-            if losses
-            else "No curve: no training.jsonl lies beside the weights.",
-            lines=[Line(training, "pixels")] if losses else [],
-            x_name="epoch",
-            y_name="loss",
-            x=(training[0][0], training[-1][0]) if training else (0, 1),
-            y=(min(losses, default=0), max(losses, default=1)),
-            logarithmic=min(losses, default=0) > 0,
-        ),
-    ]
-
-
-def note_on(category: ResultFolder, shown: int) -> str:
-    """What to know of the pictures."""
-    count = len(category.rows)
-    if not category.curves.get("layers"):
-        return f"There are no pictures, as metrics.visualisation was off; all {count} rows are listed."
-    if shown < count:
-        return (
-            f"{shown} of {count} pictures are in this page, which stays small: those judged wrong at the first threshold, and those nearest to "
-            "it. All rows are listed and counted."
-        )
-    return ""
-
-
-def size_of(layers: Mapping[str, str] | None) -> tuple[int, int] | None:
-    """(width, height) of the pictures, for which the page leaves room."""
-    if layers is None:
-        return None
+def picture_size(layers: Mapping[str, str]) -> tuple[int, int]:
+    """Return (width, height), for which the page reserves room."""
     with Image.open(io.BytesIO(base64.b64decode(layers["picture"]))) as picture:
         return picture.size
 
 
-def figures_of(category: ResultFolder) -> dict[str, Any]:
-    """The table of figures beside the paper's, and a word on what is missing."""
-    figures, published = category.figures, category.published
-    intervals = figures.get("intervals", {})
-    keys = [key for key in NAMES if key in figures or key in published]
+def roc_plot(category: ResultFolder) -> Plot:
+    curves = (("image_roc", "pictures", "image_auroc"), ("pixel_roc", "pixels", "pixel_auroc"))
+    lines = [
+        Line(category.curves[name], level, f"AUROC of {level}{area_text(category, key)}")
+        for name, level, key in curves
+        if name in category.curves
+    ]
+    text = "; ".join(line.label for line in lines) or "No curve: it needs normal and defective pictures."
+    chance = [Line([[0, 0], [1, 1]], "chance")] if lines else []
+    return Plot("ROC", text, [*chance, *lines], "false-positive rate", "true-positive rate")
+
+
+def pro_plot(category: ResultFolder) -> Plot:
+    axes = "false-positive rate of pixels", "overlap with a region"
+    if not (points := category.curves.get("pro")):
+        return Plot("Per-region overlap", "No curve: it needs masks, and normal and defective pictures.", [], *axes)
+    label = f"PRO{area_text(category, 'pro')}"
+    return Plot("Per-region overlap", label, [Line(points, "pixels", label)], *axes, x=(0, points[-1][0]))
+
+
+def training_plot(category: ResultFolder) -> Plot:
+    if not (points := category.curves.get("training")):
+        return Plot("Training", "No curve: there is no training.jsonl beside the weights.", [], "epoch", "loss")
+    losses = [loss for _, loss in points]
+    text, low, high = f"loss from {losses[0]:.4g} to {losses[-1]:.4g}", min(losses), max(losses)
+    epochs = points[0][0], points[-1][0]
+    return Plot("Training", text, [Line(points, "pixels")], "epoch", "loss", epochs, (low, high), logarithmic=low > 0)
+
+
+def area_text(category: ResultFolder, key: str) -> str:
+    return f" {percent(category.summary.values[key])} %" if key in category.summary.values else ""
+
+
+def picture_note(category: ResultFolder, shown: int) -> str:
+    """Return why pictures are missing from the page; empty where none is."""
+    count = len(category.rows)
+    if not category.layers:
+        return f"The page has no pictures, as metrics.visualisation was off. All {count} rows are listed."
+    if shown < count:
+        return (
+            f"To keep the page small, it has {shown} of {count} pictures: errors at the first threshold, then those "
+            "with scores near it. All rows are listed and counted."
+        )
+    return ""
+
+
+def metrics_table(category: ResultFolder) -> dict[str, object]:
+    """Return head and lines of the table of metrics, beside the paper's where it has some."""
+    values, intervals, published = category.summary.values, category.summary.intervals, category.published
     head = ["", "this run", *(["95 % interval"] if intervals else []), *(["paper", "difference"] if published else [])]
     lines = []
-    for key in keys:
-        line = [NAMES[key], percent(figures.get(key)), *([interval_text(intervals.get(key))] if intervals else [])]
-        lines.append([*line, *compare_with_paper(figures.get(key), published.get(key))[1:]] if published else line)
-    notes = (
-        [f"In percent. Maps are measured at {figures['size']} pixels, on the centre {figures['scored']}."]
-        if "scored" in figures
-        else []
-    )
-    if not any(row.defective for row in category.rows) or all(row.defective for row in category.rows):
-        notes.append("No figures: they need normal and defective test pictures.")
-    elif not any(key in figures for key in ("pixel_auroc", "pro")):
-        notes.append("No figures of pixels: there are no masks, or they were not asked for.")
-    if figures.get("vanished_defects"):
+    for metric in METRICS:
+        if metric.key in values or metric.key in published:
+            ours, *paper = compare_with_paper(values.get(metric.key), published.get(metric.key))
+            interval = [" – ".join(map(percent, intervals.get(metric.key, ()))) or MISSING] if intervals else []
+            lines.append([capitalised(metric.name), ours, *interval, *(paper if published else [])])
+    return {"head": head, "lines": lines}
+
+
+def metric_notes(category: ResultFolder) -> list[str]:
+    """Return how metrics were measured, and which are missing."""
+    stored, values = category.metrics, category.summary.values
+    notes = []
+    if "scored" in stored:
+        notes.append(f"In percent. Maps are scored at {stored['size']} pixels, on the centre {stored['scored']}.")
+    if len({row.defective for row in category.rows}) < 2:
+        notes.append("No metrics: they need normal and defective test pictures.")
+    elif "pixel_auroc" not in values and "pro" not in values:
+        notes.append("No pixel metrics: there are no masks, or the settings turn these metrics off.")
+    if stored.get("vanished_defects"):
         notes.append(
-            f"{figures['vanished_defects']} defective pictures count as normal for pixels: their masks hold no defect at this size and on this part."
+            f"{stored['vanished_defects']} defective pictures count as normal for pixel metrics: "
+            "their masks hold no defect at this size and in this part."
         )
-    return {"head": head, "lines": lines, "notes": notes}
+    return notes
 
 
-def overview_table(categories: Sequence[ResultFolder]) -> dict[str, Any]:
-    """A line a category, and the means where all categories have the figure."""
-    head = [
-        "category",
-        *(title for key in PUBLISHED_METRICS for title in (NAMES[key].split(" to ")[0], "paper", "difference")),
+def overview_table(categories: Sequence[ResultFolder]) -> dict[str, object]:
+    """Return a line per category, and the means over all of them."""
+    titles = [title for key in PUBLISHED_METRICS for title in (capitalised(short_name(key)), "paper", "difference")]
+    ours = [[each.summary.values.get(key) for key in PUBLISHED_METRICS] for each in categories]
+    paper = [[each.published.get(key) for key in PUBLISHED_METRICS] for each in categories]
+    means = [[mean_if_complete(column) for column in zip(*values, strict=True)] for values in (ours, paper)]
+    cells = [
+        [cell for pair in zip(*line, strict=True) for cell in compare_with_paper(*pair)]
+        for line in (*zip(ours, paper, strict=True), means)
     ]
-    lines = [
-        [
-            one.name,
-            *(
-                cell
-                for key in PUBLISHED_METRICS
-                for cell in compare_with_paper(one.figures.get(key), one.published.get(key))
-            ),
-        ]
-        for one in categories
-    ]
-    means = [
-        (
-            mean_of_known([one.figures.get(key) for one in categories]),
-            mean_of_known([one.published.get(key) for one in categories]),
-        )
-        for key in PUBLISHED_METRICS
-    ]
-    return {
-        "head": head,
-        "lines": lines,
-        "mean": ["mean", *(cell for pair in means for cell in compare_with_paper(*pair))],
-    }
-
-
-def mean_of_known(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if len(there) == len(values) else None
+    lines = [[each.name, *line] for each, line in zip(categories, cells[:-1], strict=True)]
+    return {"head": ["category", *titles], "lines": lines, "mean": ["mean", *cells[-1]]}
 
 
 def compare_with_paper(fraction: float | None, published: float | None) -> list[str]:
-    """In percent: the figure, the paper's, and the difference in points."""
+    """Return this run's value, the paper's and the difference, in percent."""
+    paper = MISSING if published is None else f"{published:.1f}"
     if fraction is None or published is None:
-        return [percent(fraction), NONE if published is None else f"{published:.1f}", NONE]
+        return [percent(fraction), paper, MISSING]
     difference = 100 * fraction - published
-    return [percent(fraction), f"{published:.1f}", f"{'+' if difference >= 0 else MINUS}{abs(difference):.1f}"]
+    return [percent(fraction), paper, f"{'+' if difference >= 0 else MINUS}{abs(difference):.1f}"]
 
 
-def percent(fraction: float | None) -> str:
-    return NONE if fraction is None else f"{100 * fraction:.1f}"
+def capitalised(name: str) -> str:
+    return name[0].upper() + name[1:]
 
 
-def interval_text(interval: Sequence[float] | None) -> str:
-    return NONE if interval is None else f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f}"
-
-
-def facts_of(manifest: Mapping[str, Any]) -> list[list[str]]:
-    """Name and value of what is noted of the run, but for its settings and figures, which stand elsewhere."""
-    elsewhere = {"format", "category", "data_set", "settings", "metrics"}
+def run_facts(manifest: Mapping[str, object]) -> list[list[str]]:
+    """Return name and value of what the manifest says of the run, except what the page shows elsewhere."""
     facts = {
         name.replace("_", " "): value
         for name, value in manifest.items()
-        if name not in elsewhere and value not in (None, "", {}, [])
+        if name not in SHOWN_ELSEWHERE and value not in (None, "", {}, [])
     }
-    if isinstance(memory := facts.pop("peak memory bytes", None), (int, float)):
+    memory = facts.pop("peak memory bytes", None)
+    if isinstance(memory, (int, float)):
         facts["peak memory"] = f"{memory / BYTES_PER_GIB:.2f} GiB"
-    return [[name, setting_text(value)] for name, value in facts.items()]
+    return [[name, value_text(value)] for name, value in facts.items()]
 
 
-def settings_of(manifest: Mapping[str, Any]) -> list[list[str]]:
-    sections = manifest.get("settings")
-    if not isinstance(sections, dict):
-        return []
-    return [
-        [f"{section}.{key}", setting_text(value)]
-        for section, values in sections.items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-    ]
-
-
-def setting_text(value: Any) -> str:
+def value_text(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {setting_text(part)}" for name, part in value.items())
+        return ", ".join(f"{name} {value_text(part)}" for name, part in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(setting_text, value))
-    return f"{value:.6g}" if isinstance(value, float) else NONE if value is None else str(value)
+        return ", ".join(map(value_text, value))
+    return f"{value:.6g}" if isinstance(value, float) else MISSING if value is None else str(value)
 
 
 def fill_template(template: str, data: object, pictures: object) -> Iterator[str]:
-    """The page in parts: the template with both blocks of JSON in it, and with a policy that lets only its own script and style work."""
+    """Yield the page in parts: the template with both blocks of JSON and a policy for its own script and style only."""
     for kind in ("script", "style"):
         content = re.search(f"<{kind}>(.*?)</{kind}>", template, re.DOTALL)
         digest = hashlib.sha256(content[1].encode()).digest() if content else b""
         template = template.replace(f"{{{{{kind}}}}}", f"'sha256-{base64.b64encode(digest).decode()}'")
+    blocks = {"{{data}}": data, "{{pictures}}": pictures}
     for part in re.split(r"(\{\{data\}\}|\{\{pictures\}\})", template):
-        yield (
-            as_text({"{{data}}": data, "{{pictures}}": pictures}[part])
-            if part in ("{{data}}", "{{pictures}}")
-            else part
-        )
+        yield json_for_page(blocks[part]) if part in blocks else part
 
 
-def as_text(value: object) -> str:
-    """JSON that can stand in a page: nothing in it begins or ends an element."""
-    return json.dumps(without_infinities(value)).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+def json_for_page(value: object) -> str:
+    """Return JSON in which nothing begins or ends an element of the page."""
+    return json.dumps(json_value(value)).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def without_infinities(value: Any) -> Any:
-    """With bytes of names that are no text as \\xff, as a page holds text alone, and with numbers that JSON has not as words."""
+def json_value(value: object) -> object:
+    """Return what JSON can hold: bytes that are no text become \\xff, infinite numbers become text."""
     if isinstance(value, str):
         return re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", value)
     if isinstance(value, dict):
-        return {name: without_infinities(part) for name, part in value.items()}
+        return {name: json_value(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_infinities(part) for part in value]
+        return [json_value(part) for part in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

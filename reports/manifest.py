@@ -1,4 +1,4 @@
-"""How a result was made: manifest.json beside it, enough to repeat it and to say what differs."""
+"""manifest.json: how a result was made, enough to repeat it and to say what differs."""
 
 import importlib.metadata
 import json
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 from dataset import Sample, picture_fingerprint
 from runtime.errors import MissingFileError, UserError
@@ -17,31 +17,45 @@ from storage.fingerprint import as_stored
 
 MANIFEST, FORMAT = "manifest.json", "ddad-manifest-1"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
-INPUTS = ("settings", "versions", "git_commit", "device", "data", "weights")  # all that the figures depend on
+INPUTS = ("settings", "versions", "git_commit", "device", "data", "weights")  # all that the metrics depend on
 KIB = 1024
+PART_TYPES = {"settings": dict, "versions": dict, "data": dict, "metrics": dict, "category": str, "data_set": str}
+
+
+class Manifest(TypedDict):
+    """The parts of a manifest.json that are read; `load_manifest` checks all but `weights`."""
+
+    settings: dict[str, dict[str, object]]
+    versions: dict[str, object]
+    data: dict[str, object]
+    metrics: dict[str, object]
+    category: str
+    data_set: str
+    weights: str
 
 
 def result_inputs(
-    settings: Mapping[str, Any], data: Mapping[str, Iterable[Sample]], weights: str, device: str
-) -> dict[str, Any]:
-    """All that the figures depend on: settings by section, pictures by split, hash of the weights, device, and versions of the code."""
+    settings: Mapping[str, object], data: Mapping[str, Iterable[Sample]], weights: str, device: str
+) -> dict[str, object]:
+    """Return all that the metrics depend on: `INPUTS`, with `data` by split and `weights` as their hash."""
     pictures = {split: picture_fingerprint(samples) for split, samples in data.items()}
-    code = {"versions": versions(), "git_commit": git_commit()}
+    code = {"versions": package_versions(), "git_commit": git_commit()}
     return as_stored({"settings": settings, **code, "device": device, "data": pictures, "weights": weights})
 
 
-def versions() -> dict[str, str]:
-    there = {"python": platform.python_version()}
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of those `PACKAGES` that are installed."""
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            there[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return there
+    return versions
 
 
 def git_commit() -> str | None:
-    """Of this code, with -dirty behind it where files were changed; None where it is not a clone."""
+    """Return the commit of this code, with -dirty for changed files; None outside of a clone."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
@@ -50,27 +64,27 @@ def git_commit() -> str | None:
 
 
 def peak_memory() -> int | None:
-    """Bytes that this process held at most so far, where the system tells."""
+    """Return the peak memory of this process in bytes, where the system reports it."""
     try:
         import resource
     except ImportError:  # Windows
         return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * KIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * KIB
 
 
 def write_manifest(
-    folder: Path, made: Mapping[str, Any], *, seconds: Mapping[str, float], metrics: Mapping[str, Any], remedy: str
+    folder: Path, inputs: Mapping[str, Any], *, seconds: Mapping[str, float], metrics: Mapping[str, object], remedy: str
 ) -> None:
-    """manifest.json of a result with these `metrics`."""
-    data, model = made["settings"]["data"], made["settings"]["model"]
+    """Write the manifest.json of a result: its `inputs` (of `result_inputs`), seconds by stage, and metrics."""
+    data, model = inputs["settings"]["data"], inputs["settings"]["model"]
     content = {
         "format": FORMAT,
         "data_set": data["name"],
         "category": data["category"],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seed": model["seed"],
-        **made,
+        **inputs,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "peak_memory_bytes": peak_memory(),
         "metrics": metrics,
@@ -80,67 +94,59 @@ def write_manifest(
         file.write("\n")
 
 
-def load_manifest(path: Path) -> dict[str, Any]:
-    """A manifest, named itself or by its folder. Raises FileNotFoundError where there is none, ValueError where it is something else."""
+def load_manifest(path: Path) -> Manifest:
+    """Return a manifest, given by its path or by its folder.
+
+    Raise MissingFileError where there is none, UserError where the file is something else.
+    """
     path = path / MANIFEST if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingFileError(
-            f"no manifest at {path}; detection leaves one in its results folder, and {MANIFEST} is its name"
+            f"no manifest at {path}; name a results folder of --detection or its {MANIFEST}"
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a manifest: {error}; detection leaves one in its results folder") from error
-    if not is_valid(content):
+    if not is_manifest(content):
         raise UserError(f"{path} is not a manifest of this version ({FORMAT}); run --detection again to have one")
     return content
 
 
-def is_valid(content: Any) -> bool:
-    """Whether all parts are there and of the right kind, so that whoever reads them need not look."""
-    parts = {"settings": dict, "versions": dict, "data": dict, "metrics": dict, "category": str, "data_set": str}
-    if (
-        not isinstance(content, dict)
-        or content.get("format") != FORMAT
-        or not all(isinstance(content.get(name), parts[name]) for name in parts)
-    ):
-        return False
-    metrics, settings = content["metrics"], content["settings"]
-    intervals = metrics.get("intervals", {})
+def is_manifest(content: Any) -> TypeGuard[Manifest]:
+    """Return whether all parts are there and of the right types, so that readers need no checks."""
     return (
-        all(isinstance(section, dict) for section in settings.values())
-        and all(isinstance(value, (dict, int, float)) for value in metrics.values())
-        and isinstance(intervals, dict)
-        and all(
-            isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, (int, float)) for end in ends)
-            for ends in intervals.values()
-        )
+        isinstance(content, dict)
+        and content.get("format") == FORMAT
+        and all(isinstance(content.get(name), kind) for name, kind in PART_TYPES.items())
+        and all(isinstance(section, dict) for section in content["settings"].values())
     )
 
 
-def is_result_of(folder: Path, made: Mapping[str, Any]) -> bool:
-    """Whether the folder holds the whole result of exactly this run."""
+def is_result_of(folder: Path, inputs: Mapping[str, object]) -> bool:
+    """Return whether the folder holds the complete result of these inputs."""
     try:
-        there = load_manifest(folder)
+        return not any(differences(load_manifest(folder), inputs))
     except (OSError, ValueError):
         return False
-    return not list(differences(there, made))
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What two results were made with that is not the same: 'model.w was 3, is 4'."""
+def differences(then: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:
+    """Yield what differs between the inputs of two results: 'model.w was 3, is 4'."""
     before, after = (
-        {name: value for part in INPUTS for name, value in leaves(part, made.get(part))} for made in (then, now)
+        {name: value for part in INPUTS for name, value in flatten_values(part, inputs.get(part))}
+        for inputs in (then, now)
     )
     for name in {**before, **after}:
         if before.get(name) != after.get(name):
-            yield f"{name.removeprefix('settings.').removeprefix('versions.')} was {before.get(name)}, is {after.get(name)}"
+            short = name.removeprefix("settings.").removeprefix("versions.")
+            yield f"{short} was {before.get(name)}, is {after.get(name)}"
 
 
-def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Nested values by their dotted names."""
+def flatten_values(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """Yield nested values with their dotted names, which begin with `name`."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from leaves(f"{name}.{key}", inner)
+            yield from flatten_values(f"{name}.{key}" if name else str(key), inner)
     else:
         yield name, value

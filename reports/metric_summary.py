@@ -1,7 +1,7 @@
-"""The curves behind the areas, thinned so that they can be drawn: ROC, overlap of regions (PRO), and the loss over training."""
+"""Metrics of one category with intervals, operating points and curves: computed, stored in metrics.json, printed."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,87 +12,35 @@ import metrics
 from metrics import OperatingPoint, Ranking, operating_point
 from runtime.errors import UserError
 
-POINTS = 200  # of a curve; no more than a hundredth of its height or width lies between two of them
-DIGITS = 5  # behind the decimal point of a rate
+POINTS = 200  # of a thinned curve, so that neighbours differ by at most 1 % of its width and height together
+DIGITS = 5  # decimals of a rate in a thinned curve
+PRO_LIMITS = (0.3, 0.05)  # false-positive rates up to which PRO is averaged
+MISSING = "–"
 
 Points = list[list[float]]  # (x, y) by rising x
-
-
-def curve_points(what: str, ranking: Ranking, limit: float) -> dict[str, Points]:
-    """By name the curves of `pictures` or of `pixels`: true- over false-positive rate, and overlap over false-positive rate up to `limit`."""
-    if what == "pictures":
-        return {"image_roc": roc_curve(ranking)}
-    return {"pixel_roc": roc_curve(ranking), "pro": pro_curve(ranking, limit)}
-
-
-def roc_curve(ranking: Ranking) -> Points:
-    """Share of the anomalous entries found over the share of normal ones flagged."""
-    return thin_points(curve_corners(ranking, np.full(len(ranking.values), 1 / len(ranking.values))))
-
-
-def pro_curve(ranking: Ranking, limit: float) -> Points:
-    """Mean share found of a region over the share of normal pixels flagged, up to `limit` (Bergmann et al. 2020)."""
-    sizes = np.bincount(ranking.regions)
-    points = curve_corners(ranking, (1 / (sizes * len(sizes)))[ranking.regions])
-    end = [limit, np.interp(limit, *points.T)]
-    return thin_points(np.vstack([points[points[:, 0] < limit], end]))
-
-
-def curve_corners(ranking: Ranking, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(P, 2) each corner of the curve as the threshold falls past the anomalous values, whose `weights` (A,) add up to 1.
-
-    Two a value: just above it and at it, so that what ties with normal entries is a slope.
-    """
-    last = np.flatnonzero(np.append(np.diff(ranking.values) > 0, True))[::-1]  # of each value, falling
-    first = np.append(last[1:] + 1, 0)
-    height = np.append(weights[::-1].cumsum()[::-1], 0)
-    points = np.empty((2 * len(last) + 2, 2))
-    points[0], points[-1] = 0, 1
-    points[1:-1:2] = np.stack([1 - ranking.up_to[last] / ranking.normals, height[last + 1]], axis=1)
-    points[2:-1:2] = np.stack([1 - ranking.below[first] / ranking.normals, height[first]], axis=1)
-    return points
-
-
-def thin_points(points: NDArray[np.float64]) -> Points:
-    """Some `POINTS` of (P, 2), both ends among them, at equal steps along a rising curve; all where there are no more."""
-    if len(points) > POINTS:
-        span = np.maximum(np.ptp(points, axis=0), np.finfo(float).tiny)
-        way = np.append(0, (np.abs(np.diff(points, axis=0)) / span).sum(axis=1).cumsum())
-        chosen = np.searchsorted(way, np.linspace(0, way[-1], POINTS)).clip(0, len(points) - 1)
-        points = points[np.unique(np.concatenate([[0], chosen, [len(points) - 1]]))]
-    return points.round(DIGITS).tolist()
-
-
-def training_curve(lines: Iterable[Mapping[str, Any]]) -> Points:
-    """Loss over the epoch, of those lines of training.jsonl that say it."""
-    points = [[line["epoch"], line["loss"]] for line in lines if "epoch" in line and "loss" in line]
-    chosen = np.unique(np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int))
-    return [points[index] for index in chosen]
-
-
 Interval = tuple[float, float]
 
 
 class Metric(NamedTuple):
-    """A figure of metrics.json: of scores and labels (pictures) or of maps and masks (pixels), asked for by a key of `metrics`.
+    """One metric of metrics.json.
 
-    `drawn` is its name among the intervals.
+    `level` is "pictures" (scores and labels) or "pixels" (maps and masks), `setting` the key of the section `metrics`
+    that asks for it, `interval` its name in `metrics.intervals`.
     """
 
     key: str
     name: str
-    of: str
-    asked_by: str
+    level: str
+    setting: str
     measure: Callable[[Ranking], float]
-    drawn: str
+    interval: str
 
 
-PRO_LIMITS = (0.3, 0.05)
 METRICS = (
     *(
-        Metric(f"{prefix}_{short}", f"{prefix} {name}", of, "auroc", measure, drawn)
-        for prefix, of in (("image", "pictures"), ("pixel", "pixels"))
-        for short, name, measure, drawn in (
+        Metric(f"{prefix}_{short}", f"{prefix} {name}", level, "auroc", measure, interval)
+        for prefix, level in (("image", "pictures"), ("pixel", "pixels"))
+        for short, name, measure, interval in (
             ("auroc", "AUROC", Ranking.auroc, "auroc"),
             ("ap", "AP", Ranking.average_precision, "average_precision"),
             ("f1_max", "F1-max", Ranking.f1_max, "f1_max"),
@@ -107,114 +55,182 @@ METRICS = (
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """Metrics as fractions by key, their 95 % intervals, the curves behind them, and what the threshold does (where there is one): to all
-    pictures, and to each kind of defect beside the normal ones."""
+    """The metrics of one category, as fractions by key, with their 95 % intervals and thinned curves.
 
-    values: dict[str, float]
-    intervals: dict[str, Interval]
-    lines: dict[str, Points]
-    operating_point: OperatingPoint | None
-    kinds: dict[str, OperatingPoint]
+    `operating_point` says what the threshold does to all pictures, `kinds` what it does to each kind of defect beside
+    the normal pictures. Without a threshold they are None and empty.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    curves: dict[str, Points] = field(default_factory=dict)
+    operating_point: OperatingPoint | None = None
+    kinds: dict[str, OperatingPoint] = field(default_factory=dict)
 
     @classmethod
-    def stored(cls, content: dict[str, Any]) -> "MetricSummary":
-        """Those of a metrics.json, which holds no curves. Raises ValueError where it is damaged."""
+    def from_stored(cls, content: Mapping[str, Any]) -> "MetricSummary":
+        """Read the content of a metrics.json, which holds no curves; raise UserError where it is damaged."""
         try:
-            return cls._of(content)
+            point = content.get("operating_point")
+            return cls(
+                {metric.key: float(content[metric.key]) for metric in METRICS if metric.key in content},
+                {name: (float(low), float(high)) for name, (low, high) in content.get("intervals", {}).items()},
+                operating_point=OperatingPoint(**point) if point else None,
+                kinds={kind: OperatingPoint(**counts) for kind, counts in content.get("kinds", {}).items()},
+            )
         except (TypeError, ValueError, LookupError, AttributeError) as error:
-            raise UserError(f"the stored figures are damaged ({error}); --force makes them again") from error
+            raise UserError(f"the stored metrics are damaged ({error}); repeat detection with --force") from error
 
-    @classmethod
-    def _of(cls, content: dict[str, Any]) -> "MetricSummary":
-        point = content.get("operating_point")
-        return cls(
-            {metric.key: content[metric.key] for metric in METRICS if metric.key in content},
-            {name: (low, high) for name, (low, high) in content["intervals"].items()},
-            {},
-            OperatingPoint(**point) if point else None,
-            {kind: OperatingPoint(**one) for kind, one in content.get("kinds", {}).items()},
-        )
-
-    def as_stored(self) -> dict[str, Any]:
-        """What metrics.json holds of them."""
-        content: dict[str, Any] = {**self.values, "intervals": self.intervals}
+    def as_stored(self) -> dict[str, object]:
+        """Return the content for metrics.json."""
+        content: dict[str, object] = {**self.values, "intervals": self.intervals}
         if self.operating_point:
             content["operating_point"] = asdict(self.operating_point)
             content["kinds"] = {kind: asdict(point) for kind, point in self.kinds.items()}
         return content
 
 
-def summarise(
+def summarise_metrics(
     scores: NDArray[np.float64],
     kinds: NDArray[np.str_],
     normal: str,
     maps: NDArray[np.float32],
     masks: NDArray[np.bool_] | None,
     *,
-    wanted: Sequence[Metric],
+    selected: Sequence[Metric],
     resamples: int,
     seed: int,
     threshold: float | None,
 ) -> MetricSummary:
-    """Scores and kinds (N,), of which `normal` names the good ones, maps and masks (N, S, S): those `wanted` metrics that the data allow, with
-    intervals from `resamples` (0: none), and the operating point of a threshold."""
+    """Return those of the selected metrics that the data allow.
+
+    scores and kinds: (N,), `normal` is the kind of normal pictures. maps and masks: (N, S, S).
+    `resamples` is the number of bootstrap samples behind the intervals; 0 leaves the intervals out.
+    """
     labels = kinds != normal
     values: dict[str, float] = {}
     intervals: dict[str, Interval] = {}
-    lines: dict[str, Points] = {}
-    for of, measured, truth in (("pictures", scores, labels), ("pixels", maps, masks)):
-        asked = [metric for metric in wanted if metric.of == of]
-        if not asked or truth is None or not truth.any() or truth.all():
+    curves: dict[str, Points] = {}
+    for level, measured, truth in (("pictures", scores, labels), ("pixels", maps, masks)):
+        chosen = [metric for metric in selected if metric.level == level]
+        if not chosen or truth is None or not truth.any() or truth.all():
             continue
         ranking = metrics.rank(measured, truth)
-        values |= {metric.key: metric.measure(ranking) for metric in asked}
-        lines |= curve_points(of, ranking, PRO_LIMITS[0])
+        values |= {metric.key: metric.measure(ranking) for metric in chosen}
+        curves |= build_curves(level, ranking)
         if resamples:
-            drawn = metrics.intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
-            intervals |= {metric.key: drawn[metric.drawn] for metric in asked}
+            by_name = metrics.intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
+            intervals |= {metric.key: by_name[metric.interval] for metric in chosen}
     if threshold is None:
-        return MetricSummary(values, intervals, lines, None, {})
-    beside = {str(kind): ~labels | (kinds == kind) for kind in np.unique(kinds[labels])}
-    points = {kind: operating_point(scores[part], labels[part], threshold) for kind, part in beside.items()}
-    return MetricSummary(values, intervals, lines, operating_point(scores, labels, threshold), points)
+        return MetricSummary(values, intervals, curves)
+    parts = {str(kind): ~labels | (kinds == kind) for kind in np.unique(kinds[labels])}
+    points = {kind: operating_point(scores[part], labels[part], threshold) for kind, part in parts.items()}
+    return MetricSummary(values, intervals, curves, operating_point(scores, labels, threshold), points)
 
 
-def metric_lines(figures: MetricSummary, wanted: Sequence[Metric], masked: bool) -> Iterator[str]:
-    """One line a metric, in percent with its interval, with a word on why one is missing; `masked`: whether there are masks."""
-    for metric in wanted:
-        if metric.key in figures.values:
-            yield f"  {metric.name:18}{100 * figures.values[metric.key]:5.1f} %{interval_words(figures.intervals.get(metric.key))}"
-        elif metric.of == "pixels" and not masked:
-            yield f"  {metric.name:18}    – (no masks: data.mask is False)"
+def metric_lines(summary: MetricSummary, selected: Sequence[Metric], masked: bool) -> Iterator[str]:
+    """Yield a printed line per metric; `masked` says whether the data set has masks."""
+    for metric in selected:
+        if metric.key in summary.values:
+            interval = interval_text(summary.intervals.get(metric.key))
+            yield f"  {metric.name:18}{100 * summary.values[metric.key]:5.1f} %{interval}"
+        elif metric.level == "pixels" and not masked:
+            yield f"  {metric.name:18}    {MISSING} (no masks: data.mask is False)"
         else:
-            yield f"  {metric.name:18}    – (needs normal and defective {metric.of} in test)"
+            yield f"  {metric.name:18}    {MISSING} (needs normal and defective {metric.level} in test)"
 
 
-def interval_words(interval: Interval | None) -> str:
+def interval_text(interval: Interval | None) -> str:
     if interval is None:
         return ""
     low, high = interval
-    return (
-        f"   [{100 * low:.1f}, {100 * high:.1f}]"
-        if low < high
-        else "   (the same in all resamples, so that they bound nothing)"
-    )
+    return f"   [{100 * low:.1f}, {100 * high:.1f}]" if low < high else "   (no interval: all resamples are equal)"
 
 
-def verdict_lines(figures: MetricSummary) -> Iterator[str]:
-    """What the threshold does, with the counts behind each share; nothing without one."""
-    point = figures.operating_point
+def threshold_lines(summary: MetricSummary) -> Iterator[str]:
+    """Yield printed lines on what the threshold does; none without a threshold."""
+    point = summary.operating_point
     if point is None:
         return
-    yield (
-        f"  at the threshold {point.threshold:.4g}: false alarms {share_text(point.false_positives, point.true_negatives)}, "
-        f"recall {share_text(point.true_positives, point.false_negatives)}, precision {share_text(point.true_positives, point.false_positives)}"
-    )
-    if figures.kinds:
-        yield "  found by kind: " + ", ".join(
-            f"{kind} {share_text(point.true_positives, point.false_negatives)}" for kind, point in figures.kinds.items()
+    alarms = share_text(point.false_positives, point.true_negatives)
+    recall = share_text(point.true_positives, point.false_negatives)
+    precision = share_text(point.true_positives, point.false_positives)
+    yield f"  at the threshold {point.threshold:.4g}: false alarms {alarms}, recall {recall}, precision {precision}"
+    if summary.kinds:
+        shares = (
+            f"{kind} {share_text(counts.true_positives, counts.false_negatives)}"
+            for kind, counts in summary.kinds.items()
         )
+        yield f"  found by kind: {', '.join(shares)}"
 
 
 def share_text(part: int, rest: int) -> str:
-    return f"{part} of {part + rest} ({part / (part + rest):.1%})" if part + rest else "– (none)"
+    return f"{part} of {part + rest} ({part / (part + rest):.1%})" if part + rest else f"{MISSING} (none)"
+
+
+def percent(fraction: object) -> str:
+    return f"{100 * fraction:.1f}" if isinstance(fraction, (int, float)) else MISSING
+
+
+def short_name(key: str) -> str:
+    """Return the name of a metric without the limit in parentheses."""
+    return next(metric.name for metric in METRICS if metric.key == key).partition(" (")[0]
+
+
+def mean_if_complete(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None where a value is missing, as a mean over fewer values compares with nothing."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def build_curves(level: str, ranking: Ranking) -> dict[str, Points]:
+    """Return the thinned curves of a level by name: the ROC curve, for pixels also the PRO curve."""
+    if level == "pictures":
+        return {"image_roc": roc_curve(ranking)}
+    return {"pixel_roc": roc_curve(ranking), "pro": pro_curve(ranking, PRO_LIMITS[0])}
+
+
+def roc_curve(ranking: Ranking) -> Points:
+    """Return the true-positive rate over the false-positive rate."""
+    return thin_points(curve_corners(ranking, np.full(len(ranking.values), 1 / len(ranking.values))))
+
+
+def pro_curve(ranking: Ranking, limit: float) -> Points:
+    """Return the mean overlap of a region over the false-positive rate up to `limit` (Bergmann et al. 2020)."""
+    sizes = np.bincount(ranking.regions)
+    points = curve_corners(ranking, (1 / (sizes * len(sizes)))[ranking.regions])
+    end = [limit, np.interp(limit, *points.T)]
+    return thin_points(np.vstack([points[points[:, 0] < limit], end]))
+
+
+def curve_corners(ranking: Ranking, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the corners (P, 2) of the curve that a falling threshold draws.
+
+    `weights` (A,) of the anomalous values add up to 1. Each value gives two corners, just above it and at it, so that
+    a tie with normal entries becomes a slope.
+    """
+    last = np.flatnonzero(np.append(np.diff(ranking.values) > 0, True))[::-1]  # index of each distinct value, falling
+    first = np.append(last[1:] + 1, 0)
+    height = np.append(weights[::-1].cumsum()[::-1], 0)
+    points = np.empty((2 * len(last) + 2, 2))
+    points[0], points[-1] = 0, 1
+    points[1:-1:2] = np.stack([1 - ranking.up_to[last] / ranking.normals, height[last + 1]], axis=1)
+    points[2:-1:2] = np.stack([1 - ranking.below[first] / ranking.normals, height[first]], axis=1)
+    return points
+
+
+def thin_points(points: NDArray[np.float64]) -> Points:
+    """Return about `POINTS` of the points (P, 2) at equal steps along a rising curve, both ends included."""
+    if len(points) > POINTS:
+        span = np.maximum(np.ptp(points, axis=0), np.finfo(float).tiny)
+        distance = np.append(0, (np.abs(np.diff(points, axis=0)) / span).sum(axis=1).cumsum())
+        chosen = np.searchsorted(distance, np.linspace(0, distance[-1], POINTS)).clip(0, len(points) - 1)
+        points = points[np.unique(np.concatenate([[0], chosen, [len(points) - 1]]))]
+    return points.round(DIGITS).tolist()
+
+
+def training_curve(lines: Iterable[Mapping[str, float]]) -> Points:
+    """Return the loss over the epoch, of those lines of training.jsonl that hold both."""
+    points = [[line["epoch"], line["loss"]] for line in lines if "epoch" in line and "loss" in line]
+    chosen = np.unique(np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int))
+    return [points[index] for index in chosen]

@@ -1,63 +1,73 @@
-"""Split off results.py."""
+"""predictions.jsonl and predictions.csv: a row per picture, appended one by one, so that a killed run can continue."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from reports.writer import REMEDY, read_json
+from reports.reader import read_json_object
+from reports.writer import REMEDY
 from runtime.errors import UserError, UserFileError
 from storage import folder_lock
 from storage.atomic_file import atomic_write, write_error_text
 from storage.safe_csv import write_rows
 
 PREDICTIONS = "predictions"
-AT_ONCE = "at_once"
-PREDICTION_COLUMNS = ("path", "verdict", "score", "p_value", "regions", "area", "boxes", "error")
+AT_ONCE = "at_once"  # the batch size in predictions.json
+COLUMNS = ("path", "verdict", "score", "p_value", "regions", "area", "boxes", "error")
+
+
+class PredictionRow(TypedDict):
+    """A line of predictions.jsonl; each region has box, area and peak."""
+
+    path: str
+    verdict: str
+    score: float | None
+    p_value: float | None
+    regions: Sequence[Mapping[str, Any]]
+    error: str
 
 
 class Predictions:
-    """A row a picture in predictions.jsonl and predictions.csv, added as they are done; the former is what a later run continues.
+    """The predictions of a folder, continued from earlier rows.
 
-    Rows that are there are kept, but for one cut short and those of pictures that could not be read. `run` names what the rows are made
-    with; `anew` drops those that are there. `at_once` pictures are judged together: as many as before where rows are there. Raises ValueError
-    where those were made with something else.
+    Earlier rows stay, except damaged ones and those of unreadable pictures; `replace` drops them all.
+    `run` says what the rows depend on. Raise UserError where earlier rows depend on something else.
+    `batch_size` stays that of the earlier rows, as the last digits of a score depend on it.
     """
 
-    def __init__(self, folder: Path, run: dict[str, Any], at_once: int = 1, anew: bool = False):
+    def __init__(self, folder: Path, run: Mapping[str, object], batch_size: int = 1, replace: bool = False):
         self._lines, self._table, note = (folder / f"{PREDICTIONS}.{ending}" for ending in ("jsonl", "csv", "json"))
-        rows = [] if anew else list(whole_rows(self._lines))
-        noted = read_json(note) if rows else None
-        before = noted.pop(AT_ONCE, None) if isinstance(noted, dict) else None
-        if rows and noted != run:
-            raise UserError(
-                f"{folder} holds predictions by another detector or threshold, or of other pictures than asked for; {REMEDY}"
-            )
-        self.at_once = before if type(before) is int and before > 0 else at_once
-        kept = [row for row in rows if not row["error"]]
+        rows = [] if replace else list(read_rows(self._lines))
+        earlier = read_json_object(note) if rows else {}
+        stored = earlier.pop(AT_ONCE, None)
+        if rows and earlier != run:
+            raise UserError(f"{folder} holds predictions of another detector, threshold or input; {REMEDY}")
+        self.batch_size = stored if type(stored) is int and stored > 0 else batch_size
+        rows = [row for row in rows if not row["error"]]
+        self.done = {row["path"] for row in rows}
         with atomic_write(note, REMEDY, "w") as file:
-            json.dump({**run, AT_ONCE: self.at_once}, file)
+            json.dump({**run, AT_ONCE: self.batch_size}, file)
         with atomic_write(self._lines, REMEDY, "w") as file:
-            file.writelines(json_line(row) for row in kept)
+            file.writelines(json_line(row) for row in rows)
         with atomic_write(self._table, REMEDY, "w") as file:
-            write_rows(file, [PREDICTION_COLUMNS, *map(table_row, kept)])
-        self.done = {row["path"] for row in kept}
+            write_rows(file, [COLUMNS, *map(table_row, rows)])
 
     @staticmethod
-    def there(folder: Path) -> bool:
+    def exist_in(folder: Path) -> bool:
         return (folder / f"{PREDICTIONS}.jsonl").is_file()
 
     @staticmethod
-    def refuse_others(folder: Path) -> None:
-        """Raises ValueError where the folder holds predictions."""
-        rows = sum(1 for _ in whole_rows(folder / f"{PREDICTIONS}.jsonl"))
-        if rows:
+    def refuse_existing(folder: Path) -> None:
+        """Raise UserError where the folder holds predictions."""
+        count = sum(1 for _ in read_rows(folder / f"{PREDICTIONS}.jsonl"))
+        if count:
             raise UserError(
-                f"{folder} holds predictions of {rows} pictures; continue them with --resume, replace them with --force, or {REMEDY}"
+                f"{folder} holds predictions of {count} pictures; "
+                f"continue them with --resume, replace them with --force, or {REMEDY}"
             )
 
-    def add(self, row: dict[str, Any]) -> None:
-        """A row with path, verdict, score, p_value, regions (each box, area and peak) and error."""
+    def add(self, row: PredictionRow) -> None:
         try:
             folder_lock.refuse_replaced(self._lines)
             with self._lines.open("a", encoding="utf-8", errors="surrogateescape") as file:
@@ -65,33 +75,31 @@ class Predictions:
             with self._table.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 write_rows(file, [table_row(row)])
         except OSError as error:
-            raise UserFileError(
-                f"can't write {self._lines}: {write_error_text(error, REMEDY)}; --resume continues"
-            ) from error
+            reason = write_error_text(error, REMEDY)
+            raise UserFileError(f"can't write {self._lines}: {reason}; --resume continues") from error
 
 
-def json_line(row: dict[str, Any]) -> str:
+def json_line(row: PredictionRow) -> str:
     return json.dumps(row) + "\n"
 
 
-def table_row(row: dict[str, Any]) -> list[object]:
-    """`boxes` are left top right bottom, apart by semicolons."""
+def table_row(row: PredictionRow) -> list[object]:
+    """Return the cells of predictions.csv; a box is "left top right bottom", semicolons separate boxes."""
     boxes = "; ".join(" ".join(map(str, region["box"])) for region in row["regions"])
     area = sum(region["area"] for region in row["regions"])
-    numbers = ["" if row[name] is None else f"{row[name]:.8g}" for name in ("score", "p_value")]
+    numbers = ["" if value is None else f"{value:.8g}" for value in (row["score"], row["p_value"])]
     return [row["path"], row["verdict"], *numbers, len(row["regions"]), area, boxes, row["error"]]
 
 
-def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a predictions.jsonl, but for those that are cut short or damaged."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        yield from (row for row in map(read_row, file) if row is not None)
+def read_rows(path: Path) -> Iterator[PredictionRow]:
+    """Yield the rows of a predictions.jsonl, except damaged ones."""
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from filter(None, map(read_row, file))
 
 
-def read_row(line: bytes) -> dict[str, Any] | None:
-    """A line of predictions.jsonl; None for what is none."""
+def read_row(line: bytes) -> PredictionRow | None:
+    """Return the row in a line of predictions.jsonl; None for a damaged line."""
     try:
         row = json.loads(line.decode("utf-8"))
         "".join(map(str, table_row(row))).encode("utf-8", "surrogateescape")

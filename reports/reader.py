@@ -1,22 +1,25 @@
-"""A results folder read back: its scores, figures, curves and notes, and the threshold that its page starts from."""
+"""A results folder read back: scores, metrics, curves, manifest, and the first threshold of its page."""
 
 import csv
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from config.published import published_metrics
 from metrics import youden_threshold
 from reports.manifest import MANIFEST
-from reports.writer import CURVES, METRICS, SCORES, read_json
+from reports.metric_summary import MetricSummary, Points, percent
+from reports.writer import CURVES, METRICS_FILE, SCORES
 from runtime.errors import MissingFileError, UserError
 
-SCORE_DIGITS = 9  # of scores.csv; a threshold of as many compares with them as the unrounded ones do
+SCORE_DIGITS = 9  # of scores.csv: a threshold of as many digits gives the same verdicts as the unrounded one
+REMEDY = "run --detection True on that category again"
 
 
 class ScoredPicture(NamedTuple):
-    """A picture of scores.csv."""
+    """A row of scores.csv."""
 
     path: str
     defective: bool
@@ -25,96 +28,124 @@ class ScoredPicture(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The folder it is in, below test."""
+        """The name of its folder in test."""
         return self.path.split("/")[1] if self.path.count("/") > 1 else ""
 
 
 class InitialThreshold(NamedTuple):
-    """Where the threshold begins, and a sentence on where it comes from; a picture is anomalous where its score is above it."""
+    """The first threshold of a page, and sentences on its source. A score above it means anomalous."""
 
     threshold: float
     source: str
 
 
 class ResultFolder(NamedTuple):
-    """What a results folder holds; `name` is the category's."""
+    """The content of a results folder.
+
+    `name` is the category's, `metrics` all of metrics.json; `layers` are those of the gallery that this run has drawn.
+    """
 
     folder: Path
     name: str
+    data_set: str
     rows: list[ScoredPicture]
-    figures: dict[str, Any]
-    curves: dict[str, Any]
-    manifest: dict[str, Any]
+    metrics: dict[str, object]
+    summary: MetricSummary
+    curves: dict[str, Points]
+    layers: list[str]
+    manifest: dict[str, object]
     start: InitialThreshold
 
     @property
     def published(self) -> dict[str, float]:
-        """The paper's values in percent, of the category of this name; none where the manifest names another data set."""
-        return published_metrics(self.name, self.manifest.get("data_set"))
+        """The paper's metrics of this category in percent; empty where the manifest names another data set."""
+        return published_metrics(self.name, self.data_set or None)
 
 
 def read_result(folder: Path) -> ResultFolder:
-    """Raises FileNotFoundError or ValueError where its scores are missing or damaged; does without whatever else is."""
+    """Read a results folder, as far as its files go.
+
+    Raise MissingFileError without scores, UserError for damaged ones. Other files may be missing or damaged.
+    """
     rows = list(read_scores(folder / SCORES))
-    figures, curves, manifest = (read_metrics(folder / name) for name in (METRICS, CURVES, MANIFEST))
-    name = str(manifest.get("category", folder.resolve().name))
-    return ResultFolder(folder, name, rows, figures, curves, manifest, initial_threshold(rows, figures))
+    metrics, curves, manifest = (read_json_object(folder / name) for name in (METRICS_FILE, CURVES, MANIFEST))
+    layers = curves.pop("layers", [])
+    try:
+        summary = MetricSummary.from_stored(metrics)
+    except UserError:
+        summary = MetricSummary()
+    return ResultFolder(
+        folder,
+        str(manifest.get("category", folder.resolve().name)),
+        str(manifest.get("data_set") or ""),
+        rows,
+        metrics,
+        summary,
+        cast(dict[str, Points], curves),
+        cast(list[str], layers),
+        manifest,
+        initial_threshold(rows, summary, metrics.get("calibration")),
+    )
 
 
 def read_scores(path: Path) -> Iterator[ScoredPicture]:
-    remedy = "run --detection True on that category again"
+    """Yield the rows of a scores.csv; raise UserError, MissingFileError where there is none."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             lines = list(csv.DictReader(file))
     except FileNotFoundError:
-        raise MissingFileError(f"no results at {path}; {remedy}") from None
+        raise MissingFileError(f"no results at {path}; {REMEDY}") from None
     if not lines:
-        raise UserError(f"{path} holds no scores; {remedy}")
+        raise UserError(f"{path} holds no scores; {REMEDY}")
     for number, line in enumerate(lines, start=1):
         try:
-            row = ScoredPicture(
-                line["path"],
-                line["label"] == "1",
-                float(line["score"]),
-                float(line["p_value"]) if line.get("p_value") else None,
-            )
+            p_value = float(line["p_value"]) if line.get("p_value") else None
+            row = ScoredPicture(line["path"], line["label"] == "1", float(line["score"]), p_value)
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"picture {number} of {path} has no path, label and score; {remedy}") from None
+            raise UserError(f"row {number} of {path} has no valid path, label and score; {REMEDY}") from None
         if not math.isfinite(row.score):
-            raise UserError(f"picture {number} of {path} has the score {row.score}; {remedy}")
+            raise UserError(f"row {number} of {path} has the score {row.score}; {REMEDY}")
         yield row
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """A JSON file's content; nothing where it is missing or damaged, for the page is useful without."""
-    content = read_json(path)
+def read_json_object(path: Path) -> dict[str, object]:
+    """Return the object in a JSON file; an empty one where the file is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
     return content if isinstance(content, dict) else {}
 
 
-def initial_threshold(rows: Sequence[ScoredPicture], figures: Mapping[str, Any]) -> InitialThreshold:
-    point, calibration = figures.get("operating_point"), figures.get("calibration") or {}
-    if point:
-        seen = (
-            "held out of training"
-            if calibration.get("held_out")
-            else "that training has seen, so that new normal ones may score higher"
-        )
-        rate, most = (f"{100 * calibration.get(key, math.nan):.1f} %" for key in ("rate", "at_most"))
-        source = (
-            f"Measured on {calibration.get('pictures')} normal pictures {seen}, before any test picture: "
-            f"{rate} false alarms are expected, at most {most} with 95 % confidence."
-        )
-        return InitialThreshold(float(f"{point['threshold']:.{SCORE_DIGITS}g}"), source)
+def initial_threshold(rows: Sequence[ScoredPicture], summary: MetricSummary, calibration: object) -> InitialThreshold:
+    """Return the calibrated threshold; without one Youden's on the test pictures, else the highest score."""
+    if summary.operating_point:
+        threshold = float(f"{summary.operating_point.threshold:.{SCORE_DIGITS}g}")
+        return InitialThreshold(threshold, calibration_text(calibration if isinstance(calibration, dict) else {}))
     scores, labels = [row.score for row in rows], [row.defective for row in rows]
     if all(labels) or not any(labels):
         return InitialThreshold(
             max(scores),
-            "No threshold was measured, and none can be taken from these scores: it starts at the highest. Set it by hand.",
+            "There is no calibrated threshold, and these scores cannot give one: all test pictures have the same label. "
+            "The first threshold is the highest score. Set it by hand.",
         )
     best = youden_threshold(scores, labels)
     below = max((score for score in scores if score < best), default=best - abs(best) - 1)
     return InitialThreshold(
         float(f"{(best + below) / 2:.{SCORE_DIGITS}g}"),
-        "No threshold was measured on normal pictures. It starts where recall minus false alarms is largest on these test pictures (Youden), "
-        "which needs their labels: on new pictures it will do worse.",
+        "There is no calibrated threshold. The first one maximises recall minus false-positive rate on these test "
+        "pictures (Youden). It depends on their labels: expect more errors on new pictures.",
+    )
+
+
+def calibration_text(calibration: dict[str, object]) -> str:
+    source = (
+        "held out of training"
+        if calibration.get("held_out")
+        else "of the training set; new normal pictures may score higher"
+    )
+    rate, most = (percent(calibration.get(key)) for key in ("rate", "at_most"))
+    return (
+        f"Calibrated on {calibration.get('pictures')} normal pictures {source}. No test picture was used. "
+        f"Expected false alarms: {rate} %; with 95 % confidence at most {most} %."
     )

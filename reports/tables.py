@@ -1,223 +1,221 @@
-"""Tables to read and to paste: a data set's categories beside the published figures, published settings, and runs side by side."""
+"""Tables to read and to paste: categories beside the paper, the paper's own results, and runs side by side."""
 
 import html
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tabulate import tabulate
 
 from config.load import did_you_mean
-from config.published import published_metrics, published_rows
-from reports import manifest
+from config.published import PUBLISHED_METRICS, published_metrics, published_rows
+from reports.manifest import MANIFEST, Manifest, differences, load_manifest
+from reports.metric_summary import MISSING, MetricSummary, mean_if_complete, percent, short_name
+from reports.writer import REMEDY
 from runtime.errors import MissingFileError, UserError
 from storage.atomic_file import atomic_write
 from storage.safe_csv import write_rows
 
-REMEDY = "choose another folder with --output"
-SUMMARY = "summary"
-FIGURES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO"}  # in percent, as published
-SETTINGS = {
-    "w": "model.w",
-    "v": "model.v",
-    "epochs": "model.epochs",
-    "DA_chp": "model.DA_chp",
-    "image_size": "data.image_size",
+SUMMARY, MEAN = "summary", "mean"
+TITLES = [short_name(key) for key in PUBLISHED_METRICS]
+SETTINGS = {  # columns of the summary → section and key
+    "w": ("model", "w"),
+    "v": ("model", "v"),
+    "epochs": ("model", "epochs"),
+    "DA_chp": ("model", "DA_chp"),
+    "image_size": ("data", "image_size"),
 }
-MEAN = "mean"
-NOTHING = "–"
-
-Row = dict[str, Any]
+COLUMNS = [f"{name}{suffix}" for name in PUBLISHED_METRICS for suffix in ("", "_published", "_difference")]
+DECIMALS = 4  # of a percentage in the summary files
 
 
 class Outcome(NamedTuple):
-    """What came of a category: the folder of its results, or the error that ended it."""
+    """The end of a category's run: the folder of its results, or the error that ended it."""
 
     category: str
     folder: Path | None
     error: str = ""
 
 
-def summary_rows(outcomes: Iterable[Outcome]) -> list[Row]:
-    """A row a category in the paper's order, then those that are not in it; figures in percent, None where there is none; the mean last."""
-    order = list(published_rows())
-    ordered = sorted(
-        outcomes, key=lambda one: (order.index(one.category) if one.category in order else len(order), one.category)
-    )
-    rows = [summary_row(one) for one in ordered]
-    done = [row for row in rows if not row["error"]]
-    columns = [name for name in (rows[0] if rows else {}) if name.startswith(tuple(FIGURES))]
-    mean = {name: mean_percent([row[name] for row in done]) for name in columns}
-    return [*rows, {"category": MEAN, **mean, **dict.fromkeys(SETTINGS), "error": ""}]
+class SummaryRow(NamedTuple):
+    """A category in the summary: `percentages` of this run, of the paper and their differences, by column."""
 
+    category: str
+    percentages: dict[str, float | None]
+    settings: Mapping[str, object]
+    error: str = ""
 
-def summary_row(outcome: Outcome) -> Row:
-    there = (
-        manifest.load_manifest(outcome.folder) if outcome.folder else {"metrics": {}, "settings": {}, "data_set": None}
-    )
-    paper = published_metrics(outcome.category, str(there["data_set"]))
-    row: Row = {"category": outcome.category}
-    for name in FIGURES:
-        ours, theirs = as_percent(there["metrics"].get(name)), paper.get(name)
-        difference = round(ours - theirs, 4) if ours is not None and theirs is not None else None
-        row |= {name: ours, f"{name}_published": theirs, f"{name}_difference": difference}
-    used = {
-        name: there["settings"].get(section, {}).get(leaf)
-        for name, (section, leaf) in ((n, p.split(".")) for n, p in SETTINGS.items())
-    }
-    return {**row, **used, "error": outcome.error}
+    def as_dict(self) -> dict[str, object]:
+        return {"category": self.category, **self.percentages, **self.settings, "error": self.error}
 
-
-def as_percent(fraction: object) -> float | None:
-    return round(100 * fraction, 4) if isinstance(fraction, (int, float)) else None
-
-
-def mean_percent(values: Sequence[float | None]) -> float | None:
-    """None where one is missing, as a mean over fewer compares with nothing."""
-    there = [value for value in values if value is not None]
-    return round(sum(there) / len(there), 4) if there and len(there) == len(values) else None
-
-
-def row_text(row: Row) -> list[str]:
-    """A summary's row as it is read: the category, figures with one decimal, differences with their sign, settings."""
-    cells = [row["category"]]
-    for name in FIGURES:
-        for figure, form in ((name, ".1f"), (f"{name}_published", ".1f"), (f"{name}_difference", "+.1f")):
-            cells.append(NOTHING if row[figure] is None else f"{row[figure]:{form}}")
-    return [
-        *cells,
-        *(
-            "" if row[name] is None else f"{row[name]:g}" if isinstance(row[name], float) else str(row[name])
-            for name in SETTINGS
-        ),
-    ]
+    def cells(self) -> list[str]:
+        """Return the row as text, a failed category without numbers."""
+        if self.error:
+            return [self.category, "failed", *[""] * (len(self.percentages) + len(self.settings) - 1)]
+        numbers = (
+            MISSING if value is None else f"{value:+.1f}" if name.endswith("_difference") else f"{value:.1f}"
+            for name, value in self.percentages.items()
+        )
+        settings = (
+            "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+            for value in self.settings.values()
+        )
+        return [self.category, *numbers, *settings]
 
 
 def write_summary(folder: Path, outcomes: Sequence[Outcome]) -> str:
-    """summary.csv, .json, .md and .tex in `folder`; returns the table for the screen."""
+    """Write summary.csv, .json, .md and .tex into `folder`; return the table to print."""
     rows = summary_rows(outcomes)
-    settings = {one.category: manifest.load_manifest(one.folder)["settings"] for one in outcomes if one.folder}
+    contents = [row.as_dict() for row in rows]
+    settings = {each.category: load_manifest(each.folder)["settings"] for each in outcomes if each.folder}
     table = io.StringIO(newline="")
-    write_rows(table, [list(rows[0]), *(["" if cell is None else cell for cell in row.values()] for row in rows)])
-    contents = {
+    write_rows(
+        table, [list(contents[0]), *(["" if cell is None else cell for cell in row.values()] for row in contents)]
+    )
+    files = {
         "csv": table.getvalue(),
-        "json": json.dumps({"rows": rows, "settings": settings}, indent=2) + "\n",
-        "md": render_table(rows, "github", in_markdown) + "\n",
-        "tex": render_table(rows, "latex_booktabs") + "\n",
+        "json": json.dumps({"rows": contents, "settings": settings}, indent=2) + "\n",
+        "md": render_summary(rows, "github", escape_markdown) + "\n",
+        "tex": render_summary(rows, "latex_booktabs") + "\n",
     }
-    for ending, content in contents.items():
+    for ending, content in files.items():
         with atomic_write(folder / f"{SUMMARY}.{ending}", REMEDY, "w") as file:
             file.write(content)
-    return render_table(rows, "simple")
+    return render_summary(rows, "simple")
 
 
-def render_table(rows: Sequence[Row], style: str, escape: Callable[[str], str] = str) -> str:
-    """The summary in a style of tabulate; failed categories have their error in place of figures."""
-    header = ["category", *(word for title in FIGURES.values() for word in (title, "paper", "diff")), *SETTINGS]
-    body = [[escape(cell) for cell in row_text(row)] for row in rows]
-    body = [
-        [line[0], "failed", *[""] * (len(header) - 2)] if row["error"] else line
-        for row, line in zip(rows, body, strict=True)
+def summary_rows(outcomes: Iterable[Outcome]) -> list[SummaryRow]:
+    """Return a row per category, in the paper's order and then by name, and the means as the last row."""
+    order = {category: place for place, category in enumerate(published_rows())}
+    ordered = sorted(outcomes, key=lambda each: (order.get(each.category, len(order)), each.category))
+    rows = [summary_row(each) for each in ordered]
+    done = [row.percentages for row in rows if not row.error]
+    means = {name: rounded(mean_if_complete([percentages[name] for percentages in done])) for name in COLUMNS}
+    return [*rows, SummaryRow(MEAN, means, dict.fromkeys(SETTINGS))]
+
+
+def summary_row(outcome: Outcome) -> SummaryRow:
+    manifest = load_manifest(outcome.folder) if outcome.folder else None
+    metrics = manifest["metrics"] if manifest else {}
+    settings = manifest["settings"] if manifest else {}
+    paper = published_metrics(outcome.category, manifest["data_set"]) if manifest else {}
+    percentages: dict[str, float | None] = {}
+    for name in PUBLISHED_METRICS:
+        fraction, published = metrics.get(name), paper.get(name)
+        ours = rounded(100 * fraction) if isinstance(fraction, (int, float)) else None
+        difference = rounded(ours - published) if ours is not None and published is not None else None
+        percentages |= {name: ours, f"{name}_published": published, f"{name}_difference": difference}
+    used = {name: settings.get(section, {}).get(key) for name, (section, key) in SETTINGS.items()}
+    return SummaryRow(outcome.category, percentages, used, outcome.error)
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DECIMALS)
+
+
+def render_summary(rows: Sequence[SummaryRow], style: str, escape: Callable[[str], str] = str) -> str:
+    """Return the summary in a style of tabulate, without empty columns."""
+    header = ["category", *(title for name in TITLES for title in (name, "paper", "diff")), *SETTINGS]
+    body = [[escape(cell) for cell in row.cells()] for row in rows]
+    keep = [
+        column
+        for column in range(len(header))
+        if column == 0 or any(line[column] not in ("", MISSING) for line in body)
     ]
-    empty = [index for index in range(1, len(header)) if all(line[index] in ("", NOTHING) for line in body)]
-    keep = [index for index in range(len(header)) if index not in empty]
-    return grid([[line[index] for index in keep] for line in body], [header[index] for index in keep], style)
+    return render_grid([[line[column] for column in keep] for line in body], [header[column] for column in keep], style)
 
 
-def grid(body: Sequence[Sequence[str]], header: Sequence[str], style: str) -> str:
-    """Text to the left in the first column, figures to the right in the others, as they stand."""
-    return tabulate(
-        body, header, tablefmt=style, disable_numparse=True, colalign=("left", *["right"] * (len(header) - 1))
-    )
+def render_grid(
+    body: Sequence[Sequence[str]], header: Sequence[str], style: str = "simple", text_columns: int = 1
+) -> str:
+    """Return a table whose first columns are aligned to the left and the others, numbers, to the right."""
+    sides = ["left"] * text_columns + ["right"] * (len(header) - text_columns)
+    return tabulate(body, header, tablefmt=style, disable_numparse=True, colalign=sides)
 
 
-def in_markdown(text: str) -> str:
-    """Text as text in a cell: no tags, no new cell, no emphasis."""
+def escape_markdown(text: str) -> str:
+    """Return text for a cell of a Markdown table: no tags, no new cell, no emphasis."""
     escaped = html.escape(" ".join(text.split()), quote=False)
     return "".join(f"\\{sign}" if sign in "|*_`[]\\" else sign for sign in escaped)
 
 
 def published_table(data_set: str) -> str:
-    """The paper's results and settings of MVTec AD or VisA, with the mean. Raises ValueError for another name."""
-    rows = [row for row in published_rows().values() if row["data_set"].lower() == data_set.lower()]
+    """Return the paper's results and settings of MVTec AD or VisA; raise UserError for another name."""
+    published = published_rows().values()
+    rows = [row for row in published if row["data_set"].lower() == data_set.lower()]
     if not rows:
-        known = sorted({row["data_set"] for row in published_rows().values()})
-        raise UserError(
-            f"nothing is published for {data_set!r}{did_you_mean(data_set, known)}; take {' or '.join(known)}"
-        )
-    settings = [name for name in rows[0] if name not in ("data_set", "category", *FIGURES)]
+        known = sorted({row["data_set"] for row in published})
+        suggestion = did_you_mean(data_set, known)
+        raise UserError(f"nothing is published for {data_set!r}{suggestion}; choose {' or '.join(known)}")
+    settings = [name for name in rows[0] if name not in ("data_set", "category", *PUBLISHED_METRICS)]
     body = [
-        [row["category"], *(f"{float(row[name]):.1f}" for name in FIGURES), *(row[name] for name in settings)]
+        [row["category"], *(f"{float(row[name]):.1f}" for name in PUBLISHED_METRICS), *(row[name] for name in settings)]
         for row in rows
     ]
-    means = [f"{sum(float(row[name]) for row in rows) / len(rows):.1f}" for name in FIGURES]
-    return grid([*body, [MEAN, *means, *[""] * len(settings)]], ["category", *FIGURES.values(), *settings], "simple")
+    means = [f"{sum(float(row[name]) for row in rows) / len(rows):.1f}" for name in PUBLISHED_METRICS]
+    return render_grid([*body, [MEAN, *means, *[""] * len(settings)]], ["category", *TITLES, *settings])
 
 
 class Result(NamedTuple):
     """A results folder and its manifest."""
 
     folder: Path
-    made: dict[str, Any]
+    manifest: Manifest
 
 
 def compare_results(paths: Sequence[Path]) -> str:
-    """Runs side by side: a line a category and figure, with 95 % intervals, and what the runs were made with that is not the same.
+    """Return runs side by side: a line per category and metric, then the differences of their inputs.
 
-    A run is a results folder or a folder of such. Raises FileNotFoundError where there is no manifest.
+    A run is a results folder, or a folder of them. Raise MissingFileError where there is no manifest.
     """
     runs = [results_in(path) for path in paths]
-    names = [f"{chr(ord('A') + number)}" if number < 26 else str(number) for number in range(len(paths))]
-    lines = [f"{name}: {path}" for name, path in zip(names, paths, strict=True)]
-    body = []
-    for category in dict.fromkeys(name for run in runs for name in run):
-        metrics = [run[category].made["metrics"] if category in run else {} for run in runs]
-        for figure in metric_cells(metrics):
-            body.append([category, figure, *(with_interval(one, figure) for one in metrics)])
-    lines += [
-        "",
-        tabulate(
-            body,
-            ["category", "figure", *names],
-            disable_numparse=True,
-            colalign=("left", "left", *["right"] * len(names)),
-        ),
-    ]
-    for name, run in list(zip(names, runs, strict=True))[1:]:
+    names = [chr(ord("A") + number) if number < 26 else str(number) for number in range(len(paths))]
+    table = render_grid(list(comparison_cells(runs)), ["category", "metric", *names], text_columns=2)
+    lines = [*(f"{name}: {path}" for name, path in zip(names, paths, strict=True)), "", table]
+    for name, run in zip(names[1:], runs[1:], strict=True):
         for category in (category for category in run if category in runs[0]):
-            differing = list(manifest.differences(runs[0][category].made, run[category].made))
-            lines += [
-                "",
-                f"{category}, {names[0]} and {name}:" + ("" if differing else " made alike"),
-                *(f"  {line}" for line in differing),
-            ]
+            differing = [f"  {line}" for line in differences(runs[0][category].manifest, run[category].manifest)]
+            title = f"{category}, {names[0]} and {name}:"
+            lines += ["", title if differing else f"{title} same inputs", *differing]
     return "\n".join(lines)
 
 
 def results_in(path: Path) -> dict[str, Result]:
-    """The result of a folder (or named by its manifest), or those in it, by category; by folder where two are of one category."""
-    if path.is_file() or (path / manifest.MANIFEST).is_file():
+    """Return the results of a folder by category; by the folder's name where two have the same category.
+
+    `path` is a results folder, its manifest, or a folder of results folders.
+    """
+    if path.is_file() or (path / MANIFEST).is_file():
         folders = [path if path.is_dir() else path.parent]
     else:
-        folders = sorted(file.parent for file in path.glob(f"*/{manifest.MANIFEST}")) if path.is_dir() else []
+        folders = sorted(file.parent for file in path.glob(f"*/{MANIFEST}")) if path.is_dir() else []
     if not folders:
-        raise MissingFileError(
-            f"no {manifest.MANIFEST} in {path} or its subfolders; detection leaves one in its results folder"
+        raise MissingFileError(f"no {MANIFEST} in {path} or its subfolders; name a results folder of --detection")
+    results = [Result(folder, load_manifest(folder)) for folder in folders]
+    names = [result.manifest["category"] for result in results]
+    return {
+        name if names.count(name) == 1 else result.folder.name: result
+        for name, result in zip(names, results, strict=True)
+    }
+
+
+def comparison_cells(runs: Sequence[Mapping[str, Result]]) -> Iterator[list[str]]:
+    """Yield category, metric and a value per run, for each published metric and each one with an interval."""
+    for category in dict.fromkeys(name for run in runs for name in run):
+        summaries = [
+            MetricSummary.from_stored(run[category].manifest["metrics"]) if category in run else MetricSummary()
+            for run in runs
+        ]
+        shown = (
+            key for summary in summaries for key in (*PUBLISHED_METRICS, *summary.intervals) if key in summary.values
         )
-    there = [Result(folder, manifest.load_manifest(folder)) for folder in folders]
-    names = [one.made["category"] for one in there]
-    return {name if names.count(name) == 1 else one.folder.name: one for name, one in zip(names, there, strict=True)}
+        for key in dict.fromkeys(shown):
+            yield [category, key, *(value_with_interval(summary, key) for summary in summaries)]
 
 
-def metric_cells(metrics: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of the figures that one of the runs has an interval of, or that are published."""
-    return list(dict.fromkeys(name for one in metrics for name in (*FIGURES, *one.get("intervals", {})) if name in one))
-
-
-def with_interval(metrics: Mapping[str, Any], figure: str) -> str:
-    if not isinstance(metrics.get(figure), (int, float)):
-        return NOTHING
-    low, high = metrics.get("intervals", {}).get(figure, (None, None))
-    return f"{100 * metrics[figure]:.1f}" + (f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None else "")
+def value_with_interval(summary: MetricSummary, key: str) -> str:
+    interval = summary.intervals.get(key)
+    text = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
+    return percent(summary.values.get(key)) + text

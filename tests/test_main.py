@@ -28,7 +28,7 @@ from config.load import load_settings
 from detection.calibration_file import CALIBRATION
 from detection.detector import Detector, Prediction
 from detection.evaluate import scored_map
-from reports.metric_summary import METRICS, interval_words
+from reports.metric_summary import METRICS, interval_text
 from training import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
     } and all(0 <= figures[key] <= 1 for key in keys)
     assert all(0 <= figures["intervals"][key][0] <= figures["intervals"][key][1] <= 1 for key in keys)
     assert (
-        f"image AUROC       {100 * figures['image_auroc']:5.1f} %{interval_words(figures['intervals']['image_auroc'])}"
+        f"image AUROC       {100 * figures['image_auroc']:5.1f} %{interval_text(figures['intervals']['image_auroc'])}"
         in out
     )
     assert "centre 224 of 256 pixels scored" in out and (figures["size"], figures["scored"]) == (256, 224)
@@ -438,8 +438,8 @@ def test_figures_compare_across_sizes_of_pictures(tiny_config):
 
 
 def test_an_interval_of_one_value_is_not_taken_for_certainty():
-    assert interval_words((0.5, 0.75)) == "   [50.0, 75.0]" and interval_words(None) == ""
-    assert "bound nothing" in interval_words((1.0, 1.0))
+    assert interval_text((0.5, 0.75)) == "   [50.0, 75.0]" and interval_text(None) == ""
+    assert "no interval" in interval_text((1.0, 1.0))
 
 
 def test_defects_too_small_to_be_seen_at_the_size_measured_are_counted(run_main, category, tmp_path):

@@ -117,7 +117,7 @@ def test_a_second_run_continues_only_when_asked_and_tries_unreadable_pictures_ag
     assert code == 0 and "0 pictures in" in out
     for change in ("model.w=2", "calibration.false_positive_rate=0.4"):
         code, _, err = inspect("--resume", change)
-        assert code == 2 and "by another detector or threshold" in err
+        assert code == 2 and "of another detector, threshold or input" in err
 
 
 def test_what_is_replaced_leaves_no_pictures_and_large_ones_go_one_by_one(inspect, pictures, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ CONTRAST = """() => {
   const worst = [21, ""];
   for (const node of document.querySelectorAll("body *")) {
     const own = [...node.childNodes].some((child) => child.nodeType === Node.TEXT_NODE && child.data.trim());
-    if (!own || !node.checkVisibility() || node.closest("script, noscript, .away")) continue;
+    if (!own || !node.checkVisibility() || node.closest("script, noscript, .visually-hidden")) continue;
     const style = getComputedStyle(node), letters = channels(node.closest("svg") ? style.fill : style.color);
     const both = [light(letters), light(ground(node))].sort((a, b) => a - b), ratio = (both[1] + 0.05) / (both[0] + 0.05);
     if (ratio < worst[0]) worst.splice(0, 2, ratio, node.outerHTML.slice(0, 80));
@@ -221,7 +221,7 @@ def test_a_picture_is_compared_by_blend_and_by_blink(folder, open_page):
     assert page.locator("#stage img").evaluate_all("all => all.map(one => one.alt)") == [
         "picture",
         "reconstruction",
-        "outline of the defect",
+        "ground-truth outline",
     ]
     until(
         lambda: page.locator("#stage img").first.evaluate("one => [one.naturalWidth, one.naturalHeight]") == [256, 171]
@@ -241,7 +241,7 @@ def test_a_picture_is_compared_by_blend_and_by_blink(folder, open_page):
     resting = opacity(page)
     page.wait_for_timeout(800)
     assert opacity(page) == resting and page.locator("#blink").get_attribute("aria-pressed") == "false"
-    page.get_by_label("outline", exact=True).uncheck()
+    page.locator("#dialog-outline").uncheck()
     assert not page.locator("#stage .outline").is_visible()
     page.locator("#close").click()
     assert not page.locator("#dialog").is_visible() and not page.locator("#gallery .outline").first.is_visible()
@@ -266,7 +266,7 @@ def test_the_keyboard_reaches_all(folder, open_page):
     for _ in range(12):
         page.keyboard.press("Tab")
         reached.append(page.evaluate(focused))
-    assert reached[:5] == ["away", "slider", "threshold", "lower", "higher"] and reached[6:] == [
+    assert reached[:5] == ["visually-hidden", "slider", "threshold", "lower", "higher"] and reached[6:] == [
         "INPUT",
         "kind",
         "order",
@@ -327,7 +327,7 @@ def test_it_fits_and_can_be_read(folder, tmp_path, open_page, width, scheme):
     assert page.evaluate(CONTRAST)[0] >= 4.5
     page.keyboard.press("Escape")
     page.locator("#category").select_option(label="hazelnut")
-    assert shown(page) == ["good/000.png"] and "none can be taken" in page.locator("#source").inner_text()
+    assert shown(page) == ["good/000.png"] and "cannot give one" in page.locator("#source").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 

@@ -109,3 +109,11 @@ def test_long_names_get_figures(tmp_path):
     for stem in stems.values():
         Writer(tmp_path).picture(f"{stem}.tiff", Image.new("F", (2, 2)), "anomaly_maps")
     assert len(list((tmp_path / "anomaly_maps").iterdir())) == 2
+
+
+def test_no_two_pictures_share_a_stem():
+    paths = ["test/crack/001.png", "test/good/001.PNG"]
+    assert safe_names.file_stems(paths) == {path: path[:-4] for path in paths}
+    names = ["a.png", "a.jpg", "a.jpg.png", "a.PNG", "b/a.png", "1.001.png", "c"]
+    stems = safe_names.file_stems(names)
+    assert len(set(stems.values())) == len(names) and stems["b/a.png"] == "b/a" and stems["a.jpg"] == "a.jpg"
