@@ -82,9 +82,9 @@ def embed_pictures(categories: Sequence[ResultFolder]) -> list[dict[int, dict[st
     pictures: list[dict[int, dict[str, str]]] = [{} for _ in categories]
     free = PICTURE_BYTES
     for _, number, index in queue:
-        folder, layers, rows = categories[number].folder / GALLERY, categories[number].layers, categories[number].rows
-        stem = stems[number][rows[index].path].removeprefix("test/")
-        files = {layer: folder / layer / f"{stem}.webp" for layer in layers}
+        category = categories[number]
+        stem = stems[number][category.rows[index].path].removeprefix("test/")
+        files = {layer: category.folder / GALLERY / layer / f"{stem}.webp" for layer in category.layers}
         contents = {layer: file.read_bytes() for layer, file in files.items() if file.is_file()}
         free -= sum(map(len, contents.values()))
         if free < 0:
@@ -96,7 +96,7 @@ def embed_pictures(categories: Sequence[ResultFolder]) -> list[dict[int, dict[st
 
 def rows_to_show(category: ResultFolder) -> list[int]:
     """Return the row numbers: errors at the first threshold first, then by the distance of their score from it."""
-    threshold, rows = category.start.threshold, category.rows
+    threshold, rows = category.threshold, category.rows
 
     def order(index: int) -> tuple[bool, float]:
         score = rows[index].score
@@ -108,14 +108,7 @@ def rows_to_show(category: ResultFolder) -> list[int]:
 def describe_category(category: ResultFolder, pictures: Mapping[int, Mapping[str, str]]) -> dict[str, object]:
     """Return what the page shows of a category."""
     rows = [
-        {
-            "path": row.path,
-            "kind": row.kind,
-            "defective": row.defective,
-            "score": row.score,
-            "p": row.p_value,
-            "size": picture_size(pictures[index]) if index in pictures else None,
-        }
+        {**row._asdict(), "kind": row.kind, "size": picture_size(pictures[index]) if index in pictures else None}
         for index, row in enumerate(category.rows)
     ]
     plots = (roc_plot(category), pro_plot(category), training_plot(category))
@@ -123,8 +116,8 @@ def describe_category(category: ResultFolder, pictures: Mapping[int, Mapping[str
         "name": category.name,
         "data_set": category.data_set,
         "rows": rows,
-        "threshold": category.start.threshold,
-        "source": category.start.source,
+        "threshold": category.threshold,
+        "source": category.source,
         "plots": [plot._asdict() | {"lines": [line._asdict() for line in plot.lines]} for plot in plots],
         "metrics": {**metrics_table(category), "notes": metric_notes(category)},
         "layers": category.layers,

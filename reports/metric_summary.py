@@ -37,19 +37,14 @@ class Metric(NamedTuple):
 
 
 METRICS = (
-    *(
-        Metric(f"{prefix}_{short}", f"{prefix} {name}", level, "auroc", measure, interval)
-        for prefix, level in (("image", "pictures"), ("pixel", "pixels"))
-        for short, name, measure, interval in (
-            ("auroc", "AUROC", Ranking.auroc, "auroc"),
-            ("ap", "AP", Ranking.average_precision, "average_precision"),
-            ("f1_max", "F1-max", Ranking.f1_max, "f1_max"),
-        )
-    ),
-    *(
-        Metric(key, f"PRO (FPR to {limit})", "pixels", "pro", partial(Ranking.pro, limit=limit), f"pro_{limit}")
-        for key, limit in zip(("pro", "pro_0.05"), PRO_LIMITS, strict=True)
-    ),
+    Metric("image_auroc", "image AUROC", "pictures", "auroc", Ranking.auroc, "auroc"),
+    Metric("image_ap", "image AP", "pictures", "auroc", Ranking.average_precision, "average_precision"),
+    Metric("image_f1_max", "image F1-max", "pictures", "auroc", Ranking.f1_max, "f1_max"),
+    Metric("pixel_auroc", "pixel AUROC", "pixels", "auroc", Ranking.auroc, "auroc"),
+    Metric("pixel_ap", "pixel AP", "pixels", "auroc", Ranking.average_precision, "average_precision"),
+    Metric("pixel_f1_max", "pixel F1-max", "pixels", "auroc", Ranking.f1_max, "f1_max"),
+    Metric("pro", "PRO (FPR to 0.3)", "pixels", "pro", partial(Ranking.pro, limit=0.3), "pro_0.3"),
+    Metric("pro_0.05", "PRO (FPR to 0.05)", "pixels", "pro", partial(Ranking.pro, limit=0.05), "pro_0.05"),
 )
 
 
@@ -133,7 +128,7 @@ def metric_lines(summary: MetricSummary, selected: Sequence[Metric], masked: boo
     for metric in selected:
         if metric.key in summary.values:
             interval = interval_text(summary.intervals.get(metric.key))
-            yield f"  {metric.name:18}{100 * summary.values[metric.key]:5.1f} %{interval}"
+            yield f"  {metric.name:18}{percent(summary.values[metric.key]):>5} %{interval}"
         elif metric.level == "pixels" and not masked:
             yield f"  {metric.name:18}    {MISSING} (no masks: data.mask is False)"
         else:
@@ -157,11 +152,8 @@ def threshold_lines(summary: MetricSummary) -> Iterator[str]:
     precision = share_text(point.true_positives, point.false_positives)
     yield f"  at the threshold {point.threshold:.4g}: false alarms {alarms}, recall {recall}, precision {precision}"
     if summary.kinds:
-        shares = (
-            f"{kind} {share_text(counts.true_positives, counts.false_negatives)}"
-            for kind, counts in summary.kinds.items()
-        )
-        yield f"  found by kind: {', '.join(shares)}"
+        shares = {kind: share_text(each.true_positives, each.false_negatives) for kind, each in summary.kinds.items()}
+        yield f"  found by kind: {', '.join(f'{kind} {share}' for kind, share in shares.items())}"
 
 
 def share_text(part: int, rest: int) -> str:

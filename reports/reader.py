@@ -32,17 +32,11 @@ class ScoredPicture(NamedTuple):
         return self.path.split("/")[1] if self.path.count("/") > 1 else ""
 
 
-class InitialThreshold(NamedTuple):
-    """The first threshold of a page, and sentences on its source. A score above it means anomalous."""
-
-    threshold: float
-    source: str
-
-
 class ResultFolder(NamedTuple):
     """The content of a results folder.
 
-    `name` is the category's, `metrics` all of metrics.json; `layers` are those of the gallery that this run has drawn.
+    name: of the category. metrics: all of metrics.json. layers: of the gallery, as far as this run has drawn them.
+    threshold: the first one of the page, a score above it means anomalous; `source` says where it comes from.
     """
 
     folder: Path
@@ -54,7 +48,8 @@ class ResultFolder(NamedTuple):
     curves: dict[str, Points]
     layers: list[str]
     manifest: dict[str, object]
-    start: InitialThreshold
+    threshold: float
+    source: str
 
     @property
     def published(self) -> dict[str, float]:
@@ -84,7 +79,7 @@ def read_result(folder: Path) -> ResultFolder:
         cast(dict[str, Points], curves),
         cast(list[str], layers),
         manifest,
-        initial_threshold(rows, summary, metrics.get("calibration")),
+        *initial_threshold(rows, summary, metrics.get("calibration")),
     )
 
 
@@ -117,24 +112,22 @@ def read_json_object(path: Path) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
-def initial_threshold(rows: Sequence[ScoredPicture], summary: MetricSummary, calibration: object) -> InitialThreshold:
-    """Return the calibrated threshold; without one Youden's on the test pictures, else the highest score."""
+def initial_threshold(rows: Sequence[ScoredPicture], summary: MetricSummary, calibration: object) -> tuple[float, str]:
+    """Return the calibrated threshold, else Youden's on the test pictures, else the highest score; and its source."""
     if summary.operating_point:
         threshold = float(f"{summary.operating_point.threshold:.{SCORE_DIGITS}g}")
-        return InitialThreshold(threshold, calibration_text(calibration if isinstance(calibration, dict) else {}))
+        return threshold, calibration_text(calibration if isinstance(calibration, dict) else {})
     scores, labels = [row.score for row in rows], [row.defective for row in rows]
     if all(labels) or not any(labels):
-        return InitialThreshold(
-            max(scores),
+        return max(scores), (
             "There is no calibrated threshold, and these scores cannot give one: all test pictures have the same label. "
-            "The first threshold is the highest score. Set it by hand.",
+            "The first threshold is the highest score. Set it by hand."
         )
     best = youden_threshold(scores, labels)
     below = max((score for score in scores if score < best), default=best - abs(best) - 1)
-    return InitialThreshold(
-        float(f"{(best + below) / 2:.{SCORE_DIGITS}g}"),
+    return float(f"{(best + below) / 2:.{SCORE_DIGITS}g}"), (
         "There is no calibrated threshold. The first one maximises recall minus false-positive rate on these test "
-        "pictures (Youden). It depends on their labels: expect more errors on new pictures.",
+        "pictures (Youden). It depends on their labels: expect more errors on new pictures."
     )
 
 

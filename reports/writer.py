@@ -176,12 +176,11 @@ def choose_folder(folder: Path, inputs: Mapping[str, object]) -> tuple[Path, boo
 
     Skip the folders, of <folder>, <folder>-2, …, that hold other complete results.
     """
-    for candidate in numbered_folders(folder):
-        if not is_complete(candidate):
-            break
-        if manifest.is_result_of(candidate, inputs):
-            return candidate, True
-    return candidate, False
+    free_or_done = (
+        path for path in numbered_folders(folder) if not is_complete(path) or manifest.is_result_of(path, inputs)
+    )
+    chosen = next(free_or_done)
+    return chosen, is_complete(chosen)
 
 
 def next_free_folder(folder: Path) -> Path:
@@ -192,8 +191,7 @@ def next_free_folder(folder: Path) -> Path:
 def numbered_folders(folder: Path) -> Iterator[Path]:
     """Yield <folder>, <folder>-2, <folder>-3, …"""
     yield folder
-    for number in itertools.count(2):
-        yield beside(folder, f"-{number}")
+    yield from (beside(folder, f"-{number}") for number in itertools.count(2))
 
 
 def beside(folder: Path, ending: str) -> Path:

@@ -28,11 +28,11 @@ def test_the_first_threshold_without_a_calibration_is_youdens(tmp_path):
             score = round(float(rng.normal(defective, 1)), number % 3)
             scores[f"test/{'crack' if defective else 'good'}/{n}.png"] = (defective, score)
         write_tables(Writer(tmp_path / str(number)), scores)
-        start = read_result(tmp_path / str(number)).start
+        result = read_result(tmp_path / str(number))
         values, labels = [score for _, score in scores.values()], [defective for defective, _ in scores.values()]
         best = metrics.youden_threshold(values, labels)
-        assert [score > start.threshold for score in values] == [score >= best for score in values]
-        assert "(Youden)" in start.source
+        assert [score > result.threshold for score in values] == [score >= best for score in values]
+        assert "(Youden)" in result.source
 
 
 def test_other_damaged_files_are_left_out(tmp_path):
