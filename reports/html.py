@@ -56,7 +56,7 @@ class Plot(NamedTuple):
 def write_page(path: Path, folders: Sequence[Path]) -> None:
     """Write the page of these results folders, one per category.
 
-    Raise MissingFileError or UserError for a folder without valid scores, UserFileError where the page can't be written.
+    Raise UserError for a folder without valid scores, UserFileError where the page can't be written.
     """
     categories = [read_result(folder) for folder in folders]
     pictures = embed_pictures(categories)

@@ -120,7 +120,7 @@ def initial_threshold(rows: Sequence[ScoredPicture], summary: MetricSummary, cal
     scores, labels = [row.score for row in rows], [row.defective for row in rows]
     if all(labels) or not any(labels):
         return max(scores), (
-            "There is no calibrated threshold, and these scores cannot give one: all test pictures have the same label. "
+            "There is no calibrated threshold, and these scores cannot give one: all test pictures have one label. "
             "The first threshold is the highest score. Set it by hand."
         )
     best = youden_threshold(scores, labels)

@@ -71,9 +71,7 @@ def write_summary(folder: Path, outcomes: Sequence[Outcome]) -> str:
     contents = [row.as_dict() for row in rows]
     settings = {each.category: load_manifest(each.folder)["settings"] for each in outcomes if each.folder}
     table = io.StringIO(newline="")
-    write_rows(
-        table, [list(contents[0]), *(["" if cell is None else cell for cell in row.values()] for row in contents)]
-    )
+    write_rows(table, [list(contents[0]), *(list(row.values()) for row in contents)])
     files = {
         "csv": table.getvalue(),
         "json": json.dumps({"rows": contents, "settings": settings}, indent=2) + "\n",

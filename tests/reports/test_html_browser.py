@@ -1,4 +1,4 @@
-"""The page in a real browser; skipped where there is none."""
+"""report.html in a real browser; skipped where none is installed."""
 
 import json
 import os
@@ -16,7 +16,7 @@ playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install -r requirements-dev.txt"
 )
 
-QUIET = [
+FLAGS = [  # no sandbox in containers, no requests of the browser itself
     "--no-sandbox",
     "--disable-gpu",
     "--no-first-run",
@@ -30,8 +30,8 @@ SCORES = {
     **{f"test/good/{n:03}.png": (False, score) for n, score in enumerate((0.5, 0.7, 0.8, 1.3))},
     **{f"test/scratch/{n:03}.png": (True, score) for n, score in enumerate((1.1, 1.3, 4.2))},
 }
-THRESHOLD = 1.15  # missed: crack/000, scratch/000; false alarm: good/003
-# The lowest contrast of any text with what lies behind it, as WCAG 2 defines it, and where
+THRESHOLD = 1.15  # misses crack/000 and scratch/000; good/003 is a false alarm
+# Returns the lowest contrast of a text with its background (WCAG 2), and the element that has it
 CONTRAST = """() => {
   const channels = (text) => text.match(/[\\d.]+/g).map(Number);
   const linear = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
@@ -47,7 +47,8 @@ CONTRAST = """() => {
     const own = [...node.childNodes].some((child) => child.nodeType === Node.TEXT_NODE && child.data.trim());
     if (!own || !node.checkVisibility() || node.closest("script, noscript, .visually-hidden")) continue;
     const style = getComputedStyle(node), letters = channels(node.closest("svg") ? style.fill : style.color);
-    const both = [light(letters), light(ground(node))].sort((a, b) => a - b), ratio = (both[1] + 0.05) / (both[0] + 0.05);
+    const both = [light(letters), light(ground(node))].sort((a, b) => a - b);
+    const ratio = (both[1] + 0.05) / (both[0] + 0.05);
     if (ratio < worst[0]) worst.splice(0, 2, ratio, node.outerHTML.slice(0, 80));
   }
   return worst;
@@ -62,11 +63,11 @@ def browser():
         if not Path(path).exists():
             pytest.skip(f"no browser: looked for {', '.join(BROWSERS)} in PATH and for playwright's own")
         try:
-            opened = driver.chromium.launch(executable_path=path, args=QUIET)
+            chromium = driver.chromium.launch(executable_path=path, args=FLAGS)
         except playwright.Error as error:
             pytest.skip(f"{path} does not start: {str(error).splitlines()[0]}")
-        yield opened
-        opened.close()
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -83,35 +84,35 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    """open_page(folders, width=…) → the page, which must end without a word on the console and with nothing fetched."""
-    contexts, said, fetched = [], [], []
+    """Return open_page(*folders, width=…) → page. A page must write nothing to the console and request nothing."""
+    contexts, messages, urls = [], [], []
 
-    def open_one(*folders, width=1400, **options):
+    def open_report(*folders, width=1400, **options):
         path = tmp_path / "report.html"
         write_page(path, folders)
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
         page = contexts[-1].new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: fetched.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: urls.append(request.url))
         page.goto(path.as_uri())
         return page
 
-    yield open_one
+    yield open_report
     for context in contexts:
         context.close()
-    assert said == []
-    assert {url for url in fetched if not url.startswith("data:")} <= {(tmp_path / "report.html").as_uri()}
+    assert messages == []
+    assert {url for url in urls if not url.startswith("data:")} <= {(tmp_path / "report.html").as_uri()}
 
 
-def counts(page):
+def counts_of(page):
     numbers = dict(
         zip(page.locator("#counts dt").all_inner_texts(), page.locator("#counts dd").all_inner_texts(), strict=True)
     )
     return {name: number if "%" in number or number == "–" else int(number) for name, number in numbers.items()}
 
 
-def in_words(point):
+def expected_counts(point):
     rates = {"recall": point.recall, "precision": point.precision, "FPR": point.false_positive_rate}
     shares = {name: "–" if rate is None else f"{100 * rate:.1f} %" for name, rate in rates.items()}
     return {
@@ -123,40 +124,40 @@ def in_words(point):
     }
 
 
-def shown(page):
+def shown_names(page):
     return page.locator("#gallery .caption:nth-last-child(2) bdi").all_text_contents()
 
 
-def slide(page, place):
+def move_slider(page, position):
     page.locator("#slider").evaluate(
-        "(slider, place) => { slider.value = place; slider.dispatchEvent(new Event('input')); }", place
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", position
     )
 
 
-def until(true):
-    """Wait for it; the page's policy forbids what playwright's own waiting does."""
+def wait_until(condition):
+    """Wait up to 5 s for a condition; the page's policy forbids the script by which playwright waits."""
     for _ in range(100):
-        if true():
+        if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("it did not come true in 5 s")
+    raise AssertionError("the condition did not hold within 5 s")
 
 
 def opacity(page):
     return float(page.locator("#stage img").nth(1).evaluate("picture => getComputedStyle(picture).opacity"))
 
 
-def test_moving_the_threshold_does_what_metrics_say(folder, open_page):
+def test_counts_and_verdicts_follow_the_threshold(folder, open_page):
     page = open_page(folder)
     scores, labels = [score for _, score in SCORES.values()], [defective for defective, _ in SCORES.values()]
 
-    def agrees():
+    def check_verdicts():
         threshold = float(page.locator("#threshold").input_value())
-        assert counts(page) == in_words(metrics.operating_point(scores, labels, threshold))
-        verdicts = dict(zip(shown(page), page.locator("#gallery .verdict").all_text_contents(), strict=True))
-        words = {(True, True): "found", (True, False): "missed", (False, True): "false alarm", (False, False): "passed"}
+        assert counts_of(page) == expected_counts(metrics.operating_point(scores, labels, threshold))
+        verdicts = dict(zip(shown_names(page), page.locator("#gallery .verdict").all_text_contents(), strict=True))
+        names = {(True, True): "found", (True, False): "missed", (False, True): "false alarm", (False, False): "passed"}
         assert verdicts == {
-            path.removeprefix("test/"): words[defective, score > threshold]
+            path.removeprefix("test/"): names[defective, score > threshold]
             for path, (defective, score) in SCORES.items()
         }
         mark, width = float(page.locator("#mark").get_attribute("x1")), page.locator("#slider").bounding_box()["width"]
@@ -165,52 +166,58 @@ def test_moving_the_threshold_does_what_metrics_say(folder, open_page):
         )  # above the slider's thumb
         return threshold
 
-    assert agrees() == THRESHOLD
-    kept = json.loads((folder / "metrics.json").read_text())["operating_point"]
-    assert counts(page) == in_words(metrics.OperatingPoint(**kept))
-    for place in (0, 90, 333, 500, 871, 1000):
-        slide(page, place)
-        agrees()
-    assert counts(page)["TP"] == counts(page)["FP"] == 0
+    assert check_verdicts() == THRESHOLD
+    stored = json.loads((folder / "metrics.json").read_text())["operating_point"]
+    assert counts_of(page) == expected_counts(metrics.OperatingPoint(**stored))
+    for position in (0, 90, 333, 500, 871, 1000):
+        move_slider(page, position)
+        check_verdicts()
+    assert counts_of(page)["TP"] == counts_of(page)["FP"] == 0
     page.locator("#reset").click()
     for key in ("ArrowRight", "PageUp", "Home"):
         page.locator("#slider").press(key)
-        agrees()
-    assert counts(page)["TN"] == counts(page)["FN"] == 0
+        check_verdicts()
+    assert counts_of(page)["TN"] == counts_of(page)["FN"] == 0
     page.locator("#threshold").fill("1.3")
     page.locator("#threshold").press("Enter")
-    assert agrees() == 1.3 and counts(page)["FP"] == 0  # anomalous is what lies above, not at it
+    assert check_verdicts() == 1.3 and counts_of(page)["FP"] == 0  # a score at the threshold is normal
     page.locator("#lower").click()
-    assert agrees() == 1.2 and counts(page)["FP"] == 1
+    assert check_verdicts() == 1.2 and counts_of(page)["FP"] == 1
     page.locator("#higher").click()
-    assert agrees() == 1.3
+    assert check_verdicts() == 1.3
 
 
 def test_filters_and_orders_show_the_right_pictures(folder, open_page):
     page = open_page(folder)
-    assert shown(page)[:3] == ["crack/000.png", "scratch/000.png", "good/003.png"]  # wrong first, worst first
+    assert shown_names(page)[:3] == [
+        "crack/000.png",
+        "scratch/000.png",
+        "good/003.png",
+    ]  # errors first, the worst one first
     page.locator("#order").select_option("high")
-    assert shown(page) == [path.removeprefix("test/") for path in sorted(SCORES, key=lambda path: -SCORES[path][1])]
+    assert shown_names(page) == [
+        path.removeprefix("test/") for path in sorted(SCORES, key=lambda path: -SCORES[path][1])
+    ]
     page.locator("#order").select_option("low")
-    assert shown(page)[:2] == ["good/000.png", "good/001.png"]
+    assert shown_names(page)[:2] == ["good/000.png", "good/001.png"]
     page.locator("#order").select_option("name")
-    assert shown(page) == [path.removeprefix("test/") for path in SCORES]
+    assert shown_names(page) == [path.removeprefix("test/") for path in SCORES]
     page.locator("#kind").select_option(label="scratch")
-    assert shown(page) == ["scratch/000.png", "scratch/001.png", "scratch/002.png"]
+    assert shown_names(page) == ["scratch/000.png", "scratch/001.png", "scratch/002.png"]
     page.get_by_role("radio", name="missed").check()
-    assert shown(page) == ["scratch/000.png"] and page.locator("#shown").inner_text() == "1 of 12 shown"
+    assert shown_names(page) == ["scratch/000.png"] and page.locator("#shown").inner_text() == "1 of 12 shown"
     page.locator("#kind").select_option(label="all")
-    assert shown(page) == ["crack/000.png", "scratch/000.png"]
+    assert shown_names(page) == ["crack/000.png", "scratch/000.png"]
     page.get_by_role("radio", name="false alarm").check()
-    assert shown(page) == ["good/003.png"]
+    assert shown_names(page) == ["good/003.png"]
     page.get_by_role("radio", name="correct").check()
-    assert len(shown(page)) == 9
+    assert len(shown_names(page)) == 9
     page.locator("#threshold").fill("1.25")
-    page.locator("#threshold").press("Enter")  # crack/001 is missed by now
-    assert len(shown(page)) == 8 and "crack/001.png" not in shown(page)
+    page.locator("#threshold").press("Enter")  # misses crack/001 too
+    assert len(shown_names(page)) == 8 and "crack/001.png" not in shown_names(page)
 
 
-def test_a_picture_is_compared_by_blend_and_by_blink(folder, open_page):
+def test_a_picture_is_compared_by_blending_and_blinking(folder, open_page):
     page = open_page(folder)
     assert not page.locator("#dialog").is_visible()
     page.locator("#gallery button").first.click()
@@ -218,25 +225,28 @@ def test_a_picture_is_compared_by_blend_and_by_blink(folder, open_page):
         page.locator("#dialog-title").inner_text() == "crack/000.png"
         and "missed" in page.locator("#dialog-facts").inner_text()
     )
-    assert page.locator("#stage img").evaluate_all("all => all.map(one => one.alt)") == [
+    assert page.locator("#stage img").evaluate_all("images => images.map(image => image.alt)") == [
         "picture",
         "reconstruction",
         "ground-truth outline",
     ]
-    until(
-        lambda: page.locator("#stage img").first.evaluate("one => [one.naturalWidth, one.naturalHeight]") == [256, 171]
+    wait_until(
+        lambda: (
+            page.locator("#stage img").first.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+            == [256, 171]
+        )
     )
     assert opacity(page) == 0
-    for place in (0, 30, 100):
-        page.locator("#blend").fill(str(place))
-        assert opacity(page) == place / 100
+    for percent in (0, 30, 100):
+        page.locator("#blend").fill(str(percent))
+        assert opacity(page) == percent / 100
     page.locator("#over").select_option("map")
     assert page.locator("#stage img").nth(1).get_attribute("alt").startswith("anomaly map") and opacity(page) == 1
     page.keyboard.press("Tab")
     page.locator("#blink").click()
     assert page.locator("#blink").get_attribute("aria-pressed") == "true"
-    for wanted in (1, 0, 1):
-        until(lambda wanted=wanted: opacity(page) == wanted)
+    for expected in (1, 0, 1):
+        wait_until(lambda expected=expected: opacity(page) == expected)
     page.locator("#blink").click()
     resting = opacity(page)
     page.wait_for_timeout(800)
@@ -247,7 +257,7 @@ def test_a_picture_is_compared_by_blend_and_by_blink(folder, open_page):
     assert not page.locator("#dialog").is_visible() and not page.locator("#gallery .outline").first.is_visible()
 
 
-def test_nothing_moves_by_itself_where_less_motion_is_wanted(folder, open_page):
+def test_nothing_blinks_with_reduced_motion(folder, open_page):
     page = open_page(folder, reduced_motion="reduce")
     page.locator("#gallery button").first.click()
     page.locator("#blend").fill("0")
@@ -259,7 +269,7 @@ def test_nothing_moves_by_itself_where_less_motion_is_wanted(folder, open_page):
     assert opacity(page) == 0
 
 
-def test_the_keyboard_reaches_all(folder, open_page):
+def test_the_keyboard_reaches_every_control(folder, open_page):
     page = open_page(folder)
     focused = "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
     reached = []
@@ -300,26 +310,26 @@ def test_the_keyboard_reaches_all(folder, open_page):
     for _ in range(12):
         page.keyboard.press("Tab")
         assert page.evaluate(
-            "document.activeElement === document.body || document.getElementById('dialog').contains(document.activeElement)"
+            "[document.body, ...document.querySelectorAll('#dialog, #dialog *')].includes(document.activeElement)"
         )
     page.keyboard.press("Escape")
     assert not page.locator("#dialog").is_visible()
-    until(
+    wait_until(
         lambda: page.evaluate("[...document.querySelectorAll('#gallery button')].indexOf(document.activeElement)") == 11
     )
 
 
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_and_can_be_read(folder, tmp_path, open_page, width, scheme):
+def test_the_page_fits_the_window_and_has_enough_contrast(folder, tmp_path, open_page, width, scheme):
     other = write_folder(tmp_path / "hazelnut", {"test/good/000.png": (False, 1.0)}, masks=False)
     page = open_page(folder, other, width=width, color_scheme=scheme)
     page.locator("#pictures-title").scroll_into_view_if_needed()
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    least, where = page.evaluate(CONTRAST)
-    assert least >= 4.5, where
-    grounds = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
-    assert (max(grounds) < 60) == (scheme == "dark")
+    lowest, element = page.evaluate(CONTRAST)
+    assert lowest >= 4.5, element
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (max(background) < 60) == (scheme == "dark")
     page.locator("#gallery button").first.click()
     assert page.locator("#dialog").evaluate(
         "box => box.scrollWidth <= box.clientWidth && box.getBoundingClientRect().right <= innerWidth"
@@ -327,11 +337,11 @@ def test_it_fits_and_can_be_read(folder, tmp_path, open_page, width, scheme):
     assert page.evaluate(CONTRAST)[0] >= 4.5
     page.keyboard.press("Escape")
     page.locator("#category").select_option(label="hazelnut")
-    assert shown(page) == ["good/000.png"] and "cannot give one" in page.locator("#source").inner_text()
+    assert shown_names(page) == ["good/000.png"] and "cannot give one" in page.locator("#source").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_names_are_text_whatever_they_are(tmp_path, open_page):
+def test_names_are_text_never_markup(tmp_path, open_page):
     names = [
         "a b",
         'it\'s "so"',
@@ -351,12 +361,12 @@ def test_names_are_text_whatever_they_are(tmp_path, open_page):
     )
     page = open_page(folder)
     page.locator("#order").select_option("name")
-    texts = shown(page)
+    texts = shown_names(page)
     assert texts == [path.removeprefix("test/").replace("\udcff", "\\xff") for path in scores]
     assert page.locator("#title").inner_text() == '"</script>&lt;' and "<i>1</i>" in page.locator("#facts").inner_text()
     assert page.locator("#gallery button").count() == len(scores)
     page.locator("#gallery button").last.scroll_into_view_if_needed()
-    until(lambda: page.locator("#gallery img").count() >= 3 * len(scores))
-    until(lambda: page.evaluate("[...document.images].every(one => one.complete && one.naturalWidth)"))
+    wait_until(lambda: page.locator("#gallery img").count() >= 3 * len(scores))
+    wait_until(lambda: page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth)"))
     assert page.evaluate("document.querySelectorAll('script').length") == 3
     assert page.locator("b, i:not([class])").count() == 0
