@@ -7,6 +7,7 @@ markup, style and script; two blocks of JSON fill it: the data and the pictures.
 import base64
 import hashlib
 import io
+import itertools
 import json
 import math
 import re
@@ -215,15 +216,21 @@ def metric_notes(category: ResultFolder) -> list[str]:
 def overview_table(categories: Sequence[ResultFolder]) -> dict[str, object]:
     """Return a line per category, and the means over all of them."""
     titles = [title for key in PUBLISHED_METRICS for title in (capitalised(short_name(key)), "paper", "difference")]
-    ours = [[each.summary.values.get(key) for key in PUBLISHED_METRICS] for each in categories]
-    paper = [[each.published.get(key) for key in PUBLISHED_METRICS] for each in categories]
-    means = [[mean_if_complete(column) for column in zip(*values, strict=True)] for values in (ours, paper)]
-    cells = [
-        [cell for pair in zip(*line, strict=True) for cell in compare_with_paper(*pair)]
-        for line in (*zip(ours, paper, strict=True), means)
-    ]
-    lines = [[each.name, *line] for each, line in zip(categories, cells[:-1], strict=True)]
-    return {"head": ["category", *titles], "lines": lines, "mean": ["mean", *cells[-1]]}
+    lines = [comparison_line(each.name, each.summary.values, each.published) for each in categories]
+    means = (
+        mean_metrics([each.summary.values for each in categories]),
+        mean_metrics([each.published for each in categories]),
+    )
+    return {"head": ["category", *titles], "lines": lines, "mean": comparison_line("mean", *means)}
+
+
+def comparison_line(name: str, values: Mapping[str, float | None], paper: Mapping[str, float | None]) -> list[str]:
+    cells = (compare_with_paper(values.get(key), paper.get(key)) for key in PUBLISHED_METRICS)
+    return [name, *itertools.chain(*cells)]
+
+
+def mean_metrics(categories: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+    return {key: mean_if_complete([values.get(key) for values in categories]) for key in PUBLISHED_METRICS}
 
 
 def compare_with_paper(fraction: float | None, published: float | None) -> list[str]:
