@@ -1,1 +1,1 @@
-"""What a run leaves: tables, metrics, manifests, figures and the page for a browser."""
+"""The files that a run leaves: tables, metrics, curves, manifests, figures and report.html."""

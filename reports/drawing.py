@@ -19,7 +19,7 @@ HOTTEST = 2  # the hottest colour stands for this multiple of what normal pictur
 OUTLINE = (255, 0, 80)  # RGB of the border around a defect
 LAYER_SIDE = 256  # pixels, the longer side of a layer of report.html
 LAYER_REACH = 2  # pixels, the width of the outline in a layer
-PIXELS_PER_LINE = 400  # the outline grows by a pixel with each so many pixels of the picture's side
+PIXELS_PER_LINE = 400  # of the longer side, per pixel of outline width
 
 
 class Panel(NamedTuple):

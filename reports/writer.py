@@ -53,9 +53,9 @@ class Spool:
 
 
 class Writer:
-    """Writes the files of one results folder, each at once or not at all; `written` lists them.
+    """The writer of one results folder. Each file appears complete or not at all; `written` lists them.
 
-    Raise UserFileError where the folder or a file in it can't be written.
+    Its methods raise UserFileError where something can't be written.
     """
 
     def __init__(self, folder: Path):
