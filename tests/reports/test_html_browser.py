@@ -55,6 +55,9 @@ CONTRAST = """() => {
 }"""
 
 
+FOCUSED = "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
+
+
 @pytest.fixture(scope="module")
 def browser():
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -271,11 +274,10 @@ def test_nothing_blinks_with_reduced_motion(folder, open_page):
 
 def test_the_keyboard_reaches_every_control(folder, open_page):
     page = open_page(folder)
-    focused = "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
     reached = []
     for _ in range(12):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate(focused))
+        reached.append(page.evaluate(FOCUSED))
     assert reached[:5] == ["visually-hidden", "slider", "threshold", "lower", "higher"] and reached[6:] == [
         "INPUT",
         "kind",
@@ -284,8 +286,12 @@ def test_the_keyboard_reaches_every_control(folder, open_page):
         "card wrong",
         "BODY",
     ]
+
+
+def test_the_keyboard_works_in_gallery_and_dialog(folder, open_page):
+    page = open_page(folder)
     page.locator("#gallery button").first.focus()
-    for key, place in (
+    for key, index in (
         ("ArrowRight", 1),
         ("ArrowDown", 5),
         ("ArrowUp", 1),
@@ -297,10 +303,10 @@ def test_the_keyboard_reaches_every_control(folder, open_page):
     ):
         page.keyboard.press(key)
         assert (
-            page.evaluate("[...document.querySelectorAll('#gallery button')].indexOf(document.activeElement)") == place
+            page.evaluate("[...document.querySelectorAll('#gallery button')].indexOf(document.activeElement)") == index
         )
     page.keyboard.press("Enter")
-    assert page.locator("#dialog-title").inner_text() == "scratch/000.png" and page.evaluate(focused) == "next"
+    assert page.locator("#dialog-title").inner_text() == "scratch/000.png" and page.evaluate(FOCUSED) == "next"
     page.keyboard.press("ArrowRight")
     assert page.locator("#dialog-title").inner_text() == "good/003.png" and page.locator("#stage img").count() == 2
     page.keyboard.press("ArrowLeft")
