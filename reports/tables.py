@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from config.load import did_you_mean
+from config.checks import did_you_mean
 from config.published import published_metrics, published_rows
 from reports import manifest
 from runtime.errors import MissingFileError, UserError

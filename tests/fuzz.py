@@ -42,7 +42,8 @@ from torch import nn  # noqa: E402
 import dataset  # noqa: E402
 import main  # noqa: E402
 import train  # noqa: E402
-from config.load import build_settings, keys_without_effect, load_settings, read_sections, with_overrides  # noqa: E402
+from config.checks import keys_without_effect  # noqa: E402
+from config.load import build_settings, load_settings, read_sections, with_overrides  # noqa: E402
 from data_tools import annotations, archives, sample_set  # noqa: E402
 from data_tools.published_sets import plan_mvtec, plan_visa  # noqa: E402
 from data_tools.sample_set import NOTE  # noqa: E402

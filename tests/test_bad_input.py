@@ -266,11 +266,11 @@ CASES = (
     Case(
         "category leaves data_dir",
         (*TRAIN, "data.category=../data/nut"),
-        ("data.category is '../data/nut'", "name folders"),
+        ("data.category is '../data/nut'", "must name a folder"),
     ),
     Case("category of spaces", (*TRAIN, "data.category='   '"), ("data.category is '   '", "should be a name")),
     Case("category without a value", (*TRAIN, "data.category="), ("data.category=", "no value", "model.w=3")),
-    Case("exp_name leaves results", (*DETECT, "model.exp_name=/etc"), ("model.exp_name", "'/etc'", "name folders")),
+    Case("exp_name leaves results", (*DETECT, "model.exp_name=/etc"), ("model.exp_name", "'/etc'", "must name a folder")),
     Case("train/good missing", TRAIN, ("nut/train/good", "put the pictures there"), use(remove, "train/good")),
     Case("train/good empty", TRAIN, ("no pictures in", "nut/train/good", ".png"), use(emptied, "train/good")),
     Case("train/good empty, adapting", ADAPT, ("no pictures in", "nut/train/good", ".png"), use(emptied, "train/good")),
@@ -378,9 +378,9 @@ CASES = (
     Case(
         "a setting of --table",
         ("--table", "VisA", "model.w=2"),
-        ("--table does nothing with model.w=2", "leave it away"),
+        ("--table does not use model.w=2", "remove it"),
     ),
-    Case("--output of --check", ("--check", "--output", "x"), ("--check does nothing with --output x",)),
+    Case("--output of --check", ("--check", "--output", "x"), ("--check does not use --output x",)),
     Case("--input without --detection", ("--input", "x"), ("--input is x", "belongs to --detection")),
     Case(
         "--resume without --input",
@@ -489,7 +489,7 @@ CASES = (
     Case(
         "beta_start above beta_end",
         (*TRAIN, "model.beta_start=0.03"),
-        ("model.beta_start is 0.03", "model.beta_end 0.02", "grows"),
+        ("model.beta_start is 0.03", "model.beta_end, 0.02", "grows"),
     ),
     Case(
         "tiles of published scores",
@@ -837,7 +837,7 @@ def test_ctrl_c_while_files_are_written(scene, run_main):
     before = scene.outputs()
     scene.monkeypatch.setattr(os, "fsync", lambda _: signal.raise_signal(signal.SIGINT))
     code, out, err = run_main("--train", *FEW_STEPS)
-    assert (code, err) == (130, "stopped; files written so far are whole\n")
+    assert (code, err) == (130, "stopped; all files written so far are complete\n")
     assert "Traceback" not in out
     assert_nothing_half_written(scene, before)
 
@@ -851,7 +851,7 @@ def test_ctrl_c_while_the_last_weights_are_written_keeps_them_and_ends_the_run(s
 
     scene.monkeypatch.setattr(checkpoint, "save_unet", interrupted)
     code, out, err = run_main("--train", "--detection", *FEW_STEPS)
-    assert (code, err) == (130, "stopped; files written so far are whole\n")
+    assert (code, err) == (130, "stopped; all files written so far are complete\n")
     assert (scene.weights / "2").is_file() and "Detecting" not in out and "image AUROC" not in out
 
 

@@ -8,16 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unet
-from config.load import (
-    NO_EFFECT,
-    SHORTCUTS,
-    SPELLINGS,
-    build_settings,
-    keys_without_effect,
-    load_settings,
-    read_sections,
-    with_overrides,
-)
+from config.checks import NO_EFFECT, SPELLINGS, keys_without_effect
+from config.load import SHORTCUTS, build_settings, load_settings, read_sections, with_overrides
 from config.published import published_rows
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +81,7 @@ def test_a_published_configuration_is_read_unchanged(official):
 
 def test_a_key_without_effect_is_named(official):
     assert keys_without_effect(read_sections(official)) == [
-        "model.checkpoint_name is accepted and has no effect: checkpoints are found by model.load_chp"
+        "model.checkpoint_name is accepted and has no effect: model.load_chp chooses the checkpoint"
     ]
     assert keys_without_effect(read_sections(ROOT / "config.yaml")) == []
 
@@ -98,11 +90,11 @@ def test_a_removed_key_is_accepted_as_null_alone(official):
     content = read_sections(official, ["training.min_snr=null", "model.checkpoint_name=null"])
     assert build_settings(content) == load_settings(official, ["model.checkpoint_name=null"])
     assert keys_without_effect(content) == [
-        "training.min_snr is accepted and has no effect: training has no min-SNR weights any more"
+        "training.min_snr is accepted and has no effect: training no longer has min-SNR weights"
     ]
     with pytest.raises(
         ValueError,
-        match="training.min_snr is 5, but training has no min-SNR weights any more; remove the key, or set it to null",
+        match="training.min_snr is 5, but training no longer has min-SNR weights; remove the key, or set it to null",
     ):
         load_settings(official, ["training.min_snr=5"])
 
@@ -296,18 +288,18 @@ def test_keys_that_may_be_left_out_have_their_defaults():
         ("data: !!python/object/apply:os.system ['touch owned']", "could not determine a constructor for the tag"),
         ("data: !!python/object/new:os.system ['touch owned']", "could not determine a constructor for the tag"),
         ("data: !!python/name:os.system", "could not determine a constructor for the tag"),
-        ("data: &a [x]\nmodel: *a", "*a stands for what is elsewhere; write it out"),
+        ("data: &a [x]\nmodel: *a", "*a is an alias, which is not allowed here; write its value out"),
         (
             "a0: &a0 [lol]\n" + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)),
-            "*a0 stands for",
+            "*a0 is an alias",
         ),
         (
             "a0: &a0 {k: v}\n"
             + "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 20)),
-            "*a0 stands for",
+            "*a0 is an alias",
         ),
-        ("data: &a {x: *a}", "stands for what is elsewhere"),
-        ("[" * 20_000, "more than 10 brackets"),
+        ("data: &a {x: *a}", "is an alias"),
+        ("[" * 20_000, "more than 10 nested brackets"),
         ("data: " + "1:" * 30_000 + "1", "Exceeds the limit"),
         ("x" * 70_000, "it has more than 65536 bytes"),
     ],

@@ -15,7 +15,7 @@ from runtime.progress import Progress, count_progress, follow_steps
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_cuda_without_one_is_said_and_falls_to_what_there_is(capsys):
     device = choose_device("cuda")
-    assert device == choose_device("auto") and f"device cuda is not here; taking {device}" in capsys.readouterr().out
+    assert device == choose_device("auto") and f"device cuda is not available; using {device}" in capsys.readouterr().out
 
 
 def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch):
