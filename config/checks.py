@@ -9,12 +9,12 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from config.keys import AUTO, LATEST, PER_IMAGE, DataSettings, ModelSettings, Settings
+from config.keys import AUTO, LATEST, PER_IMAGE, DataSettings, ModelSettings, Settings, Values
 from runtime.errors import UserError
 from storage.safe_names import stays_inside
 
-PlainSections = dict[str, Any]  # sections as YAML gives them, unchecked
-Sections = dict[str, dict[str, Any]]  # checked values by section and key
+PlainSections = Values  # as YAML gives them, unchecked
+Sections = dict[str, Values]  # checked values by section and key
 SECTIONS: dict[str, type] = {spec.name: spec.type for spec in fields(Settings) if isinstance(spec.type, type)}
 SPELLINGS = {
     "model.test_trajectory_steps": "model.test_trajectoy_steps",

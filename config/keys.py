@@ -19,7 +19,7 @@ UNET_KEYS = (
     "base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts"
 )  # fmt: skip
 
-Arguments = dict[str, Any]  # keyword arguments
+Values = dict[str, Any]  # by name
 
 
 class Effect(Flag):
@@ -205,24 +205,24 @@ class Settings:
         """Return the epochs of stage 1 whose weights are saved: every checkpoint_epochs-th, and the last."""
         return {*range(0, self.model.epochs, self.training.checkpoint_epochs), self.model.epochs} - {0}
 
-    def view_arguments(self) -> Arguments:
+    def view_arguments(self) -> Values:
         """Return the arguments of `View`: how the network sees a picture."""
         return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles}
 
-    def split_arguments(self) -> Arguments:
+    def split_arguments(self) -> Values:
         """Return the arguments of `ImageFolder.split`: which pictures are held out of training."""
         return {"share": self.calibration.share, "most": self.calibration.pictures, "seed": self.model.seed}
 
-    def cache_arguments(self) -> Arguments:
+    def cache_arguments(self) -> Values:
         """Return the arguments of `cached_pixels`: where decoded pictures are kept."""
         return {"workers": self.model.num_workers, "folder": self.speed.cache, "limit": self.speed.cache_limit}
 
-    def schedule_arguments(self) -> Arguments:
+    def schedule_arguments(self) -> Values:
         """Return the arguments of `NoiseSchedule`."""
         model = self.model
         return {"steps": model.trajectory_steps, "beta_start": model.beta_start, "beta_end": model.beta_end}
 
-    def unet_arguments(self) -> Arguments:
+    def unet_arguments(self) -> Values:
         """Return the arguments of `UNet`."""
         shape = {name: getattr(self.model, name) for name in UNET_KEYS}
         return {"image_size": self.unet_size, "in_channels": self.data.input_channel, **shape}

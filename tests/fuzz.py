@@ -55,7 +55,7 @@ from reports import manifest, tables  # noqa: E402
 from reports.html import PAGE, write_page  # noqa: E402
 from reports.predictions import Predictions  # noqa: E402
 from reports.writer import SCORES, Writer  # noqa: E402
-from runtime.errors import is_out_of_memory, one_line  # noqa: E402
+from runtime.errors import explain_error  # noqa: E402
 from storage import safe_names  # noqa: E402
 from training import checkpoint, log  # noqa: E402
 from training.log import Log  # noqa: E402
@@ -639,17 +639,10 @@ def judge(kind: Kind, content: bytes, folder: Path, watch: Watch, count: Count) 
             kind.read(path)
         count.accepted += 1
         fault = ""
-    except (ValueError, OSError) as error:
-        count.refused += 1
-        fault = (
-            "" if one_line(error) and not isinstance(error, TimeoutError) else f"no word, or longer than {LONGEST} s"
-        )
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        spent = isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error)
-        count.refused += spent
-        fault = "" if spent else traceback.format_exc()
+    except Exception as error:
+        explained = explain_error(error) is not None
+        count.refused += explained
+        fault = "" if explained else traceback.format_exc()
     finally:
         signal.alarm(0)
         watch.folder = None

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from feature_extractor import FeatureExtractor
-from storage.safe_csv import FORMULA_SIGNS, plain
+from storage.safe_csv import FORMULA_SIGNS, unescape
 from storage.weights_file import read_state
 from training import checkpoint
 
@@ -118,7 +118,7 @@ def test_names_of_all_kinds_go_through_all_stages(run_main, category, tmp_path):
         with (tmp_path / table).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = list(csv.DictReader(file))
         assert all(not row["path"].startswith(FORMULA_SIGNS) and np.isfinite(float(row["score"])) for row in rows)
-        assert {prefix + name for name in NAMES} <= {plain(row["path"]) for row in rows}
+        assert {prefix + name for name in NAMES} <= {unescape(row["path"]) for row in rows}
     code, out, _ = run_main(
         "--detection", "--input", str(tmp_path / "new"), "--output", str(tmp_path / "found"), "--resume", *few
     )

@@ -87,7 +87,7 @@ def test_files_of_other_addresses_are_compared_with_the_hash_in_their_name(hub, 
 
 
 def test_an_address_without_a_hash_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="names no hash"):
+    with pytest.raises(ValueError, match="contains no hash"):
         hash_in("https://host/weights.pth")
     monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: types.SimpleNamespace(hf_hub_id=None, url=""))
     with pytest.raises(ValueError, match="no weights of it"):

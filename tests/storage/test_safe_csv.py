@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reports.predictions import Predictions
 from reports.writer import Writer
-from storage.safe_csv import FORMULA_SIGNS, harmless, is_number, plain, write_rows
+from storage.safe_csv import FORMULA_SIGNS, escape, is_number, unescape, write_rows
 
 CELLS = st.text(
     alphabet=st.one_of(st.sampled_from("=+-@'\t\r\n\"a1.,"), st.characters(exclude_categories=["Cs"])), max_size=8
@@ -42,15 +42,15 @@ def written(rows) -> list[list[str]]:
 )
 def test_what_a_spreadsheet_would_run_is_text(cell):
     ((found,),) = written([[cell]])
-    assert found == f"'{cell}" and plain(found) == cell
+    assert found == f"'{cell}" and unescape(found) == cell
 
 
 @pytest.mark.parametrize(
     "cell", ["-1.5", "+3", "-1e-07", "0.25", "-inf", "good", "a=b", "test/-1.png", "'", "", "it's"]
 )
 def test_numbers_and_plain_words_stay_as_they_are(cell):
-    assert harmless(cell) == cell == plain(cell)
-    assert harmless(-1.5) == -1.5 and harmless(None) is None
+    assert escape(cell) == cell == unescape(cell)
+    assert escape(-1.5) == -1.5 and escape(None) is None
 
 
 @settings(deadline=None, derandomize=True, max_examples=300)
@@ -58,7 +58,7 @@ def test_numbers_and_plain_words_stay_as_they_are(cell):
 def test_every_cell_comes_back_and_none_is_a_formula(rows):
     """Read by the csv module; a lone empty cell is written as a quoted one."""
     found = written(rows)
-    assert [[plain(cell) for cell in row] for row in found] == rows
+    assert [[unescape(cell) for cell in row] for row in found] == rows
     for cell in (cell for row in found for cell in row):
         assert not cell.startswith(FORMULA_SIGNS) or is_number(cell)
 
