@@ -737,7 +737,7 @@ CASES = (
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_mistake_costs_one_line(case, scene, run_main):
+def test_a_mistake_is_one_error_line(case, scene, run_main):
     case.prepare(scene)
     before = scene.outputs()
     code, out, err = run_main(*map(scene.place, case.arguments), config=Path(scene.place(case.config)))
@@ -751,7 +751,7 @@ def test_mistake_costs_one_line(case, scene, run_main):
 
 
 @pytest.mark.parametrize("arguments", [[], ["model.w=3"], ["--train", "False"]])
-def test_no_stage_shows_the_help(arguments, capsys):
+def test_a_command_without_a_stage_prints_the_help(arguments, capsys):
     assert main.main(arguments) == 2
     out, err = capsys.readouterr()
     assert err == "" and "usage:" in out and "--detection" in out
@@ -763,7 +763,7 @@ def test_traceback_is_shown_on_request(run_main):
 
 
 @pytest.mark.parametrize("arguments", [TRAIN, ADAPT], ids=["training", "adapting"])
-def test_full_disk_leaves_the_earlier_weights(scene, run_main, arguments):
+def test_a_full_disk_keeps_earlier_weights(scene, run_main, arguments):
     trained(scene, image_size=16, attention_sizes=(8,))
     checkpoint.save_features(scene.weights / "feat0", feature_extractor.FeatureExtractor("efficientnet_lite0"), epoch=0)
     before = scene.outputs()
@@ -795,7 +795,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_really_full_disk_while_weights_are_written(scene, run_main, small_disk):
+def test_a_disk_that_fills_up_while_weights_are_written(scene, run_main, small_disk):
     code, out, err = run_main("--train", *FEW_STEPS, f"model.checkpoint_dir={small_disk}")
     assert code == 2
     assert_one_error_line(out, err)
@@ -803,7 +803,7 @@ def test_really_full_disk_while_weights_are_written(scene, run_main, small_disk)
     assert {path.name for path in small_disk.rglob("*") if path.is_file()} == {"latest", "training.jsonl"}
 
 
-def test_really_full_disk_while_results_are_written(scene, run_main, small_disk):
+def test_a_disk_that_fills_up_while_results_are_written(scene, run_main, small_disk):
     trained(scene, image_size=16, attention_sizes=(8,))
     code, out, err = run_main("--detection", *FEW_STEPS, "--output", str(small_disk))
     assert code == 2
@@ -818,7 +818,7 @@ def test_really_full_disk_while_results_are_written(scene, run_main, small_disk)
     assert not [path for path in small_disk.rglob("*") if path.is_file()]
 
 
-def test_place_that_even_root_cannot_write(scene, run_main):
+def test_a_folder_that_even_root_cannot_write(scene, run_main):
     if not Path("/proc/self").exists():
         pytest.skip("no /proc here")
     code, out, err = run_main("--train", *FEW_STEPS, "model.checkpoint_dir=/proc/ddad")
@@ -842,7 +842,7 @@ def test_ctrl_c_while_files_are_written(scene, run_main):
     assert_nothing_half_written(scene, before)
 
 
-def test_ctrl_c_while_the_last_weights_are_written_keeps_them_and_ends_the_run(scene, run_main):
+def test_ctrl_c_while_the_last_weights_are_written_completes_them_and_ends_the_run(scene, run_main):
     save = checkpoint.save_unet
 
     def interrupted(*arguments, **notes):

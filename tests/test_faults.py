@@ -191,7 +191,7 @@ def lines_of(content: dict[str, bytes]) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_full_disk_costs_a_line_and_nothing_that_is_there(disk, name):
+def test_a_full_disk_gives_an_error_line_and_keeps_existing_files(disk, name):
     written_before(name, disk.folder)
     before = disk.content()
     disk.fill()
@@ -206,7 +206,7 @@ def test_a_full_disk_costs_a_line_and_nothing_that_is_there(disk, name):
 
 
 @pytest.mark.parametrize("name", [name for name in WRITES if name != "maps"])
-def test_a_disk_that_turns_read_only_costs_a_line_and_nothing_that_is_there(disk, name):
+def test_a_read_only_disk_gives_an_error_line_and_keeps_existing_files(disk, name):
     written_before(name, disk.folder)
     before = disk.content()
     disk.turn_read_only()
@@ -219,7 +219,7 @@ def test_a_disk_that_turns_read_only_costs_a_line_and_nothing_that_is_there(disk
 
 
 @pytest.mark.parametrize("name", [name for name in WRITES if name not in ("maps", "predictions.json")])
-def test_nothing_is_written_where_a_network_folder_was(disk, name):
+def test_nothing_is_written_into_the_mount_point_of_a_lost_network_folder(disk, name):
     """What is written into the empty mount point is hidden when the folder is back."""
     with folder_lock.locked(disk.folder, ""):
         written_before(name, disk.folder)
@@ -245,7 +245,7 @@ def test_a_full_disk_while_the_sample_set_is_made(disk, monkeypatch):
     assert not list(disk.folder.glob(".*"))
 
 
-def test_pictures_on_a_full_disk_are_decoded_and_not_kept(disk, category, capsys):
+def test_a_full_disk_disables_the_pixel_cache(disk, category, capsys):
     pictures = ImageFolder(category, "train", View(32))
     disk.fill()
     found = cached_pixels(pictures, workers=1, folder=disk.folder, limit=1)
@@ -256,7 +256,7 @@ def test_pictures_on_a_full_disk_are_decoded_and_not_kept(disk, category, capsys
     )
 
 
-def test_a_stage_on_a_read_only_disk_ends_before_its_work(disk, run_main):
+def test_a_read_only_disk_stops_a_stage_before_it_starts(disk, run_main):
     disk.turn_read_only()
     for arguments in (["--train"], ["--domain_adaptation"]):
         code, out, err = run_main(*arguments, f"model.checkpoint_dir={disk.place}")
@@ -268,7 +268,7 @@ def test_a_stage_on_a_read_only_disk_ends_before_its_work(disk, run_main):
         assert "Training" not in out and "Adapting" not in out
 
 
-def test_a_calibration_that_cannot_be_kept_costs_a_word(run_main, tmp_path, disk):
+def test_a_calibration_that_cannot_be_saved_gives_a_warning(run_main, tmp_path, disk):
     """Detection needs no more of the checkpoint folder than to read it."""
     assert run_main("--train")[0] == 0
     shutil.copytree(tmp_path / "checkpoints" / "nut", disk.folder, dirs_exist_ok=True)
@@ -277,7 +277,7 @@ def test_a_calibration_that_cannot_be_kept_costs_a_word(run_main, tmp_path, disk
     assert code == 0 and "the calibration is not kept: can't write" in out and "Read-only file system" in out, err
 
 
-def test_killed_runs_lose_nothing():
+def test_killed_runs_leave_complete_files_and_can_be_repeated():
     """Three of the kills of `make faults`, which takes minutes."""
     if not hasattr(os, "fork"):
         pytest.skip("kill.py forks")
@@ -288,7 +288,7 @@ def test_killed_runs_lose_nothing():
     )
 
 
-def test_a_log_and_rows_that_are_damaged_in_the_middle_keep_the_others(tmp_path):
+def test_damaged_rows_of_a_log_do_not_hide_the_others(tmp_path):
     log = Log(tmp_path, TRAINING, "jsonl")
     for step in (1, 2, 3):
         log.add(step, step, 1.0, 1.0, 1, 1.0)
@@ -329,7 +329,7 @@ SPOILT_STATES: dict[str, Callable[[dict], object]] = {
 }
 
 
-def test_a_state_that_does_not_fit_is_refused_by_name(run_main, tiny_config, tmp_path, monkeypatch):
+def test_a_training_state_that_does_not_fit_is_refused_with_its_name(run_main, tiny_config, tmp_path, monkeypatch):
     """Damaged or made by hand: one line, and nothing is changed."""
     arguments, path = (
         ["model.epochs=200", "training.checkpoint_minutes=0.0001"],

@@ -67,7 +67,7 @@ READERS = {
 
 @pytest.mark.parametrize("make", [as_pickle, as_torch_file, as_zip])
 @pytest.mark.parametrize("name", READERS)
-def test_no_file_of_weights_runs_code(tmp_path, monkeypatch, name, make):
+def test_weights_files_run_no_code(tmp_path, monkeypatch, name, make):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / name)
     with pytest.raises(
@@ -81,7 +81,7 @@ def files_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_names_of_all_kinds_go_through_all_stages(run_main, category, tmp_path):
+def test_hostile_file_names_pass_all_stages(run_main, category, tmp_path):
     """Nothing is left but in the folders of results, each picture has its figures, and tables give the names back."""
     good = category / "test" / "good"
     for name in NAMES:
@@ -132,7 +132,7 @@ def test_names_of_all_kinds_go_through_all_stages(run_main, category, tmp_path):
         assert len(table) == pictures + 3 and table["score"].dtype == float
 
 
-def test_a_terminal_obeys_no_name(run_main, category):
+def test_file_names_send_no_control_characters_to_the_terminal(run_main, category):
     (category / "train" / "good" / "\x1b[2J\x9b.png").write_bytes(b"")
     code, _, err = run_main("--train")
     assert code == 2 and err.count("\n") == 1 and "?[2J?.png can't be read: it is empty" in err and "\x1b" not in err
@@ -140,14 +140,14 @@ def test_a_terminal_obeys_no_name(run_main, category):
 
 @pytest.mark.parametrize("kind", fuzz.kinds(), ids=lambda kind: kind.name)
 @pytest.mark.filterwarnings("ignore")
-def test_spoilt_files_end_in_results_or_one_line(kind):
+def test_damaged_files_give_a_result_or_an_error_line(kind):
     """A few of `make fuzz`."""
     shown: list[str] = []
     count = fuzz.fuzz(kind, seed=7, share=10 / kind.count, watch=fuzz.Watch(), shown=shown)
     assert (count.accepted + count.refused, count.crashes) == (10, 0), shown
 
 
-def test_the_fuzzer_tells_a_crash_from_a_word(tmp_path):
+def test_the_fuzzer_counts_crashes_and_refusals(tmp_path):
     watch, count = fuzz.Watch(), fuzz.Count()
 
     def read(path: Path) -> None:

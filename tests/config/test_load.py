@@ -6,6 +6,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from official_config import OFFICIAL
 
 import unet
 from config.checks import NO_EFFECT, SPELLINGS, keys_without_effect
@@ -13,51 +14,6 @@ from config.load import SHORTCUTS, build_settings, load_settings, read_sections,
 from config.published import published_rows
 
 ROOT = Path(__file__).parents[2]
-OFFICIAL = """
-data :
-  name: MVTec
-  data_dir: datasets/MVTec
-  category: hazelnut
-  image_size: 256
-  batch_size: 32
-  DA_batch_size: 16
-  test_batch_size: 16
-  mask : True
-  input_channel : 3
-model:
-  DDADS: False
-  checkpoint_dir: checkpoints/MVTec
-  checkpoint_name: weights
-  exp_name: default
-  feature_extractor: wide_resnet101_2
-  learning_rate: 3e-4
-  weight_decay: 0.05
-  epochs: 3000
-  load_chp : 2000
-  DA_epochs: 10
-  DA_chp: 3
-  v : 1
-  w : 5
-  w_DA : 3
-  DLlambda : 0.1
-  trajectory_steps: 1000
-  test_trajectoy_steps: 250
-  test_trajectoy_steps_DA: 250
-  skip : 25
-  skip_DA : 25
-  eta : 1
-  beta_start : 0.0001
-  beta_end : 0.02
-  device: 'cuda'
-  save_model: True
-  num_workers : 2
-  seed : 42
-metrics:
-  auroc: True
-  pro: True
-  misclassifications: False
-  visualisation: True
-"""
 
 
 @pytest.fixture
@@ -67,7 +23,7 @@ def official(tmp_path):
     return path
 
 
-def test_a_published_configuration_is_read_unchanged(official):
+def test_the_released_config_file_loads_unchanged(official):
     loaded = load_settings(official)
     content = yaml.safe_load(OFFICIAL)
     read = loaded.as_dict()
@@ -79,14 +35,14 @@ def test_a_published_configuration_is_read_unchanged(official):
     assert network.architecture["base_channels"] == 64 and network.architecture["heads"] == 4
 
 
-def test_a_key_without_effect_is_named(official):
+def test_a_key_without_effect_is_reported(official):
     assert keys_without_effect(read_sections(official)) == [
         "model.checkpoint_name is accepted and has no effect: model.load_chp chooses the checkpoint"
     ]
     assert keys_without_effect(read_sections(ROOT / "config.yaml")) == []
 
 
-def test_a_removed_key_is_accepted_as_null_alone(official):
+def test_a_removed_key_is_accepted_only_as_null(official):
     content = read_sections(official, ["training.min_snr=null", "model.checkpoint_name=null"])
     assert build_settings(content) == load_settings(official, ["model.checkpoint_name=null"])
     assert keys_without_effect(content) == [
@@ -113,7 +69,7 @@ def test_a_removed_key_is_accepted_as_null_alone(official):
         ),
     ],
 )
-def test_a_removed_value_is_named_with_what_is_left(official, override, remedy):
+def test_a_removed_value_raises_with_the_remaining_ones(official, override, remedy):
     with pytest.raises(ValueError, match=re.escape(remedy)):
         load_settings(official, [override])
 
@@ -187,7 +143,7 @@ def test_the_small_network_has_its_own_defaults():
     )
 
 
-def test_a_category_without_published_values_must_be_given_some():
+def test_a_category_without_published_values_needs_them_from_the_user():
     with pytest.raises(
         ValueError,
         match=r"'screww' of MVTec; did you mean screw\?; give model.epochs, model.w a value in place of auto",
@@ -195,19 +151,19 @@ def test_a_category_without_published_values_must_be_given_some():
         load_settings(ROOT / "config.yaml", ["data.category=screww"])
 
 
-def test_published_values_are_of_the_data_set_that_is_named():
+def test_published_values_belong_to_one_data_set():
     with pytest.raises(ValueError, match="nothing is published for category 'screw' of own"):
         load_settings(ROOT / "config.yaml", ["data.category=screw", "data.name=own"])
 
 
-def test_a_file_that_writes_a_name_as_a_number_is_told_to_quote_it():
+def test_a_name_that_yaml_reads_as_a_number_needs_quotes():
     with pytest.raises(
         ValueError, match="data.category is 1, which YAML takes for a number or a date; write it in quotes"
     ):
         build_settings({"data": {"name": "BTAD", "data_dir": "d", "category": 1}, "model": {"w": 1, "epochs": 1}})
 
 
-def test_scores_are_per_picture_unless_asked_otherwise(official):
+def test_the_default_protocol_is_per_image(official):
     assert load_settings(official).score.protocol == load_settings(ROOT / "config.yaml").score.protocol == "per_image"
     assert load_settings(official).calibration.share == 0.2
     assert (
@@ -216,14 +172,14 @@ def test_scores_are_per_picture_unless_asked_otherwise(official):
     assert load_settings(official, ["calibration.share=0.5"]).calibration.share == 0.5
 
 
-def test_settings_as_plain_values_build_the_same_settings(official):
+def test_plain_values_of_settings_build_equal_settings(official):
     """As calibration.json keeps them."""
     for path in (official, ROOT / "config.yaml", ROOT / "demo.yaml"):
         loaded = load_settings(path)
         assert build_settings(json.loads(json.dumps(loaded.as_dict()))) == loaded
 
 
-def test_blur_keeps_its_share_of_the_picture():
+def test_auto_blur_is_proportional_to_the_image_size():
     assert load_settings(ROOT / "config.yaml").model.blur_sigma == 4
     assert load_settings(ROOT / "config.yaml", ["data.image_size=64"]).model.blur_sigma == 1
 
@@ -249,7 +205,7 @@ def test_blur_keeps_its_share_of_the_picture():
         ("metrics.pro=False", "metrics", "pro", False),
     ],
 )
-def test_overrides_go_above_the_file(override, section, name, value):
+def test_overrides_replace_values_of_the_file(override, section, name, value):
     assert getattr(getattr(load_settings(ROOT / "config.yaml", [override]), section), name) == value
 
 
@@ -263,7 +219,7 @@ def test_overrides_go_above_the_file(override, section, name, value):
         ),
     )
 )
-def test_whatever_the_file_holds_is_settings_or_a_clear_error(content):
+def test_any_content_builds_settings_or_raises_a_user_error(content):
     try:
         given = content if isinstance(content, dict) else {"model": content}
         known = {"name": "own", "data_dir": "d", "category": "c"}
@@ -275,7 +231,7 @@ def test_whatever_the_file_holds_is_settings_or_a_clear_error(content):
         assert str(error)
 
 
-def test_keys_that_may_be_left_out_have_their_defaults():
+def test_omitted_keys_have_their_defaults():
     loaded = build_settings(
         {"data": {"name": "own", "data_dir": "d", "category": "c"}, "model": {"w": 1, "epochs": 1, "load_chp": 1}}
     )
@@ -305,7 +261,7 @@ def test_keys_that_may_be_left_out_have_their_defaults():
     ],
     ids=["apply", "new", "name", "alias", "laughs", "merged laughs", "itself", "brackets", "sixties", "long"],
 )
-def test_a_hostile_file_runs_nothing_and_fills_no_memory(tmp_path, monkeypatch, text, reason):
+def test_a_hostile_file_runs_no_code_and_fills_no_memory(tmp_path, monkeypatch, text, reason):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ValueError, match=re.escape(reason)) as caught:
@@ -315,7 +271,7 @@ def test_a_hostile_file_runs_nothing_and_fills_no_memory(tmp_path, monkeypatch, 
         with_overrides({"data": "x"}, [f"data.name={text[6:]}"])
 
 
-def test_adaptation_lasts_until_the_epoch_that_detection_takes():
+def test_auto_adaptation_epochs_follow_the_features_of_detection():
     data = ["data.name=own", "data.category=nut", "model.w=3", "model.epochs=2"]
     for changes, epochs in (
         ((), 0),
