@@ -3,16 +3,11 @@
 import os
 import re
 
-OUT_OF_MEMORY = (  # in torch's messages
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "Storage size calculation overflowed",
-)
-MEMORY_REMEDY = (
-    "lower data.batch_size, data.DA_batch_size or data.test_batch_size, data.image_size, model.base_channels"
-)
-CONNECTION_LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "NCCL")  # in torch's messages
+# Parts of torch's messages
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")
+CONNECTION_LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "NCCL")
+
+MEMORY_KEYS = "data.batch_size, data.DA_batch_size or data.test_batch_size, data.image_size, model.base_channels"
 
 
 class UserError(ValueError):
@@ -39,7 +34,7 @@ def explain_error(error: Exception) -> str | None:
     if is_connection_lost(error):
         return "another process of this run has ended; start the run again with --resume"
     if is_out_of_memory(error):
-        return f"out of memory; {MEMORY_REMEDY}"
+        return f"out of memory; lower {MEMORY_KEYS}"
     return None
 
 

@@ -16,6 +16,7 @@ from typing import IO, Any
 from runtime.errors import UserFileError
 from storage import folder_lock
 
+File = IO[Any]  # of text or bytes, as the mode says
 TEMPORARY_SUFFIX = ".part"
 LONGEST_NAME = 200  # bytes; file systems take 255, and a temporary name is longer than the file's own
 STALE_AFTER = 24 * 3600  # seconds, on a file system without locks
@@ -46,7 +47,7 @@ def ensure_writable(folder: Path, remedy: str) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path, remedy: str, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: Path, remedy: str, mode: str = "wb") -> Iterator[File]:
     """Yield a file that gets its name only when it is complete.
 
     Raise UserFileError with `remedy` where that fails; an earlier file of the name stays as it was.
@@ -72,7 +73,7 @@ def atomic_write(path: Path, remedy: str, mode: str = "wb") -> Iterator[IO[Any]]
                 temporary.unlink(missing_ok=True)
 
 
-def create_temporary(path: Path, mode: str) -> tuple[Path, IO[Any]]:
+def create_temporary(path: Path, mode: str) -> tuple[Path, File]:
     """Create and open a temporary file beside `path`, locked where the file system has locks."""
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "surrogateescape"}
     encoded = os.fsencode(path.name)

@@ -1,7 +1,7 @@
-"""make faults: runs of every stage killed by kill -9 at seeded moments and done again; what comes out must be what an unbroken run leaves.
+"""Kill runs of every stage with kill -9 at seeded moments and repeat them; the results must equal an unbroken run's.
 
-Half of the moments are times, the other half the very places where a file is opened for writing, renamed or removed. After each kill every
-file that is there is whole; after the run was done again the folder holds what the unbroken run's does, byte for byte, and nothing else.
+Half of the moments are times; the others are places where a file is opened for writing, renamed or removed. After each
+kill every file is complete. After the repetition the folder equals the unbroken run's, byte for byte. `make faults`:
 
     python tests/kill.py [--kills 50] [--seed 0]
 """
@@ -36,7 +36,12 @@ from reports.html import PAGE  # noqa: E402
 from reports.manifest import MANIFEST  # noqa: E402
 from training import checkpoint  # noqa: E402
 
-CHANGING = ("seconds", "pictures_per_second", "created", "peak_memory_bytes")  # with the clock and the machine
+CHANGING = (
+    "seconds",
+    "pictures_per_second",
+    "created",
+    "peak_memory_bytes",
+)  # keys whose values depend on the clock and the machine
 SIZE = 32  # pixels
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CONFIGURATION = {
@@ -52,7 +57,7 @@ CONFIGURATION = {
 
 @dataclass(frozen=True)
 class Stage:
-    """A run and what it needs: folders that earlier stages left; `again` is what is asked for after a kill."""
+    """A run: its arguments, the earlier stages that it needs, and the arguments that `again` adds after a kill."""
 
     name: str
     arguments: tuple[str, ...]
@@ -73,7 +78,7 @@ STAGES = (
 
 @dataclass
 class Tally:
-    """What became of a stage's kills; `late` ones came when the run had ended."""
+    """The faults after a stage's kills; a `late` kill came after the end of the run."""
 
     kills: int = 0
     late: int = 0
@@ -104,9 +109,9 @@ def make_data(folder: Path) -> None:
 def run(
     folder: Path, arguments: tuple[str, ...], kill_at: int | None = None, kill_after: float | None = None
 ) -> tuple[int, str, int]:
-    """One run in a process of its own, in `folder`: its exit code (−9: killed), what it said, and how many writes it came to.
+    """Run in a new process in `folder`; return exit code (−9: killed), output and number of writes.
 
-    It kills itself by SIGKILL before write number `kill_at`, or is killed after so many seconds.
+    The process gets SIGKILL before write number `kill_at`, or after `kill_after` seconds.
     """
     (folder / "said").unlink(missing_ok=True)
     child = os.fork()
@@ -124,13 +129,15 @@ def run(
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    said = (folder / "said").read_text() if (folder / "said").exists() else ""  # a kill may come before the first word
+    said = (
+        (folder / "said").read_text() if (folder / "said").exists() else ""
+    )  # a kill may come before the first output
     code = os.waitstatus_to_exitcode(status)
     return code, said, int(said.rpartition("\n")[2]) if code >= 0 and code != 99 else 0
 
 
 def count_writes(folder: Path, kill_at: int | None) -> Iterator[int]:
-    """Counts what changes files below `folder`, as Python itself reports it; each turn gives the number so far."""
+    """Count changes of files below `folder`, by Python's audit events; each step yields the count so far."""
     count, inside = 0, str(folder)
 
     def note(event: str, arguments: tuple) -> None:
@@ -153,7 +160,7 @@ def count_writes(folder: Path, kill_at: int | None) -> Iterator[int]:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    """All files that a run leaves, without what depends on the clock."""
+    """Return all files of a run, without values that depend on the clock."""
     files = {
         path.relative_to(folder).as_posix(): path
         for part in ("weights", "found")
@@ -164,7 +171,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def timeless(path: Path) -> bytes:
-    """A file's content without what depends on the clock and the machine's memory."""
+    """Return a file's content without values that depend on the clock and the memory."""
     if path.name == PAGE:
         return b"" if path.read_bytes().rstrip().endswith(b"</html>") else b"cut short"
     if path.suffix == ".jsonl" and path.name != "predictions.jsonl":
@@ -180,7 +187,7 @@ def timeless(path: Path) -> bytes:
 
 
 def half_written(folder: Path, whole: dict[str, bytes]) -> Iterator[str]:
-    """Files under their own names that are neither whole nor meant to grow."""
+    """Yield a fault for each file that is neither complete nor a growing one."""
     for path in (path for part in ("weights", "found") for path in (folder / part).rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if any(part.startswith(".") for part in Path(name).parts):
@@ -192,7 +199,7 @@ def half_written(folder: Path, whole: dict[str, bytes]) -> Iterator[str]:
                 yield str(error)
         elif path.name.endswith(LATEST):
             int(path.read_text())
-        elif path.name == NOTE:  # says at first that it is not finished
+        elif path.name == NOTE:  # it first says that it is incomplete
             json.loads(path.read_text())
         elif path.suffix == ".jsonl":
             if path.read_bytes().count(b"\n") > whole[name].count(b"\n") + whole[name].count(b"}, {") + 1:
@@ -202,7 +209,7 @@ def half_written(folder: Path, whole: dict[str, bytes]) -> Iterator[str]:
 
 
 def prepared(folder: Path, base: Path, stage: Stage, unbroken: dict[str, Path]) -> Path:
-    """`folder` as it is before the stage."""
+    """Fill `folder` with the files that the stage starts from, and return it."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(base, folder)
     for need in stage.needs:
@@ -249,7 +256,7 @@ def main_() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", metavar="STAGE", help="some of the stages")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="names of stages")
     options = parser.parse_args()
     stages = [stage for stage in STAGES if options.only is None or stage.name in options.only]
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What strangers may send: weights that would run code, names that would leave their folder or be run by a spreadsheet or a terminal."""
+"""Hostile files: weights that contain code, and names that attack a folder, a spreadsheet or a terminal."""
 
 import csv
 import importlib
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from feature_extractor import FeatureExtractor
+from runtime.errors import UserError
 from storage.safe_csv import FORMULA_SIGNS, unescape
 from storage.weights_file import read_state
 from training import checkpoint
@@ -33,7 +34,7 @@ NAMES = (
 
 
 class Malicious:
-    """Unpickled by a careless reader, this leaves a file named owned."""
+    """Create a file named `owned` when unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch owned",)
@@ -82,7 +83,7 @@ def files_below(folder: Path) -> set[str]:
 
 
 def test_hostile_file_names_pass_all_stages(run_main, category, tmp_path):
-    """Nothing is left but in the folders of results, each picture has its figures, and tables give the names back."""
+    """All new files are in the folders of results, each picture has its files, and tables restore the names."""
     good = category / "test" / "good"
     for name in NAMES:
         shutil.copy(good / "000.png", good / name)
@@ -141,7 +142,7 @@ def test_file_names_send_no_control_characters_to_the_terminal(run_main, categor
 @pytest.mark.parametrize("kind", fuzz.kinds(), ids=lambda kind: kind.name)
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_files_give_a_result_or_an_error_line(kind):
-    """A few of `make fuzz`."""
+    """A small part of `make fuzz`."""
     shown: list[str] = []
     count = fuzz.fuzz(kind, seed=7, share=10 / kind.count, watch=fuzz.Watch(), shown=shown)
     assert (count.accepted + count.refused, count.crashes) == (10, 0), shown
@@ -153,13 +154,18 @@ def test_the_fuzzer_counts_crashes_and_refusals(tmp_path):
     def read(path: Path) -> None:
         if path.read_bytes() == b"crash":
             raise KeyError("x")
-        if path.read_bytes() == b"mute":
-            raise ValueError
+        if path.read_bytes() == b"bug":
+            raise ValueError("shapes do not match")
+        if path.read_bytes() == b"refused":
+            raise UserError("remove it")
         watch.note("open", (str(path.parent / ".." / "elsewhere"), "w", os.O_WRONLY))
         watch.note("open", (str(path), "w", os.O_WRONLY))
         watch.note("os.system", (b"ls",))
 
-    kind = fuzz.Kind("any", 1, "file", [], fuzz.spoilt_bytes, read)
-    faults = [fuzz.judge(kind, content, tmp_path, watch, count) for content in (b"crash", b"mute", b"outside")]
-    assert "KeyError" in faults[0] and faults[1] == "" and "elsewhere" in faults[2] and "os.system" in faults[2]
-    assert count == fuzz.Count(accepted=1, refused=1, crashes=1, outside=2)
+    kind = fuzz.Kind("any", 1, "file", [], fuzz.damage_bytes, read)
+    faults = [
+        fuzz.try_input(kind, content, tmp_path, watch, count) for content in (b"crash", b"bug", b"refused", b"outside")
+    ]
+    assert "KeyError" in faults[0] and "ValueError: shapes" in faults[1] and faults[2] == ""
+    assert "elsewhere" in faults[3] and "os.system" in faults[3]
+    assert count == fuzz.Count(accepted=1, refused=1, crashes=2, outside=2)

@@ -151,7 +151,7 @@ def test_training_lowers_the_loss(run_main, tmp_path):
         "training.ema=0.9",
     )
     loss = float(re.search(r"loss ([\d.]+) \(last", out)[1])
-    assert code == 0 and loss < 0.7 * 3 * 32 * 32  # a network that knows nothing has the loss C·H·W
+    assert code == 0 and loss < 0.7 * 3 * 32 * 32  # an untrained network has the loss C·H·W
     assert "average" in checkpoint.read_state(tmp_path / "checkpoints" / "nut" / "40")
 
 
@@ -182,7 +182,7 @@ def test_misclassifications_are_listed(run_main, tmp_path):
 
 
 def test_the_calibrated_threshold_needs_no_defects(run_main, tmp_path, trained):
-    """Its verdicts are those of the p-values, its counts those of metrics.json."""
+    """Its verdicts agree with the p-values, and its counts with metrics.json."""
     code, out, err = run_main("--detection", "metrics.misclassifications=True", "calibration.false_positive_rate=0.5")
     assert code == 0, err
     table, figures = rows(tmp_path / "results"), json.loads((tmp_path / "results" / "metrics.json").read_text())
@@ -222,7 +222,7 @@ def test_metrics_that_the_data_do_not_allow_are_omitted_with_a_message(run_main,
 
 @pytest.mark.parametrize("network", ["ddad_s_32"])
 def test_official_files_run_unchanged(tmp_path, category, golden, capsys, monkeypatch, network):
-    """A released configuration, UNet and feat files: adaptation and detection; then training from the same file."""
+    """A released configuration, UNet and features adapt and detect; the same configuration then trains."""
     monkeypatch.chdir(tmp_path)
     content = yaml.safe_load(OFFICIAL)
     content["data"] |= {
@@ -273,7 +273,7 @@ def scores_of(run_main, tmp_path, *arguments):
 
 
 def test_a_score_does_not_depend_on_the_other_pictures(run_main, tmp_path, category, trained):
-    """Alone, in any batch, with any number of threads, among other files: the same score."""
+    """Neither batch size nor number of threads nor other files change a score."""
     scores = scores_of(run_main, tmp_path, "data.test_batch_size=6")
     spread = max(scores.values())
     for arguments in (["data.test_batch_size=1"], ["data.test_batch_size=4", "model.num_workers=0"]):
@@ -303,7 +303,7 @@ def test_errors_of_a_later_stage_stop_the_run_before_the_first(run_main, tmp_pat
 
 
 def test_published_scores_depend_on_the_batch(run_main, tmp_path, trained):
-    """Batch maxima and one stream of noise: the behaviour that users compare with."""
+    """The published protocol scales by batch maxima and draws one stream of noise."""
     alone, together = (
         scores_of(run_main, tmp_path, "score.protocol=published", f"data.test_batch_size={size}") for size in (1, 6)
     )
@@ -311,7 +311,7 @@ def test_published_scores_depend_on_the_batch(run_main, tmp_path, trained):
 
 
 def test_maps_are_averaged_over_draws(run_main, tmp_path, trained):
-    """The first draw is that of a single one, so that the mean of many lies nearer to another mean of many than to it."""
+    """The mean of four draws lies closer to the mean of five than a single draw does."""
     one, four, five = (
         np.array(list(scores_of(run_main, tmp_path, f"score.draws={count}").values())) for count in (1, 4, 5)
     )
@@ -354,7 +354,7 @@ def test_a_calibration_is_reused_until_something_that_affects_it_changes(run_mai
 
 
 def test_no_stage_trains_on_held_out_pictures(run_main, tmp_path, category):
-    """Spoiling them changes neither the networks nor the features; spoiling another one does."""
+    """Changing them changes neither weights nor features; changing another picture changes both."""
 
     def weights_of(name):
         code, _, err = run_main("--train", "--domain_adaptation", f"model.checkpoint_dir={tmp_path / name}")
@@ -424,7 +424,7 @@ def test_raw_maps_on_request(run_main, tmp_path):
 
 
 def test_metrics_do_not_depend_on_the_size_of_the_maps(tiny_config):
-    """The same map at two sizes is measured alike, at metrics.size."""
+    """The same map at several sizes gives the same map at metrics.size."""
     settings = load_settings(tiny_config, ["metrics.size=64", "metrics.centre_crop=0.75"])
     small = torch.nn.functional.interpolate(torch.rand(1, 1, 4, 4), 16, mode="bilinear")
     empty = torch.empty(0)
@@ -456,7 +456,7 @@ def test_defects_that_vanish_at_the_metrics_size_are_counted(run_main, category,
 
 
 def test_tiles_run_through_all_stages(run_main, tmp_path, category):
-    """Wide pictures in their own proportions, 32 × 64 pixels at tiles = 1."""
+    """Wide pictures keep their proportions: 32 × 64 pixels with tiles=1."""
     for path in category.rglob("*.png"):
         with Image.open(path) as picture:
             wide = Image.new(picture.mode, (96, 48))
@@ -530,7 +530,10 @@ def test_maps_that_overflow_leave_no_results(run_main, tmp_path):
 
 
 def test_stopped_training_resumes_where_it_was(tiny_config, tmp_path, run_main):
-    """SIGTERM keeps the last step (for kill -9 see test_faults.py); weights are those of an unbroken run, and the log has each epoch once."""
+    """After SIGTERM and --resume the weights equal those of an unbroken run, and the log has each epoch once.
+
+    test_faults.py covers kill -9.
+    """
     settings = ["model.epochs=16", "training.ema=0.9", "training.checkpoint_epochs=1000"]
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     run_main("--train", *settings, f"model.checkpoint_dir={unbroken}")

@@ -116,7 +116,7 @@ def test_auto_is_the_published_value_of_each_category():
         assert data.DA_batch_size == int(row["DA_batch_size"])
         assert (
             as_released.data.test_batch_size == int(row["test_batch_size"]) and data.test_batch_size is None
-        )  # as memory takes
+        )  # None: the free memory decides
 
 
 @pytest.mark.parametrize(("data_set", "means"), [("MVTec", (99.8, 98.1, 92.3)), ("VisA", (98.9, 97.6, 92.7))])
@@ -168,12 +168,12 @@ def test_the_default_protocol_is_per_image(official):
     assert load_settings(official).calibration.share == 0.2
     assert (
         load_settings(official, ["score.protocol=published"]).calibration.share == 0
-    )  # the published runs train on all pictures
+    )  # the published system trains on all pictures
     assert load_settings(official, ["calibration.share=0.5"]).calibration.share == 0.5
 
 
 def test_plain_values_of_settings_build_equal_settings(official):
-    """As calibration.json keeps them."""
+    """calibration.json stores them as plain values."""
     for path in (official, ROOT / "config.yaml", ROOT / "demo.yaml"):
         loaded = load_settings(path)
         assert build_settings(json.loads(json.dumps(loaded.as_dict()))) == loaded
