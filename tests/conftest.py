@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from official_config import OFFICIAL
 from PIL import Image
 
 import main
@@ -156,3 +157,11 @@ def run_main(tiny_config, tmp_path, capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def official(tmp_path) -> Path:
+    """Write the configuration of the official release, and return its path."""
+    path = tmp_path / "config.yaml"
+    path.write_text(OFFICIAL, encoding="utf-8")
+    return path
