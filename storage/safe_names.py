@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import PurePosixPath
 
+from runtime.errors import UserError
+
 WINDOWS = os.name == "nt"
 RESERVED = re.compile(  # names of devices, in every folder
     r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE
@@ -34,7 +36,11 @@ def file_stems(names: Collection[str], windows: bool = WINDOWS) -> dict[str, str
     """Return a safe name, without suffix, for the files made from each picture.
 
     It is the picture's stem, or its whole name where several pictures share the stem.
+    Raise UserError for a name, such as `.`, that is no file's.
     """
+    for name in names:
+        if not PurePosixPath(name).name:
+            raise UserError(f"{name!r} is not the name of a picture; correct or remove the table that contains it")
     short = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
     count = Counter(short.values())
     stems = {name: stem if count[stem] == 1 and stem not in short else name for name, stem in short.items()}

@@ -10,6 +10,7 @@ from PIL import Image
 
 from config.load import build_settings
 from reports.writer import Writer
+from runtime.errors import UserError
 from storage import safe_names
 
 PARTS = st.sampled_from(
@@ -109,3 +110,9 @@ def test_long_names_get_files(tmp_path):
     for stem in stems.values():
         Writer(tmp_path).picture(f"{stem}.tiff", Image.new("F", (2, 2)), "anomaly_maps")
     assert len(list((tmp_path / "anomaly_maps").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "//"])
+def test_a_name_that_is_no_file_is_the_users_error(name):
+    with pytest.raises(UserError, match="is not the name of a picture"):
+        safe_names.file_stems(["a.png", name])
