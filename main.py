@@ -119,7 +119,10 @@ def add_data_flags(parser: Parser) -> None:
 def path_argument(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # the user of ~user is unknown
+        raise argparse.ArgumentTypeError(f"{text!r} has no home folder: {error}") from None
 
 
 def truth_value(text: str) -> bool:

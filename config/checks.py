@@ -2,9 +2,11 @@
 
 import datetime
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
@@ -109,12 +111,21 @@ def convert_value(path: str, kind: object, value: object, words: Iterable[str] =
         return value
     if kind in (str, Path) and isinstance(value, NOT_TEXT) and not isinstance(value, bool):
         raise UserError(f"{path} is {value!r}, which YAML takes for a number or a date; write it in quotes")
-    if kind is str and isinstance(value, str) and value.strip():
+    if kind is str and isinstance(value, str) and is_file_text(value):
         return value
-    if kind is Path and isinstance(value, (str, Path)) and str(value).strip():
-        return Path(value).expanduser()
+    if kind is Path and isinstance(value, (str, Path)) and is_file_text(str(value)):
+        with suppress(RuntimeError):  # the user of ~user is unknown
+            return Path(value).expanduser()
     kind_name = next(name for known, name in KIND_NAMES.items() if known is kind)
     raise UserError(f"{path} is {value!r}; it should be {' or '.join([kind_name, *words])}")
+
+
+def is_file_text(text: str) -> bool:
+    """Return whether a text is not blank and can stand in the name of a file."""
+    try:
+        return bool(text.strip()) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def as_number(value: object) -> float:

@@ -379,6 +379,11 @@ CASES = (
     ),
     Case("a setting of --table", ("--table", "VisA", "model.w=2"), ("--table does not use model.w=2", "remove it")),
     Case("--output of --check", ("--check", "--output", "x"), ("--check does not use --output x",)),
+    Case(
+        "--input of an unknown user",
+        (*DETECT, "--input", "~nobody-of-this-name"),
+        ("argument --input", "no home folder"),
+    ),
     Case("--input without --detection", ("--input", "x"), ("--input is x", "belongs to --detection")),
     Case(
         "--resume without --input",

@@ -5,6 +5,7 @@ import pytest
 
 from config.checks import keys_without_effect
 from config.load import build_settings, load_settings, read_sections
+from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,3 +54,18 @@ def test_a_name_that_yaml_reads_as_a_number_needs_quotes():
         ValueError, match="data.category is 1, which YAML takes for a number or a date; write it in quotes"
     ):
         build_settings({"data": {"name": "BTAD", "data_dir": "d", "category": 1}, "model": {"w": 1, "epochs": 1}})
+
+
+@pytest.mark.parametrize("key", ["data.data_dir", "model.exp_name"])
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "  "])
+def test_a_text_that_no_file_can_have_as_its_name_is_refused(key, text):
+    section, name = key.split(".")
+    content = {"data": {"name": "own", "data_dir": "d", "category": "c"}, "model": {"w": 1, "epochs": 1}}
+    content[section][name] = text
+    with pytest.raises(UserError, match=rf"{key} is .*; it should be a (path|name)"):
+        build_settings(content)
+
+
+def test_the_home_of_an_unknown_user_is_refused():
+    with pytest.raises(UserError, match="data.data_dir is '~nobody-of-this-name/x'; it should be a path"):
+        load_settings(ROOT / "config.yaml", ["data.data_dir=~nobody-of-this-name/x"])
