@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from runtime.errors import MissingFileError, UserError, UserFileError
 
 DAMAGED = (  # what torch.load raises for a file that is damaged or holds more than weights
-    pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, AssertionError, TypeError, AttributeError
+    pickle.UnpicklingError, struct.error, RuntimeError, EOFError,
+    ValueError, LookupError, AssertionError, TypeError, AttributeError,
 )  # fmt: skip
 
 

@@ -298,8 +298,9 @@ def read_overrides(path: Path) -> object:
 
 
 SHAPE: dict[str, Any] = {
-    "image_size": 8, "base_channels": 8, "channel_multipliers": (1,), "blocks_per_level": 1, "attention_sizes": (8,), "heads": 1
-}  # fmt: skip
+    **{"image_size": 8, "base_channels": 8, "channel_multipliers": (1,)},
+    **{"blocks_per_level": 1, "attention_sizes": (8,), "heads": 1},
+}
 
 
 def unet_file() -> bytes:
@@ -337,10 +338,10 @@ def a_trainer() -> train.Trainer:
 
 TRAINING: dict[str, Any] = {
     "data": {"name": "own", "data_dir": "d", "category": "c", "image_size": 8, "batch_size": 2},
-    "model": {"w": 1, "epochs": 2, "load_chp": 1, "DA_chp": 0, "base_channels": 8, "channel_multipliers": [1], "blocks_per_level": 1, "heads": 1}
-    | {"attention_sizes": [8], "dropout": 0, "blur_sigma": 0.1},
+    "model": {"w": 1, "epochs": 2, "load_chp": 1, "DA_chp": 0, "blur_sigma": 0.1, "dropout": 0}
+    | {"base_channels": 8, "channel_multipliers": [1], "blocks_per_level": 1, "heads": 1, "attention_sizes": [8]},
     "training": {"ema": 0.9},
-}  # fmt: skip
+}
 
 
 def one_step(trainer: train.Trainer) -> None:
@@ -377,7 +378,7 @@ def read_training_state(path: Path) -> object:
 
 def calibration_file() -> bytes:
     settings = build_settings(CONFIGURATION | {"model": CONFIGURATION["model"] | {"DA_chp": 0}})
-    kept = {
+    calibration = {
         "feature": 1.0,
         "pixel": 2.0,
         "scores": [0.1, 0.2, 0.3],
@@ -385,16 +386,22 @@ def calibration_file() -> bytes:
         "held_out": True,
     }
     return as_json(
-        {"format": CALIBRATION_FORMAT, **kept, "made_with": {"w": 3, "view": {}}, "settings": settings.as_dict()}
+        {"format": CALIBRATION_FORMAT, **calibration, "made_with": {"w": 3, "view": {}}, "settings": settings.as_dict()}
     )
 
 
 def read_calibration(path: Path) -> object:
-    kept = load_calibration(path.parent)
-    if kept is None:
+    calibration = load_calibration(path.parent)
+    if calibration is None:
         return None
-    build_settings(kept.settings)
-    return kept.describe(0.01), kept.pixel_threshold(0.01), kept.p_value(0.2), kept.staleness({"w": 3}), kept.balance
+    build_settings(calibration.settings)
+    return (
+        calibration.describe(0.01),
+        calibration.pixel_threshold(0.01),
+        calibration.p_value(0.2),
+        calibration.staleness({"w": 3}),
+        calibration.balance,
+    )
 
 
 def prediction_rows() -> bytes:
@@ -545,10 +552,13 @@ def kinds() -> list[Kind]:
         damage_tree(lambda content: [json.loads(line) for line in content.splitlines()], as_lines),
     )
     in_yaml = damage_tree(yaml.safe_load, lambda tree: yaml.safe_dump(tree).encode())
-    words = b"--train\n--config\nx.yaml\nmodel.w=3\ndata.category=nut\nmodel.attention_sizes=[8, 16]\nmetrics.pro=False\nmodel.seed=1e3"
+    words = (
+        b"--train\n--config\nx.yaml\nmodel.w=3\ndata.category=nut\n"
+        b"model.attention_sizes=[8, 16]\nmetrics.pro=False\nmodel.seed=1e3"
+    )
     paths = (
-        "a.png\ntest/crack/001.png\n../up.png\n/abs.png\nc:\\x.png\nCON.png\n=1.png\n..\\x.png\n...png\nü/..//b.png\n".encode()
-        + b"\xff.png"
+        b"a.png\ntest/crack/001.png\n../up.png\n/abs.png\nc:\\x.png\nCON.png\n=1.png\n..\\x.png\n...png\n"
+        b"\xc3\xbc/..//b.png\n\xff.png"
     )
     features = saved(
         {
@@ -675,7 +685,7 @@ def fuzz(kind: Kind, seed: int, share: float, watch: Watch, shown: list[str]) ->
     return count
 
 
-def main_() -> int:
+def run_all() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="share of the inputs of each kind")
@@ -709,4 +719,4 @@ def show(name: str, count: Count, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main_())
+    sys.exit(run_all())

@@ -117,8 +117,8 @@ def predictions_row() -> dict:
 
 
 def spool(folder: Path) -> None:
-    with Writer(folder).spool() as kept:
-        many_rows(lambda: kept.add(np.zeros(1000, np.float32)))
+    with Writer(folder).spool() as maps:
+        many_rows(lambda: maps.add(np.zeros(1000, np.float32)))
 
 
 def a_report(folder: Path) -> None:
