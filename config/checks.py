@@ -81,7 +81,8 @@ def unify_spellings(section: str, values: Mapping[str, object], known: Iterable[
 
 def check_category(name: object) -> str:
     """Return the name of one category. Raise UserError where it is none."""
-    return str(check_value("data.category", DataSettings.__dataclass_fields__["category"], name))
+    spec = next(spec for spec in fields(DataSettings) if spec.name == "category")
+    return str(check_value("data.category", spec, name))
 
 
 def check_value(path: str, spec: "Field[object]", value: object) -> object:

@@ -492,7 +492,7 @@ CASES = (
     Case(
         "beta_start above beta_end",
         (*TRAIN, "model.beta_start=0.03"),
-        ("model.beta_start is 0.03", "model.beta_end, 0.02", "grows"),
+        ("model.beta_start is 0.03", "model.beta_end, 0.02", "must grow"),
     ),
     Case(
         "tiles of published scores",
