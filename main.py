@@ -168,7 +168,7 @@ def list_requests(options: argparse.Namespace) -> list[str]:
 def check_flags(options: argparse.Namespace, requests: Sequence[str]) -> None:
     """Raise UserError for flags that do not go together."""
     if len(requests) > 1:
-        raise UserError(f"--{requests[0]} and --{requests[1]} need a run each; remove one of them")
+        raise UserError(f"--{requests[0]} and --{requests[1]} are two runs; remove one of them")
     for flag, owner in OWNERS.items():
         if getattr(options, flag) is not None and not getattr(options, owner):
             raise UserError(
