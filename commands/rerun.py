@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from commands.stages import RunPlan, run_category
+from config.checks import keys_without_effect
 from config.keys import AUTO
-from config.load import build_settings, keys_without_effect, with_overrides
+from config.load import build_settings, with_overrides
 from reports import manifest
 from reports.reader import read_scores
 from reports.writer import SCORES, beside, next_free_folder

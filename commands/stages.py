@@ -10,17 +10,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from commands.budget import fit_budget
+from config.checks import check_sections, keys_without_effect
 from config.keys import LATEST, PLANNED, Settings
-from config.load import (
-    SAMPLE,
-    build_settings,
-    category_names,
-    check_sections,
-    keys_without_effect,
-    names_several,
-    read_sections,
-    settings_of_category,
-)
+from config.load import SAMPLE, build_settings, category_names, names_several, read_sections, settings_of_category
 from data_tools.sample_set import TEXTURES, ensure_sample_set
 from dataset import categories_in, pictures_below
 from detection.evaluate import check_evaluation, evaluate_category

@@ -1,1 +1,1 @@
-"""Settings: their keys, their checks, presets and the published values."""
+"""The settings: keys, checks, presets and the paper's published values."""

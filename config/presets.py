@@ -1,17 +1,17 @@
-"""Settings that belong together, by name: `preset: laptop` in config.yaml or on the command line.
+"""Presets: settings that belong together, as `preset: laptop` in config.yaml or on the command line.
 
-They go above the file's and below the command line's. What the laptop's were chosen by is in benchmarks/accuracy.md.
+They override the file; the command line overrides them. benchmarks/accuracy.md has the measurements behind `laptop`.
 """
 
-from typing import Any
+from config.keys import Values
 
 PUBLISHED, LAPTOP = "published", "laptop"
 BUDGET = 60.0  # minutes, of the laptop preset
 
-PRESETS: dict[str, dict[str, Any]] = {
-    PUBLISHED: {"score.protocol": "published", "speed.precision": "fp32"},  # all else is in config.yaml, or `auto`
+PRESETS: dict[str, Values] = {
+    PUBLISHED: {"score.protocol": "published", "speed.precision": "fp32"},  # config.yaml has all the rest
     LAPTOP: {
-        # pictures are compared with normal ones at 512 pixels; the UNet sees them at 64
+        # compare with normal pictures at 512 pixels; the UNet sees 64
         "data.image_size": 512,
         "data.batch_size": 16,
         "data.tiles": None,
@@ -29,20 +29,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.epochs": "auto",
         "model.load_chp": "latest",
         "training.budget_minutes": BUDGET,
-        "training.most_steps": 4000,  # what more would give is not measured
+        "training.most_steps": 4000,  # no run measured more
         "training.optimizer": "adamw",
         "training.schedule": "cosine",
         "training.warmup_steps": 50,
         "training.ema": 0.995,
         "training.highest_step": 250,
-        # stage 2: features as pretrained
+        # stage 2: no adaptation, the features as pretrained
         "model.DA_epochs": 0,
         "model.DA_chp": 0,
         # stage 3
         "model.w": 5,
-        "model.blur_sigma": 2,  # a quarter of the published, relative to the picture, as defects are small
+        "model.blur_sigma": 2,  # a quarter of the published share of the picture: defects are small
         "model.test_trajectory_steps": 250,
-        "model.skip": 25,  # ten calls of the network, as published
+        "model.skip": 25,  # ten network calls, as published
         "score.protocol": "per_image",
         "score.draws": 1,
         "score.parts": ["memory", "wide_memory", "whole_memory", "pixel"],

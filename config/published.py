@@ -1,4 +1,7 @@
-"""What the paper and its release publish of each category: settings and accuracies (published.csv; section 5, the supplement, the tables)."""
+"""The values that the paper and its release publish for each category: settings and accuracies.
+
+Sources: section 5, the supplement, and the tables of results. All are in published.csv.
+"""
 
 import csv
 import functools
@@ -10,13 +13,16 @@ TABLE = Path(__file__).with_name("published.csv")
 
 @functools.cache
 def published_rows() -> dict[str, dict[str, str]]:
-    """Category → row of published.csv, in the paper's order. Accuracies in percent."""
+    """Return the rows of published.csv by category, in the paper's order. Accuracies are in percent."""
     with TABLE.open(encoding="utf-8", newline="") as file:
         return {row["category"]: row for row in csv.DictReader(file)}
 
 
 def published_metrics(category: str, data_set: str | None = None) -> dict[str, float]:
-    """The paper's figures of a category in percent; none where it has none, or where the category is another `data_set`'s."""
+    """Return the paper's metrics of a category in percent; an empty dict where it has none.
+
+    A category of another `data_set` with the same name has none.
+    """
     row = published_rows().get(category)
     if row is None or (data_set is not None and data_set.lower() != row["data_set"].lower()):
         return {}

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from config.checks import check_sections
 from config.keys import AUTO, PER_IMAGE
-from config.load import BY_NETWORK, HELD_OUT, check_sections, read_sections
+from config.load import BY_NETWORK, HELD_OUT, read_sections
 from config.presets import LAPTOP
 from config.published import published_rows
 from data_tools.archives import open_source, relative_path

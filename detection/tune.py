@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import metrics
+from config.checks import check_combinations
 from config.keys import PER_IMAGE, Settings
-from config.load import check_together
 from dataset import ImageFolder, View, to_unit_range
 from detection import reference
 from detection.calibrate import assemble, build_calibration, learn_references, parts_of_batch, unseen_pictures
@@ -204,7 +204,7 @@ def alternatives(settings: Settings, best: Settings, name: str, values: Sequence
         if has_no_effect(name, best) or other == setting_value(settings, name):
             continue
         try:
-            check_together(candidate)
+            check_combinations(candidate)
         except ValueError:
             continue
         yield candidate

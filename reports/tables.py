@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from config.load import did_you_mean
+from config.checks import did_you_mean
 from config.published import PUBLISHED_METRICS, published_metrics, published_rows
 from reports.manifest import MANIFEST, Manifest, differences, load_manifest
 from reports.metric_summary import MISSING, MetricSummary, mean_if_complete, percent, short_name

@@ -1,1 +1,1 @@
-"""What a run needs of the machine: device, several processes, progress, interrupts and error messages."""
+"""The machine that a run uses: device, processes, progress, interrupts and errors."""

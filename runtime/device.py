@@ -1,4 +1,4 @@
-"""What the three stages share as they run: device, seed, the lines they print first, and progress. Mathematics and files live elsewhere."""
+"""Choose device and precision, and manage the memory that tensors use."""
 
 import copy
 import ctypes
@@ -14,56 +14,67 @@ from torch import Tensor, nn
 
 from runtime.errors import UserError
 
+Network = Callable[..., Any]  # tensors in; a tensor or a list of tensors out
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ON_GLIBC = platform.libc_ver()[0] == "glibc"
-KEPT_BY_GLIBC = (
-    (-4, 0),
-    (-1, -1),
-)  # mallopt: M_MMAP_MAX, no block is mapped on its own; M_TRIM_THRESHOLD, no memory goes back
+MALLOPT_KEEP = ((-4, 0), (-1, -1))  # M_MMAP_MAX: map no block on its own; M_TRIM_THRESHOLD: return no memory
+CPU_BF16 = "avx512_bf16"  # CPUs with AMX have it too
 
 
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What `speed.precision` stands for on a device: `auto` is bf16 where that has instructions of its own, else fp32."""
+    """Return the type of `speed.precision`; `auto` is bf16 where the device has instructions for it, else fp32."""
     if precision == "auto":
         return torch.bfloat16 if computes_in_bf16(device) else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return DTYPES[precision]
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether a CUDA card, or a CPU (AVX-512 BF16, which those with AMX have too), has instructions for it; without them it is slower than fp32."""
+    """Return whether the device has instructions for bf16; without them bf16 is slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return device.type == "cpu" and has_cpu_bf16()
 
 
-def autocast(network: nn.Module, precision: str, device: torch.device) -> Callable[..., Any]:
-    """The network with its convolutions and matrix products in reduced precision (norms stay in fp32)."""
+def has_cpu_bf16() -> bool:
+    """Return whether the CPU computes in bf16: torch says it, or Linux for an older torch."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get(CPU_BF16))
+    with suppress(OSError):  # not Linux
+        return CPU_BF16 in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    return False
+
+
+def autocast(network: nn.Module, precision: str, device: torch.device) -> Network:
+    """Return the network with convolutions and matrix products in reduced precision; norms stay in fp32."""
     reduced = resolve_dtype(precision, device)
     if reduced == torch.float32:
         return network
 
-    def call(*inputs: Tensor) -> Any:
+    def call(*inputs: Tensor) -> object:
         with torch.autocast(device.type, reduced):
             return network(*inputs)
 
     return call
 
 
-def compile_network(call: Callable[..., Any], wanted: bool | str, device: torch.device) -> Callable[..., Any]:
-    """The network compiled by torch; `auto` compiles on CUDA alone, as on a CPU compiling takes minutes."""
-    return torch.compile(call) if (device.type == "cuda" if wanted == "auto" else wanted) else call
+def compile_network(network: Network, wanted: bool | str, device: torch.device) -> Network:
+    """Return the network compiled by torch. `auto` compiles on CUDA only: on a CPU compiling takes minutes."""
+    return torch.compile(network) if (device.type == "cuda" if wanted == "auto" else wanted) else network
 
 
 def keep_memory() -> None:
-    """From now on memory that tensors leave stays with the process, for the next ones. By itself glibc gives large blocks back, and each time the
-    system clears the pages anew, which takes a quarter of a training step at 256 pixels on a CPU. Elsewhere nothing is done."""
+    """Let the process keep the memory of freed tensors for the next ones; only glibc needs it.
+
+    By default glibc returns large blocks, and the system clears their pages each time: a quarter of a training step
+    at 256 pixels on a CPU.
+    """
     if ON_GLIBC:
-        for parameter, value in KEPT_BY_GLIBC:
+        for parameter, value in MALLOPT_KEEP:
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that may still be taken there, after what the process keeps without need (`keep_memory`) is given back; infinity where the system
-    does not tell."""
+    """Return the free bytes of the device, after unused ones are released; infinity where the system does not say."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
@@ -76,33 +87,32 @@ def free_memory(device: torch.device) -> float:
 
 
 def output_bytes(network: nn.Module, *inputs: Tensor) -> int:
-    """Bytes of all that the layers of a network put out for these inputs; nothing is computed."""
+    """Return the bytes of all layers' outputs for inputs of these shapes, without computing them."""
     sizes: list[int] = []
-    shapes_alone = copy.deepcopy(network).to("meta")
-    for module in shapes_alone.modules():
+    shapes_only = copy.deepcopy(network).to("meta")
+    for module in shapes_only.modules():
         if not list(module.children()):
             module.register_forward_hook(lambda _, __, output: sizes.append(getattr(output, "nbytes", 0)))
     with torch.no_grad():
-        shapes_alone(*(tensor.to("meta") for tensor in inputs))
+        shapes_only(*(tensor.to("meta") for tensor in inputs))
     return sum(sizes)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device asked for; `auto`, and (said aloud) one that is not there, take the first of cuda, mps and cpu that is."""
-    there = [name for name, module in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if module.is_available()] + [
-        "cpu"
-    ]
-    if wanted == "auto":
-        return torch.device(there[0])
+def choose_device(name: str) -> torch.device:
+    """Return the named device. `auto`, or one that is absent, gives the first present one of cuda, mps and cpu."""
+    modules = (("cuda", torch.cuda), ("mps", torch.backends.mps))
+    present = [*(kind for kind, module in modules if module.is_available()), "cpu"]
+    if name == "auto":
+        return torch.device(present[0])
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"model.device is {wanted!r}; it should be auto, cuda, mps or cpu") from None
+        raise UserError(f"model.device is {name!r}; it should be auto, cuda, mps or cpu") from None
     count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.type in there and (device.index or 0) < count:
+    if device.type in present and (device.index or 0) < count:
         return device
-    print(f"device {wanted} is not here; taking {there[0]}")
-    return torch.device(there[0])
+    print(f"device {name} is not available; using {present[0]}")
+    return torch.device(present[0])
 
 
 def device_name(device: torch.device) -> str:

@@ -1,18 +1,13 @@
-"""Errors that are the user's to mend, and how the command line prints them."""
+"""Errors that the user can mend, and the line that the command line prints for them."""
 
 import os
 import re
 
-MEMORY_SPENT = (  # as torch words it
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "Storage size calculation overflowed",
-)
-MEMORY_REMEDY = (
-    "lower data.batch_size, data.DA_batch_size or data.test_batch_size, data.image_size, model.base_channels"
-)
-CONNECTION_LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "NCCL")  # as backends word it
+# Parts of torch's messages
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")
+CONNECTION_LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "NCCL")
+
+MEMORY_KEYS = "data.batch_size, data.DA_batch_size or data.test_batch_size, data.image_size, model.base_channels"
 
 
 class UserError(ValueError):
@@ -24,33 +19,39 @@ class UserFileError(UserError, OSError):
 
 
 class MissingFileError(UserFileError, FileNotFoundError):
-    """A file or folder that is not there."""
+    """A file or folder that does not exist."""
 
 
 def explain_error(error: Exception) -> str | None:
-    """Return an error in one line that names its remedy; None for a fault of this program."""
+    """Return the error in one line that names its remedy; None for a fault of this program.
+
+    An OSError with an errno, such as a full disk, comes from the user's system and not from this program.
+    """
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is missing; python -m pip install -r requirements.txt"
     if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
         return one_line(error)
     if is_connection_lost(error):
-        return "another process of this run has ended; start it again with --resume"
+        return "another process of this run has ended; start the run again with --resume"
     if is_out_of_memory(error):
-        return f"out of memory; {MEMORY_REMEDY}"
+        return f"out of memory; lower {MEMORY_KEYS}"
     return None
 
 
 def is_connection_lost(error: BaseException) -> bool:
-    """Return whether the error says that another process of the run is gone."""
+    """Return whether the error says that another process of the run has ended."""
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     return several and isinstance(error, RuntimeError) and any(words in str(error) for words in CONNECTION_LOST)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY_SPENT)
+    """Return whether the error says that memory ran out; torch raises RuntimeErrors for it."""
+    if not isinstance(error, (MemoryError, RuntimeError)):
+        return False
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message without line ends and control characters, which names of files may hold."""
+    """Return the message without line ends and control characters, which file names may contain."""
     text = re.sub(r"\s*\n\s*", " ", str(error)).strip() or type(error).__name__
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)

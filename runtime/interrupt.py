@@ -1,4 +1,4 @@
-"""Split off runtime.py."""
+"""Note Ctrl-C and SIGTERM, so that a loop ends where its state is complete."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to end by a signal, whose number this holds."""
+    """A signal, of this number, asked the run to end."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -16,7 +16,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether, and by which signal, the run was asked to end."""
+    """The signal, if any, that asked the run to end."""
 
     signal: int | None = None
 
@@ -26,7 +26,7 @@ class StopRequest:
 
     def note(self, number: int, _: FrameType | None) -> None:
         if self.requested:
-            raise Stopped(number)  # a second one does not wait
+            raise Stopped(number)  # a second signal does not wait
         self.signal = number
 
     def as_exception(self) -> Stopped:
@@ -35,9 +35,9 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within it Ctrl-C and SIGTERM are noted, for the loop to end at a good place; a second one ends it at once."""
+    """Yield a request that notes the first Ctrl-C or SIGTERM; a second one ends the run at once."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
         yield request
         return
     earlier = {number: signal.signal(number, request.note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,1 +1,1 @@
-"""Files: written whole, locked, named safely; pretrained weights and fingerprints of what made a result."""
+"""Files: atomic writes, locks, safe names, weights, and fingerprints of results."""

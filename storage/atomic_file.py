@@ -1,4 +1,7 @@
-"""Files written whole: under a temporary name in the same folder, then renamed. What killed runs leave of them is swept away."""
+"""Write files that are complete or absent: under a temporary name in the same folder, then renamed.
+
+A killed run leaves its temporary files; `remove_stale` removes them later.
+"""
 
 import errno
 import hashlib
@@ -13,10 +16,11 @@ from typing import IO, Any
 from runtime.errors import UserFileError
 from storage import folder_lock
 
+File = IO[Any]  # of text or bytes, as the mode says
 TEMPORARY_SUFFIX = ".part"
-LONGEST_NAME = 200  # bytes; file systems take 255, of which the temporary name needs some more than the file's own
-DEAD_AFTER = 24 * 3600  # seconds, where the file system has no locks by which a living run's files are known
-ADVICE = {  # first steps, by the names of errno that this system has
+LONGEST_NAME = 200  # bytes; file systems take 255, and a temporary name is longer than the file's own
+STALE_AFTER = 24 * 3600  # seconds, on a file system without locks
+REMEDIES = {  # remedy: names of its errors, not all of which exist on every system
     "free some space": ("ENOSPC", "EDQUOT", "EFBIG"),
     "give permission to write there": ("EACCES", "EPERM", "EROFS"),
     "bring the folder back": ("ENOENT", "ESTALE", "EIO", "ENOTCONN", "ENODEV", "ENXIO", "EHOSTDOWN", "ETIMEDOUT"),
@@ -25,16 +29,13 @@ ADVICE = {  # first steps, by the names of errno that this system has
 
 
 def write_error_text(error: OSError, remedy: str) -> str:
-    """What went wrong with a write, what helps, and `remedy`, where to write instead."""
-    advice = next(
-        (words for words, names in ADVICE.items() if error.errno in [getattr(errno, name, -1) for name in names]),
-        "check the disk",
-    )
-    return f"{error.strerror or error}; {advice} or {remedy}"
+    """Return the reason of a failed write and two remedies: one for the reason, and `remedy`, another place."""
+    first = [text for text, names in REMEDIES.items() if error.errno in [getattr(errno, name, -1) for name in names]]
+    return f"{error.strerror or error}; {(first or ['check the disk'])[0]} or {remedy}"
 
 
 def ensure_writable(folder: Path, remedy: str) -> None:
-    """Make the folder, and raise OSError with `remedy`, now rather than after hours of work, where it can't be written to or another run does."""
+    """Create the folder. Raise UserFileError with `remedy` where it is not writable or another run writes into it."""
     probe = folder / f".writable{os.getpid()}{TEMPORARY_SUFFIX}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,21 +47,24 @@ def ensure_writable(folder: Path, remedy: str) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path, remedy: str, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file that appears under its name only when it is complete. Raises OSError with `remedy`, an earlier file untouched."""
+def atomic_write(path: Path, remedy: str, mode: str = "wb") -> Iterator[File]:
+    """Yield a file that gets its name only when it is complete.
+
+    Raise UserFileError with `remedy` where that fails; an earlier file of the name stays as it was.
+    """
     temporary: Path | None = None
     try:
         folder_lock.refuse_replaced(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, file = new_temporary(path, mode.replace("w", "x"))
+        temporary, file = create_temporary(path, mode.replace("w", "x"))
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
             if os.name == "posix":
-                temporary.replace(path)  # while its lock keeps sweepers off
+                temporary.replace(path)  # while the lock on it still holds
         if os.name != "posix":
-            temporary.replace(path)  # where an open file can be neither renamed nor swept
+            temporary.replace(path)  # Windows renames no open file
     except OSError as error:
         raise UserFileError(f"can't write {path}: {write_error_text(error, remedy)}") from error
     finally:
@@ -69,8 +73,8 @@ def atomic_write(path: Path, remedy: str, mode: str = "wb") -> Iterator[IO[Any]]
                 temporary.unlink(missing_ok=True)
 
 
-def new_temporary(path: Path, mode: str) -> tuple[Path, IO[Any]]:
-    """A file beside `path` that no other run writes to, locked as long as it is open, where the file system has locks."""
+def create_temporary(path: Path, mode: str) -> tuple[Path, File]:
+    """Create and open a temporary file beside `path`, locked where the file system has locks."""
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "surrogateescape"}
     encoded = os.fsencode(path.name)
     name = path.name if len(encoded) <= LONGEST_NAME else hashlib.sha256(encoded).hexdigest()
@@ -78,33 +82,31 @@ def new_temporary(path: Path, mode: str) -> tuple[Path, IO[Any]]:
         temporary = path.with_name(f".{name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
         file = temporary.open(mode, **text)  # type: ignore[call-overload]
         try:
-            ours = folder_lock.try_lock(file)
+            is_locked = folder_lock.try_lock(file)
         except OSError:
-            ours = True  # without locks, sweepers go by age
-        if ours and folder_lock.is_at(temporary, file):  # else a run that starts just now sweeps it away
+            is_locked = True  # without locks, `remove_stale` goes by age
+        if is_locked and folder_lock.is_at(temporary, file):  # else another run removed it before it was locked
             return temporary, file
         file.close()
 
 
 def remove_stale(folder: Path, *below: str) -> None:
-    """Remove the temporary files that killed runs left in `folder`, and anywhere in its subfolders `below`; a living run's stay."""
+    """Remove killed runs' temporary files from `folder` itself and from anywhere in its subfolders `below`."""
     pattern = f".*{TEMPORARY_SUFFIX}"
-    found = [path for part in below for path in (folder / part).rglob(pattern)]
-    for path in [*folder.glob(pattern), *found]:
+    deeper = [path for subfolder in below for path in (folder / subfolder).rglob(pattern)]
+    for path in [*folder.glob(pattern), *deeper]:
         with suppress(OSError):
-            remove_dead(path)
+            remove_if_stale(path)
 
 
-def remove_dead(path: Path) -> None:
-    """Remove a temporary file that no living run writes to."""
+def remove_if_stale(path: Path) -> None:
+    """Remove a temporary file, unless a running process writes to it."""
     with path.open("r+b") as file:
         try:
-            dead = folder_lock.try_lock(file)
+            is_stale = folder_lock.try_lock(file)
         except OSError:
-            dead = time.time() - path.stat().st_mtime >= DEAD_AFTER
-        if not dead:
-            return
-        if os.name == "posix":
+            is_stale = time.time() - path.stat().st_mtime >= STALE_AFTER
+        if is_stale and os.name == "posix":
             path.unlink()
-    if os.name != "posix":
-        path.unlink()
+    if is_stale and os.name != "posix":
+        path.unlink()  # Windows removes no open file

@@ -1,7 +1,7 @@
 """Let one run at a time write into a folder.
 
-The lock is the system's, taken by the package filelock on the file `.lock` in the folder. It ends with the process, however
-that ends. The file also holds a note on its owner, for the error message of the next run. A killed run leaves the note
+The lock is the system's, taken by the package filelock on the file `.lock` in the folder, so that it ends with the
+process. The file also holds a note on its owner, for the error message of the next run. A killed run leaves the note
 without the lock; the next run replaces it. On a file system without locks the run prints a warning and goes on.
 """
 
@@ -15,17 +15,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from filelock import lock_descriptor
 
 from runtime.errors import MissingFileError, UserFileError
 
 LOCK = ".lock"
-NOTE_FROM = 1  # byte; Windows lets nobody else read byte 0, which filelock locks there
-LONGEST_COMMAND = 200  # characters of it that the note holds
+NOTE_START = 1  # byte; filelock locks byte 0, which on Windows nobody else may read then
+LONGEST_COMMAND = 200  # characters of the command in the note
 
-LOCKED: dict[Path, os.stat_result] = {}  # the folders that this process has locked, as they were then
+LOCKED: dict[Path, os.stat_result] = {}  # folders that this process has locked, as they were at that time
+OpenFile = IO[str] | IO[bytes]
 
 
 class FolderLockedError(UserFileError, BlockingIOError):
@@ -44,7 +45,7 @@ def locked(folder: Path, remedy: str) -> Iterator[None]:
         file = open_locked(path)
         write_owner(file)
     except BlockingIOError:
-        raise FolderLockedError(busy(path, remedy)) from None
+        raise FolderLockedError(locked_text(path, remedy)) from None
     except OSError as error:
         print(f"{folder} can't be locked ({error.strerror}); start no second run on it", flush=True)
     try:
@@ -54,42 +55,42 @@ def locked(folder: Path, remedy: str) -> Iterator[None]:
     finally:
         LOCKED.pop(folder, None)
         if file:
-            remove(path, file)
+            remove_lock(path, file)
 
 
 def refuse_locked(folder: Path, remedy: str) -> None:
-    """Raise FolderLockedError where another run writes into `folder`, so that this one ends before hours of work."""
+    """Raise FolderLockedError where another run writes into `folder`; call it before hours of work."""
     if folder in LOCKED:
         return
     try:
         with open_lock(folder / LOCK, "r+") as file:
-            taken = not try_lock(file)
+            is_free = try_lock(file)
     except OSError:
-        return  # there is no lock, or locked() says what is wrong with the folder
-    if taken:
-        raise FolderLockedError(busy(folder / LOCK, remedy))
+        return  # there is no lock, or locked() explains what is wrong with the folder
+    if not is_free:
+        raise FolderLockedError(locked_text(folder / LOCK, remedy))
 
 
 def refuse_replaced(path: Path) -> None:
-    """Raise FileNotFoundError where a locked folder, in which `path` lies, is gone or another one.
+    """Raise MissingFileError where a locked folder around `path` is gone, or another folder has its place.
 
-    A network folder that comes back hides what was written into its mount point in the meantime.
+    A network folder that comes back hides what was written into its mount point meanwhile.
     """
     for folder, before in LOCKED.items():
         if folder in path.parents and not os.path.samestat(folder.stat(), before):
-            raise MissingFileError(errno.ENOENT, "the folder is another one than when the run began")
+            raise MissingFileError(errno.ENOENT, "the folder is not the one that the run began with")
 
 
-def try_lock(file: IO[Any]) -> bool:
-    """Lock an open file until it is closed, and return whether that worked: another process may have locked it.
+def try_lock(file: OpenFile) -> bool:
+    """Lock an open file until it is closed; return whether no other process has locked it.
 
     Raise OSError where the file system has no locks.
     """
     return lock_descriptor(file.fileno(), blocking=False)
 
 
-def is_at(path: Path, file: IO[Any]) -> bool:
-    """Return whether the open file still has this name."""
+def is_at(path: Path, file: OpenFile) -> bool:
+    """Return whether `path` still names the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -97,7 +98,7 @@ def is_at(path: Path, file: IO[Any]) -> bool:
 
 
 def open_locked(path: Path) -> IO[str]:
-    """Create the lock's file where there is none, and return it open and locked.
+    """Return the lock's file, open and locked; create it where it is missing.
 
     Raise BlockingIOError where another process has the lock, OSError where the file can be neither written nor locked.
     """
@@ -106,20 +107,20 @@ def open_locked(path: Path) -> IO[str]:
             file = on_failure.enter_context(open_lock(path, "a+"))
             if not try_lock(file):
                 raise BlockingIOError
-            if is_at(path, file):  # its last owner may have removed it since it was opened
+            if is_at(path, file):  # its last owner may have removed it meanwhile
                 on_failure.pop_all()
                 return file
 
 
 def open_lock(path: Path, mode: str) -> IO[str]:
-    """Open the lock's file, another user's to read only: most file systems lock that too."""
+    """Open the lock's file, read-only if another user owns it: most file systems lock that too."""
     try:
         return path.open(mode, encoding="utf-8")
     except PermissionError:
         return path.open(encoding="utf-8")
 
 
-def remove(path: Path, file: IO[str]) -> None:
+def remove_lock(path: Path, file: IO[str]) -> None:
     """Remove the lock's file, then its lock."""
     if sys.platform == "win32":
         file.close()  # Windows removes no open file
@@ -130,28 +131,31 @@ def remove(path: Path, file: IO[str]) -> None:
 
 
 def write_owner(file: IO[str]) -> None:
-    words = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    command = words if len(words) <= LONGEST_COMMAND else words[:LONGEST_COMMAND] + "…"
+    """Write the note on the owner: this process."""
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    if len(command) > LONGEST_COMMAND:
+        command = command[:LONGEST_COMMAND] + "…"
     since = f"{datetime.now():%Y-%m-%d %H:%M}"
     note = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": command}
-    with suppress(OSError):  # a full disk; the lock holds without the note
+    with suppress(OSError):  # on a full disk the lock holds without the note
         file.truncate(0)
-        file.write(" " * NOTE_FROM + json.dumps(note))
+        file.write(" " * NOTE_START + json.dumps(note))
         file.flush()
 
 
 def read_owner(path: Path) -> dict[str, object]:
-    """Return what the owner wrote; nothing where the note is missing or damaged."""
+    """Return the owner's note; an empty one where it is missing or damaged."""
     try:
         with path.open("rb") as file:
-            file.seek(NOTE_FROM)
+            file.seek(NOTE_START)
             note = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
 
 
-def busy(path: Path, remedy: str) -> str:
+def locked_text(path: Path, remedy: str) -> str:
+    """Return the error message for a locked folder: its owner, and what the user can do."""
     note, owner = read_owner(path), "another run"
     if note:
         owner = f"{note.get('command')} (process {note.get('pid')} on {note.get('host')}, since {note.get('since')})"

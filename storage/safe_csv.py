@@ -1,7 +1,7 @@
-"""CSV tables that a spreadsheet shows as they are: a cell that it would take for a formula stands behind an apostrophe.
+"""Write CSV tables whose cells no spreadsheet runs as a formula.
 
-A file may be called =cmd|…, and Excel, LibreOffice and Google Sheets run what a cell beginning with one of FORMULA_SIGNS says. Numbers stay
-numbers. `plain` gives a cell back as it was.
+A file may be called `=cmd|…`. Excel, LibreOffice and Google Sheets run a cell that begins with one of FORMULA_SIGNS,
+so such a cell gets an apostrophe in front. Numbers stay numbers. `unescape` returns the original text.
 """
 
 import csv
@@ -13,29 +13,28 @@ QUOTE = "'"
 
 
 def write_rows(file: IO[str], rows: Iterable[Sequence[object]]) -> None:
-    """Rows, as far as they are text, with no cell that a spreadsheet would run."""
-    plainly, quoting = (
+    """Write the rows, with an apostrophe before each formula."""
+    minimal, quote_all = (
         csv.writer(file, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
     )
     for row in rows:
-        cells = [harmless(cell) for cell in row]
-        lines = any(
-            isinstance(cell, str) and "\r" in cell for cell in cells
-        )  # which the csv module does not quote in every Python
-        (quoting if lines else plainly).writerow(cells)
+        cells = [escape(cell) for cell in row]
+        has_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)  # some Pythons do not quote it
+        (quote_all if has_return else minimal).writerow(cells)
 
 
-def harmless(cell: object) -> object:
+def escape(cell: object) -> object:
+    """Return the cell, with an apostrophe in front if it is a formula."""
     return f"{QUOTE}{cell}" if isinstance(cell, str) and is_formula(cell) and not is_number(cell) else cell
 
 
-def plain(cell: str) -> str:
-    """The text of which `harmless` made the cell."""
+def unescape(cell: str) -> str:
+    """Return the text that `escape` changed to this cell."""
     return cell[1:] if cell.startswith(QUOTE) and is_formula(cell) else cell
 
 
 def is_formula(cell: str) -> bool:
-    """Also one that stands behind apostrophes already, so that `plain` takes away what was put there and no more."""
+    """Return whether the cell is a formula, or one after apostrophes, so that `unescape` undoes `escape` exactly."""
     return cell.lstrip(QUOTE).startswith(FORMULA_SIGNS)
 
 

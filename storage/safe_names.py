@@ -1,6 +1,6 @@
-"""Names that data and configuration bring along and that become names of our files: none leaves the folder that it is put in.
+"""Make file names of names that data and configuration bring, none of which may leave its folder.
 
-The same on all systems, but for what Windows alone can't have (reserved names, some signs, trailing dots and spaces).
+The rules are the same on all systems, but for those that Windows adds: reserved names, signs, trailing dots and spaces.
 """
 
 import hashlib
@@ -10,30 +10,37 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import PurePosixPath
 
+from runtime.errors import UserError
+
 WINDOWS = os.name == "nt"
-RESERVED = re.compile(
+RESERVED = re.compile(  # names of devices, in every folder
     r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE
-)  # devices, in every folder
+)
 CONTROL = r"[\x00-\x1f\x7f]"
 UNSAFE = re.compile(rf"{CONTROL}|[\\/]|^.:")  # ^.: is a drive
 UNSAFE_ON_WINDOWS = re.compile(rf'{CONTROL}|[\\/<>:"|?*]|[. ]$')
-LEAVES = re.compile(
-    rf"{CONTROL}|^[\\/]|^.:|(^|[\\/])\.[. ]+($|[\\/])"
-)  # control characters, absolute, a drive, .. and what Windows takes for it
-LONGEST = 230  # bytes of a name without what is put behind it (.png.tiff); file systems take 255
+OUTSIDE = re.compile(rf"{CONTROL}|^[\\/]|^.:|(^|[\\/])\.[. ]+($|[\\/])")  # absolute, a drive, `..` or `. .`
+LONGEST = 230  # bytes, before suffixes such as .png.tiff; file systems take 255
 HASH_DIGITS = 8
 
 
 def stays_inside(name: str, windows: bool = WINDOWS) -> bool:
-    """Whether a name, of one or more folders, stays in the folder that it is put in, on this system and on a Windows that reads its files."""
-    if LEAVES.search(name):
+    """Return whether a path of one or more names stays inside the folder that it is joined to."""
+    if OUTSIDE.search(name):
         return False
     parts = [part for part in re.split(r"[\\/]", name) if part not in ("", ".")]
     return not (windows and any(RESERVED.fullmatch(part) or UNSAFE_ON_WINDOWS.search(part) for part in parts))
 
 
 def file_stems(names: Collection[str], windows: bool = WINDOWS) -> dict[str, str]:
-    """For each picture the name, without ending, of the files made of it: its own stem, or where others share that its whole name; made safe."""
+    """Return a safe name, without suffix, for the files made from each picture.
+
+    It is the picture's stem, or its whole name where several pictures share the stem.
+    Raise UserError for a name, such as `.`, that is no file's.
+    """
+    for name in names:
+        if not PurePosixPath(name).name:
+            raise UserError(f"{name!r} is not the name of a picture; correct or remove the table that contains it")
     short = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
     count = Counter(short.values())
     stems = {name: stem if count[stem] == 1 and stem not in short else name for name, stem in short.items()}
@@ -45,15 +52,14 @@ def safe_path(path: str, windows: bool = WINDOWS) -> str:
 
 
 def safe_part(part: str, windows: bool = WINDOWS) -> str:
-    """The name itself where it is one of a file in its folder and not too long; else one like it, with a hash that keeps two of them apart."""
-    like = (UNSAFE_ON_WINDOWS if windows else UNSAFE).sub("_", part)
-    if not like.strip(". ") or (windows and RESERVED.fullmatch(like)):
-        like = f"_{like}"
-    encoded = like.encode("utf-8", "surrogateescape")
+    """Return the name itself if it is safe and short, else a similar one with a hash that keeps it unique."""
+    similar = (UNSAFE_ON_WINDOWS if windows else UNSAFE).sub("_", part)
+    if not similar.strip(". ") or (windows and RESERVED.fullmatch(similar)):
+        similar = f"_{similar}"
+    encoded = similar.encode("utf-8", "surrogateescape")
     if len(encoded) > LONGEST:
-        like = encoded[: LONGEST - HASH_DIGITS - 1].decode("utf-8", "ignore")
-    return (
-        part
-        if like == part
-        else f"{like}~{hashlib.sha256(part.encode('utf-8', 'surrogateescape')).hexdigest()[:HASH_DIGITS]}"
-    )
+        similar = encoded[: LONGEST - HASH_DIGITS - 1].decode("utf-8", "ignore")
+    if similar == part:
+        return part
+    digest = hashlib.sha256(part.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{similar}~{digest[:HASH_DIGITS]}"

@@ -1,4 +1,4 @@
-"""A tiny category in the MVTec layout and a tiny network, on which whole runs take seconds."""
+"""A tiny category in the MVTec layout and a tiny network: whole runs take seconds."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from official_config import OFFICIAL
 from PIL import Image
 
 import main
@@ -19,25 +20,25 @@ PICTURE_SIZE = 48  # pixels, on disk
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    torch.set_num_threads(1)  # two runs at once on two cores crawl with more
+    torch.set_num_threads(1)  # with more threads two processes on two cores block each other
 
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Draw the same random tensors in a test whatever ran before it: the order changes from run to run."""
+    """Seed torch, so that a test does not depend on the tests before it."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def small_memories(monkeypatch):
-    """Memories of normal descriptors that are chosen in no time."""
+    """Use small memory banks, which are chosen fast."""
     monkeypatch.setattr(reference, "BANK", 300)
     monkeypatch.setattr(reference, "DRAWN", 10)
 
 
 @pytest.fixture
 def golden():
-    """golden("metrics") → the arrays of tests/data/metrics.npz; golden("unet_state_dict") → the JSON."""
+    """Return a function: golden("metrics") loads tests/data/metrics.npz, golden("unet_state_dict") the JSON file."""
 
     def load(name):
         path = DATA / f"{name}.json"
@@ -52,7 +53,10 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
 
 
 def make_category(root: Path) -> Path:
-    """Make <root>/data/nut: 10 normal pictures to train on (2 of them held out), 3 normal and 3 cracked ones to test, with masks."""
+    """Create <root>/data/nut.
+
+    It has 10 training pictures (2 are held out), and 3 normal and 3 cracked test pictures with masks.
+    """
     rng = np.random.default_rng(0)
     folder = root / "data" / "nut"
     stripes = (np.arange(PICTURE_SIZE) // 4 % 2 * 90 + 80).astype(np.uint8)
@@ -74,7 +78,7 @@ def make_category(root: Path) -> Path:
 
 
 def make_config(root: Path, category: Path) -> Path:
-    """Write <root>/tiny.yaml, a configuration of seconds for `category`: 32 pixels, one narrow level of blocks, two epochs."""
+    """Write <root>/tiny.yaml: 32 pixels, two narrow levels, two epochs; a run takes seconds."""
     content = {
         "data": {
             "name": "own",
@@ -106,7 +110,7 @@ def make_config(root: Path, category: Path) -> Path:
             "device": "cpu",
         },
         "score": {"protocol": "per_image", "draws": 1},
-        "metrics": {"visualisation": False, "resamples": 100},  # which take as long as all the rest
+        "metrics": {"visualisation": False, "resamples": 100},  # figures and 1,000 resamples would double the time
     }
     path = root / "tiny.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -125,7 +129,7 @@ def tiny_config(tmp_path, category) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory) -> Path:
-    """Train the tiny network for 20 epochs, once for all tests of a process."""
+    """Return the checkpoints of 20 epochs, trained once per test process."""
 
     root = tmp_path_factory.mktemp("trained")
     assert main.main(["--train", "model.epochs=20", "--config", str(make_config(root, make_category(root)))]) == 0
@@ -134,24 +138,30 @@ def trained_once(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def trained(trained_once, tmp_path) -> Path:
-    """Return <tmp>/checkpoints, which holds what `--train model.epochs=20` leaves."""
+    """Return <tmp>/checkpoints with the weights of `--train model.epochs=20`."""
     return shutil.copytree(trained_once, tmp_path / "checkpoints")
 
 
 @pytest.fixture
 def run_main(tiny_config, tmp_path, capsys):
-    """run_main("--train", "model.w=2") → (exit code, standard output, standard error), in the tiny configuration."""
+    """Return a function: run_main("--train", "model.w=2") → (exit code, standard output, standard error)."""
 
     def run(*arguments: str, config: Path | None = None):
         capsys.readouterr()
-        output = (
-            [] if "--output" in arguments or "--detection" not in arguments else ["--output", str(tmp_path / "results")]
-        )
-        output += (
-            ["--force"] if output and "--input" not in arguments else []
-        )  # the latest result is the one to look at
+        needs_output = "--detection" in arguments and "--output" not in arguments
+        output = ["--output", str(tmp_path / "results")] if needs_output else []
+        if needs_output and "--input" not in arguments:
+            output.append("--force")  # tests read the latest result
         code = main.main([*arguments, "--config", str(config or tiny_config), *output])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def official(tmp_path) -> Path:
+    """Write the configuration of the official release, and return its path."""
+    path = tmp_path / "config.yaml"
+    path.write_text(OFFICIAL, encoding="utf-8")
+    return path

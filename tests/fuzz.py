@@ -1,7 +1,7 @@
-"""make fuzz: spoilt files of every kind that the project reads must end in results or in one line, never in a crash.
+"""Feed damaged files of every kind to the project; each must give a result or an error line, never a crash.
 
-Each kind has a few small valid files, a way to spoil them that knows their structure, and what the project does with one; half of the inputs
-are spoilt so, half byte by byte. A further kind is a further `Kind` in `kinds`. The same seed makes the same inputs.
+Each `Kind` has a few small valid files, a function that damages their structure, and a function that reads one. Half of
+the inputs are damaged by that function, half byte by byte. The same seed gives the same inputs. `make fuzz` runs this:
 
     python tests/fuzz.py [--seed 0] [--share 1.0] [--only NAME]
 """
@@ -42,7 +42,8 @@ from torch import nn  # noqa: E402
 import dataset  # noqa: E402
 import main  # noqa: E402
 import train  # noqa: E402
-from config.load import build_settings, keys_without_effect, load_settings, read_sections, with_overrides  # noqa: E402
+from config.checks import keys_without_effect  # noqa: E402
+from config.load import build_settings, load_settings, read_sections, with_overrides  # noqa: E402
 from data_tools import annotations, archives, sample_set  # noqa: E402
 from data_tools.published_sets import plan_mvtec, plan_visa  # noqa: E402
 from data_tools.sample_set import NOTE  # noqa: E402
@@ -54,7 +55,7 @@ from reports import manifest, tables  # noqa: E402
 from reports.html import PAGE, write_page  # noqa: E402
 from reports.predictions import Predictions  # noqa: E402
 from reports.writer import SCORES, Writer  # noqa: E402
-from runtime.errors import is_out_of_memory, one_line  # noqa: E402
+from runtime.errors import explain_error  # noqa: E402
 from storage import safe_names  # noqa: E402
 from training import checkpoint, log  # noqa: E402
 from training.log import Log  # noqa: E402
@@ -62,7 +63,7 @@ from training.resume import restore_trainer  # noqa: E402
 from unet import UNet  # noqa: E402
 
 LONGEST = 20  # seconds that one input may take
-MEMORY = 16 * 2**30  # bytes of addresses
+MEMORY = 16 * 2**30  # bytes of address space
 STRANGE = (
     *(
         None,
@@ -89,7 +90,7 @@ Mutate = Callable[[bytes, random.Random], bytes]
 
 @dataclass(frozen=True)
 class Kind:
-    """`count` inputs made of `seeds` by `mutate`, each written to `file` of an empty folder and given to `read`."""
+    """`count` inputs: `mutate` changes one of `seeds`, and `read` reads it from `file` in an empty folder."""
 
     name: str
     count: int
@@ -99,11 +100,11 @@ class Kind:
     read: Callable[[Path], object]
 
 
-# Ways to spoil
+# Ways to damage a file
 
 
-def spoilt_bytes(content: bytes, rng: random.Random) -> bytes:
-    """One to four of: bits flipped, a part removed, doubled, moved, overwritten by extreme numbers, or all cut off behind a place."""
+def damage_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Damage bytes one to four times: flip bits, remove, double, move or overwrite a part, or cut off the rest."""
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(content) + 1)
         length = min(rng.choice((1, 2, 4, 8, 64)), len(content) - at)
@@ -121,15 +122,15 @@ def spoilt_bytes(content: bytes, rng: random.Random) -> bytes:
     return content
 
 
-def changed(tree: Any, rng: random.Random, strange: Sequence[Any] = STRANGE) -> Any:
-    """A tree of dicts and lists with one place changed."""
+def change_tree(tree: Any, rng: random.Random, strange: Sequence[Any] = STRANGE) -> Any:
+    """Return a tree of dicts and lists with one change."""
     if not isinstance(tree, (dict, list)) or not tree or rng.random() < 0.1:
         return rng.choice(strange)
     keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
     key, copy = rng.choice(keys), tree.copy()
     what = rng.random()
     if what < 0.6:
-        copy[key] = changed(tree[key], rng, strange)
+        copy[key] = change_tree(tree[key], rng, strange)
     elif what < 0.75:
         del copy[key]
     elif what < 0.9:
@@ -141,23 +142,29 @@ def changed(tree: Any, rng: random.Random, strange: Sequence[Any] = STRANGE) -> 
     return copy
 
 
-def spoilt_tree(load: Callable[[bytes], Any], dump: Callable[[Any], bytes], strange: Sequence[Any] = STRANGE) -> Mutate:
-    def spoil(content: bytes, rng: random.Random) -> bytes:
+def damage_tree(load: Callable[[bytes], Any], dump: Callable[[Any], bytes], strange: Sequence[Any] = STRANGE) -> Mutate:
+    def damage(content: bytes, rng: random.Random) -> bytes:
         tree = load(content)
         for _ in range(rng.randint(1, 3)):
-            tree = changed(tree, rng, strange)
+            tree = change_tree(tree, rng, strange)
         try:
             return dump(tree)
-        except (ValueError, RecursionError, OverflowError, TypeError, RuntimeError):  # what the format can't say
-            return spoilt_bytes(content, rng)
+        except (
+            ValueError,
+            RecursionError,
+            OverflowError,
+            TypeError,
+            RuntimeError,
+        ):  # the format cannot express the tree
+            return damage_bytes(content, rng)
 
-    return spoil
+    return damage
 
 
-def spoilt_png(content: bytes, rng: random.Random) -> bytes:
-    """A chunk changed, doubled or left out, its check sum made right; other formats byte by byte."""
+def damage_png(content: bytes, rng: random.Random) -> bytes:
+    """Change, double or remove a PNG chunk and correct its checksum; damage the bytes of other formats."""
     if not content.startswith(b"\x89PNG"):
-        return spoilt_bytes(content, rng)
+        return damage_bytes(content, rng)
     chunks, at = [], 8
     while at < len(content):
         length = int.from_bytes(content[at : at + 4], "big")
@@ -166,9 +173,9 @@ def spoilt_png(content: bytes, rng: random.Random) -> bytes:
     which = rng.randrange(len(chunks))
     kind, body = chunks[which]
     new = [
-        (kind, spoilt_bytes(body, rng)),
+        (kind, damage_bytes(body, rng)),
         (kind, body),
-        (rng.choice((b"tRNS", b"PLTE", b"eXIf", b"gAMA", b"iCCP", kind)), spoilt_bytes(body, rng)),
+        (rng.choice((b"tRNS", b"PLTE", b"eXIf", b"gAMA", b"iCCP", kind)), damage_bytes(body, rng)),
     ]
     chunks[which : which + 1] = rng.choice((new[:1], new[:2], new[2:], []))
     return content[:8] + b"".join(
@@ -176,10 +183,10 @@ def spoilt_png(content: bytes, rng: random.Random) -> bytes:
     )
 
 
-def spoilt_torch(content: bytes, rng: random.Random) -> bytes:
-    """The dict changed; or a member of the archive spoilt, the pickle above all, with a right check sum."""
+def damage_torch(content: bytes, rng: random.Random) -> bytes:
+    """Change the dict, or damage a member of the archive, mostly the pickle, with a correct checksum."""
     if rng.random() < 0.6:
-        return spoilt_tree(loaded, saved, STRANGE_TENSORS)(content, rng)
+        return damage_tree(loaded, saved, STRANGE_TENSORS)(content, rng)
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(made, "w") as new:
         members = archive.namelist()
@@ -188,7 +195,7 @@ def spoilt_torch(content: bytes, rng: random.Random) -> bytes:
         )
         for name in members:
             body = archive.read(name)
-            new.writestr(name, spoilt_bytes(body, rng) if name == chosen else body)
+            new.writestr(name, damage_bytes(body, rng) if name == chosen else body)
     return made.getvalue()
 
 
@@ -229,7 +236,7 @@ STRANGE_TENSORS = (
 )
 
 
-# What is spoilt, and what reads it
+# Valid files, and the functions that read them
 
 
 def pictures() -> list[bytes]:
@@ -291,8 +298,9 @@ def read_overrides(path: Path) -> object:
 
 
 SHAPE: dict[str, Any] = {
-    "image_size": 8, "base_channels": 8, "channel_multipliers": (1,), "blocks_per_level": 1, "attention_sizes": (8,), "heads": 1
-}  # fmt: skip
+    **{"image_size": 8, "base_channels": 8, "channel_multipliers": (1,)},
+    **{"blocks_per_level": 1, "attention_sizes": (8,), "heads": 1},
+}
 
 
 def unet_file() -> bytes:
@@ -310,7 +318,7 @@ def read_unet(path: Path) -> object:
 
 
 class Extractor(nn.Module):
-    """As much of a feature extractor as its file is loaded into."""
+    """The part of a feature extractor that its file is loaded into."""
 
     name = "resnet50"
 
@@ -330,10 +338,10 @@ def a_trainer() -> train.Trainer:
 
 TRAINING: dict[str, Any] = {
     "data": {"name": "own", "data_dir": "d", "category": "c", "image_size": 8, "batch_size": 2},
-    "model": {"w": 1, "epochs": 2, "load_chp": 1, "DA_chp": 0, "base_channels": 8, "channel_multipliers": [1], "blocks_per_level": 1, "heads": 1}
-    | {"attention_sizes": [8], "dropout": 0, "blur_sigma": 0.1},
+    "model": {"w": 1, "epochs": 2, "load_chp": 1, "DA_chp": 0, "blur_sigma": 0.1, "dropout": 0}
+    | {"base_channels": 8, "channel_multipliers": [1], "blocks_per_level": 1, "heads": 1, "attention_sizes": [8]},
     "training": {"ema": 0.9},
-}  # fmt: skip
+}
 
 
 def one_step(trainer: train.Trainer) -> None:
@@ -370,7 +378,7 @@ def read_training_state(path: Path) -> object:
 
 def calibration_file() -> bytes:
     settings = build_settings(CONFIGURATION | {"model": CONFIGURATION["model"] | {"DA_chp": 0}})
-    kept = {
+    calibration = {
         "feature": 1.0,
         "pixel": 2.0,
         "scores": [0.1, 0.2, 0.3],
@@ -378,16 +386,22 @@ def calibration_file() -> bytes:
         "held_out": True,
     }
     return as_json(
-        {"format": CALIBRATION_FORMAT, **kept, "made_with": {"w": 3, "view": {}}, "settings": settings.as_dict()}
+        {"format": CALIBRATION_FORMAT, **calibration, "made_with": {"w": 3, "view": {}}, "settings": settings.as_dict()}
     )
 
 
 def read_calibration(path: Path) -> object:
-    kept = load_calibration(path.parent)
-    if kept is None:
+    calibration = load_calibration(path.parent)
+    if calibration is None:
         return None
-    build_settings(kept.settings)
-    return kept.describe(0.01), kept.pixel_threshold(0.01), kept.p_value(0.2), kept.staleness({"w": 3}), kept.balance
+    build_settings(calibration.settings)
+    return (
+        calibration.describe(0.01),
+        calibration.pixel_threshold(0.01),
+        calibration.p_value(0.2),
+        calibration.staleness({"w": 3}),
+        calibration.balance,
+    )
 
 
 def prediction_rows() -> bytes:
@@ -434,7 +448,7 @@ def read_sample_note(path: Path) -> object:
 
 
 def read_names(path: Path) -> object:
-    """Names of pictures, as a foreign file may hold them: their files stay inside."""
+    """Write files for names of pictures from a foreign file; all stay inside the folder."""
     given = [name for name in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if Path(name).name]
     writer = Writer(path.parent)
     for stem in safe_names.file_stems(given).values():
@@ -444,7 +458,7 @@ def read_names(path: Path) -> object:
 
 
 def archives_() -> list[bytes]:
-    """A small download, packed in each way that is unpacked."""
+    """Return a small download in each archive format."""
     made = []
     with tempfile.TemporaryDirectory() as folder:
         originals.mvtec(originals.Maker(Path(folder) / "all"))
@@ -456,7 +470,7 @@ def archives_() -> list[bytes]:
 
 
 def read_archive(path: Path) -> object:
-    """The packed pictures, planned as MVTec AD; all that is written lies in the workspace, beside the archive."""
+    """Plan the archive as MVTec AD; all files are written to the workspace beside it."""
     with archives.open_source(path, path.parent / "workspace") as root:
         return [plan.files for _, plan in plan_mvtec(root)]
 
@@ -486,7 +500,7 @@ def read_annotations(path: Path) -> object:
 
 
 def read_split(path: Path) -> object:
-    """VisA's table beside its pictures."""
+    """Plan VisA from the table and empty pictures."""
     root = path.parent / "visa"
     (root / "split_csv").mkdir(parents=True)
     path.rename(root / "split_csv" / "1cls.csv")
@@ -506,7 +520,7 @@ def split_table_content() -> str:
 
 
 def result_files() -> tuple[bytes, bytes]:
-    """manifest.json and scores.csv."""
+    """Return the content of manifest.json and scores.csv."""
     settings = {"model": {"w": 3, "v": 1, "epochs": 1, "DA_chp": 0}, "data": {"image_size": 32}}
     metrics = {"image_auroc": 0.9, "intervals": {"image_auroc": [0.8, 1.0]}}
     made = {
@@ -523,7 +537,7 @@ def result_files() -> tuple[bytes, bytes]:
 
 
 def read_result(path: Path) -> object:
-    """A results folder with one file spoilt, in all that is made of such folders."""
+    """Use a results folder with one damaged file for all that is made from such folders."""
     for name, content in zip((manifest.MANIFEST, SCORES), result_files(), strict=True):
         if not (path.parent / name).exists():
             (path.parent / name).write_bytes(content)
@@ -534,14 +548,17 @@ def read_result(path: Path) -> object:
 
 def kinds() -> list[Kind]:
     in_json, in_lines = (
-        spoilt_tree(json.loads, as_json),
-        spoilt_tree(lambda content: [json.loads(line) for line in content.splitlines()], as_lines),
+        damage_tree(json.loads, as_json),
+        damage_tree(lambda content: [json.loads(line) for line in content.splitlines()], as_lines),
     )
-    in_yaml = spoilt_tree(yaml.safe_load, lambda tree: yaml.safe_dump(tree).encode())
-    words = b"--train\n--config\nx.yaml\nmodel.w=3\ndata.category=nut\nmodel.attention_sizes=[8, 16]\nmetrics.pro=False\nmodel.seed=1e3"
+    in_yaml = damage_tree(yaml.safe_load, lambda tree: yaml.safe_dump(tree).encode())
+    words = (
+        b"--train\n--config\nx.yaml\nmodel.w=3\ndata.category=nut\n"
+        b"model.attention_sizes=[8, 16]\nmetrics.pro=False\nmodel.seed=1e3"
+    )
     paths = (
-        "a.png\ntest/crack/001.png\n../up.png\n/abs.png\nc:\\x.png\nCON.png\n=1.png\n..\\x.png\n...png\nü/..//b.png\n".encode()
-        + b"\xff.png"
+        b"a.png\ntest/crack/001.png\n../up.png\n/abs.png\nc:\\x.png\nCON.png\n=1.png\n..\\x.png\n...png\n"
+        b"\xc3\xbc/..//b.png\n\xff.png"
     )
     features = saved(
         {
@@ -554,13 +571,13 @@ def kinds() -> list[Kind]:
     released = saved({f"module.{name}": value for name, value in UNet(**SHAPE).state_dict().items()})
     note = b'{"format": "ddad-predictions-1", "thresholds": [1.0, 2.0]}'
     return [
-        Kind("pictures", 7000, "p.png", pictures(), spoilt_png, read_picture),
-        Kind("masks", 3500, "m.png", pictures(), spoilt_png, read_mask),
+        Kind("pictures", 7000, "p.png", pictures(), damage_png, read_picture),
+        Kind("masks", 3500, "m.png", pictures(), damage_png, read_mask),
         Kind("configurations", 2500, "c.yaml", [yaml.safe_dump(CONFIGURATION).encode()], in_yaml, read_settings),
-        Kind("command lines", 2000, "words", [words], spoilt_bytes, read_overrides),
-        Kind("unet weights", 800, "1", [unet_file(), released], spoilt_torch, read_unet),
-        Kind("feature weights", 1500, "feat1", [features], spoilt_torch, read_features),
-        Kind("training.state", 300, checkpoint.TRAINING_STATE, [training_state()], spoilt_torch, read_training_state),
+        Kind("command lines", 2000, "words", [words], damage_bytes, read_overrides),
+        Kind("unet weights", 800, "1", [unet_file(), released], damage_torch, read_unet),
+        Kind("feature weights", 1500, "feat1", [features], damage_torch, read_features),
+        Kind("training.state", 300, checkpoint.TRAINING_STATE, [training_state()], damage_torch, read_training_state),
         Kind("training.jsonl", 1500, "training.jsonl", [log_lines()], in_lines, read_log),
         Kind("calibration.json", 3000, CALIBRATION, [calibration_file()], in_json, read_calibration),
         Kind("predictions.jsonl", 2000, "predictions.jsonl", [prediction_rows()], in_lines, read_predictions),
@@ -573,12 +590,12 @@ def kinds() -> list[Kind]:
             in_json,
             read_sample_note,
         ),
-        Kind("picture names", 1200, "names", [paths], spoilt_bytes, read_names),
-        Kind("archives", 1200, "packed.zip", archives_(), spoilt_bytes, read_archive),
+        Kind("picture names", 1200, "names", [paths], damage_bytes, read_names),
+        Kind("archives", 1200, "packed.zip", archives_(), damage_bytes, read_archive),
         Kind("annotations", 2500, "a.json", annotations_(), in_json, read_annotations),
-        Kind("split tables", 600, "1cls.csv", [split_table_content().encode()], spoilt_bytes, read_split),
+        Kind("split tables", 600, "1cls.csv", [split_table_content().encode()], damage_bytes, read_split),
         Kind("manifests", 1000, manifest.MANIFEST, [result_files()[0]], in_json, read_result),
-        Kind("score tables", 600, SCORES, [result_files()[1]], spoilt_bytes, read_result),
+        Kind("score tables", 600, SCORES, [result_files()[1]], damage_bytes, read_result),
     ]
 
 
@@ -594,7 +611,7 @@ class Count:
 
 
 class Watch:
-    """Counts what is written, started or called outside of one folder, as Python itself reports it."""
+    """Record writes outside one folder, started programs and foreign calls, as Python's audit events report them."""
 
     def __init__(self) -> None:
         self.folder: str | None = None
@@ -627,8 +644,8 @@ class Watch:
             self.seen.append(f"{event} {path}")
 
 
-def judge(kind: Kind, content: bytes, folder: Path, watch: Watch, count: Count) -> str:
-    """What became of one input; empty, or what is wrong about it."""
+def try_input(kind: Kind, content: bytes, folder: Path, watch: Watch, count: Count) -> str:
+    """Count the result of one input; return the fault, or an empty text."""
     path = folder / kind.file
     path.write_bytes(content)
     watch.folder, watch.seen = str(folder), []
@@ -638,17 +655,10 @@ def judge(kind: Kind, content: bytes, folder: Path, watch: Watch, count: Count) 
             kind.read(path)
         count.accepted += 1
         fault = ""
-    except (ValueError, OSError) as error:
-        count.refused += 1
-        fault = (
-            "" if one_line(error) and not isinstance(error, TimeoutError) else f"no word, or longer than {LONGEST} s"
-        )
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        spent = isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error)
-        count.refused += spent
-        fault = "" if spent else traceback.format_exc()
+    except Exception as error:
+        explained = explain_error(error) is not None
+        count.refused += explained
+        fault = "" if explained else traceback.format_exc()
     finally:
         signal.alarm(0)
         watch.folder = None
@@ -663,23 +673,23 @@ def too_long(*_: object) -> None:
 
 def fuzz(kind: Kind, seed: int, share: float, watch: Watch, shown: list[str]) -> Count:
     rng, count = random.Random(f"{seed} {kind.name}"), Count()
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where the many small writes wait for no disk
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # many small files: keep them off the disk
     with tempfile.TemporaryDirectory(dir=memory) as temporary:
         for number in range(round(share * kind.count)):
             folder = Path(temporary).resolve() / str(number)
             folder.mkdir()
-            content = (kind.mutate if rng.random() < 0.5 else spoilt_bytes)(rng.choice(kind.seeds), rng)
-            fault = judge(kind, content, folder, watch, count)
+            content = (kind.mutate if rng.random() < 0.5 else damage_bytes)(rng.choice(kind.seeds), rng)
+            fault = try_input(kind, content, folder, watch, count)
             if fault and len(shown) < 20:
                 shown.append(f"{kind.name}, input {number}: {content[:80]!r}\n{fault}")
     return count
 
 
-def main_() -> int:
+def run_all() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--share", type=float, default=1.0, help="of the inputs of each kind")
-    parser.add_argument("--only", help="a kind's name")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the inputs of each kind")
+    parser.add_argument("--only", help="the name of one kind")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -709,4 +719,4 @@ def show(name: str, count: Count, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main_())
+    sys.exit(run_all())

@@ -1,13 +1,14 @@
-"""make faults: runs of every stage killed by kill -9 at seeded moments and done again; what comes out must be what an unbroken run leaves.
+"""Kill runs of every stage with kill -9 at seeded moments and repeat them; the results must equal an unbroken run's.
 
-Half of the moments are times, the other half the very places where a file is opened for writing, renamed or removed. After each kill every
-file that is there is whole; after the run was done again the folder holds what the unbroken run's does, byte for byte, and nothing else.
+Half of the moments are times; the others are places where a file is opened for writing, renamed or removed. After each
+kill every file is complete. After the repetition the folder equals the unbroken run's, byte for byte. `make faults`:
 
     python tests/kill.py [--kills 50] [--seed 0]
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import random
@@ -36,23 +37,30 @@ from reports.html import PAGE  # noqa: E402
 from reports.manifest import MANIFEST  # noqa: E402
 from training import checkpoint  # noqa: E402
 
-CHANGING = ("seconds", "pictures_per_second", "created", "peak_memory_bytes")  # with the clock and the machine
+CHANGING = (
+    "seconds",
+    "pictures_per_second",
+    "created",
+    "peak_memory_bytes",
+)  # keys whose values depend on the clock and the machine
 SIZE = 32  # pixels
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CONFIGURATION = {
-    "data": {"name": "own", "data_dir": "data", "category": "nut", "image_size": 16, "batch_size": 4, "DA_batch_size": 4, "test_batch_size": 2},
-    "model": {"checkpoint_dir": "weights", "feature_extractor": "efficientnet_lite0", "base_channels": 8, "channel_multipliers": [1]}
-    | {"blocks_per_level": 1, "attention_sizes": [8], "heads": 1, "dropout": 0, "epochs": 6, "load_chp": "latest", "DA_epochs": 2, "DA_chp": 0}
-    | {"w": 3, "test_trajectory_steps": 100, "test_trajectory_steps_DA": 100, "skip": 100, "skip_DA": 100, "device": "cpu", "num_workers": 1},
+    "data": {"name": "own", "data_dir": "data", "category": "nut", "image_size": 16}
+    | {"batch_size": 4, "DA_batch_size": 4, "test_batch_size": 2},
+    "model": {"checkpoint_dir": "weights", "feature_extractor": "efficientnet_lite0", "device": "cpu"}
+    | {"base_channels": 8, "channel_multipliers": [1], "blocks_per_level": 1, "attention_sizes": [8], "heads": 1}
+    | {"dropout": 0, "epochs": 6, "load_chp": "latest", "DA_epochs": 2, "DA_chp": 0, "w": 3, "num_workers": 1}
+    | {"test_trajectory_steps": 100, "test_trajectory_steps_DA": 100, "skip": 100, "skip_DA": 100},
     "training": {"checkpoint_epochs": 2, "checkpoint_minutes": 1e-6, "ema": 0.5},
     "score": {"draws": 1},
     "metrics": {"size": 32, "resamples": 5, "raw_maps": True, "misclassifications": True},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A run and what it needs: folders that earlier stages left; `again` is what is asked for after a kill."""
+    """A run: its arguments, the earlier stages that it needs, and the arguments that `again` adds after a kill."""
 
     name: str
     arguments: tuple[str, ...]
@@ -73,7 +81,7 @@ STAGES = (
 
 @dataclass
 class Tally:
-    """What became of a stage's kills; `late` ones came when the run had ended."""
+    """The faults after a stage's kills; a `late` kill came after the end of the run."""
 
     kills: int = 0
     late: int = 0
@@ -104,33 +112,39 @@ def make_data(folder: Path) -> None:
 def run(
     folder: Path, arguments: tuple[str, ...], kill_at: int | None = None, kill_after: float | None = None
 ) -> tuple[int, str, int]:
-    """One run in a process of its own, in `folder`: its exit code (−9: killed), what it said, and how many writes it came to.
+    """Run in a new process in `folder`; return exit code (−9: killed), output and number of writes.
 
-    It kills itself by SIGKILL before write number `kill_at`, or is killed after so many seconds.
+    The process gets SIGKILL before write number `kill_at`, or after `kill_after` seconds.
     """
-    (folder / "said").unlink(missing_ok=True)
+    (folder / "output").unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         code = 99
         try:
             os.chdir(folder)
-            with Path("said").open("w") as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            with (
+                Path("output").open("w") as output,
+                contextlib.redirect_stdout(output),
+                contextlib.redirect_stderr(output),
+            ):
                 writes = count_writes(folder, kill_at)
                 code = main.main([*arguments, "--config", "c.yaml"])
-                said.write(f"\n{next(writes)}")
+                output.write(f"\n{next(writes)}")
         finally:
             os._exit(code)
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    said = (folder / "said").read_text() if (folder / "said").exists() else ""  # a kill may come before the first word
+    output = (
+        (folder / "output").read_text() if (folder / "output").exists() else ""
+    )  # a kill may come before the first output
     code = os.waitstatus_to_exitcode(status)
-    return code, said, int(said.rpartition("\n")[2]) if code >= 0 and code != 99 else 0
+    return code, output, int(output.rpartition("\n")[2]) if code >= 0 and code != 99 else 0
 
 
 def count_writes(folder: Path, kill_at: int | None) -> Iterator[int]:
-    """Counts what changes files below `folder`, as Python itself reports it; each turn gives the number so far."""
+    """Count changes of files below `folder`, by Python's audit events; each step yields the count so far."""
     count, inside = 0, str(folder)
 
     def note(event: str, arguments: tuple) -> None:
@@ -153,18 +167,18 @@ def count_writes(folder: Path, kill_at: int | None) -> Iterator[int]:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    """All files that a run leaves, without what depends on the clock."""
+    """Return all files of a run, without values that depend on the clock."""
     files = {
         path.relative_to(folder).as_posix(): path
         for part in ("weights", "found")
         for path in (folder / part).rglob("*")
         if path.is_file()
     }
-    return {name: timeless(path) for name, path in sorted(files.items())}
+    return {name: stable_content(path) for name, path in sorted(files.items())}
 
 
-def timeless(path: Path) -> bytes:
-    """A file's content without what depends on the clock and the machine's memory."""
+def stable_content(path: Path) -> bytes:
+    """Return a file's content without values that depend on the clock and the memory."""
     if path.name == PAGE:
         return b"" if path.read_bytes().rstrip().endswith(b"</html>") else b"cut short"
     if path.suffix == ".jsonl" and path.name != "predictions.jsonl":
@@ -179,8 +193,8 @@ def timeless(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def half_written(folder: Path, whole: dict[str, bytes]) -> Iterator[str]:
-    """Files under their own names that are neither whole nor meant to grow."""
+def incomplete_files(folder: Path, unbroken_files: dict[str, bytes]) -> Iterator[str]:
+    """Yield a fault for each file that is neither complete nor a growing one."""
     for path in (path for part in ("weights", "found") for path in (folder / part).rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if any(part.startswith(".") for part in Path(name).parts):
@@ -192,17 +206,20 @@ def half_written(folder: Path, whole: dict[str, bytes]) -> Iterator[str]:
                 yield str(error)
         elif path.name.endswith(LATEST):
             int(path.read_text())
-        elif path.name == NOTE:  # says at first that it is not finished
+        elif path.name == NOTE:  # it first says that it is incomplete
             json.loads(path.read_text())
         elif path.suffix == ".jsonl":
-            if path.read_bytes().count(b"\n") > whole[name].count(b"\n") + whole[name].count(b"}, {") + 1:
+            if (
+                path.read_bytes().count(b"\n")
+                > unbroken_files[name].count(b"\n") + unbroken_files[name].count(b"}, {") + 1
+            ):
                 yield f"{name} has too many rows"
-        elif path.name != "predictions.csv" and timeless(path) != whole.get(name):
+        elif path.name != "predictions.csv" and stable_content(path) != unbroken_files.get(name):
             yield f"{name} is half-written"
 
 
-def prepared(folder: Path, base: Path, stage: Stage, unbroken: dict[str, Path]) -> Path:
-    """`folder` as it is before the stage."""
+def restore(folder: Path, base: Path, stage: Stage, unbroken: dict[str, Path]) -> Path:
+    """Fill `folder` with the files that the stage starts from, and return it."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(base, folder)
     for need in stage.needs:
@@ -211,52 +228,61 @@ def prepared(folder: Path, base: Path, stage: Stage, unbroken: dict[str, Path]) 
 
 
 def break_and_repeat(
-    work: Path, stage: Stage, whole: dict[str, bytes], kill: Callable[[], tuple[int, str, int]], code: int, tally: Tally
+    work: Path,
+    stage: Stage,
+    unbroken_files: dict[str, bytes],
+    kill: Callable[[], tuple[int, str, int]],
+    code: int,
+    tally: Tally,
 ) -> None:
     moment = f"{stage.name}, kill {tally.kills}"
     tally.kills += 1
     tally.late += kill()[0] != -signal.SIGKILL
-    tally.halves += [f"{moment}: {fault}" for fault in half_written(work, whole)]
-    again, said, _ = run(work, (*stage.arguments, *stage.again))
+    tally.halves += [f"{moment}: {fault}" for fault in incomplete_files(work, unbroken_files)]
+    again, output, _ = run(work, (*stage.arguments, *stage.again))
     if again != code:
-        tally.failed.append(f"{moment}: exit code {again}: {said[-500:]}")
+        tally.failed.append(f"{moment}: exit code {again}: {output[-500:]}")
         return
     found = content_of(work)
-    tally.left += [f"{moment}: {name} is left over" for name in found.keys() - whole.keys()]
-    tally.differing += [f"{moment}: {name} differs" for name in whole if found.get(name) != whole[name]]
+    tally.left += [f"{moment}: {name} is left over" for name in found.keys() - unbroken_files.keys()]
+    tally.differing += [
+        f"{moment}: {name} differs" for name in unbroken_files if found.get(name) != unbroken_files[name]
+    ]
 
 
-def faults_of(stage: Stage, kills: int, rng: random.Random, base: Path, work: Path, unbroken: dict[str, Path]) -> Tally:
+def kill_stage(
+    stage: Stage, kills: int, rng: random.Random, base: Path, work: Path, unbroken: dict[str, Path]
+) -> Tally:
     tally = Tally()
-    prepared(work, base, stage, unbroken)
+    restore(work, base, stage, unbroken)
     began = time.monotonic()
-    code, said, writes = run(work, stage.arguments)
+    code, output, writes = run(work, stage.arguments)
     seconds = time.monotonic() - began
     if code:
-        raise SystemExit(f"{stage.name} fails without a kill: {said}")
-    whole = content_of(work)
+        raise SystemExit(f"{stage.name} fails without a kill: {output}")
+    unbroken_files = content_of(work)
     unbroken[stage.name] = base.parent / f"unbroken {stage.name}"
     shutil.copytree(work, unbroken[stage.name])
     for number in range(kills):
-        prepared(work, base, stage, unbroken)
+        restore(work, base, stage, unbroken)
         at, after = rng.randint(1, writes), rng.uniform(0, seconds)
         place: dict[str, float | int] = {"kill_at": at} if number % 2 == 0 else {"kill_after": after}
-        break_and_repeat(work, stage, whole, lambda place=place: run(work, stage.arguments, **place), code, tally)  # type: ignore[misc]
+        kill = functools.partial(run, work, stage.arguments, **place)  # type: ignore[arg-type]
+        break_and_repeat(work, stage, unbroken_files, kill, code, tally)
     return tally
 
 
-def main_() -> int:
+def run_all() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", metavar="STAGE", help="some of the stages")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="names of stages")
     options = parser.parse_args()
     stages = [stage for stage in STAGES if options.only is None or stage.name in options.only]
     torch.set_num_threads(1)
     rng, faults = random.Random(options.seed), []
-    print(
-        f"{'stage':14}{'kills':>7}{'late':>6}{'half-written':>14}{'left over':>11}{'differing':>11}{'failed':>8}{'seconds':>9}"
-    )
+    columns = ("half-written", "left over", "differing", "failed")
+    print(f"{'stage':14}{'kills':>7}{'late':>6}{''.join(f'{name:>14}' for name in columns)}{'seconds':>9}")
     with tempfile.TemporaryDirectory() as temporary:
         base, work, unbroken = Path(temporary).resolve() / "base", Path(temporary).resolve() / "work", {}
         make_data(base / "data" / "nut")
@@ -265,16 +291,15 @@ def main_() -> int:
         for number, stage in enumerate(stages):
             began = time.monotonic()
             kills = options.kills // len(stages) + (number < options.kills % len(stages))
-            tally = faults_of(stage, kills, rng, base, work, unbroken)
+            tally = kill_stage(stage, kills, rng, base, work, unbroken)
             faults += tally.faults
             counts = (len(tally.halves), len(tally.left), len(tally.differing), len(tally.failed))
-            print(
-                f"{stage.name:14}{tally.kills:7}{tally.late:6}{counts[0]:14}{counts[1]:11}{counts[2]:11}{counts[3]:8}{time.monotonic() - began:9.0f}"
-            )
+            seconds = time.monotonic() - began
+            print(f"{stage.name:14}{tally.kills:7}{tally.late:6}{''.join(f'{n:14}' for n in counts)}{seconds:9.0f}")
             sys.stdout.flush()
     print("\n".join(faults))
     return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main_())
+    sys.exit(run_all())

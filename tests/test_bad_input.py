@@ -1,4 +1,4 @@
-"""What a user can get wrong: each mistake costs one line that names the thing, its value and the remedy, and exit code 2."""
+"""Each mistake of a user gives exit code 2 and one line with the thing, its value and the remedy."""
 
 import errno
 import functools
@@ -28,10 +28,10 @@ from detection.calibration_file import CALIBRATION
 from training import checkpoint
 from unet import UNet
 
-pytestmark = pytest.mark.filterwarnings("error")  # a warning would stand above the one line
+pytestmark = pytest.mark.filterwarnings("error")  # a warning would add a line
 
 TRAIN, ADAPT, DETECT = ("--train",), ("--domain_adaptation",), ("--detection",)
-FEW_STEPS = (  # one to an epoch
+FEW_STEPS = (  # one per epoch
     "data.batch_size=8",
     "data.DA_batch_size=8",
     "data.image_size=16",
@@ -45,7 +45,7 @@ CRACK_MASK = "ground_truth/crack/001_mask.png"
 
 @dataclass
 class Scene:
-    """One tiny category, its configuration and its checkpoint folder, to be spoilt."""
+    """A tiny category, its configuration and its checkpoint folder, which a case damages."""
 
     tmp: Path
     category: Path
@@ -63,7 +63,7 @@ class Scene:
         return text.replace("{tmp}", str(self.tmp))
 
     def outputs(self) -> dict[Path, bytes]:
-        """Content of every checkpoint and result; a calibration is whole, whatever happens after it."""
+        """Return the content of all checkpoints and results but the calibration, which may be complete earlier."""
         files = (
             path for folder in ("checkpoints", "results") for path in (self.tmp / folder).rglob("*") if path.is_file()
         )
@@ -72,7 +72,7 @@ class Scene:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Two wait for each other where the machine is busy, for seconds."""
+    """On a busy machine two threads wait seconds for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -87,7 +87,7 @@ def scene(tmp_path, category, tiny_config, monkeypatch) -> Scene:
 
 @dataclass(frozen=True)
 class Case:
-    """`arguments` and `fragments` of the error line may hold {tmp}; `prepare` spoils the scene."""
+    """`prepare` damages the scene; `arguments` and `fragments` of the error line may contain {tmp}."""
 
     name: str
     arguments: tuple[str, ...]
@@ -96,7 +96,7 @@ class Case:
     config: str = "{tmp}/tiny.yaml"
 
 
-# Ways to spoil a scene
+# Ways to damage a scene
 
 
 def remove(name: str, scene: Scene) -> None:
@@ -140,7 +140,7 @@ def one_word_section(scene: Scene) -> None:
 
 
 def trained(scene: Scene, **changes) -> Path:
-    """Weights of epoch 2, as if stage 1 had run."""
+    """Write the weights of epoch 2, as stage 1 does."""
     checkpoint.save_unet(scene.weights / "2", UNet(**scene.architecture(**changes)), epoch=2)
     return scene.weights / "2"
 
@@ -149,13 +149,13 @@ def trained_grey(scene: Scene) -> None:
     trained(scene, in_channels=1)
 
 
-def trained_and(spoil: Callable[[Scene], object], scene: Scene) -> None:
+def trained_and(damage: Callable[[Scene], object], scene: Scene) -> None:
     trained(scene)
-    spoil(scene)
+    damage(scene)
 
 
 def weights_hold(content: object, scene: Scene, name: str = "2") -> None:
-    """A file that torch reads, with anything in it."""
+    """Write a file that torch can read, with any content."""
     scene.weights.mkdir(parents=True, exist_ok=True)
     torch.save(content, scene.weights / name)
 
@@ -171,7 +171,7 @@ def truncated_weights(scene: Scene) -> None:
 
 
 class Malicious:
-    """Unpickled by a careless reader, this leaves a file named owned."""
+    """Create a file named `owned` when unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch owned",)
@@ -266,11 +266,13 @@ CASES = (
     Case(
         "category leaves data_dir",
         (*TRAIN, "data.category=../data/nut"),
-        ("data.category is '../data/nut'", "name folders"),
+        ("data.category is '../data/nut'", "must name a folder"),
     ),
     Case("category of spaces", (*TRAIN, "data.category='   '"), ("data.category is '   '", "should be a name")),
     Case("category without a value", (*TRAIN, "data.category="), ("data.category=", "no value", "model.w=3")),
-    Case("exp_name leaves results", (*DETECT, "model.exp_name=/etc"), ("model.exp_name", "'/etc'", "name folders")),
+    Case(
+        "exp_name leaves results", (*DETECT, "model.exp_name=/etc"), ("model.exp_name", "'/etc'", "must name a folder")
+    ),
     Case("train/good missing", TRAIN, ("nut/train/good", "put the pictures there"), use(remove, "train/good")),
     Case("train/good empty", TRAIN, ("no pictures in", "nut/train/good", ".png"), use(emptied, "train/good")),
     Case("train/good empty, adapting", ADAPT, ("no pictures in", "nut/train/good", ".png"), use(emptied, "train/good")),
@@ -375,12 +377,13 @@ CASES = (
         ("can't write results to {tmp}/taken", "choose another folder with --output"),
         file_in_the_way,
     ),
+    Case("a setting of --table", ("--table", "VisA", "model.w=2"), ("--table does not use model.w=2", "remove it")),
+    Case("--output of --check", ("--check", "--output", "x"), ("--check does not use --output x",)),
     Case(
-        "a setting of --table",
-        ("--table", "VisA", "model.w=2"),
-        ("--table does nothing with model.w=2", "leave it away"),
+        "--input of an unknown user",
+        (*DETECT, "--input", "~nobody-of-this-name"),
+        ("argument --input", "no home folder"),
     ),
-    Case("--output of --check", ("--check", "--output", "x"), ("--check does nothing with --output x",)),
     Case("--input without --detection", ("--input", "x"), ("--input is x", "belongs to --detection")),
     Case(
         "--resume without --input",
@@ -489,7 +492,7 @@ CASES = (
     Case(
         "beta_start above beta_end",
         (*TRAIN, "model.beta_start=0.03"),
-        ("model.beta_start is 0.03", "model.beta_end 0.02", "grows"),
+        ("model.beta_start is 0.03", "model.beta_end, 0.02", "must grow"),
     ),
     Case(
         "tiles of published scores",
@@ -737,7 +740,7 @@ CASES = (
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_mistake_costs_one_line(case, scene, run_main):
+def test_a_mistake_is_one_error_line(case, scene, run_main):
     case.prepare(scene)
     before = scene.outputs()
     code, out, err = run_main(*map(scene.place, case.arguments), config=Path(scene.place(case.config)))
@@ -751,7 +754,7 @@ def test_mistake_costs_one_line(case, scene, run_main):
 
 
 @pytest.mark.parametrize("arguments", [[], ["model.w=3"], ["--train", "False"]])
-def test_no_stage_shows_the_help(arguments, capsys):
+def test_a_command_without_a_stage_prints_the_help(arguments, capsys):
     assert main.main(arguments) == 2
     out, err = capsys.readouterr()
     assert err == "" and "usage:" in out and "--detection" in out
@@ -763,7 +766,7 @@ def test_traceback_is_shown_on_request(run_main):
 
 
 @pytest.mark.parametrize("arguments", [TRAIN, ADAPT], ids=["training", "adapting"])
-def test_full_disk_leaves_the_earlier_weights(scene, run_main, arguments):
+def test_a_full_disk_keeps_earlier_weights(scene, run_main, arguments):
     trained(scene, image_size=16, attention_sizes=(8,))
     checkpoint.save_features(scene.weights / "feat0", feature_extractor.FeatureExtractor("efficientnet_lite0"), epoch=0)
     before = scene.outputs()
@@ -785,7 +788,7 @@ def test_full_disk_leaves_the_earlier_weights(scene, run_main, arguments):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 64 KiB, smaller than the tiny network."""
+    """Yield a folder on a file system of 64 KiB, smaller than the tiny network."""
     folder = tmp_path / "small disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
@@ -795,7 +798,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_really_full_disk_while_weights_are_written(scene, run_main, small_disk):
+def test_a_disk_that_fills_up_while_weights_are_written(scene, run_main, small_disk):
     code, out, err = run_main("--train", *FEW_STEPS, f"model.checkpoint_dir={small_disk}")
     assert code == 2
     assert_one_error_line(out, err)
@@ -803,7 +806,7 @@ def test_really_full_disk_while_weights_are_written(scene, run_main, small_disk)
     assert {path.name for path in small_disk.rglob("*") if path.is_file()} == {"latest", "training.jsonl"}
 
 
-def test_really_full_disk_while_results_are_written(scene, run_main, small_disk):
+def test_a_disk_that_fills_up_while_results_are_written(scene, run_main, small_disk):
     trained(scene, image_size=16, attention_sizes=(8,))
     code, out, err = run_main("--detection", *FEW_STEPS, "--output", str(small_disk))
     assert code == 2
@@ -818,7 +821,7 @@ def test_really_full_disk_while_results_are_written(scene, run_main, small_disk)
     assert not [path for path in small_disk.rglob("*") if path.is_file()]
 
 
-def test_place_that_even_root_cannot_write(scene, run_main):
+def test_a_folder_that_even_root_cannot_write(scene, run_main):
     if not Path("/proc/self").exists():
         pytest.skip("no /proc here")
     code, out, err = run_main("--train", *FEW_STEPS, "model.checkpoint_dir=/proc/ddad")
@@ -837,12 +840,12 @@ def test_ctrl_c_while_files_are_written(scene, run_main):
     before = scene.outputs()
     scene.monkeypatch.setattr(os, "fsync", lambda _: signal.raise_signal(signal.SIGINT))
     code, out, err = run_main("--train", *FEW_STEPS)
-    assert (code, err) == (130, "stopped; files written so far are whole\n")
+    assert (code, err) == (130, "stopped; all files written so far are complete\n")
     assert "Traceback" not in out
     assert_nothing_half_written(scene, before)
 
 
-def test_ctrl_c_while_the_last_weights_are_written_keeps_them_and_ends_the_run(scene, run_main):
+def test_ctrl_c_while_the_last_weights_are_written_completes_them_and_ends_the_run(scene, run_main):
     save = checkpoint.save_unet
 
     def interrupted(*arguments, **notes):
@@ -851,12 +854,12 @@ def test_ctrl_c_while_the_last_weights_are_written_keeps_them_and_ends_the_run(s
 
     scene.monkeypatch.setattr(checkpoint, "save_unet", interrupted)
     code, out, err = run_main("--train", "--detection", *FEW_STEPS)
-    assert (code, err) == (130, "stopped; files written so far are whole\n")
+    assert (code, err) == (130, "stopped; all files written so far are complete\n")
     assert (scene.weights / "2").is_file() and "Detecting" not in out and "image AUROC" not in out
 
 
 def test_ctrl_c_while_the_sample_set_is_made(scene, run_main):
-    """What was begun is made again; it does not count as other files."""
+    """The next run replaces the incomplete set, which does not count as foreign files."""
     folder, save = scene.tmp / "sample", save_picture
     scene.monkeypatch.setattr(sample_set, "TEXTURES", ("brick", "grass"))
     scene.monkeypatch.setattr(sample_set, "TRAINING_PICTURES", 2)

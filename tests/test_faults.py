@@ -1,4 +1,4 @@
-"""What happens to what is there when a disk is full, turns read-only or goes away, and when runs are killed."""
+"""Existing files survive a disk that is full, turns read-only or disappears, and runs that are killed."""
 
 import json
 import os
@@ -48,7 +48,7 @@ SHAPE = {
 
 
 class Disk:
-    """A small file system of its own, to be spoilt."""
+    """A small file system that a test fills, write-protects or removes."""
 
     def __init__(self, place: Path):
         self.place, self.folder = place, place / "nut"
@@ -91,14 +91,14 @@ def disk(tmp_path):
 
 
 class Extractor(nn.Module):
-    """What a file of features is made of."""
+    """The part of a feature extractor that its file stores."""
 
     name = "resnet50"
     network = nn.Linear(2, 2)
 
 
 def many_rows(add: Callable[[], None]) -> None:
-    """A line fits into what is left of the last block, thousands do not."""
+    """Add thousands of rows: one row still fits into the last block of a full disk."""
     for _ in range(5000):
         add()
 
@@ -117,12 +117,12 @@ def predictions_row() -> dict:
 
 
 def spool(folder: Path) -> None:
-    with Writer(folder).spool() as kept:
-        many_rows(lambda: kept.add(np.zeros(1000, np.float32)))
+    with Writer(folder).spool() as maps:
+        many_rows(lambda: maps.add(np.zeros(1000, np.float32)))
 
 
 def a_report(folder: Path) -> None:
-    """Of a results folder elsewhere."""
+    """Write the report of a results folder on another disk."""
     with tempfile.TemporaryDirectory() as other:
         Writer(Path(other)).scores(["test/good/p"], [False], [0.5])
         write_page(folder / PAGE, [Path(other)])
@@ -130,7 +130,9 @@ def a_report(folder: Path) -> None:
 
 MADE = {"settings": {"data": {"name": "own", "category": "nut"}, "model": {"seed": 0}}}
 CHECKPOINTS, RESULTS = "change model.checkpoint_dir", "choose another folder with --output"
-WRITES: dict[str, tuple[Callable[[Path], object], str]] = {  # kind of file → how it is written, where else it might go
+WRITES: dict[
+    str, tuple[Callable[[Path], object], str]
+] = {  # file: the call that writes it, and the remedy in its error message
     "2": (lambda folder: checkpoint.save_unet(folder / "2", UNet(**SHAPE)), CHECKPOINTS),
     "training.state": (lambda folder: checkpoint.save_training_state(folder, {"made_with": {}}), CHECKPOINTS),
     "feat1": (lambda folder: checkpoint.save_features(folder / "feat1", Extractor()), CHECKPOINTS),
@@ -166,7 +168,7 @@ GROWING = ("training.jsonl", "predictions.jsonl", "maps")
 
 
 def log_of(folder: Path) -> Log:
-    """The log as it is, not begun anew."""
+    """Return the existing log; the constructor would start a new one."""
     log = Log.__new__(Log)
     log.path, log._board = log_path(folder, TRAINING), None
     return log
@@ -178,7 +180,7 @@ def rows_of(folder: Path) -> Predictions:
     return rows
 
 
-def written_before(name: str, folder: Path) -> None:
+def write_earlier_file(name: str, folder: Path) -> None:
     if name not in GROWING:
         WRITES[name][0](folder)
     else:
@@ -186,13 +188,13 @@ def written_before(name: str, folder: Path) -> None:
 
 
 def lines_of(content: dict[str, bytes]) -> dict[str, bytes]:
-    """First lines: more may stand behind them where a file grows."""
+    """Return the first line of each file; growing files may have more lines."""
     return {name: body.partition(b"\n")[0] for name, body in content.items()}
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_full_disk_costs_a_line_and_nothing_that_is_there(disk, name):
-    written_before(name, disk.folder)
+def test_a_full_disk_gives_an_error_line_and_keeps_existing_files(disk, name):
+    write_earlier_file(name, disk.folder)
     before = disk.content()
     disk.fill()
     with pytest.raises(OSError, match="can't (write|keep maps)") as caught:
@@ -206,8 +208,8 @@ def test_a_full_disk_costs_a_line_and_nothing_that_is_there(disk, name):
 
 
 @pytest.mark.parametrize("name", [name for name in WRITES if name != "maps"])
-def test_a_disk_that_turns_read_only_costs_a_line_and_nothing_that_is_there(disk, name):
-    written_before(name, disk.folder)
+def test_a_read_only_disk_gives_an_error_line_and_keeps_existing_files(disk, name):
+    write_earlier_file(name, disk.folder)
     before = disk.content()
     disk.turn_read_only()
     with pytest.raises(OSError, match="can't write") as caught:
@@ -219,10 +221,10 @@ def test_a_disk_that_turns_read_only_costs_a_line_and_nothing_that_is_there(disk
 
 
 @pytest.mark.parametrize("name", [name for name in WRITES if name not in ("maps", "predictions.json")])
-def test_nothing_is_written_where_a_network_folder_was(disk, name):
-    """What is written into the empty mount point is hidden when the folder is back."""
+def test_nothing_is_written_into_the_mount_point_of_a_lost_network_folder(disk, name):
+    """Files in the empty mount point would be hidden when the folder comes back."""
     with folder_lock.locked(disk.folder, ""):
-        written_before(name, disk.folder)
+        write_earlier_file(name, disk.folder)
         disk.go_away()
         with pytest.raises(OSError, match="can't write .*; bring the folder back or") as caught:
             if name.partition(".")[0] in ("scores", "metrics", "misclassifications", "curves") or "/" in name:
@@ -235,7 +237,7 @@ def test_nothing_is_written_where_a_network_folder_was(disk, name):
 
 
 def test_a_full_disk_while_the_sample_set_is_made(disk, monkeypatch):
-    """It is made whole by the next run."""
+    """The next run completes it."""
     monkeypatch.setattr(sample_set, "TEXTURES", ("brick", "grass"))
     with pytest.raises(
         OSError, match="can't make the sample set in .*No space left on device; free some space or change data.data_dir"
@@ -245,7 +247,7 @@ def test_a_full_disk_while_the_sample_set_is_made(disk, monkeypatch):
     assert not list(disk.folder.glob(".*"))
 
 
-def test_pictures_on_a_full_disk_are_decoded_and_not_kept(disk, category, capsys):
+def test_a_full_disk_disables_the_pixel_cache(disk, category, capsys):
     pictures = ImageFolder(category, "train", View(32))
     disk.fill()
     found = cached_pixels(pictures, workers=1, folder=disk.folder, limit=1)
@@ -256,7 +258,7 @@ def test_pictures_on_a_full_disk_are_decoded_and_not_kept(disk, category, capsys
     )
 
 
-def test_a_stage_on_a_read_only_disk_ends_before_its_work(disk, run_main):
+def test_a_read_only_disk_stops_a_stage_before_it_starts(disk, run_main):
     disk.turn_read_only()
     for arguments in (["--train"], ["--domain_adaptation"]):
         code, out, err = run_main(*arguments, f"model.checkpoint_dir={disk.place}")
@@ -268,8 +270,8 @@ def test_a_stage_on_a_read_only_disk_ends_before_its_work(disk, run_main):
         assert "Training" not in out and "Adapting" not in out
 
 
-def test_a_calibration_that_cannot_be_kept_costs_a_word(run_main, tmp_path, disk):
-    """Detection needs no more of the checkpoint folder than to read it."""
+def test_a_calibration_that_cannot_be_saved_gives_a_warning(run_main, tmp_path, disk):
+    """Detection only needs to read the checkpoint folder."""
     assert run_main("--train")[0] == 0
     shutil.copytree(tmp_path / "checkpoints" / "nut", disk.folder, dirs_exist_ok=True)
     disk.turn_read_only()
@@ -277,8 +279,8 @@ def test_a_calibration_that_cannot_be_kept_costs_a_word(run_main, tmp_path, disk
     assert code == 0 and "the calibration is not kept: can't write" in out and "Read-only file system" in out, err
 
 
-def test_killed_runs_lose_nothing():
-    """Three of the kills of `make faults`, which takes minutes."""
+def test_killed_runs_leave_complete_files_and_can_be_repeated():
+    """Run three kills of `make faults`, which takes minutes."""
     if not hasattr(os, "fork"):
         pytest.skip("kill.py forks")
     command = [sys.executable, "tests/kill.py", "--kills", "3", "--seed", "3", "--only", "training", "input"]
@@ -288,7 +290,7 @@ def test_killed_runs_lose_nothing():
     )
 
 
-def test_a_log_and_rows_that_are_damaged_in_the_middle_keep_the_others(tmp_path):
+def test_damaged_rows_of_a_log_do_not_hide_the_others(tmp_path):
     log = Log(tmp_path, TRAINING, "jsonl")
     for step in (1, 2, 3):
         log.add(step, step, 1.0, 1.0, 1, 1.0)
@@ -313,24 +315,24 @@ def test_a_log_and_rows_that_are_damaged_in_the_middle_keep_the_others(tmp_path)
         assert Predictions(tmp_path, {}).done == {"a", "c"}
 
 
-SPOILT_STATES: dict[str, Callable[[dict], object]] = {
+DAMAGED_STATES: dict[str, Callable[[dict], object]] = {
     "no rate": lambda state: state["trainer"].pop("rate"),
-    "a weight less": lambda state: state["trainer"]["unet"].popitem(),
+    "a missing weight": lambda state: state["trainer"]["unet"].popitem(),
     "a moment of another shape": lambda state: state["trainer"]["optimizer"]["state"][0].update(exp_avg=torch.zeros(1)),
     "a moment of no weight": lambda state: state["trainer"]["optimizer"]["state"].update(
         {10**6: {"step": torch.zeros(())}}
     ),
-    "a picture that is not there": lambda state: state["trainer"].update(order=[10**6]),
+    "a missing picture": lambda state: state["trainer"].update(order=[10**6]),
     "a step before the first": lambda state: state["trainer"].update(step=-1),
-    "losses that are none": lambda state: state.update(losses=[float("nan"), [1.0]]),
+    "losses that are not finite": lambda state: state.update(losses=[float("nan"), [1.0]]),
     "no losses": lambda state: state.update(losses=[1.0, []]),
     "losses missing": lambda state: state.pop("losses"),
     "a text for a number": lambda state: state["trainer"]["rate"].update(last_epoch="x"),
 }
 
 
-def test_a_state_that_does_not_fit_is_refused_by_name(run_main, tiny_config, tmp_path, monkeypatch):
-    """Damaged or made by hand: one line, and nothing is changed."""
+def test_a_training_state_that_does_not_fit_is_refused_with_its_name(run_main, tiny_config, tmp_path, monkeypatch):
+    """A damaged or edited state gives one error line and stays unchanged."""
     arguments, path = (
         ["model.epochs=200", "training.checkpoint_minutes=0.0001"],
         tmp_path / "checkpoints" / "nut" / checkpoint.TRAINING_STATE,
@@ -345,9 +347,9 @@ def test_a_state_that_does_not_fit_is_refused_by_name(run_main, tiny_config, tmp
         patch.setattr(checkpoint, "save_training_state", stop_after)
         assert run_main("--train", *arguments)[0] == 130
     settings = load_settings(tiny_config, arguments)
-    for name, spoil in SPOILT_STATES.items():
+    for name, damage in DAMAGED_STATES.items():
         state = torch.load(path, weights_only=True)
-        spoil(state)
+        damage(state)
         trainer = train.build_trainer(settings, 400, torch.device("cpu"))
         with pytest.raises(ValueError, match="is damaged: .*remove it to train anew"):
             restore_trainer(trainer, state, path, pictures=8, most_steps=400)

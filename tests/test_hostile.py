@@ -1,4 +1,4 @@
-"""What strangers may send: weights that would run code, names that would leave their folder or be run by a spreadsheet or a terminal."""
+"""Hostile files: weights that contain code, and names that attack a folder, a spreadsheet or a terminal."""
 
 import csv
 import importlib
@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from feature_extractor import FeatureExtractor
-from storage.safe_csv import FORMULA_SIGNS, plain
+from runtime.errors import UserError
+from storage.safe_csv import FORMULA_SIGNS, unescape
 from storage.weights_file import read_state
 from training import checkpoint
 
@@ -33,7 +34,7 @@ NAMES = (
 
 
 class Malicious:
-    """Unpickled by a careless reader, this leaves a file named owned."""
+    """Create a file named `owned` when unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch owned",)
@@ -67,7 +68,7 @@ READERS = {
 
 @pytest.mark.parametrize("make", [as_pickle, as_torch_file, as_zip])
 @pytest.mark.parametrize("name", READERS)
-def test_no_file_of_weights_runs_code(tmp_path, monkeypatch, name, make):
+def test_weights_files_run_no_code(tmp_path, monkeypatch, name, make):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / name)
     with pytest.raises(
@@ -81,8 +82,8 @@ def files_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_names_of_all_kinds_go_through_all_stages(run_main, category, tmp_path):
-    """Nothing is left but in the folders of results, each picture has its figures, and tables give the names back."""
+def test_hostile_file_names_pass_all_stages(run_main, category, tmp_path):
+    """All new files are in the folders of results, each picture has its files, and tables restore the names."""
     good = category / "test" / "good"
     for name in NAMES:
         shutil.copy(good / "000.png", good / name)
@@ -118,7 +119,7 @@ def test_names_of_all_kinds_go_through_all_stages(run_main, category, tmp_path):
         with (tmp_path / table).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = list(csv.DictReader(file))
         assert all(not row["path"].startswith(FORMULA_SIGNS) and np.isfinite(float(row["score"])) for row in rows)
-        assert {prefix + name for name in NAMES} <= {plain(row["path"]) for row in rows}
+        assert {prefix + name for name in NAMES} <= {unescape(row["path"]) for row in rows}
     code, out, _ = run_main(
         "--detection", "--input", str(tmp_path / "new"), "--output", str(tmp_path / "found"), "--resume", *few
     )
@@ -132,7 +133,7 @@ def test_names_of_all_kinds_go_through_all_stages(run_main, category, tmp_path):
         assert len(table) == pictures + 3 and table["score"].dtype == float
 
 
-def test_a_terminal_obeys_no_name(run_main, category):
+def test_file_names_send_no_control_characters_to_the_terminal(run_main, category):
     (category / "train" / "good" / "\x1b[2J\x9b.png").write_bytes(b"")
     code, _, err = run_main("--train")
     assert code == 2 and err.count("\n") == 1 and "?[2J?.png can't be read: it is empty" in err and "\x1b" not in err
@@ -140,26 +141,31 @@ def test_a_terminal_obeys_no_name(run_main, category):
 
 @pytest.mark.parametrize("kind", fuzz.kinds(), ids=lambda kind: kind.name)
 @pytest.mark.filterwarnings("ignore")
-def test_spoilt_files_end_in_results_or_one_line(kind):
-    """A few of `make fuzz`."""
+def test_damaged_files_give_a_result_or_an_error_line(kind):
+    """A small part of `make fuzz`."""
     shown: list[str] = []
     count = fuzz.fuzz(kind, seed=7, share=10 / kind.count, watch=fuzz.Watch(), shown=shown)
     assert (count.accepted + count.refused, count.crashes) == (10, 0), shown
 
 
-def test_the_fuzzer_tells_a_crash_from_a_word(tmp_path):
+def test_the_fuzzer_counts_crashes_and_refusals(tmp_path):
     watch, count = fuzz.Watch(), fuzz.Count()
 
     def read(path: Path) -> None:
         if path.read_bytes() == b"crash":
             raise KeyError("x")
-        if path.read_bytes() == b"mute":
-            raise ValueError
+        if path.read_bytes() == b"bug":
+            raise ValueError("shapes do not match")
+        if path.read_bytes() == b"refused":
+            raise UserError("remove it")
         watch.note("open", (str(path.parent / ".." / "elsewhere"), "w", os.O_WRONLY))
         watch.note("open", (str(path), "w", os.O_WRONLY))
         watch.note("os.system", (b"ls",))
 
-    kind = fuzz.Kind("any", 1, "file", [], fuzz.spoilt_bytes, read)
-    faults = [fuzz.judge(kind, content, tmp_path, watch, count) for content in (b"crash", b"mute", b"outside")]
-    assert "KeyError" in faults[0] and faults[1] == "" and "elsewhere" in faults[2] and "os.system" in faults[2]
-    assert count == fuzz.Count(accepted=1, refused=1, crashes=1, outside=2)
+    kind = fuzz.Kind("any", 1, "file", [], fuzz.damage_bytes, read)
+    faults = [
+        fuzz.try_input(kind, content, tmp_path, watch, count) for content in (b"crash", b"bug", b"refused", b"outside")
+    ]
+    assert "KeyError" in faults[0] and "ValueError: shapes" in faults[1] and faults[2] == ""
+    assert "elsewhere" in faults[3] and "os.system" in faults[3]
+    assert count == fuzz.Count(accepted=1, refused=1, crashes=2, outside=2)

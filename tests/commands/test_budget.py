@@ -9,7 +9,9 @@ from test_load import ROOT
 from benchmarks import accuracy
 from commands import budget
 from commands.budget import TRAINING_SHARE, steps_within
-from config.load import PLANNED, SPELLINGS, build_settings, load_settings
+from config.checks import SPELLINGS
+from config.keys import PLANNED
+from config.load import build_settings, load_settings
 from config.presets import PRESETS
 from detection import tune
 from detection.calibrate import calibration_work

@@ -363,7 +363,7 @@ def test_unreadable_files_of_one_problem_are_one_finding(sound):
     ("arguments", "words"),
     [
         (("--check", "--train"), "--check and --train are two runs"),
-        (("--check", "--contact_sheet", "x.jpg"), "it names a .png file"),
+        (("--check", "--contact_sheet", "x.jpg"), "it should name a .png file"),
         (("--train", "--contact_sheet", "x.png"), "which belongs to --check"),
         (("--check", "data.category=nuts"), "did you mean nut?"),
         (("--check", "data.categroy=nut"), "unknown key data.categroy"),

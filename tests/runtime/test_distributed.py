@@ -1,4 +1,4 @@
-"""Several processes by torchrun, on gloo."""
+"""Several processes, started by torchrun, on the backend gloo."""
 
 import os
 import subprocess
@@ -30,13 +30,13 @@ with distributed.process_group() as group:
     assert group.any(group.rank == 1, torch.device("cpu")) and not group.any(False, torch.device("cpu"))
     if group.is_main:
         torch.save({name: parameter.grad for name, parameter in unet.named_parameters()}, sys.argv[1])
-    distributed.process_group = lambda: contextlib.nullcontext(group)  # the processes have met already
+    distributed.process_group = lambda: contextlib.nullcontext(group)  # the processes are connected already
     codes = group.gather([main.main(sys.argv[2:])])
     assert not group.is_main or 3 in codes, codes  # 3: a picture can't be read
 """
 
 
-def test_two_processes_have_the_gradients_and_the_verdicts_of_one(tmp_path, run_main, tiny_config, trained, category):
+def test_two_processes_compute_the_gradients_and_verdicts_of_one(tmp_path, run_main, tiny_config, trained, category):
     (category / "test" / "crack" / "damaged.png").write_text("no picture")
     detect = ["--detection", "--input", str(category / "test" / "crack")]
     assert run_main(*detect, "--output", str(tmp_path / "found1"))[0] == 3
@@ -62,8 +62,8 @@ def test_two_processes_have_the_gradients_and_the_verdicts_of_one(tmp_path, run_
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * largest, msg=name)
 
 
-def test_two_processes_make_one_run(tiny_config, tmp_path, run_main):
-    """They train, adapt and detect together; one of them writes and speaks. What comes out is what one process makes."""
+def test_two_processes_train_adapt_and_detect_like_one(tiny_config, tmp_path, run_main):
+    """One of them writes and prints; files and scores are those of a single process."""
     options = ["--config", str(tiny_config), "model.DA_chp=1"]
     command = [
         *TORCHRUN,

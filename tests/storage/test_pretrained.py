@@ -21,8 +21,8 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_cached_weights_with_another_hash_are_refused(hub):
-    (hub / "resnet50-0676ba61.pth").write_bytes(b"spoilt")
-    digits = hashlib.sha256(b"spoilt").hexdigest()[:8]
+    (hub / "resnet50-0676ba61.pth").write_bytes(b"damaged")
+    digits = hashlib.sha256(b"damaged").hexdigest()[:8]
     with pytest.raises(
         OSError,
         match=rf"no ImageNet weights for resnet50: .*its SHA-256 is {digits}, not 0676ba61; remove it; set model",
@@ -33,47 +33,49 @@ def test_cached_weights_with_another_hash_are_refused(hub):
 def test_cached_weights_with_their_hash_are_loaded(hub):
     digits = hashlib.sha256(b"right").hexdigest()[:8]
     (hub / f"net-{digits}.pth").write_bytes(b"right")
-    asked = []
+    requests = []
     published = types.SimpleNamespace(
-        url=f"https://host/net-{digits}.pth", get_state_dict=lambda **options: asked.append(options) or {"w": 1}
+        url=f"https://host/net-{digits}.pth", get_state_dict=lambda **options: requests.append(options) or {"w": 1}
     )
-    assert torchvision_state(published) == {"w": 1} and asked[0]["check_hash"] and asked[0]["weights_only"]
+    assert torchvision_state(published) == {"w": 1} and requests[0]["check_hash"] and requests[0]["weights_only"]
 
 
 @pytest.mark.parametrize(
     "name",
     ["hf-hub:someone/model", "hf_hub:someone/model", "local-dir:/tmp/model", "someone/model", "../model", "nonsense"],
 )
-def test_only_names_that_timm_knows_are_asked_for(name, monkeypatch):
+def test_only_names_that_timm_knows_are_requested(name, monkeypatch):
     """timm would fetch any repository of the hub, and open any folder, that a name points to."""
-    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("asked for"))
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("requested"))
     with pytest.raises(ValueError, match="take another of timm.list_models"):
         FeatureExtractor(f"timm/{name}")
 
 
 @pytest.fixture
 def created(monkeypatch):
-    """What timm is asked for; nothing is made."""
-    asked = []
+    """Return the list of models requested from timm, which creates none."""
+    requests = []
     monkeypatch.setattr(
-        timm, "create_model", lambda name, **arguments: asked.append((name, arguments)) or torch.nn.Identity()
+        timm, "create_model", lambda name, **arguments: requests.append((name, arguments)) or torch.nn.Identity()
     )
-    return asked
+    return requests
 
 
-def test_files_of_the_hub_are_compared_with_the_hash_that_they_are_kept_under(tmp_path, monkeypatch, created):
+def test_hub_files_are_compared_with_the_hash_in_their_path(tmp_path, monkeypatch, created):
     right, wrong = tmp_path / hashlib.sha256(b"right").hexdigest(), tmp_path / ("0" * 64)
     for blob in (right, wrong):
         blob.write_bytes(b"right")
-    kept = {"model.safetensors": tmp_path / "model.safetensors"}
+    cached = {"model.safetensors": tmp_path / "model.safetensors"}
     monkeypatch.setattr(
-        huggingface_hub, "try_to_load_from_cache", lambda repository, name: str(kept[name]) if name in kept else None
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda repository, name: str(cached[name]) if name in cached else None,
     )
-    kept["model.safetensors"].symlink_to(right)
+    cached["model.safetensors"].symlink_to(right)
     timm_model("resnet18", features_only=True)
     assert created == [("resnet18", {"pretrained": True, "features_only": True})] and timm.models._builder._CHECK_HASH
-    kept["model.safetensors"].unlink()
-    kept["model.safetensors"].symlink_to(wrong)
+    cached["model.safetensors"].unlink()
+    cached["model.safetensors"].symlink_to(wrong)
     with pytest.raises(OSError, match=r"model.safetensors is damaged: its SHA-256 is .*, not 0000"):
         timm_model("resnet18")
 
@@ -81,13 +83,13 @@ def test_files_of_the_hub_are_compared_with_the_hash_that_they_are_kept_under(tm
 def test_files_of_other_addresses_are_compared_with_the_hash_in_their_name(hub, created):
     name = "gcvit_base.in1k"  # which the hub has not
     assert timm_files(timm_source(name)) == []
-    (hub / "gcvit_base_224_nvidia-f009139b.pth").write_bytes(b"spoilt")
+    (hub / "gcvit_base_224_nvidia-f009139b.pth").write_bytes(b"damaged")
     with pytest.raises(OSError, match=r"is damaged: its SHA-256 is .*, not f009139b"):
         timm_model(name)
 
 
 def test_an_address_without_a_hash_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="names no hash"):
+    with pytest.raises(ValueError, match="contains no hash"):
         hash_in("https://host/weights.pth")
     monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: types.SimpleNamespace(hf_hub_id=None, url=""))
     with pytest.raises(ValueError, match="no weights of it"):

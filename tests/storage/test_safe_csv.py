@@ -1,4 +1,4 @@
-"""Tables that a spreadsheet shows and does not run."""
+"""A spreadsheet shows our tables and runs none of their cells."""
 
 import csv
 import io
@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from reports.predictions import Predictions
 from reports.writer import Writer
-from storage.safe_csv import FORMULA_SIGNS, harmless, is_number, plain, write_rows
+from storage.safe_csv import FORMULA_SIGNS, escape, is_number, unescape, write_rows
 
 CELLS = st.text(
     alphabet=st.one_of(st.sampled_from("=+-@'\t\r\n\"a1.,"), st.characters(exclude_categories=["Cs"])), max_size=8
 )
 
 
-def written(rows) -> list[list[str]]:
+def write_and_read(rows) -> list[list[str]]:
     file = io.StringIO(newline="")
     write_rows(file, rows)
     file.seek(0)
@@ -40,37 +40,37 @@ def written(rows) -> list[list[str]]:
         '=HYPERLINK("x")',
     ],
 )
-def test_what_a_spreadsheet_would_run_is_text(cell):
-    ((found,),) = written([[cell]])
-    assert found == f"'{cell}" and plain(found) == cell
+def test_a_formula_is_written_as_text(cell):
+    ((cell_read,),) = write_and_read([[cell]])
+    assert cell_read == f"'{cell}" and unescape(cell_read) == cell
 
 
 @pytest.mark.parametrize(
     "cell", ["-1.5", "+3", "-1e-07", "0.25", "-inf", "good", "a=b", "test/-1.png", "'", "", "it's"]
 )
-def test_numbers_and_plain_words_stay_as_they_are(cell):
-    assert harmless(cell) == cell == plain(cell)
-    assert harmless(-1.5) == -1.5 and harmless(None) is None
+def test_numbers_and_words_stay_unchanged(cell):
+    assert escape(cell) == cell == unescape(cell)
+    assert escape(-1.5) == -1.5 and escape(None) is None
 
 
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.lists(st.lists(CELLS, min_size=1, max_size=3), min_size=1, max_size=3))
-def test_every_cell_comes_back_and_none_is_a_formula(rows):
-    """Read by the csv module; a lone empty cell is written as a quoted one."""
-    found = written(rows)
-    assert [[plain(cell) for cell in row] for row in found] == rows
-    for cell in (cell for row in found for cell in row):
+def test_every_cell_is_restored_and_none_is_a_formula(rows):
+    """The csv module reads the table; it quotes a single empty cell."""
+    cells_read = write_and_read(rows)
+    assert [[unescape(cell) for cell in row] for row in cells_read] == rows
+    for cell in (cell for row in cells_read for cell in row):
         assert not cell.startswith(FORMULA_SIGNS) or is_number(cell)
 
 
-def test_all_our_tables_are_written_so(tmp_path):
+def test_all_result_tables_escape_formulas(tmp_path):
     name, number = "=cmd|'/C calc'!A0.png", -0.5
     writer = Writer(tmp_path)
     writer.scores([name], [True], [number], p_value=["0.1"], kind=["@x"])
     writer.misclassifications([name], ["missed"], [number], 1.0)
     row = {"path": name, "verdict": "unreadable", "score": number, "p_value": None, "regions": [], "error": "-x: gone"}
     Predictions(tmp_path, {}).add(row | {"error": "", "verdict": "normal"})
-    for _ in range(2):  # added, and written again by a later run
+    for _ in range(2):  # a later run writes the row again
         Predictions(tmp_path, {}).add(row)
     for table, cells in (
         ("scores.csv", [f"'{name}", "1", "-0.5", "0.1", "'@x"]),

@@ -1,4 +1,4 @@
-"""No name that data or configuration bring along leaves the folder it is put in."""
+"""No name from data or configuration leaves its folder."""
 
 import os
 from pathlib import PurePosixPath, PureWindowsPath
@@ -10,6 +10,7 @@ from PIL import Image
 
 from config.load import build_settings
 from reports.writer import Writer
+from runtime.errors import UserError
 from storage import safe_names
 
 PARTS = st.sampled_from(
@@ -71,7 +72,7 @@ def test_a_name_that_leaves_its_folder_is_refused_on_all_systems(tmp_path, name)
             "model": {"w": 1, "epochs": 1, "load_chp": 1},
         }
         content[section][leaf] = name
-        with pytest.raises(ValueError, match="they name folders and can't leave them"):
+        with pytest.raises(ValueError, match="both must name a folder that lies inside its parent|it should be a name"):
             build_settings(content)
     with pytest.raises(ValueError, match="rename the picture"):
         Writer(tmp_path).picture(name, Image.new("L", (1, 1)), "figures")
@@ -80,31 +81,31 @@ def test_a_name_that_leaves_its_folder_is_refused_on_all_systems(tmp_path, name)
 @pytest.mark.parametrize(
     "name", ["con", "aux", "NUL.txt", "sub/com1", "lpt9 .png", "ab:c", "nut.", "a /b", "a|b", "what?", 'a"b', "<a>"]
 )
-def test_a_name_that_windows_has_for_a_device_is_refused_there(name):
+def test_a_reserved_name_is_refused_on_windows(name):
     assert not safe_names.stays_inside(name, windows=True) and safe_names.stays_inside(name, windows=False)
     assert safe_names.stays_inside(safe_names.safe_path(name, windows=True), windows=True)
 
 
 @pytest.mark.parametrize("name", ["bottle", "a/b", "my nut", "2024", "Блеск", "a.b", "...a", "console", "-x", "=1"])
-def test_ordinary_names_are_left_alone(name):
+def test_ordinary_names_stay_unchanged(name):
     assert safe_names.stays_inside(name, windows=True) and safe_names.safe_path(name, windows=True) == name
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.lists(NAMES, min_size=1, max_size=6, unique=True), st.booleans())
-def test_files_made_of_pictures_stay_inside_and_apart(pictures, windows):
+def test_file_names_of_pictures_are_safe_and_unique(pictures, windows):
     stems = safe_names.file_stems(pictures, windows)
     assert list(stems) == pictures
     for stem in stems.values():
         assert stem and safe_names.stays_inside(f"{stem}.png", windows)
         assert all(len(os.fsencode(part)) <= 240 for part in stem.split("/"))
         assert not PurePosixPath(stem).is_absolute() and ".." not in PureWindowsPath(stem).parts
-    apart = {str(PurePosixPath(name)).lstrip("/") for name in pictures}
-    if len(apart) == len(pictures):
+    distinct = {str(PurePosixPath(name)).lstrip("/") for name in pictures}
+    if len(distinct) == len(pictures):
         assert len(set(stems.values())) == len(pictures)
 
 
-def test_long_names_get_figures(tmp_path):
+def test_long_names_get_files(tmp_path):
     stems = safe_names.file_stems(["x" * 251 + ".png", "x" * 250 + "y.png"])
     for stem in stems.values():
         Writer(tmp_path).picture(f"{stem}.tiff", Image.new("F", (2, 2)), "anomaly_maps")
@@ -117,3 +118,9 @@ def test_no_two_pictures_share_a_stem():
     names = ["a.png", "a.jpg", "a.jpg.png", "a.PNG", "b/a.png", "1.001.png", "c"]
     stems = safe_names.file_stems(names)
     assert len(set(stems.values())) == len(names) and stems["b/a.png"] == "b/a" and stems["a.jpg"] == "a.jpg"
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "//"])
+def test_a_name_that_is_no_file_is_the_users_error(name):
+    with pytest.raises(UserError, match="is not the name of a picture"):
+        safe_names.file_stems(["a.png", name])

@@ -1,0 +1,229 @@
+"""Check values of the configuration: their types, their bounds, and which of them go together."""
+
+import datetime
+import difflib
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
+
+from config.keys import AUTO, LATEST, PER_IMAGE, DataSettings, ModelSettings, Settings, Values
+from runtime.errors import UserError
+from storage.safe_names import stays_inside
+
+PlainSections = Values  # as YAML gives them, unchecked
+Sections = dict[str, Values]  # checked values by section and key
+SECTIONS: dict[str, type] = {spec.name: spec.type for spec in fields(Settings) if isinstance(spec.type, type)}
+SPELLINGS = {
+    "model.test_trajectory_steps": "model.test_trajectoy_steps",
+    "model.test_trajectory_steps_DA": "model.test_trajectoy_steps_DA",
+}
+NO_EFFECT = {
+    "model.checkpoint_name": "model.load_chp chooses the checkpoint",
+    "training.min_snr": "training no longer has min-SNR weights",
+}
+REMOVED_KEYS = {"training.min_snr"}  # null, their old default, is still accepted
+REMOVED_VALUES = {
+    "model.predicts": ("v",),
+    "score.parts": ("residual", "coarse", "residual_memory", "coarse_memory"),
+    "score.pooling": ("quantile",),
+}
+NOT_TEXT = (int, float, datetime.date)  # YAML reads 01 and 2024-01-02 as these
+KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", Path: "a path"}
+
+
+def check_sections(content: Mapping[str, object]) -> Sections:
+    """Return checked values by section; `auto` stays, as it may depend on the category."""
+    for section in content:
+        if section not in SECTIONS:
+            hint = did_you_mean(str(section), SECTIONS)
+            raise UserError(f"unknown section {section!r}{hint}; known are {', '.join(SECTIONS)}")
+    return {section: check_section(section, kind, content.get(section)) for section, kind in SECTIONS.items()}
+
+
+def check_section(section: str, kind: type, values: object) -> dict[str, object]:
+    """Return the checked values of a section, defaults included."""
+    values = values or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{section} should be a section with keys, not {values!r}")
+    known = {spec.name: spec for spec in fields(kind)}
+    given = unify_spellings(section, values, known)
+    for name, spec in known.items():
+        if name not in given and spec.default is MISSING:
+            path = f"{section}.{name}"
+            raise UserError(f"missing key {path}; add it to the configuration or give {path}=… on the command line")
+    return {name: check_value(f"{section}.{name}", spec, given.get(name, spec.default)) for name, spec in known.items()}
+
+
+def unify_spellings(section: str, values: Mapping[str, object], known: Iterable[str]) -> dict[str, object]:
+    """Return the values under the keys' own names. Raise UserError for an unknown key and for two spellings of one."""
+    unified: dict[str, object] = {}
+    for name, value in values.items():
+        path = f"{section}.{name}"
+        if path in REMOVED_KEYS:
+            if value is not None:
+                raise UserError(f"{path} is {value!r}, but {NO_EFFECT[path]}; remove the key, or set it to null")
+            continue
+        target = SPELLINGS.get(path, path).partition(".")[2]
+        if target not in known:
+            raise UserError(f"unknown key {path}{did_you_mean(str(name), known) or '; config.yaml lists the keys'}")
+        if target in unified and unified[target] != value:
+            spellings = " and ".join(next(pair for pair in SPELLINGS.items() if f"{section}.{target}" in pair))
+            both = f"{unified[target]!r} and {value!r}"
+            raise UserError(f"{spellings} are two spellings of one key with two values, {both}; keep one")
+        unified[target] = value
+    return unified
+
+
+def check_category(name: object) -> str:
+    """Return the name of one category. Raise UserError where it is none."""
+    spec = next(spec for spec in fields(DataSettings) if spec.name == "category")
+    return str(check_value("data.category", spec, name))
+
+
+def check_value(path: str, spec: "Field[object]", value: object) -> object:
+    """Return the value as the key's type. Raise UserError where it has another type or is out of bounds."""
+    kinds = list(typing.get_args(spec.type)) if isinstance(spec.type, types.UnionType) else [spec.type]
+    words = [AUTO] * spec.metadata["takes_auto"] + [LATEST] * (int in kinds and str in kinds)
+    if value in words or (value is None and types.NoneType in kinds):
+        return value
+    kind = kinds[0]
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{path} is {value!r}; it should be a list such as [1, 2]")
+        return tuple(check_bounds(path, spec, convert_value(path, item, entry)) for entry in value)
+    return check_bounds(path, spec, convert_value(path, kind, value, words))
+
+
+def convert_value(path: str, kind: object, value: object, words: Iterable[str] = ()) -> object:
+    """Return the value as `kind`. `words` are what the key takes besides, for the error message."""
+    if kind in (int, float) and not isinstance(value, bool):
+        number = as_number(value)
+        if kind is float and abs(number) < float("inf"):
+            return number
+        if number.is_integer():
+            return value if isinstance(value, int) else int(number)  # above 2**53 a float is another number
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind in (str, Path) and isinstance(value, NOT_TEXT) and not isinstance(value, bool):
+        raise UserError(f"{path} is {value!r}, which YAML takes for a number or a date; write it in quotes")
+    if kind is str and isinstance(value, str) and is_file_text(value):
+        return value
+    if kind is Path and isinstance(value, (str, Path)) and is_file_text(str(value)):
+        with suppress(RuntimeError):  # the user of ~user is unknown
+            return Path(value).expanduser()
+    kind_name = next(name for known, name in KIND_NAMES.items() if known is kind)
+    raise UserError(f"{path} is {value!r}; it should be {' or '.join([kind_name, *words])}")
+
+
+def is_file_text(text: str) -> bool:
+    """Return whether a text is not blank and can stand in the name of a file."""
+    try:
+        return bool(text.strip()) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def as_number(value: object) -> float:
+    """Return the value as a float, nan where it is none. PyYAML reads 3e-4 as text."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return float("nan")
+
+
+def check_bounds(path: str, spec: "Field[object]", value: Any) -> object:
+    """Return the value. Raise UserError where it is outside the key's bounds."""
+    least, above, most, one_of = (spec.metadata[bound] for bound in ("least", "above", "most", "one_of"))
+    if value in REMOVED_VALUES.get(path, ()):
+        choices = [*one_of, "null"] if spec.default is None else one_of
+        raise UserError(f"{path} is {value!r}, which this version no longer has; set it to {' or '.join(choices)}")
+    if one_of and value not in one_of:
+        raise UserError(f"{path} is {value!r}{did_you_mean(value, one_of)}; it should be {' or '.join(one_of)}")
+    for broken, rule in (
+        (least is not None and value < least, f"at least {least}"),
+        (above is not None and value <= above, f"above {above}"),
+        (most is not None and value > most, f"at most {most}"),
+    ):
+        if broken:
+            raise UserError(f"{path} is {value}; it should be {rule}")
+    return value
+
+
+def check_combinations(settings: Settings) -> None:
+    """Raise UserError for values that do not go together."""
+    check_folder_names(settings)
+    check_image_sizes(settings)
+    check_protocol(settings)
+    check_noise_steps(settings.model, settings.training.highest_step)
+
+
+def check_folder_names(settings: Settings) -> None:
+    category, exp_name = settings.data.category, settings.model.exp_name
+    if not (stays_inside(category) and stays_inside(exp_name)):
+        names = f"data.category is {category!r} and model.exp_name {exp_name!r}"
+        raise UserError(f"{names}; both must name a folder that lies inside its parent")
+
+
+def check_image_sizes(settings: Settings) -> None:
+    size, blur, crop = settings.data.image_size, settings.model.blur_sigma, settings.metrics.centre_crop
+    if 4 * blur >= size:
+        reach = f"its kernel reaches 4 sigmas, beyond data.image_size, {size}"
+        raise UserError(f"model.blur_sigma is {blur}; {reach}; lower it")
+    if settings.data.input_channel == 2:
+        raise UserError("data.input_channel is 2; it should be 1 (grey) or 3 (colour)")
+    for pixels in (size, settings.metrics.size):
+        if round(crop * pixels) < 1:
+            raise UserError(f"metrics.centre_crop is {crop}, which leaves none of {pixels} pixels; raise it (1: all)")
+
+
+def check_protocol(settings: Settings) -> None:
+    """Raise UserError for tiles and parts with the published protocol, which has neither."""
+    tiles = settings.data.tiles
+    if settings.score.protocol == PER_IMAGE:
+        return
+    if tiles is not None:
+        remedy = "set score.protocol=per_image, or data.tiles=null"
+        raise UserError(f"data.tiles is {tiles}, which the published protocol does not have; {remedy}")
+    if settings.score.parts:
+        remedy = "set score.protocol=per_image, or score.parts=null"
+        raise UserError(f"score.parts need normal pictures, which the published protocol does not use; {remedy}")
+
+
+def check_noise_steps(model: ModelSettings, highest: int | None) -> None:
+    if model.beta_start > model.beta_end:
+        betas = f"model.beta_start is {model.beta_start}, above model.beta_end, {model.beta_end}"
+        raise UserError(f"{betas}; the noise must grow from start to end")
+    total = model.trajectory_steps
+    for steps, skip in (("test_trajectoy_steps", "skip"), ("test_trajectoy_steps_DA", "skip_DA")):
+        start, stride = getattr(model, steps), getattr(model, skip)
+        if start >= total:
+            raise UserError(f"model.{steps} is {start}; it should be below model.trajectory_steps, {total}")
+        if highest is not None and not start <= highest <= total:
+            bounds = f"from model.{steps}, {start}, to {total}, or null"
+            raise UserError(f"training.highest_step is {highest}; it should be {bounds}")
+        if stride > start:
+            raise UserError(f"model.{skip} is {stride}; it should be at most model.{steps}, {start}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return '; did you mean …?' where a known name is close, else an empty text."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def keys_without_effect(content: Mapping[str, object]) -> list[str]:
+    """Return a sentence for each given key that does nothing. A removed key counts even where it is null."""
+    given = {
+        f"{section}.{name}": value
+        for section, values in content.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+    }
+    useless = (path for path in NO_EFFECT if path in given and (path in REMOVED_KEYS or given[path] is not None))
+    return [f"{path} is accepted and has no effect: {NO_EFFECT[path]}" for path in useless]
