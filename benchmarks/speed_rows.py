@@ -168,7 +168,7 @@ def time_forward(kind: str, batch: int, device: torch.device, without: str = "",
 
 
 def time_features(device: torch.device) -> TimedPair:
-    """Features without and with layer4, which nothing uses."""
+    """Time features without and with layer4, which nothing uses."""
     ours, plain = prepare_network(FeatureExtractor(EXTRACTOR, "random"), device), prepare_network(PlainResNet(), device)
     x = torch.rand(1, 3, 256, 256, device=device) * 2 - 1
     fast, slow = torch.no_grad()(lambda: ours(x)), torch.no_grad()(lambda: plain(x))
@@ -177,7 +177,7 @@ def time_features(device: torch.device) -> TimedPair:
 
 
 def time_distances(device: torch.device, draws: int = 4) -> TimedPair:
-    """Distances of several draws, with the target's features computed once and for each draw."""
+    """Time distances of several draws, with the target's features computed once and for each draw."""
     extractor = prepare_network(FeatureExtractor(EXTRACTOR, "random"), device)
     networks = ddad_networks(nn.Identity(), extractor)
     x, rebuilt = torch.rand(1, 3, 256, 256, device=device), torch.rand(draws, 1, 3, 256, 256, device=device)
@@ -191,7 +191,7 @@ def time_distances(device: torch.device, draws: int = 4) -> TimedPair:
 
 
 def time_average(device: torch.device) -> TimedPair:
-    """The moving average of the weights, of all at once and one by one."""
+    """Time the moving average of the weights, of all at once and one by one."""
     unet, _ = seeded_unet(DDAD_S, device)
     ours = AveragedModel(unet, multi_avg_fn=ramped_average(0.999))
     plain = AveragedModel(unet, avg_fn=get_ema_avg_fn(0.999))
@@ -200,7 +200,7 @@ def time_average(device: torch.device) -> TimedPair:
 
 
 def time_detection(kind: str, batch: int, device: torch.device) -> TimedPair:
-    """One draw of DDAD-10, features, and the map."""
+    """Time one draw of DDAD-10, the features and the map."""
     unet, size = seeded_unet(kind, device)
     plain, plain_features = plain_unet(unet).eval(), PlainResNet().to(device).eval()
     extractor = prepare_network(FeatureExtractor(EXTRACTOR, "random"), device)
@@ -236,7 +236,7 @@ def time_reconstruction(kind: str, batch: int, device: torch.device) -> TimedPai
 
 
 def time_loading(count: int, side: int, folder: Path) -> TimedPair:
-    """The second epoch of PNG files: ours has them in memory, and only cuts, stacks and scales them."""
+    """Time the second epoch of PNG files, which ours has in memory and only crops, stacks and scales."""
     rng = np.random.default_rng(0)
     for number in range(count):
         path = folder / "nut" / "train" / "good" / f"{number}.png"
