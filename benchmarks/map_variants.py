@@ -33,20 +33,10 @@ from torch import Tensor
 from benchmarks.shared import CONFIG, load_category_settings
 from config.keys import Settings
 from config.presets import LAPTOP, PRESETS
-from detection import reference
+from detection import reference, tune
 from detection.calibrate import Parts, build_calibration
 from detection.comparison import Networks
-from detection.tune import (
-    REMEDY,
-    Bench,
-    Quality,
-    Trial,
-    check_tuning,
-    measure_quality,
-    prepare_bench,
-    try_settings,
-    with_setting,
-)
+from detection.tune import Bench, Quality, Trial
 from runtime.device import choose_device, keep_memory
 from storage.atomic_file import atomic_write
 
@@ -161,7 +151,7 @@ def measure_category(settings: Settings, names: Collection[str], path: Path) -> 
     qualities = load_qualities(path) if path.exists() else {}
     for name, quality in measure_maps(settings, [name for name in names if name not in qualities]):
         qualities[name] = quality
-        with atomic_write(path, REMEDY, "w") as file:
+        with atomic_write(path, tune.REMEDY, "w") as file:
             json.dump({name: quality._asdict() for name, quality in qualities.items()}, file, indent=1)
 
 
@@ -174,12 +164,12 @@ def measure_maps(settings: Settings, names: Collection[str]) -> Iterator[tuple[s
     if not names:
         return
     device = choose_device(settings.model.device)
-    _, pictures, unseen = check_tuning(settings)
-    bench = prepare_bench(pictures, unseen, settings)
+    _, pictures, unseen = tune.check_tuning(settings)
+    bench = tune.prepare_bench(pictures, unseen, settings)
     part_sets = {", ".join(parts): parts for parts in PART_SETS if ", ".join(parts) in names}
     changes = {name: change for name, change in CHANGES.items() if name in names}
     needed = dict.fromkeys(itertools.chain(*part_sets.values(), PRESET_PARTS if changes else ()))
-    trial = try_settings(with_setting(settings, "score.parts", tuple(needed)), bench, device)
+    trial = tune.try_settings(tune.with_setting(settings, "score.parts", tuple(needed)), bench, device)
     for name, parts in part_sets.items():
         yield name, measure_parts(trial, parts, bench)
     for name, change in changes.items():
@@ -196,7 +186,7 @@ def measure_change(change: Change, trial: Trial, settings: Settings, bench: Benc
         detector = replace(trial.detector, blur_sigma=change.blur * trial.detector.blur_sigma)
         changed = replace(trial, detector=detector)
         if change.relearnt:
-            other = try_settings(with_setting(settings, "score.parts", change.relearnt), bench, device)
+            other = tune.try_settings(tune.with_setting(settings, "score.parts", change.relearnt), bench, device)
             clean = replace_parts(trial.clean, other.clean, change.relearnt)
             changed = replace(changed, clean=clean, spoilt=replace_parts(trial.spoilt, other.spoilt, change.relearnt))
         return measure_parts(changed, PRESET_PARTS, bench)
@@ -219,7 +209,7 @@ def measure_parts(trial: Trial, parts: Sequence[str], bench: Bench) -> Quality:
     """Return the quality of the map of these parts, with a calibration of its own."""
     detector = replace(trial.detector, parts=tuple(parts))
     calibration = build_calibration(detector, trial.clean, {}, held_out=True, made_with={}, settings={})
-    return measure_quality(replace(trial, detector=replace(detector, calibration=calibration)), bench)
+    return tune.measure_quality(replace(trial, detector=replace(detector, calibration=calibration)), bench)
 
 
 def objective_table(runs: Mapping[str, Qualities]) -> Iterator[str]:

@@ -18,23 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import metrics
 from anomaly_map import combine, feature_distance, pixel_distance, smooth
-from benchmarks.plain_forms import (
-    EXTRACTOR,
-    LEARNING_RATE,
-    PLAIN_MODULES,
-    PRO_LIMIT,
-    SCHEDULE,
-    WEIGHT_DECAY,
-    PlainAttention,
-    PlainBlock,
-    PlainDropout,
-    PlainResNet,
-    PlainSchedule,
-    plain_adam,
-    plain_pro,
-    plain_reconstruct,
-    plain_unet,
-)
+from benchmarks import plain_forms as forms
+from benchmarks.plain_forms import EXTRACTOR, LEARNING_RATE, PRO_LIMIT, SCHEDULE, WEIGHT_DECAY
 from dataset import ImageFolder, View, shuffled_batches
 from ddad import NoisePredictor, NoiseSchedule, gaussian_draws, noise_loss, reconstruct
 from detection.comparison import Networks, prepare_network
@@ -50,10 +35,10 @@ ATTENTION, BLOCKS, DROPOUT, PRECISION = "attention", "enlarging, in place", "dro
 OPTIMIZER, ALPHA_BAR, MEMORY = "fused optimizer", "alpha_bar table", "kept memory"
 CHANNELS_LAST = "channels_last"
 PLAIN_WITHOUT: Mapping[str, tuple[type[nn.Module], ...]] = {  # plain modules of the slower side
-    "": PLAIN_MODULES,
-    ATTENTION: (PlainAttention,),
-    BLOCKS: (PlainBlock,),
-    DROPOUT: (PlainDropout,),
+    "": forms.PLAIN_MODULES,
+    ATTENTION: (forms.PlainAttention,),
+    BLOCKS: (forms.PlainBlock,),
+    DROPOUT: (forms.PlainDropout,),
 }
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # of a forward pass, beside the plain one in fp32
 
@@ -121,7 +106,7 @@ def ablation_rows(device: torch.device) -> RowMakers:
 
 def time_training(kind: str, batch: int, device: torch.device, without: str = "", precision: str = "fp32") -> TimedPair:
     unet, size = seeded_unet(kind, device)
-    plain = plain_unet(unet, PLAIN_WITHOUT.get(without, ())).train()
+    plain = forms.plain_unet(unet, PLAIN_WITHOUT.get(without, ())).train()
     ours = unet.train()
     if device.type == "cuda":  # as train.py has it
         ours = ours.to(memory_format=torch.channels_last)
@@ -132,8 +117,8 @@ def time_training(kind: str, batch: int, device: torch.device, without: str = ""
         return build_optimizer(network, "adam", LEARNING_RATE, WEIGHT_DECAY)
 
     fast = training_step(autocast(ours, precision, device), adam(ours), SCHEDULE, x_0)
-    optimizer = plain_adam(plain) if without in ("", OPTIMIZER) else adam(plain)
-    schedule = PlainSchedule() if without in ("", ALPHA_BAR) else SCHEDULE
+    optimizer = forms.plain_adam(plain) if without in ("", OPTIMIZER) else adam(plain)
+    schedule = forms.PlainSchedule() if without in ("", ALPHA_BAR) else SCHEDULE
     slow = training_step(plain, optimizer, schedule, x_0)
     name = row_name(f"training step, {kind} {size} px, batch {batch}", without, precision)
     keeps_memory = without not in ("", MEMORY)
@@ -156,7 +141,7 @@ def training_step(
 
 def time_forward(kind: str, batch: int, device: torch.device, without: str = "", precision: str = "fp32") -> TimedPair:
     unet, size = seeded_unet(kind, device)
-    plain: nn.Module = plain_unet(unet, PLAIN_WITHOUT.get(without, ())).eval()
+    plain: nn.Module = forms.plain_unet(unet, PLAIN_WITHOUT.get(without, ())).eval()
     if without in (ATTENTION, BLOCKS):
         plain = prepare_network(plain, device)
     ours = autocast(prepare_network(unet, device), precision, device)
@@ -169,7 +154,10 @@ def time_forward(kind: str, batch: int, device: torch.device, without: str = "",
 
 def time_features(device: torch.device) -> TimedPair:
     """Time features without and with layer4, which nothing uses."""
-    ours, plain = prepare_network(FeatureExtractor(EXTRACTOR, "random"), device), prepare_network(PlainResNet(), device)
+    ours, plain = (
+        prepare_network(FeatureExtractor(EXTRACTOR, "random"), device),
+        prepare_network(forms.PlainResNet(), device),
+    )
     x = torch.rand(1, 3, 256, 256, device=device) * 2 - 1
     fast, slow = torch.no_grad()(lambda: ours(x)), torch.no_grad()(lambda: plain(x))
     name = f"layer4 not computed: features, {EXTRACTOR} 256 px"
@@ -202,7 +190,7 @@ def time_average(device: torch.device) -> TimedPair:
 def time_detection(kind: str, batch: int, device: torch.device) -> TimedPair:
     """Time one draw of DDAD-10, the features and the map."""
     unet, size = seeded_unet(kind, device)
-    plain, plain_features = plain_unet(unet).eval(), PlainResNet().to(device).eval()
+    plain, plain_features = forms.plain_unet(unet).eval(), forms.PlainResNet().to(device).eval()
     extractor = prepare_network(FeatureExtractor(EXTRACTOR, "random"), device)
     networks = ddad_networks(prepare_network(unet, device), extractor)
     x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
@@ -214,7 +202,7 @@ def time_detection(kind: str, batch: int, device: torch.device) -> TimedPair:
 
     @torch.no_grad()
     def slow() -> Tensor:
-        x_0 = plain_reconstruct(plain, x, 3, 250, 25)
+        x_0 = forms.plain_reconstruct(plain, x, 3, 250, 25)
         d_feature = feature_distance(plain_features(x), plain_features(x_0), size)
         return smooth(combine(d_feature, pixel_distance(x_0, x), 1.0), 4)
 
@@ -224,7 +212,7 @@ def time_detection(kind: str, batch: int, device: torch.device) -> TimedPair:
 
 def time_reconstruction(kind: str, batch: int, device: torch.device) -> TimedPair:
     unet, size = seeded_unet(kind, device)
-    plain, ours = plain_unet(unet).eval(), prepare_network(unet, device)
+    plain, ours = forms.plain_unet(unet).eval(), prepare_network(unet, device)
     x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
 
     def fast() -> Tensor:
@@ -232,7 +220,7 @@ def time_reconstruction(kind: str, batch: int, device: torch.device) -> TimedPai
         return reconstruct(ours, x, x, schedule=SCHEDULE, w=3, draw=draw)
 
     name = f"reconstruction, {kind} {size} px, batch {batch}"
-    return TimedPair(name, batch, fast, lambda: plain_reconstruct(plain, x, 3, 250, 25), count_operations(fast))
+    return TimedPair(name, batch, fast, lambda: forms.plain_reconstruct(plain, x, 3, 250, 25), count_operations(fast))
 
 
 def time_loading(count: int, side: int, folder: Path) -> TimedPair:
@@ -272,7 +260,7 @@ def time_metrics(count: int, side: int) -> TimedPair:
         return ranking.auroc(), ranking.pro(PRO_LIMIT)
 
     def slow() -> tuple[float, float]:
-        return float(roc_auc_score(masks.ravel(), maps.ravel())), plain_pro(maps, masks)
+        return float(roc_auc_score(masks.ravel(), maps.ravel())), forms.plain_pro(maps, masks)
 
     np.testing.assert_allclose(fast(), slow(), atol=0.01)
     return TimedPair(f"PRO and pixel AUROC of {count} maps {side}²", count, fast, slow, most_repeats=2)
