@@ -98,7 +98,7 @@ OTHER_TRAINING = (  # name, why, settings; to compare with 5 minutes of the pres
 )
 ROWS = (
     Variant("preset, 5 minutes", "the curve", FIVE, "5 minutes"),
-    Variant("preset, 10 minutes", "the budget of most users", TEN, "10 minutes"),
+    Variant("preset, 10 minutes", "the budget of most tables", TEN, "10 minutes"),
     Variant("preset, 20 minutes", "the curve", ("budget_minutes=20",), "20 minutes"),
     Variant("preset, 60 minutes", "the default", ("budget_minutes=60",), "60 minutes"),
     *(Variant(name, why, (*TEN, *settings), "10 minutes") for name, why, settings in SHARED_WEIGHTS),

@@ -30,7 +30,7 @@ STARTS = ((125, 25), (75, 25), (50, 25), (25, 25))  # n = 5, 3, 2, 1
 NORMALS = 20  # held-out normal pictures of each calibration
 
 
-class Outcome(TypedDict):
+class Measurement(TypedDict):
     """Image AUROC with its 95 % interval, and processor seconds a picture."""
 
     pictures: int
@@ -58,14 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         done = next((line for line in lines if setting.items() <= line.items()), None)
         if done is None:
             networks = replace(detector.networks, start=start, skip=skip, draws=options.draws)
-            done = measure_outcome(replace(detector, networks=networks), folder, options.data_dir, options.every)
+            done = measure_setting(replace(detector, networks=networks), folder, options.data_dir, options.every)
             with options.log.open("a") as file:
                 file.write(json.dumps(setting | done) + "\n")
         print(f"| {start} | {skip} | {setting['n']} | {table_cells(done)} |", flush=True)
 
 
-def measure_outcome(detector: Detector, folder: Path, data_dir: Path, every: int) -> Outcome:
-    """Return the outcome of a detector on the test pictures, after a calibration of its own."""
+def measure_setting(detector: Detector, folder: Path, data_dir: Path, every: int) -> Measurement:
+    """Return the measurement of a detector on the test pictures, after a calibration of its own."""
     settings = build_settings(detector.known_normals.settings)
     settings = replace(
         settings,
@@ -86,9 +86,9 @@ def measure_outcome(detector: Detector, folder: Path, data_dir: Path, every: int
     }
 
 
-def table_cells(outcome: Outcome) -> str:
-    auroc, (low, high) = 100 * outcome["auroc"], (100 * end for end in outcome["interval"])
-    return f"{auroc:.1f} [{low:.1f}, {high:.1f}] | {outcome['seconds']:.3f}"
+def table_cells(measurement: Measurement) -> str:
+    auroc, (low, high) = 100 * measurement["auroc"], (100 * end for end in measurement["interval"])
+    return f"{auroc:.1f} [{low:.1f}, {high:.1f}] | {measurement['seconds']:.3f}"
 
 
 if __name__ == "__main__":
