@@ -116,7 +116,7 @@ ROWS = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class VariantRun:
     """Seconds of each stage, and metrics as fractions."""
 
     seconds: Mapping[str, float]
@@ -173,11 +173,11 @@ def result_folder(row: Variant, category: Path, seed: int, work: Path) -> Path:
     return work / "results" / row.name / f"{category.name} s{seed}"
 
 
-def load_outcomes(row: Variant, category: Path, seeds: Sequence[int], work: Path) -> list[Outcome]:
-    """Return the outcomes of those seeds that have been run."""
+def load_runs(row: Variant, category: Path, seeds: Sequence[int], work: Path) -> list[VariantRun]:
+    """Return the seed_runs of those seeds that have been run."""
     folders = (result_folder(row, category, seed, work) for seed in seeds)
     contents = [manifest.load_manifest(folder) for folder in folders if (folder / "metrics.json").exists()]
-    return [Outcome(content["seconds"], content["metrics"]) for content in contents]
+    return [VariantRun(content["seconds"], content["metrics"]) for content in contents]
 
 
 def table_lines(categories: Sequence[Path], seeds: Sequence[int], work: Path) -> Iterator[str]:
@@ -186,11 +186,11 @@ def table_lines(categories: Sequence[Path], seeds: Sequence[int], work: Path) ->
     for category in categories:
         yield f"\n{category.name}\n\n{heading}"
         for row in ROWS:
-            outcomes = load_outcomes(row, category, seeds, work)
-            if outcomes:
-                minutes = spread([outcome.minutes() for outcome in outcomes])
-                metrics = [spread([100 * outcome.metrics[key] for outcome in outcomes]) for key in METRICS.values()]
-                yield f"| {row.name} | {row.why} | {minutes} | {len(outcomes)} | {' | '.join(metrics)} |"
+            seed_runs = load_runs(row, category, seeds, work)
+            if seed_runs:
+                minutes = spread([run.minutes() for run in seed_runs])
+                metrics = [spread([100 * run.metrics[key] for run in seed_runs]) for key in METRICS.values()]
+                yield f"| {row.name} | {row.why} | {minutes} | {len(seed_runs)} | {' | '.join(metrics)} |"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -217,9 +217,9 @@ def plot_category(axes: Axes, category: Path, seeds: Sequence[int], work: Path) 
         (budgets, "o-", "preset: laptop", ""),
         (baseline, "x", "patch memory", "training"),
     ):
-        runs = [outcomes for row in rows if (outcomes := load_outcomes(row, category, seeds, work))]
-        times = [statistics.median(outcome.minutes(left_out) for outcome in outcomes) for outcomes in runs]
-        aurocs = [statistics.median(100 * outcome.metrics["image_auroc"] for outcome in outcomes) for outcomes in runs]
+        runs = [seed_runs for row in rows if (seed_runs := load_runs(row, category, seeds, work))]
+        times = [statistics.median(run.minutes(left_out) for run in seed_runs) for seed_runs in runs]
+        aurocs = [statistics.median(100 * run.metrics["image_auroc"] for run in seed_runs) for seed_runs in runs]
         if runs:
             axes.plot(times, aurocs, style, label=label)
     paper = published_rows().get(category.name, {}).get("image_auroc")
