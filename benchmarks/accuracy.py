@@ -174,7 +174,7 @@ def result_folder(row: Variant, category: Path, seed: int, work: Path) -> Path:
 
 
 def load_runs(row: Variant, category: Path, seeds: Sequence[int], work: Path) -> list[VariantRun]:
-    """Return the seed_runs of those seeds that have been run."""
+    """Return the finished runs of these seeds."""
     folders = (result_folder(row, category, seed, work) for seed in seeds)
     contents = [manifest.load_manifest(folder) for folder in folders if (folder / "metrics.json").exists()]
     return [VariantRun(content["seconds"], content["metrics"]) for content in contents]
