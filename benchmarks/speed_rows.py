@@ -1,6 +1,10 @@
-"""What benchmarks/speed.py times: ours and the reference (benchmarks/plain.py) of each row, and of an ablation ours and ours without one change."""
+"""What benchmarks/speed.py times: two forms of the same work, one row each.
 
-from collections.abc import Callable
+The rows of the reference table compare ours with plain forms (benchmarks/plain_forms.py). Those of the ablation table
+compare ours with ours without one speed-up.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,22 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import metrics
 from anomaly_map import combine, feature_distance, pixel_distance, smooth
-from benchmarks.plain import (
-    EXTRACTOR,
-    LEARNING_RATE,
-    PRO_LIMIT,
-    SCHEDULE,
-    WEIGHT_DECAY,
-    PlainAttention,
-    PlainBlock,
-    PlainDropout,
-    PlainResNet,
-    PlainSchedule,
-    plain_adam,
-    plain_pro,
-    plain_reconstruct,
-    plain_unet,
-)
+from benchmarks import plain_forms as forms
+from benchmarks.plain_forms import EXTRACTOR, LEARNING_RATE, PRO_LIMIT, SCHEDULE, WEIGHT_DECAY
 from dataset import ImageFolder, View, shuffled_batches
 from ddad import NoisePredictor, NoiseSchedule, gaussian_draws, noise_loss, reconstruct
 from detection.comparison import Networks, prepare_network
@@ -38,107 +28,146 @@ from runtime.device import autocast, computes_in_bf16
 from train import build_optimizer, ramped_average
 from unet import UNet
 
-# what --ablation takes away
+DDAD_S, DDAD = "DDAD-S", "DDAD"
+REFERENCE, ABLATION = "reference", "ablation"  # tables
+# the speed-ups that rows of the ablation table leave out
 ATTENTION, BLOCKS, DROPOUT, PRECISION = "attention", "enlarging, in place", "dropout masks", "precision"
-OPTIMIZER, TABLE, MEMORY = "fused optimizer", "alpha_bar table", "kept memory"
-PLAIN_FORMS = {
-    "": (PlainAttention, PlainBlock, PlainDropout),
-    ATTENTION: (PlainAttention,),
-    BLOCKS: (PlainBlock,),
-    DROPOUT: (PlainDropout,),
+OPTIMIZER, ALPHA_BAR, MEMORY = "fused optimizer", "alpha_bar table", "kept memory"
+CHANNELS_LAST = "channels_last"
+PLAIN_WITHOUT: Mapping[str, tuple[type[nn.Module], ...]] = {  # plain modules of the slower side
+    "": forms.PLAIN_MODULES,
+    ATTENTION: (forms.PlainAttention,),
+    BLOCKS: (forms.PlainBlock,),
+    DROPOUT: (forms.PlainDropout,),
 }
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # of a forward pass, beside the plain one in fp32
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: what is done, to how many pictures, by us and by the reference, how many operations it takes (0: not counted), and
-    whether the reference keeps memory as we do."""
+class TimedPair:
+    """The same work on `pictures` pictures in two forms.
+
+    `operations` are those of `ours` (0: not counted). `most_repeats` bounds the repeats of what takes minutes.
+    """
 
     name: str
     pictures: int
     ours: Callable[[], object]
     plain: Callable[[], object]
     operations: float = 0.0
-    most: int | None = None  # repeats of what takes minutes
+    most_repeats: int | None = None
     plain_keeps_memory: bool = False
 
 
-def network(kind: str, device: torch.device) -> tuple[UNet, int]:
-    """(network with weights that are not zero, its picture's side)."""
-    torch.manual_seed(0)
-    size = 64 if kind == "DDAD-S" else 256
-    unet = UNet(size, 32, heads=2, dropout=0.3) if kind == "DDAD-S" else UNet(size)
-    for parameter in unet.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
-    return unet.to(device), size
+RowMakers = dict[str, Callable[[], TimedPair]]  # by the name of the row
 
 
-def operations(call: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops())
+def row_makers(table: str, device: torch.device, folder: Path) -> RowMakers:
+    """Return what makes each row of a table; `folder` gets pictures to load."""
+    return reference_rows(device, folder) if table == REFERENCE else ablation_rows(device)
 
 
-def training(kind: str, batch: int, device: torch.device, without: str = "", precision: str = "fp32") -> Row:
-    unet, size = network(kind, device)
-    plain = plain_unet(unet, PLAIN_FORMS.get(without, ())).train()
+def reference_rows(device: torch.device, folder: Path) -> RowMakers:
+    reduced: RowMakers = {
+        "training DDAD-S bf16": lambda: time_training(DDAD_S, 16, device, precision="bf16"),
+        "training DDAD 256 bf16": lambda: time_training(DDAD, 2, device, precision="bf16"),
+        "forward DDAD-S bf16": lambda: time_forward(DDAD_S, 16, device, precision="bf16"),
+        "forward DDAD 256 bf16": lambda: time_forward(DDAD, 1, device, precision="bf16"),
+    }
+    return (reduced if computes_in_bf16(device) else {}) | {
+        "training DDAD-S fp32": lambda: time_training(DDAD_S, 16, device),
+        "training DDAD 256 fp32": lambda: time_training(DDAD, 2, device),
+        "forward DDAD-S fp32": lambda: time_forward(DDAD_S, 16, device),
+        "forward DDAD 256 fp32": lambda: time_forward(DDAD, 1, device),
+        "reconstruction DDAD-S": lambda: time_reconstruction(DDAD_S, 16, device),
+        "detection DDAD 256": lambda: time_detection(DDAD, 1, device),
+        "loading": lambda: time_loading(40, 900, folder),
+        "metrics": lambda: time_metrics(83, 224),
+    }
+
+
+def ablation_rows(device: torch.device) -> RowMakers:
+    return {
+        "training attention": lambda: time_training(DDAD_S, 16, device, ATTENTION),
+        "training blocks": lambda: time_training(DDAD_S, 16, device, BLOCKS),
+        "training dropout": lambda: time_training(DDAD_S, 16, device, DROPOUT),
+        "training precision": lambda: time_training(DDAD_S, 16, device, PRECISION, "bf16"),
+        "training optimizer": lambda: time_training(DDAD_S, 16, device, OPTIMIZER),
+        "training alpha_bar": lambda: time_training(DDAD_S, 16, device, ALPHA_BAR),
+        "training memory": lambda: time_training(DDAD, 2, device, MEMORY),
+        "forward attention": lambda: time_forward(DDAD_S, 16, device, ATTENTION),
+        "forward blocks": lambda: time_forward(DDAD_S, 16, device, BLOCKS),
+        "forward channels_last": lambda: time_forward(DDAD_S, 16, device, CHANNELS_LAST),
+        "features layer4": lambda: time_features(device),
+        "features target": lambda: time_distances(device),
+        "average": lambda: time_average(device),
+    }
+
+
+def time_training(kind: str, batch: int, device: torch.device, without: str = "", precision: str = "fp32") -> TimedPair:
+    unet, size = seeded_unet(kind, device)
+    plain = forms.plain_unet(unet, PLAIN_WITHOUT.get(without, ())).train()
     ours = unet.train()
     if device.type == "cuda":  # as train.py has it
         ours = ours.to(memory_format=torch.channels_last)
         plain = plain.to(memory_format=torch.channels_last) if without else plain
     x_0 = torch.randn(batch, 3, size, size, device=device)
 
-    def step_of(
-        network: NoisePredictor, optimizer: torch.optim.Optimizer, schedule: NoiseSchedule
-    ) -> Callable[[], None]:
-        def step() -> None:
-            t, noise = torch.randint(1000, (batch,), device=device), torch.randn_like(x_0)
-            optimizer.zero_grad()
-            noise_loss(network, x_0, t, noise, schedule).backward()
-            optimizer.step()
-
-        return step
-
     def adam(network: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(network, "adam", LEARNING_RATE, WEIGHT_DECAY)
 
-    fast = step_of(autocast(ours, precision, device), adam(ours), SCHEDULE)
-    optimizer = plain_adam(plain) if without in ("", OPTIMIZER) else adam(plain)
-    slow = step_of(plain, optimizer, PlainSchedule() if without in ("", TABLE) else SCHEDULE)
-    name = named(f"training step, {kind} {size} px, batch {batch}", without, precision)
-    return Row(name, batch, fast, slow, operations(fast), plain_keeps_memory=without not in ("", MEMORY))
+    fast = training_step(autocast(ours, precision, device), adam(ours), SCHEDULE, x_0)
+    optimizer = forms.plain_adam(plain) if without in ("", OPTIMIZER) else adam(plain)
+    schedule = forms.PlainSchedule() if without in ("", ALPHA_BAR) else SCHEDULE
+    slow = training_step(plain, optimizer, schedule, x_0)
+    name = row_name(f"training step, {kind} {size} px, batch {batch}", without, precision)
+    keeps_memory = without not in ("", MEMORY)
+    return TimedPair(name, batch, fast, slow, count_operations(fast), plain_keeps_memory=keeps_memory)
 
 
-def forward(kind: str, batch: int, device: torch.device, without: str = "", precision: str = "fp32") -> Row:
-    unet, size = network(kind, device)
-    plain = plain_unet(unet, PLAIN_FORMS.get(without, ())).eval()
-    published = prepare_network(plain, device) if without in (ATTENTION, BLOCKS) else plain
+def training_step(
+    network: NoisePredictor, optimizer: torch.optim.Optimizer, schedule: NoiseSchedule, x_0: Tensor
+) -> Callable[[], None]:
+    """Return a function that takes one training step on the pictures x_0 (B, C, H, W)."""
+
+    def step() -> None:
+        t, noise = torch.randint(1000, (len(x_0),), device=x_0.device), torch.randn_like(x_0)
+        optimizer.zero_grad()
+        noise_loss(network, x_0, t, noise, schedule).backward()
+        optimizer.step()
+
+    return step
+
+
+def time_forward(kind: str, batch: int, device: torch.device, without: str = "", precision: str = "fp32") -> TimedPair:
+    unet, size = seeded_unet(kind, device)
+    plain: nn.Module = forms.plain_unet(unet, PLAIN_WITHOUT.get(without, ())).eval()
+    if without in (ATTENTION, BLOCKS):
+        plain = prepare_network(plain, device)
     ours = autocast(prepare_network(unet, device), precision, device)
     x, t = torch.randn(batch, 3, size, size, device=device), torch.full((batch,), 100, device=device)
-    fast, slow = torch.no_grad()(lambda: ours(x, t)), torch.no_grad()(lambda: published(x, t))
+    fast, slow = torch.no_grad()(lambda: ours(x, t)), torch.no_grad()(lambda: plain(x, t))
     torch.testing.assert_close(fast(), slow(), rtol=0, atol=TOLERANCE[precision], check_dtype=False)
-    name = named(f"forward, {kind} {size} px, batch {batch}", without, precision)
-    return Row(name, batch, fast, slow, operations(fast), plain_keeps_memory=without != "")
+    name = row_name(f"forward, {kind} {size} px, batch {batch}", without, precision)
+    return TimedPair(name, batch, fast, slow, count_operations(fast), plain_keeps_memory=without != "")
 
 
-def named(row: str, without: str, precision: str) -> str:
-    return f"{without}: {row}" if without else f"{row}, {precision}"
-
-
-def layer4(device: torch.device) -> Row:
-    ours, plain = prepare_network(FeatureExtractor(EXTRACTOR, "random"), device), prepare_network(PlainResNet(), device)
+def time_features(device: torch.device) -> TimedPair:
+    """Time features without and with layer4, which nothing uses."""
+    ours, plain = (
+        prepare_network(FeatureExtractor(EXTRACTOR, "random"), device),
+        prepare_network(forms.PlainResNet(), device),
+    )
     x = torch.rand(1, 3, 256, 256, device=device) * 2 - 1
     fast, slow = torch.no_grad()(lambda: ours(x)), torch.no_grad()(lambda: plain(x))
-    return Row(
-        f"layer4 not computed: features, {EXTRACTOR} 256 px", 1, fast, slow, operations(fast), plain_keeps_memory=True
-    )
+    name = f"layer4 not computed: features, {EXTRACTOR} 256 px"
+    return TimedPair(name, 1, fast, slow, count_operations(fast), plain_keeps_memory=True)
 
 
-def target_once(device: torch.device, draws: int = 4) -> Row:
+def time_distances(device: torch.device, draws: int = 4) -> TimedPair:
+    """Time distances of several draws, with the target's features computed once and for each draw."""
     extractor = prepare_network(FeatureExtractor(EXTRACTOR, "random"), device)
-    networks = Networks(nn.Identity(), extractor, SCHEDULE, w=3, start=250, skip=25, eta=1)
+    networks = ddad_networks(nn.Identity(), extractor)
     x, rebuilt = torch.rand(1, 3, 256, 256, device=device), torch.rand(draws, 1, 3, 256, 256, device=device)
 
     def slow() -> None:
@@ -146,32 +175,24 @@ def target_once(device: torch.device, draws: int = 4) -> Row:
             networks.compared(x, x, draw[None])
 
     name = f"target's features once: distances of {draws} draws, {EXTRACTOR} 256 px"
-    return Row(name, 1, lambda: networks.compared(x, x, rebuilt), slow, plain_keeps_memory=True)
+    return TimedPair(name, 1, lambda: networks.compared(x, x, rebuilt), slow, plain_keeps_memory=True)
 
 
-def averaging(device: torch.device) -> Row:
-    unet, _ = network("DDAD-S", device)
-    ours, plain = (
-        AveragedModel(unet, multi_avg_fn=ramped_average(0.999)),
-        AveragedModel(unet, avg_fn=get_ema_avg_fn(0.999)),
-    )
+def time_average(device: torch.device) -> TimedPair:
+    """Time the moving average of the weights, of all at once and one by one."""
+    unet, _ = seeded_unet(DDAD_S, device)
+    ours = AveragedModel(unet, multi_avg_fn=ramped_average(0.999))
+    plain = AveragedModel(unet, avg_fn=get_ema_avg_fn(0.999))
     fast, slow = (lambda: ours.update_parameters(unet)), (lambda: plain.update_parameters(unet))
-    return Row("moving average at once, not weight by weight: DDAD-S", 1, fast, slow, plain_keeps_memory=True)
+    return TimedPair("moving average at once, not weight by weight: DDAD-S", 1, fast, slow, plain_keeps_memory=True)
 
 
-def whole_detection(kind: str, batch: int, device: torch.device) -> Row:
-    """One draw of DDAD-10, features, and the map."""
-    unet, size = network(kind, device)
-    plain, plain_features = plain_unet(unet).eval(), PlainResNet().to(device).eval()
-    networks = Networks(
-        prepare_network(unet, device),
-        prepare_network(FeatureExtractor(EXTRACTOR, "random"), device),
-        SCHEDULE,
-        w=3,
-        start=250,
-        skip=25,
-        eta=1,
-    )
+def time_detection(kind: str, batch: int, device: torch.device) -> TimedPair:
+    """Time one draw of DDAD-10, the features and the map."""
+    unet, size = seeded_unet(kind, device)
+    plain, plain_features = forms.plain_unet(unet).eval(), forms.PlainResNet().to(device).eval()
+    extractor = prepare_network(FeatureExtractor(EXTRACTOR, "random"), device)
+    networks = ddad_networks(prepare_network(unet, device), extractor)
     x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
 
     def fast() -> Tensor:
@@ -181,33 +202,29 @@ def whole_detection(kind: str, batch: int, device: torch.device) -> Row:
 
     @torch.no_grad()
     def slow() -> Tensor:
-        x_0 = plain_reconstruct(plain, x, 3, 250, 25)
+        x_0 = forms.plain_reconstruct(plain, x, 3, 250, 25)
         d_feature = feature_distance(plain_features(x), plain_features(x_0), size)
         return smooth(combine(d_feature, pixel_distance(x_0, x), 1.0), 4)
 
-    return Row(f"detection, {kind} {size} px, {EXTRACTOR}, batch {batch}", batch, fast, slow, operations(fast))
+    name = f"detection, {kind} {size} px, {EXTRACTOR}, batch {batch}"
+    return TimedPair(name, batch, fast, slow, count_operations(fast))
 
 
-def reconstruction(kind: str, batch: int, device: torch.device) -> Row:
-    unet, size = network(kind, device)
-    plain, ours = plain_unet(unet).eval(), prepare_network(unet, device)
+def time_reconstruction(kind: str, batch: int, device: torch.device) -> TimedPair:
+    unet, size = seeded_unet(kind, device)
+    plain, ours = forms.plain_unet(unet).eval(), prepare_network(unet, device)
     x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
 
     def fast() -> Tensor:
         draw = gaussian_draws(x.shape, torch.Generator(device).manual_seed(0))
         return reconstruct(ours, x, x, schedule=SCHEDULE, w=3, draw=draw)
 
-    return Row(
-        f"reconstruction, {kind} {size} px, batch {batch}",
-        batch,
-        fast,
-        lambda: plain_reconstruct(plain, x, 3, 250, 25),
-        operations(fast),
-    )
+    name = f"reconstruction, {kind} {size} px, batch {batch}"
+    return TimedPair(name, batch, fast, lambda: forms.plain_reconstruct(plain, x, 3, 250, 25), count_operations(fast))
 
 
-def loading(count: int, side: int, folder: Path) -> Row:
-    """The second epoch of PNG files: they are in memory, and only have to be cut, stacked and scaled."""
+def time_loading(count: int, side: int, folder: Path) -> TimedPair:
+    """Time the second epoch of PNG files, which ours has in memory and only crops, stacks and scales."""
     rng = np.random.default_rng(0)
     for number in range(count):
         path = folder / "nut" / "train" / "good" / f"{number}.png"
@@ -218,21 +235,19 @@ def loading(count: int, side: int, folder: Path) -> Row:
     pixels = pictures.pixels(2)
     generator = torch.Generator().manual_seed(0)
 
+    def fast() -> object:
+        return list(shuffled_batches(pixels, 8, 256, generator))
+
     def slow() -> None:
         for index in torch.randperm(count).tolist():
             with Image.open(pictures.samples[index].picture) as opened:
                 resized = opened.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR)
             torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().div(127.5).sub(1)
 
-    return Row(
-        f"second epoch of {count} PNG files of {side}²",
-        count,
-        lambda: list(shuffled_batches(pixels, 8, 256, generator)),
-        slow,
-    )
+    return TimedPair(f"second epoch of {count} PNG files of {side}²", count, fast, slow)
 
 
-def measuring(count: int, side: int) -> Row:
+def time_metrics(count: int, side: int) -> TimedPair:
     rng = np.random.default_rng(0)
     maps, masks = rng.random((count, side, side), np.float32), np.zeros((count, side, side), bool)
     for index in range(0, count, 2):
@@ -245,49 +260,32 @@ def measuring(count: int, side: int) -> Row:
         return ranking.auroc(), ranking.pro(PRO_LIMIT)
 
     def slow() -> tuple[float, float]:
-        return float(roc_auc_score(masks.ravel(), maps.ravel())), plain_pro(maps, masks)
+        return float(roc_auc_score(masks.ravel(), maps.ravel())), forms.plain_pro(maps, masks)
 
     np.testing.assert_allclose(fast(), slow(), atol=0.01)
-    return Row(f"PRO and pixel AUROC of {count} maps {side}²", count, fast, slow, most=2)
+    return TimedPair(f"PRO and pixel AUROC of {count} maps {side}²", count, fast, slow, most_repeats=2)
 
 
-def rows(ablation: bool, device: torch.device, folder: Path) -> dict[str, Callable[[], Row]]:
-    """What makes each row, by name; the plain side of an ablation's rows is ours without one change."""
-    return without_one(device) if ablation else against_plain(device, folder)
+def seeded_unet(kind: str, device: torch.device) -> tuple[UNet, int]:
+    """Return a network without weights that are all zero, and the side of its pictures."""
+    torch.manual_seed(0)
+    size = 64 if kind == DDAD_S else 256
+    unet = UNet(size, 32, heads=2, dropout=0.3) if kind == DDAD_S else UNet(size)
+    for parameter in unet.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return unet.to(device), size
 
 
-def against_plain(device: torch.device, folder: Path) -> dict[str, Callable[[], Row]]:
-    reduced = {
-        "training DDAD-S bf16": lambda: training("DDAD-S", 16, device, precision="bf16"),
-        "training DDAD 256 bf16": lambda: training("DDAD", 2, device, precision="bf16"),
-        "forward DDAD-S bf16": lambda: forward("DDAD-S", 16, device, precision="bf16"),
-        "forward DDAD 256 bf16": lambda: forward("DDAD", 1, device, precision="bf16"),
-    }
-    return (reduced if computes_in_bf16(device) else {}) | {
-        "training DDAD-S fp32": lambda: training("DDAD-S", 16, device),
-        "training DDAD 256 fp32": lambda: training("DDAD", 2, device),
-        "forward DDAD-S fp32": lambda: forward("DDAD-S", 16, device),
-        "forward DDAD 256 fp32": lambda: forward("DDAD", 1, device),
-        "reconstruction DDAD-S": lambda: reconstruction("DDAD-S", 16, device),
-        "detection DDAD 256": lambda: whole_detection("DDAD", 1, device),
-        "loading": lambda: loading(40, 900, folder),
-        "metrics": lambda: measuring(83, 224),
-    }
+def ddad_networks(unet: nn.Module, extractor: nn.Module) -> Networks:
+    return Networks(unet, extractor, SCHEDULE, w=3, start=250, skip=25, eta=1)
 
 
-def without_one(device: torch.device) -> dict[str, Callable[[], Row]]:
-    return {
-        "training attention": lambda: training("DDAD-S", 16, device, ATTENTION),
-        "training blocks": lambda: training("DDAD-S", 16, device, BLOCKS),
-        "training dropout": lambda: training("DDAD-S", 16, device, DROPOUT),
-        "training precision": lambda: training("DDAD-S", 16, device, PRECISION, "bf16"),
-        "training optimizer": lambda: training("DDAD-S", 16, device, OPTIMIZER),
-        "training alpha_bar": lambda: training("DDAD-S", 16, device, TABLE),
-        "training memory": lambda: training("DDAD", 2, device, MEMORY),
-        "forward attention": lambda: forward("DDAD-S", 16, device, ATTENTION),
-        "forward blocks": lambda: forward("DDAD-S", 16, device, BLOCKS),
-        "forward channels_last": lambda: forward("DDAD-S", 16, device, "channels_last"),
-        "features layer4": lambda: layer4(device),
-        "features target": lambda: target_once(device),
-        "average": lambda: averaging(device),
-    }
+def row_name(work: str, without: str, precision: str) -> str:
+    return f"{without}: {work}" if without else f"{work}, {precision}"
+
+
+def count_operations(call: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())

@@ -1,8 +1,9 @@
-"""The reference of benchmarks/speed.py: the same weights and results, without what makes the parts fast here.
+"""Plain forms of each part, which benchmarks/speed.py compares with ours.
 
-Like the published code it attends over strided views of one tensor by einsum and softmax, enlarges before it convolves, keeps NCHW tensors, steps
-the optimizer weight by weight, recomputes alpha_bar at each step, computes layer4 and throws it away, and takes PRO from 200 thresholds, at each of
-which all masks are labelled again. Loss, schedule formula, feature distance and map are the same on both sides.
+They have the same weights and results, without our speed-ups. Like the published code they attend over strided views of
+one tensor by einsum and softmax, enlarge before they convolve, keep NCHW tensors, step the optimizer weight by weight,
+recompute alpha_bar at each step, compute layer4 and drop it, and take PRO from 200 thresholds, at each of which all
+masks are labelled again. Loss, schedule, feature distance and map are the same on both sides.
 """
 
 import copy
@@ -22,11 +23,11 @@ from unet import Dropout, ResidualBlock, SelfAttention, UNet
 SCHEDULE = NoiseSchedule()
 EXTRACTOR = "wide_resnet101_2"
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.05
-PRO_LIMIT, PLAIN_THRESHOLDS = 0.3, 200
+PRO_LIMIT, PRO_THRESHOLDS = 0.3, 200
 
 
 class PlainAttention(SelfAttention):
-    """As published: q, k and v are strided views, the scores are a tensor of their own."""
+    """Attention as published: q, k and v are strided views, the scores are a tensor of their own."""
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -39,7 +40,7 @@ class PlainAttention(SelfAttention):
 
 
 class PlainBlock(ResidualBlock):
-    """As published: enlarged first, then convolved; nothing is done in place."""
+    """A residual block as published: it enlarges first, then convolves, and does nothing in place."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         norm, _, convolution = self.in_layers
@@ -51,18 +52,21 @@ class PlainBlock(ResidualBlock):
 
 
 class PlainDropout(Dropout):
-    """As torch has it."""
+    """Dropout of torch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.Dropout.forward(self, x)
 
 
-def plain_unet(unet: UNet, forms: Collection[type[nn.Module]] = (PlainAttention, PlainBlock, PlainDropout)) -> UNet:
-    """A copy in NCHW, with modules of these plain forms."""
+PLAIN_MODULES = (PlainAttention, PlainBlock, PlainDropout)
+
+
+def plain_unet(unet: UNet, forms: Collection[type[nn.Module]] = PLAIN_MODULES) -> UNet:
+    """Return a copy in NCHW whose modules have these plain forms."""
     plain = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
-    of = {form.__base__: form for form in forms}
+    form_of = {form.__base__: form for form in forms}
     for module in plain.modules():
-        module.__class__ = of.get(type(module), type(module))
+        module.__class__ = form_of.get(type(module), type(module))
     return plain
 
 
@@ -71,7 +75,7 @@ def plain_adam(unet: nn.Module) -> torch.optim.Optimizer:
 
 
 class PlainSchedule(NoiseSchedule):
-    """alpha_bar from its product at each call."""
+    """A schedule that computes alpha_bar from its product at each call."""
 
     def add_noise(self, x0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
         alpha_bar = plain_alpha_bar(t, x0.device).to(x0.dtype).view(-1, 1, 1, 1)
@@ -80,13 +84,13 @@ class PlainSchedule(NoiseSchedule):
 
 def plain_alpha_bar(t: Tensor | int, device: torch.device) -> Tensor:
     betas = torch.linspace(1e-4, 0.02, SCHEDULE.steps, dtype=torch.float64, device=device)
-    return torch.cat([torch.ones(1, dtype=torch.float64, device=device), (1 - betas).cumprod(dim=0)]).index_select(
-        0, torch.as_tensor(t, device=device).view(-1) + 1
-    )
+    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64, device=device), (1 - betas).cumprod(dim=0)])
+    return alpha_bar.index_select(0, torch.as_tensor(t, device=device).view(-1) + 1)
 
 
 @torch.no_grad()
 def plain_reconstruct(unet: nn.Module, x: Tensor, w: float, start: int, skip: int) -> Tensor:
+    """Return the conditioned reconstruction of x (B, C, H, W) with eta = 1."""
     signal = plain_alpha_bar(start, x.device).float()
     x_t = signal.sqrt() * x + (1 - signal).sqrt() * torch.randn_like(x)
     times = list(range(0, start, skip))[::-1]
@@ -96,35 +100,35 @@ def plain_reconstruct(unet: nn.Module, x: Tensor, w: float, start: int, skip: in
         y_t = now.sqrt() * x + (1 - now).sqrt() * eps
         eps = eps - w * (1 - now).sqrt() * (y_t - x_t)
         x_0 = (x_t - (1 - now).sqrt() * eps) / now.sqrt()
-        new = ((1 - now / then) * (1 - then) / (1 - now)).sqrt()
-        x_t = then.sqrt() * x_0 + new * torch.randn_like(x) + (1 - then - new**2).clamp_min(0).sqrt() * eps
+        sigma = ((1 - now / then) * (1 - then) / (1 - now)).sqrt()
+        x_t = then.sqrt() * x_0 + sigma * torch.randn_like(x) + (1 - then - sigma**2).clamp_min(0).sqrt() * eps
     return x_t
 
 
 class PlainResNet(nn.Module):
-    """The whole network; layer4 and fc are computed for nothing."""
+    """The whole network, of which layer4 and fc are computed for nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.network = torchvision.models.get_model(EXTRACTOR, weights=None)
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
-        collected, x = [], pictures
+        features, x = [], pictures
         for name, module in self.network.named_children():
             x = module(x.flatten(1) if name == "fc" else x)
             if name in ("layer1", "layer2", "layer3"):
-                collected.append(x)
-        return collected
+                features.append(x)
+        return features
 
 
 def plain_pro(maps: np.ndarray, masks: np.ndarray) -> float:
-    """The loop whose value tests hold against the published one; regions are labelled again at each threshold (40 maps of 224² take 9 s)."""
+    """Return PRO of maps and masks (N, H, W) as published: regions are labelled again at each threshold."""
     curve = []
-    for threshold in np.arange(maps.min(), maps.max(), (maps.max() - maps.min()) / PLAIN_THRESHOLDS):
+    for threshold in np.arange(maps.min(), maps.max(), (maps.max() - maps.min()) / PRO_THRESHOLDS):
         above, overlaps = maps > threshold, []
-        for found, mask in zip(above, masks, strict=True):
+        for above_one, mask in zip(above, masks, strict=True):
             for region in regionprops(label(mask)):
-                overlaps.append(found[region.coords[:, 0], region.coords[:, 1]].sum() / region.area)
+                overlaps.append(above_one[region.coords[:, 0], region.coords[:, 1]].sum() / region.area)
         curve.append((np.logical_and(~masks, above).sum() / (~masks).sum(), np.mean(overlaps)))
     rate, overlap = np.array([point for point in curve if point[0] < PRO_LIMIT]).T
     return float(auc(rate / rate.max(), overlap))
