@@ -430,3 +430,14 @@ def keys_without_effect(content: Mapping[str, Any]) -> list[str]:
     }
     named = (path for path in NO_EFFECT if path in given and (path in REMOVED_KEYS or given[path] is not None))
     return [f"{path} is accepted and has no effect: {NO_EFFECT[path]}" for path in named]
+
+
+def unpublished_keys(content: Mapping[str, Any]) -> list[str]:
+    """Return the keys that need a value, because their `auto` is a published one and data.category has none."""
+    sections = check_sections(content)
+    data, row = sections["data"], published_rows().get(sections["data"]["category"])
+    if row and row["data_set"].lower() == data["name"].lower():
+        return []
+    planned = ("epochs", "load_chp") if sections["training"]["budget_minutes"] else ()
+    required = [leaf for leaf, (_, _, otherwise) in BY_CATEGORY.items() if otherwise is None and leaf not in planned]
+    return [f"model.{leaf}" for leaf in required if sections["model"][leaf] == AUTO]

@@ -458,7 +458,7 @@ def archives_() -> list[bytes]:
 def read_archive(path: Path) -> object:
     """The packed pictures, planned as MVTec AD; all that is written lies in the workspace, beside the archive."""
     with archives.open_source(path, path.parent / "workspace") as root:
-        return [plan.files for _, plan in plan_mvtec(root)]
+        return [plan.files for plan in plan_mvtec(root)]
 
 
 def annotations_() -> list[bytes]:
@@ -495,7 +495,7 @@ def read_split(path: Path) -> object:
             if name and name not in ("image", "mask"):
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 (root / name).touch()
-    return [plan.files for _, plan in plan_visa(root)]
+    return [plan.files for plan in plan_visa(root)]
 
 
 @functools.cache
