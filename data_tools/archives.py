@@ -45,7 +45,7 @@ OUTPUT_REMEDY = "choose another folder with --output"
 
 
 class Member(NamedTuple):
-    """An entry of an archive: its name as written, size in bytes, kind ("file", "folder", …), and how to open it."""
+    """An entry of an archive: its name as written, size in bytes, kind ("file", "folder" or another), and how to open it."""
 
     name: str
     size: int
@@ -125,15 +125,9 @@ def archive_members(source: Path) -> Iterator[Member]:
 def zip_members(source: Path) -> Iterator[Member]:
     with zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
-            kind = "folder" if info.is_dir() else kind_of_mode(info.external_attr >> 16)
+            mode = stat.S_IFMT(info.external_attr >> 16)  # Unix; 0 in archives of other systems
+            kind = "folder" if info.is_dir() else "file" if mode in (0, stat.S_IFREG) else "link or device"
             yield Member(info.filename, info.file_size, kind, functools.partial(archive.open, info))
-
-
-def kind_of_mode(mode: int) -> str:
-    """Return the kind of a member by its Unix mode, which is 0 in archives of other systems."""
-    if stat.S_ISLNK(mode):
-        return "link"
-    return "file" if stat.S_IFMT(mode) in (0, stat.S_IFREG) else "device"
 
 
 def tar_members(source: Path) -> Iterator[Member]:
@@ -143,14 +137,9 @@ def tar_members(source: Path) -> Iterator[Member]:
     with decompress(source) as plain:
         archive = tarfile.TarFile(fileobj=LimitedReads(plain))  # type: ignore[arg-type]
         while info := archive.next():
-            yield Member(info.name, info.size, tar_kind(info), functools.partial(archive.extractfile, info))
+            kind = "folder" if info.isdir() else "file" if info.isreg() else "link or device"
+            yield Member(info.name, info.size, kind, functools.partial(archive.extractfile, info))
             archive.members = []  # type: ignore[attr-defined]  # else it keeps a million of them
-
-
-def tar_kind(info: tarfile.TarInfo) -> str:
-    if info.issym() or info.islnk():
-        return "link"
-    return "folder" if info.isdir() else "file" if info.isreg() else "device"
 
 
 class LimitedReads:

@@ -69,13 +69,9 @@ class CategoryPlan:
     category: str
     files: dict[str, PlannedFile] = field(default_factory=dict)
 
-    def add_picture(self, folder: str, source: Path, name: str = "") -> None:
-        """Copy a picture into `folder`, such as test/crack, under its own name or `name`."""
+    def add_file(self, folder: str, source: Path, name: str = "") -> None:
+        """Copy a picture or mask into `folder`, such as test/crack, under its own name or `name`."""
         self._add(f"{folder}/{name or source.name}", PlannedFile((source,)))
-
-    def add_mask_file(self, kind: str, source: Path) -> None:
-        """Copy a mask."""
-        self._add(f"ground_truth/{kind}/{source.name}", PlannedFile((source,)))
 
     def add_mask(self, kind: str, stem: str, *sources: Path) -> None:
         """Draw the mask of test/<kind>/<stem>.*: the union of the masks `sources`."""

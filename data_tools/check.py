@@ -31,7 +31,6 @@ from data_tools.check_output import (
 )
 from data_tools.image_facts import (
     DARK,
-    READ_AHEAD,
     UNKNOWN_SIZE,
     ImageFacts,
     MaskFacts,
@@ -45,7 +44,7 @@ from data_tools.image_facts import (
     stack_thumbnails,
     subfolders,
 )
-from dataset import NORMAL, check_category, is_picture, read_ahead
+from dataset import NORMAL, check_category, is_picture
 
 FEW = 10  # normal pictures; published categories have 60 and more
 GREY_SHARE = 0.25  # of the marked pixels of a mask
@@ -183,9 +182,7 @@ def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], masks: boo
     yield make_finding("masks without a picture", matches.masks_without_picture)
     if masks:
         yield make_finding("defective pictures without a mask", matches.pictures_without_mask)
-        files = [(mask, path_in(category_dir, mask), image.size) for mask, image in matches.pairs]
-        batches = read_ahead(lambda file: read_mask_facts(*file), files, READ_AHEAD, workers)
-        yield from mask_content_findings(list(chain.from_iterable(batches)))
+        yield from mask_content_findings(read_mask_facts(category_dir, matches, workers))
 
 
 def mask_content_findings(masks: Sequence[MaskFacts]) -> Iterator[Finding]:
@@ -222,8 +219,8 @@ def near_duplicate_findings(train: Sequence[ImageFacts], test: Sequence[ImageFac
 def outlier_findings(train: Sequence[ImageFacts]) -> Iterator[Finding]:
     train = [image for image in train if not (image.constant or image.dark)]
     if train:
-        outliers = similarity.find_outliers(stack_thumbnails(train))
-        cases = [Case((train[outlier.index].path,), remark=outlier.measure) for outlier in outliers]
+        outliers = similarity.find_outliers(stack_thumbnails(train)).items()
+        cases = [Case((train[index].path,), remark=measure) for index, measure in outliers]
         yield make_finding("unusual training pictures", cases)
 
 

@@ -118,16 +118,22 @@ def measure_picture(facts: ImageFacts, picture: Image.Image) -> ImageFacts:
     return replace(facts, digest=digest, thumbnail=thumbnail, grey_range=(darkest, brightest))
 
 
-def read_mask_facts(path: Path, name: str, picture_size: Size) -> MaskFacts:
+def read_mask_facts(category_dir: Path, matches: MaskMatches, workers: int) -> list[MaskFacts]:
+    """Return the facts of all masks that have a picture, in order."""
+    masks = [(path, MaskFacts(path_in(category_dir, path), image.size)) for path, image in matches.pairs]
+    return list(chain.from_iterable(read_ahead(lambda mask: measure_mask(*mask), masks, READ_AHEAD, workers)))
+
+
+def measure_mask(path: Path, facts: MaskFacts) -> MaskFacts:
     try:
         values, is_label = mask_values(path)
     except (ValueError, OSError) as error:
-        return MaskFacts(name, picture_size, problem=describe_problem(error))
+        return facts._replace(problem=describe_problem(error))
     highest, marked = int(values.max()), int(np.count_nonzero(values))
     low, high = (share * highest for share in GREY)
     black_and_white = is_label or highest <= LARGEST_LABEL
     grey = 0 if black_and_white else int(np.count_nonzero((values > low) & (values < high)))
-    return MaskFacts(name, picture_size, values.shape[::-1], marked / values.size, grey / max(marked, 1))
+    return facts._replace(size=values.shape[::-1], marked=marked / values.size, grey=grey / max(marked, 1))
 
 
 def match_masks(category_dir: Path, pictures: Sequence[ImageFacts]) -> MaskMatches:

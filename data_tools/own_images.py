@@ -49,7 +49,7 @@ def plan_own_images(
     defective = [picture for picture in candidates if not is_mask_beside(picture)]
     test = draw_test_pictures(normal_pictures, defective, normal, seed)
     for picture, name in unique_names(normal_pictures, normal).items():
-        plan.add_picture(TEST_GOOD if picture in test else TRAIN_GOOD, picture, name)
+        plan.add_file(TEST_GOOD if picture in test else TRAIN_GOOD, picture, name)
     if defects:
         add_defects(plan, defective, defects, find_mask_sources(masks, defects))
     return plan
@@ -106,7 +106,7 @@ def add_defects(
         if kind == NORMAL:
             raise UserError(f"{folder} is named as normal pictures; move them to the normal ones, or rename it")
         for picture, name in unique_names(members, folder).items():
-            plan.add_picture(f"test/{kind}", picture, name)
+            plan.add_file(f"test/{kind}", picture, name)
             if not sources:
                 continue
             source = choose_mask_source(picture, defects, sources)

@@ -51,9 +51,9 @@ def plan_visa(root: Path, split: str = ONE_CLASS) -> list[CategoryPlan]:
         plan = plans.setdefault(category, CategoryPlan(VISA, category))
         picture = find_named_file(top, row["image"], line)
         if row["label"] == "normal":
-            plan.add_picture(f"{row['split']}/{NORMAL}", picture)
+            plan.add_file(f"{row['split']}/{NORMAL}", picture)
         elif row["split"] == "test":
-            plan.add_picture(f"test/{UNNAMED_KIND}", picture)
+            plan.add_file(f"test/{UNNAMED_KIND}", picture)
             plan.add_mask(UNNAMED_KIND, picture.stem, find_named_file(top, row["mask"], line))
         else:
             left_out += 1
@@ -116,11 +116,11 @@ def plan_mvtec(root: Path) -> Iterator[CategoryPlan]:
         parts = [folder / TRAIN_GOOD, *([validation] if validation.is_dir() else []), *folders_in(folder / "test")]
         for part in parts:
             for picture in pictures_in(part):
-                plan.add_picture(part.relative_to(folder).as_posix(), picture)
+                plan.add_file(part.relative_to(folder).as_posix(), picture)
         truth = folder / "ground_truth"
         for kind in folders_in(truth) if truth.is_dir() else []:
             for mask in masks_in(kind).values():
-                plan.add_mask_file(kind.name, mask)
+                plan.add_file(f"ground_truth/{kind.name}", mask)
             for masks in folders_in(kind):
                 plan.add_mask(kind.name, masks.name, *pictures_in(masks))
         yield plan
@@ -134,9 +134,9 @@ def plan_mtd(root: Path, seed: int) -> CategoryPlan:
     test = draw_test_pictures(normal, list(kinds), top, seed)
     plan = CategoryPlan(MTD, "magnetic_tile")
     for picture in normal:
-        plan.add_picture(TEST_GOOD if picture in test else TRAIN_GOOD, picture)
+        plan.add_file(TEST_GOOD if picture in test else TRAIN_GOOD, picture)
     for picture, kind in kinds.items():
-        plan.add_picture(f"test/{kind}", picture)
+        plan.add_file(f"test/{kind}", picture)
         mask = picture.with_suffix(".png")
         if mask.is_file():
             plan.add_mask(kind, picture.stem, mask)
@@ -157,7 +157,7 @@ def plan_btad(root: Path) -> Iterator[CategoryPlan]:
         plan = CategoryPlan(BTAD, folder.name)
         for part, target in (("train/ok", TRAIN_GOOD), ("test/ok", TEST_GOOD), ("test/ko", "test/ko")):
             for picture in pictures_in(folder / part):
-                plan.add_picture(target, picture)
+                plan.add_file(target, picture)
         for mask in masks_in(folder / "ground_truth" / "ko").values():
             plan.add_mask("ko", mask.stem, mask)
         yield plan
@@ -188,10 +188,10 @@ def plan_ksdd(top: Path, seed: int) -> CategoryPlan:
     for part, mask in labels.items():
         name = f"{part.parent.name}_{part.name}"
         if part in marked:
-            plan.add_picture(f"test/{UNNAMED_KIND}", part, name)
+            plan.add_file(f"test/{UNNAMED_KIND}", part, name)
             plan.add_mask(UNNAMED_KIND, Path(name).stem, mask)
         else:
-            plan.add_picture(TEST_GOOD if part in test else TRAIN_GOOD, part, name)
+            plan.add_file(TEST_GOOD if part in test else TRAIN_GOOD, part, name)
     return plan
 
 
@@ -201,9 +201,9 @@ def plan_ksdd2(top: Path) -> CategoryPlan:
     for split in ("train", "test"):
         for picture, mask in labelled_pairs(top / split, KSDD2_LABEL):
             if not defective(mask).any():
-                plan.add_picture(f"{split}/{NORMAL}", picture)
+                plan.add_file(f"{split}/{NORMAL}", picture)
             elif split == "test":
-                plan.add_picture(f"test/{UNNAMED_KIND}", picture)
+                plan.add_file(f"test/{UNNAMED_KIND}", picture)
                 plan.add_mask(UNNAMED_KIND, picture.stem, mask)
             else:
                 left_out += 1

@@ -8,10 +8,8 @@ hardly correlate; those of copies that were saved again or rescaled correlate al
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,23 +44,6 @@ NOISE = 2  # grey levels
 
 Thumbnails = NDArray[np.float32]  # (N, SIDE, SIDE), or (SIDE, SIDE) for one
 Residuals = NDArray[np.float32]  # (N, SIDE²)
-
-
-@dataclass(frozen=True)
-class Outlier:
-    """A picture that differs from all others: its index, the measure that shows it, and its distance in units."""
-
-    index: int
-    measure: str
-    distance: float
-
-
-class Measure(NamedTuple):
-    """A number for each picture, the smallest unit of distance, and whether low values are unusual too."""
-
-    values: NDArray[np.floating]  # (N,); logarithms, because spreads are skewed
-    smallest_unit: float
-    two_sided: bool = True
 
 
 def make_thumbnail(picture: Image.Image) -> Thumbnails:
@@ -203,48 +184,47 @@ def hash_name(name: str, seed: int) -> bytes:
 # Outliers
 
 
-def find_outliers(thumbnails: Thumbnails) -> list[Outlier]:
-    """Return the pictures that are far from the median of any measure, the farthest first.
+def find_outliers(thumbnails: Thumbnails) -> dict[int, str]:
+    """Return the indices of pictures that are far from the median in any measure, the farthest first, with the measure.
 
     The unit of distance is that of the TAIL percent farthest pictures: a set that varies much has no outliers.
     """
     if len(thumbnails) < FEWEST:
-        return []
-    outliers: dict[int, Outlier] = {}
-    for name, measure in measure_thumbnails(thumbnails).items():
-        distances = distances_to_median(measure)
-        for index in map(int, np.flatnonzero(distances > OUTLIER)):
-            if index not in outliers or outliers[index].distance < distances[index]:
-                outliers[index] = Outlier(index, name, float(distances[index]))
-    return sorted(outliers.values(), key=lambda outlier: -outlier.distance)
+        return {}
+    measures = measure_distances(thumbnails)
+    names, distances = list(measures), np.stack(list(measures.values()))  # (measures, N)
+    farthest = distances.max(0)
+    outliers = sorted(map(int, np.flatnonzero(farthest > OUTLIER)), key=lambda index: -farthest[index])
+    return {index: names[distances[:, index].argmax()] for index in outliers}
 
 
-def distances_to_median(measure: Measure) -> NDArray[np.floating]:
-    values, median = measure.values, np.median(measure.values)
-    above = (values - median) / max(np.percentile(values, 100 - TAIL) - median, measure.smallest_unit)
-    if not measure.two_sided:
-        return np.maximum(above, 0)
-    below = (median - values) / max(median - np.percentile(values, TAIL), measure.smallest_unit)
-    return np.maximum(above, below)
-
-
-def measure_thumbnails(thumbnails: Thumbnails) -> dict[str, Measure]:
-    """Return the measures in which a picture can be an outlier, by name."""
+def measure_distances(thumbnails: Thumbnails) -> dict[str, NDArray[np.floating]]:
+    """Return the distances from the median, (N,), in each measure; logarithms, because spreads are skewed."""
     detail = thumbnails - gaussian_filter(thumbnails, (0, 1, 1))
     blocks = thumbnails.reshape(-1, BLOCKS, SIDE // BLOCKS, BLOCKS, SIDE // BLOCKS).mean((2, 4))
     difference = np.abs(blocks - np.median(blocks, 0))
     largest = (difference / (MAD_TO_DEVIATION * np.median(difference, 0) + NOISE)).max((1, 2))
     neighbour = distances_to_neighbour(blocks.reshape(len(blocks), -1))
+    brightest, darkest = (np.percentile(thumbnails, percent, axis=(1, 2)) for percent in (99.5, 0.5))
     return {
-        "brightness": Measure(np.log(thumbnails.mean((1, 2)) + DIM), 0.03),
-        "its brightest part": Measure(np.log(np.percentile(thumbnails, 99.5, axis=(1, 2)) + DIM), 0.05),
-        "its darkest part": Measure(np.log(np.percentile(thumbnails, 0.5, axis=(1, 2)) + DIM), 0.05),
-        "contrast": Measure(np.log(thumbnails.std((1, 2)) + 1), 0.05),
-        "sharpness": Measure(np.log(detail.std((1, 2)) + 0.5), 0.05),
-        "a sharp spot": Measure(np.log(np.abs(detail).max((1, 2)) + 1), 0.1, two_sided=False),
-        "one region": Measure(np.log(largest + 1), 0.1, two_sided=False),
-        "its content": Measure(np.log(neighbour + 1), 0.05, two_sided=False),
+        "brightness": on_both_sides(np.log(thumbnails.mean((1, 2)) + DIM), 0.03),
+        "its brightest part": on_both_sides(np.log(brightest + DIM), 0.05),
+        "its darkest part": on_both_sides(np.log(darkest + DIM), 0.05),
+        "contrast": on_both_sides(np.log(thumbnails.std((1, 2)) + 1), 0.05),
+        "sharpness": on_both_sides(np.log(detail.std((1, 2)) + 0.5), 0.05),
+        "a sharp spot": above_median(np.log(np.abs(detail).max((1, 2)) + 1), 0.1),
+        "one region": above_median(np.log(largest + 1), 0.1),
+        "its content": above_median(np.log(neighbour + 1), 0.05),
     }
+
+
+def above_median(values: NDArray[np.floating], smallest_unit: float) -> NDArray[np.floating]:
+    median = np.median(values)
+    return (values - median) / max(np.percentile(values, 100 - TAIL) - median, smallest_unit)
+
+
+def on_both_sides(values: NDArray[np.floating], smallest_unit: float) -> NDArray[np.floating]:
+    return np.maximum(above_median(values, smallest_unit), above_median(-values, smallest_unit))
 
 
 def distances_to_neighbour(vectors: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -59,26 +59,15 @@ def test_names_that_leave_the_folder_are_refused(pack, name, tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["000.png", "packed"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "word"),
-    [
-        (tarfile.SYMTYPE, "a link"),
-        (tarfile.LNKTYPE, "a link"),
-        (tarfile.CHRTYPE, "a device"),
-        (tarfile.FIFOTYPE, "a device"),
-        (b"Z", "a device"),
-    ],
-)
-def test_links_and_devices_are_refused(kind, word, tmp_path):
-    with pytest.raises(ValueError, match=f"holds 'bottle/odd.png', {word}; "):
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, b"Z"])
+def test_links_and_devices_are_refused(kind, tmp_path):
+    with pytest.raises(ValueError, match="holds 'bottle/odd.png', a link or device; "):
         unpack(tar(tmp_path / "packed", PICTURE, special(kind)), tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("mode", "word"), [(stat.S_IFLNK, "a link"), (stat.S_IFCHR, "a device"), (stat.S_IFIFO, "a device")]
-)
-def test_links_and_devices_in_a_zip_are_refused(mode, word, tmp_path):
-    with pytest.raises(ValueError, match=word):
+@pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
+def test_links_and_devices_in_a_zip_are_refused(mode, tmp_path):
+    with pytest.raises(ValueError, match="a link or device; "):
         unpack(zipped(tmp_path / "packed", PICTURE, mode=mode | 0o777), tmp_path / "out")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
