@@ -173,8 +173,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def refuse_other_content(folder: Path, fingerprint: object) -> None:
     """Raise UserError where `folder` holds anything but this plan's files; remove an unfinished other plan's files."""
-    if not folder.exists() or (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())):
-        return  # a killed run may have left its lock and a temporary note, both hidden
+    if is_new(folder):
+        return
     try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -188,6 +188,11 @@ def refuse_other_content(folder: Path, fingerprint: object) -> None:
         raise UserError(f"{origin}; remove it, or {REMEDY}")
     print(f"{origin}, and not finished; it is removed and prepared again", flush=True)
     shutil.rmtree(folder)
+
+
+def is_new(folder: Path) -> bool:
+    """Return whether the folder holds nothing but hidden files: a killed run leaves its lock and a temporary note."""
+    return not folder.exists() or (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()))
 
 
 def write_plan_note(folder: Path, note: Mapping[str, object]) -> None:

@@ -4,10 +4,10 @@ Normal pictures are split by a seed, near-duplicates on one side. Subfolders nam
 by name or drawn from annotations.
 """
 
-import functools
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from data_tools.annotations import Annotation, read_annotations
@@ -20,17 +20,23 @@ from data_tools.category_writer import (
     DataSetInfo,
     Mask,
     PlannedFile,
-    merge_masks,
     size_text,
 )
 from data_tools.similarity import draw_test_pictures
 from dataset import NORMAL, is_hidden, is_picture
-from images.read import open_upright
+from images.read import defective, open_upright
 from runtime.errors import MissingFileError, UserError
 
 MASK_ENDINGS = ("_mask", "_label", "_gt", "_GT")
 
-MaskSource = Path | Annotation  # a picture of a mask, or shapes to draw
+
+@dataclass(frozen=True, eq=False)
+class MaskSource:
+    """A mask file or an annotation, and the folders of the picture that it belongs to."""
+
+    file: Path
+    folders: tuple[str, ...]
+    annotation: Annotation | None = None
 
 
 def plan_own_images(
@@ -46,12 +52,12 @@ def plan_own_images(
     plan = CategoryPlan(DataSetInfo("own pictures", str(source), "your own"), category)
     normal_pictures = find_pictures(normal, [defects, masks])
     candidates = find_pictures(defects, [normal, masks if masks != defects else None]) if defects else []
-    defective = [picture for picture in candidates if not is_mask_beside(picture)]
-    test = draw_test_pictures(normal_pictures, defective, normal, seed)
+    defective_pictures = [picture for picture in candidates if not is_mask_beside(picture)]
+    test = draw_test_pictures(normal_pictures, defective_pictures, normal, seed)
     for picture, name in unique_names(normal_pictures, normal).items():
         plan.add_file(TEST_GOOD if picture in test else TRAIN_GOOD, picture, name)
     if defects:
-        add_defects(plan, defective, defects, find_mask_sources(masks, defects))
+        add_defects(plan, defective_pictures, defects, find_mask_sources(masks, defects))
     return plan
 
 
@@ -100,7 +106,7 @@ def add_defects(
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for picture in pictures:
         by_folder[picture.parent].append(picture)
-    used: dict[int, Path] = {}
+    used: dict[MaskSource, Path] = {}
     for folder, members in by_folder.items():
         kind = "_".join(folder.relative_to(defects).parts) or UNNAMED_KIND
         if kind == NORMAL:
@@ -110,29 +116,27 @@ def add_defects(
             if not sources:
                 continue
             source = choose_mask_source(picture, defects, sources)
-            if id(source) in used:
-                pictures_of_mask = f"{used[id(source)]} and {picture}"
-                raise UserError(
-                    f"{file_of(source)} would be the mask of both {pictures_of_mask}; name masks by folder and picture"
-                )
-            used[id(source)] = picture
+            if source in used:
+                both = f"{used[source]} and {picture}"
+                raise UserError(f"{source.file} would be the mask of both {both}; name masks by folder and picture")
+            used[source] = picture
             plan.add_drawn_mask(kind, PurePosixPath(name).stem, plan_mask(source, picture))
 
 
 def plan_mask(source: MaskSource, picture: Path) -> PlannedFile:
-    if isinstance(source, Path):
-        return PlannedFile((source,), functools.partial(read_mask_of, source, picture))
+    annotation = source.annotation
+    if annotation is None:
+        return PlannedFile((source.file,), lambda: read_mask_of(source.file, picture))
     content = hashlib.sha256(source.file.read_bytes()).hexdigest()
-    return PlannedFile((source.file,), lambda: source.mask(open_upright(picture).size), content)
+    return PlannedFile((source.file,), lambda: annotation.mask(open_upright(picture).size), content)
 
 
 def read_mask_of(source: Path, picture: Path) -> Mask:
     """Return the mask of a picture. Raise UserError where their sizes differ."""
-    mask, (width, height) = merge_masks((source,)), open_upright(picture).size
+    mask, (width, height) = defective(source), open_upright(picture).size
     if mask.shape != (height, width):
-        raise UserError(
-            f"mask {source} is {size_text(mask)}, its picture {picture} {width}×{height}; make them the same size"
-        )
+        sizes = f"mask {source} is {size_text(mask)}, its picture {picture} {width}×{height}"
+        raise UserError(f"{sizes}; make them the same size")
     return mask
 
 
@@ -146,10 +150,12 @@ def find_mask_sources(masks: Path | None, defects: Path) -> dict[str, list[MaskS
     for path in files:
         if path.suffix.lower() == ".json":
             for annotation in read_annotations(path):
-                sources[annotation.picture.stem].append(annotation)
+                folders = annotation.picture.parent.parts or path.parent.parts  # LabelMe names no folders
+                sources[annotation.picture.stem].append(MaskSource(path, folders, annotation))
         elif is_picture(path) and (masks not in (None, defects) or is_mask_beside(path)):
+            source = MaskSource(path, path.parent.parts)
             for stem in {path.stem, without_ending(path.stem)}:
-                sources[stem].append(path)
+                sources[stem].append(source)
     if masks and not sources:
         raise MissingFileError(
             f"no masks in {masks}; it should hold masks named as the defective pictures, "
@@ -162,28 +168,16 @@ def choose_mask_source(picture: Path, defects: Path, sources: Mapping[str, Seque
     """Return the mask or annotation with the picture's name; of several, the one with the most folders in common."""
     candidates = sources.get(picture.stem, [])
     if not candidates:
-        raise MissingFileError(
-            f"no mask for {picture}; add {picture.stem}_mask.png or an annotation, or remove all masks"
-        )
+        remedy = f"add {picture.stem}_mask.png or an annotation, or remove all masks"
+        raise MissingFileError(f"no mask for {picture}; {remedy}")
     folders = picture.relative_to(defects).parts[:-1]
-    shared = [common_ending(folders, folders_of(candidate)) for candidate in candidates]
+    shared = [common_ending(folders, candidate.folders) for candidate in candidates]
     best = [candidate for candidate, count in zip(candidates, shared, strict=True) if count == max(shared)]
     if len(best) > 1:
-        files = f"{file_of(best[0])} and {file_of(best[1])}"
-        raise UserError(
-            f"{files} may both be the mask of {picture}; put masks into folders named as the pictures', or remove one"
-        )
+        files = f"{best[0].file} and {best[1].file}"
+        remedy = "put masks into folders named as the pictures', or remove one"
+        raise UserError(f"{files} may both be the mask of {picture}; {remedy}")
     return best[0]
-
-
-def folders_of(source: MaskSource) -> tuple[str, ...]:
-    """Return the folders of the picture that an annotation names, else those of the file (LabelMe names none)."""
-    stated = source.picture.parent.parts if isinstance(source, Annotation) else ()
-    return stated or file_of(source).parent.parts
-
-
-def file_of(source: MaskSource) -> Path:
-    return source if isinstance(source, Path) else source.file
 
 
 def common_ending(ours: Sequence[str], theirs: Sequence[str]) -> int:

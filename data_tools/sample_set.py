@@ -14,6 +14,7 @@ import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_tools.category_writer import is_new
 from images.synthetic_defects import DEFECTS, random_crop
 from runtime.errors import UserError, UserFileError
 from storage import folder_lock
@@ -64,8 +65,8 @@ def write_sample_note(data_dir: Path, note: dict[str, object]) -> None:
 
 def read_sample_note(data_dir: Path) -> dict[str, object]:
     """Return the note on the sample set in `data_dir`, empty for a new folder. Raise UserError for other content."""
-    if not data_dir.exists() or (data_dir.is_dir() and all(path.name.startswith(".") for path in data_dir.iterdir())):
-        return {}  # a killed run may have left its lock and a temporary note, both hidden
+    if is_new(data_dir):
+        return {}
     path, remedy = data_dir / NOTE, "name a new folder with data.data_dir"
     if not path.is_file():
         raise UserError(f"{data_dir} holds other files than the sample set; {remedy}, or change data.name")
