@@ -109,7 +109,7 @@ def quick_check(category_dir: Path, names: Sequence[str], pixels: Sequence[NDArr
     return [finding for finding in findings if finding.cases and finding.level != NOTE]
 
 
-# Each of these functions yields findings; those without cases are dropped
+# Each function below yields findings; the callers above drop those without cases
 
 
 def count_findings(pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
@@ -131,11 +131,10 @@ def training_count_findings(count: int) -> Iterator[Finding]:
 def folder_findings(category_dir: Path, pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
     used = {category_dir / Path(image.path).parent for image in pictures}
     test = subfolders(category_dir / "test") if any(image.split == "test" for image in pictures) else []
-    yield make_finding(
-        "test folders without a picture", [path_in(category_dir, path) for path in test if path not in used]
-    )
-    train = [folder for folder in subfolders(category_dir / "train") if folder.name != NORMAL]
-    yield make_finding("folders beside train/good", [path_in(category_dir, path) for path in train])
+    empty = [path_in(category_dir, folder) for folder in test if folder not in used]
+    yield make_finding("test folders without a picture", empty)
+    train = [f"train/{folder.name}" for folder in subfolders(category_dir / "train") if folder.name != NORMAL]
+    yield make_finding("folders beside train/good", train)
     files = [path for folder in sorted(used) for path in sorted(folder.iterdir()) if path.is_file()]
     ignored = [path for path in files if not is_picture(path) and not path.name.startswith(".")]
     ignored = [path for path in ignored if path.suffix.lower() not in OTHER_SUFFIXES]
@@ -143,8 +142,7 @@ def folder_findings(category_dir: Path, pictures: Sequence[ImageFacts]) -> Itera
 
 
 def picture_findings(pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
-    problems = group_by_key((image.problem, image.path) for image in pictures if image.problem)
-    for problem, files in problems.items():
+    for problem, files in group_by_key((image.problem, image.path) for image in pictures if image.problem).items():
         yield make_finding("unreadable pictures ({problem})", files, problem=problem)
     readable = [image for image in pictures if not image.problem]
     yield make_finding("constant pictures", [image.path for image in readable if image.constant])
@@ -186,8 +184,7 @@ def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], masks: boo
 
 
 def mask_content_findings(masks: Sequence[MaskFacts]) -> Iterator[Finding]:
-    problems = group_by_key((mask.problem, mask.path) for mask in masks if mask.problem)
-    for problem, files in problems.items():
+    for problem, files in group_by_key((mask.problem, mask.path) for mask in masks if mask.problem).items():
         yield make_finding("unreadable masks ({problem})", files, problem=problem)
     readable = [mask for mask in masks if not mask.problem]
     sizes = [

@@ -9,8 +9,9 @@ from conftest import write_picture
 from PIL import Image
 
 import main
+from data_tools import check
 from data_tools.check import examine_category, quick_check
-from data_tools.check_output import brief_findings, sheet_rows
+from data_tools.check_output import brief_findings, read_catalogue, sheet_rows
 from data_tools.image_facts import read_image_facts
 
 SIDE = 64
@@ -119,6 +120,10 @@ def fill(name: str, value: int, shape=(SIDE, SIDE)):
     return lambda folder: write_picture(folder / name, np.full(shape, value, np.uint8))
 
 
+def darken(folder):
+    Image.open(folder / TRAIN).point(lambda value: value // 16).save(folder / TRAIN)
+
+
 BLACK = "test/good/001.png"
 COPY, JPEG = "train/good/copy.bmp", "train/good/c.jpg"
 FAULTS = {  # how it is made; the finding, its level, its number of cases, and a file or pair that it names
@@ -135,6 +140,7 @@ FAULTS = {  # how it is made; the finding, its level, its number of cases, and a
     "other folder": (make_folder("train/bad"), "folders beside train/good", "note", 1, "train/bad"),
     "constant": (fill(TRAIN, 120, (SIDE, SIDE, 3)), "constant pictures", "warning", 1, TRAIN),
     "black": (fill(BLACK, 0, (SIDE, SIDE, 3)), "constant pictures", "warning", 1, BLACK),
+    "nearly black": (darken, "nearly black pictures", "warning", 1, TRAIN),
     "12 bits in 16": (save_dark_sixteen_bit, "nearly black 16-bit pictures", "warning", 40, "train/good/000.png"),
     "copy in train": (copy(TRAIN, COPY), "identical training pictures", "note", 1, f"{TRAIN} = {COPY}"),
     "copy in test": (
@@ -191,6 +197,11 @@ def test_a_fault_is_found(disc, damage, name, level, count, case):
     assert levels == sorted(levels, key=["error", "warning", "note"].index)
 
 
+def test_the_catalogue_holds_no_unused_finding():
+    code = Path(check.__file__).read_text(encoding="utf-8")
+    assert [name for name in read_catalogue() if f'"{name}"' not in code] == []
+
+
 def test_a_category_without_faults_has_no_findings(disc, category):
     assert findings_of(disc) == [] == findings_of(category)
 
@@ -215,22 +226,22 @@ def test_labels_soft_edges_and_masks_of_normal_pictures_are_no_faults(disc):
     assert findings_of(disc) == []
 
 
-def check(run_main, folder, *arguments):
+def run_check(run_main, folder, *arguments):
     return run_main("--check", f"data.data_dir={folder.parent}", f"data.category={folder.name}", *arguments)
 
 
 def test_the_exit_code_follows_the_worst_finding_of_the_table(disc, run_main):
-    code, out, err = check(run_main, disc)
+    code, out, err = run_check(run_main, disc)
     assert (code, err) == (0, "") and "no problems found" in out and "train/good" in out and "64×64; RGB" in out
     copy(TRAIN, "train/good/copy.png")(disc)
-    assert check(run_main, disc)[0] == 0
+    assert run_check(run_main, disc)[0] == 0
     fill(TRUTH, 0)(disc)
-    code, out, _ = check(run_main, disc)
+    code, out, _ = run_check(run_main, disc)
     assert code == 1 and "WARNING: empty masks" in out and TRUTH in out and "means:" in out and "remedy:" in out
     (disc / TRUTH).unlink()
-    code, out, _ = check(run_main, disc)
+    code, out, _ = run_check(run_main, disc)
     assert code == 2 and "ERROR: defective pictures without a mask" in out
-    assert check(run_main, disc, "data.mask=False")[0] == 0
+    assert run_check(run_main, disc, "data.mask=False")[0] == 0
 
 
 def test_a_check_needs_no_settings_but_data(disc, capsys):
@@ -250,7 +261,7 @@ def test_all_categories_at_once(disc, category, run_main, tmp_path):
 
 def test_the_contact_sheet_shows_folders_and_findings(disc, run_main, tmp_path):
     draw_stripes(disc)
-    assert check(run_main, disc, "--contact_sheet", str(tmp_path / "new" / "sheet.png"))[0] == 1
+    assert run_check(run_main, disc, "--contact_sheet", str(tmp_path / "new" / "sheet.png"))[0] == 1
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
         assert sheet.width > 1000 and sheet.height > 600  # ten to a row; three folders and a finding
 
