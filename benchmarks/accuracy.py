@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -177,7 +178,8 @@ def load_runs(row: Variant, category: Path, seeds: Sequence[int], work: Path) ->
     """Return the finished runs of these seeds."""
     folders = (result_folder(row, category, seed, work) for seed in seeds)
     contents = [manifest.load_manifest(folder) for folder in folders if (folder / "metrics.json").exists()]
-    return [VariantRun(content["seconds"], content["metrics"]) for content in contents]
+    named = [{key: cast(float, content["metrics"][key]) for key in METRICS.values()} for content in contents]
+    return [VariantRun(content["seconds"], metrics) for content, metrics in zip(contents, named, strict=True)]
 
 
 def table_lines(categories: Sequence[Path], seeds: Sequence[int], work: Path) -> Iterator[str]:

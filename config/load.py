@@ -171,10 +171,7 @@ def takes_text(path: str) -> bool:
 def resolve_auto(sections: Sections, name: str) -> dict[str, object]:
     """Return one section with each `auto` replaced. Raise UserError where nothing is published to replace it."""
     category, data_set = sections["data"]["category"], sections["data"]["name"]
-    row = published_rows().get(category, {})
-    if row.get("data_set", "").lower() != str(data_set).lower():
-        row = {}
-    values, defaults, unpublished = dict(sections[name]), default_values(sections), []
+    row, values, defaults, unpublished = published_row(sections), dict(sections[name]), default_values(sections), []
     for leaf in (leaf for leaf, value in values.items() if value == AUTO):
         if leaf in defaults:
             values[leaf] = defaults[leaf]
@@ -202,3 +199,19 @@ def default_values(sections: Sections) -> dict[str, object]:
     if sections["score"]["protocol"] == PER_IMAGE:
         return defaults | {"share": HELD_OUT, "draws": DRAWS, "test_batch_size": None}
     return defaults | {"share": 0.0, "draws": 1}
+
+
+def published_row(sections: Sections) -> Mapping[str, str]:
+    """Return what the paper publishes for the category of the data set; nothing where it has no such category."""
+    row = published_rows().get(sections["data"]["category"], {})
+    return row if row.get("data_set", "").lower() == str(sections["data"]["name"]).lower() else {}
+
+
+def unpublished_keys(content: Mapping[str, object]) -> list[str]:
+    """Return the keys that need a value, because their `auto` is a published one and data.category has none."""
+    sections = check_sections(content)
+    if published_row(sections):
+        return []
+    decided = default_values(sections)
+    needed = [key for key, (_, _, otherwise) in BY_CATEGORY.items() if otherwise is None and key not in decided]
+    return [f"model.{key}" for key in needed if sections["model"][key] == AUTO]

@@ -1,1 +1,1 @@
-"""Data made ready for training, and checked: data sets, own pictures, annotations, the sample set."""
+"""Prepare data for training, and check it: published data sets, own pictures, annotations, the sample set."""

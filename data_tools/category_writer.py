@@ -1,17 +1,19 @@
-"""A category in the MVTec AD layout, planned file by file and then made: of hard links or copies, and of masks that are drawn.
+"""Write a category in the MVTec AD layout: pictures as hard links or copies, masks drawn as PNG.
 
-Making it can be stopped at any time and started again, to the same end. The originals are read alone: a hard link shares their content,
-and nothing here opens a file of the layout for writing; it is written beside it and renamed.
+A category is planned file by file first. Writing can be stopped at any time; the next run continues it. The originals
+are only read: a hard link shares their content, so each file here is written under a temporary name and renamed.
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,119 +30,134 @@ NOTE, MAKER = "preparation.json", "DDAD preparation"
 REMEDY = "choose another folder with --output"
 SPLITS = ("train", "test", "ground_truth", "validation")
 TRAIN_GOOD, TEST_GOOD = f"train/{NORMAL}", f"test/{NORMAL}"
+UNNAMED_KIND = "bad"  # kind of defect where the data names none
 
-Mask = NDArray[np.bool_]
+Mask = NDArray[np.bool_]  # (H, W), true where defective
+
+
+@dataclass(frozen=True)
+class DataSetInfo:
+    """A data set's name, where it comes from, and its licence."""
+
+    name: str
+    source: str
+    licence: str
+
+
+class SplitCounts(NamedTuple):
+    """Numbers of pictures in train/good, in test/good, and in all other folders of test."""
+
+    train_normal: int
+    test_normal: int
+    test_defective: int
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """Where a file of the layout comes from: `sources` holds the one that it is, or those that `draw` makes a mask of."""
+    """A file of the category: a copy of the only source or, with `draw`, a mask that depends on all sources."""
 
     sources: tuple[Path, ...]
     draw: Callable[[], Mask] | None = None
-    detail: str = ""  # what the mask depends on besides its sources' names and sizes
+    detail: str = ""  # what the mask depends on besides the sources' names and sizes
 
 
 @dataclass
 class CategoryPlan:
-    """One category: its name, and its files by their place in it."""
+    """The files of one category by their path in it."""
 
+    data_set: DataSetInfo
     category: str
     files: dict[str, PlannedFile] = field(default_factory=dict)
 
-    def picture(self, folder: str, source: Path, name: str = "") -> None:
-        """The picture as it is, in a folder such as test/crack, under its own name or another."""
+    def add_file(self, folder: str, source: Path, name: str = "") -> None:
+        """Copy a picture or mask into `folder`, such as test/crack, under its own name or `name`."""
         self._add(f"{folder}/{name or source.name}", PlannedFile((source,)))
 
-    def mask(
-        self, kind: str, stem: str, *sources: Path, draw: Callable[[], Mask] | None = None, detail: str = ""
-    ) -> None:
-        """The mask of test/<kind>/<stem>.*, drawn (black and white) from the sources: by default what any of them marks."""
-        self._add(
-            f"ground_truth/{kind}/{stem}{MASK_ENDING}.png",
-            PlannedFile(sources, draw or (lambda: merge_masks(sources)), detail),
-        )
+    def add_mask(self, kind: str, stem: str, *sources: Path) -> None:
+        """Draw the mask of test/<kind>/<stem>.*: the union of the masks `sources`."""
+        self.add_drawn_mask(kind, stem, PlannedFile(sources, lambda: merge_masks(sources)))
 
-    def mask_file(self, kind: str, name: str, source: Path) -> None:
-        """A mask as it is."""
-        self._add(f"ground_truth/{kind}/{name}", PlannedFile((source,)))
+    def add_drawn_mask(self, kind: str, stem: str, file: PlannedFile) -> None:
+        """Draw the mask of test/<kind>/<stem>.* as `file` says."""
+        self._add(f"ground_truth/{kind}/{stem}{MASK_ENDING}.png", file)
 
-    def _add(self, place: str, file: PlannedFile) -> None:
-        if place in self.files:
-            sources = " and ".join(str(one.sources[0]) for one in (self.files[place], file))
-            raise UserError(f"{sources} would both be {self.category}/{place}; rename or remove one")
-        self.files[place] = file
+    def _add(self, path: str, file: PlannedFile) -> None:
+        if path in self.files:
+            sources = f"{self.files[path].sources[0]} and {file.sources[0]}"
+            raise UserError(f"{sources} would both be {self.category}/{path}; rename or remove one")
+        self.files[path] = file
 
-    def count(self, folder: str) -> int:
-        """How many pictures are in train/good, test/good, or (test) in all its other folders."""
-        within = [str(PurePosixPath(place).parent) for place in self.files]
-        if folder == "test":
-            return sum(1 for parent in within if parent.startswith("test/") and parent != TEST_GOOD)
-        return within.count(folder)
+    def counts(self) -> SplitCounts:
+        folders = Counter(str(PurePosixPath(path).parent) for path in self.files)
+        test = sum(count for folder, count in folders.items() if folder.startswith("test/"))
+        return SplitCounts(folders[TRAIN_GOOD], folders[TEST_GOOD], test - folders[TEST_GOOD])
 
     def without_mask(self) -> list[str]:
-        """Defective pictures that have no mask."""
-        masks = {str(PurePosixPath(place).with_suffix("")) for place in self.files if place.startswith("ground_truth/")}
-        found = []
-        for place in map(PurePosixPath, self.files):
-            wanted = f"ground_truth/{place.parent.name}/{place.stem}"
-            if (
-                place.parts[0] == "test"
-                and place.parent.name != NORMAL
-                and masks.isdisjoint({wanted, wanted + MASK_ENDING})
-            ):
-                found.append(str(place))
-        return found
+        """Return the defective pictures that have no mask."""
+        masks = {path.rpartition(".")[0] for path in self.files if path.startswith("ground_truth/")}
+        pictures = [PurePosixPath(path) for path in self.files if path.startswith("test/")]
+        return [
+            str(path)
+            for path in pictures
+            if path.parent.name != NORMAL
+            and masks.isdisjoint(f"ground_truth/{path.parent.name}/{path.stem}{end}" for end in ("", MASK_ENDING))
+        ]
 
     def fingerprint(self) -> str:
-        """A hash of all places and what stands there, by names and sizes."""
+        """Return a hash of all paths and of the names and sizes of their sources."""
         lines = [
-            f"{place}\t{file.detail}\t" + "\t".join(f"{source.name} {source.stat().st_size}" for source in file.sources)
-            for place, file in sorted(self.files.items())
+            f"{path}\t{file.detail}\t" + "\t".join(f"{source.name} {source.stat().st_size}" for source in file.sources)
+            for path, file in sorted(self.files.items())
         ]
         return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def merge_masks(sources: tuple[Path, ...]) -> Mask:
-    """(H, W), true where any of the masks marks a defect. Raises ValueError where they are not of one size."""
+    """Return the union of the masks of one picture. Raise UserError where their sizes differ."""
     masks = [defective(source) for source in sources]
     for source, mask in zip(sources, masks, strict=True):
         if mask.shape != masks[0].shape:
-            sizes = " and ".join(f"{one.shape[1]}×{one.shape[0]}" for one in (masks[0], mask))
+            sizes = f"{size_text(masks[0])} and {size_text(mask)}"
             raise UserError(
                 f"the masks {sources[0]} and {source} of one picture are {sizes} pixels; they should be of one size"
             )
     return np.logical_or.reduce(masks)
 
 
-def write_category(plan: CategoryPlan, folder: Path, about: Mapping[str, object]) -> None:
-    """The category in `folder`, with a note of what it is (`about`). Files that are there from an earlier, stopped call are kept: each is whole.
+def size_text(mask: Mask) -> str:
+    return f"{mask.shape[1]}×{mask.shape[0]}"
 
-    Raises ValueError where the folder holds anything else, OSError where it can't be written or another run writes there.
+
+def write_category(plan: CategoryPlan, folder: Path) -> None:
+    """Write a category into `folder`, with a note of its origin; complete files of a stopped run stay.
+
+    Raise UserError where the folder holds other files, UserFileError where it can't be written or is locked.
     """
-    note = {"made by": MAKER, **about, "plan": plan.fingerprint()}
-    prepare_folder(folder, note["plan"])
+    data_set, counts, fingerprint = plan.data_set, plan.counts(), plan.fingerprint()
+    origin = {"data set": data_set.name, "source": data_set.source, "licence": data_set.licence}
+    pictures = {name.replace("_", " "): count for name, count in counts._asdict().items()}
+    note = {"made by": MAKER, **origin, "pictures": pictures, "plan": fingerprint}
+    refuse_other_content(folder, fingerprint)
     with folder_lock.locked(folder, REMEDY):
         remove_stale(folder, *SPLITS)
         write_plan_note(folder, {**note, "finished": False})
-        for place, file in count_progress(
-            sorted(plan.files.items()), len(plan.files), f"preparing {plan.category}", "file"
-        ):
-            if not (folder / place).exists():
-                write_planned_file(folder / place, file)
+        files = sorted(plan.files.items())
+        for path, file in count_progress(files, len(files), f"preparing {plan.category}", "file"):
+            if not (folder / path).exists():
+                write_planned_file(folder / path, file)
         write_plan_note(folder, {**note, "finished": True})
 
 
 def write_planned_file(target: Path, file: PlannedFile) -> None:
     if not file.draw:
         return link_or_copy(file.sources[0], target)
-    picture = Image.fromarray(file.draw().astype(np.uint8) * 255)
+    mask = Image.fromarray(file.draw().astype(np.uint8) * 255)
     with atomic_write(target, REMEDY) as opened:
-        picture.save(opened, format="PNG")
+        mask.save(opened, format="PNG")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link, which appears whole and takes no space, or, across file systems and where none is allowed, a copy."""
+    """Make a hard link, which takes no space, or a copy where the file system allows no link."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):
         os.link(source.resolve(), target)
@@ -148,34 +165,34 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         original = source.open("rb")
     except OSError as error:
-        raise UserFileError(
-            f"can't read {source}: {error.strerror}; change its permissions, or unpack it again"
-        ) from error
+        message = f"can't read {source}: {error.strerror}; change its permissions, or unpack it again"
+        raise UserFileError(message) from error
     with original, atomic_write(target, REMEDY) as copy:
         shutil.copyfileobj(original, copy)
 
 
-def prepare_folder(folder: Path, plan: object) -> None:
-    """Leave what this plan began or made, remove what another one began. Raises ValueError for what another one made, and for other files."""
-    if not folder.exists() or (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())):
+def refuse_other_content(folder: Path, fingerprint: object) -> None:
+    """Raise UserError where `folder` holds anything but this plan's files; remove an unfinished other plan's files."""
+    if is_new(folder):
         return
-    try:  # hidden files are a killed run's lock and unfinished note
+    try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         note = None
     if not isinstance(note, dict) or note.get("made by") != MAKER:
-        raise UserError(f"{folder} holds files that no preparation made; {REMEDY}")
-    if note.get("plan") == plan:
+        raise UserError(f"{folder} holds files that no preparation wrote; {REMEDY}")
+    if note.get("plan") == fingerprint:
         return
+    origin = f"{folder} was prepared from other files, or with another split or seed"
     if note.get("finished") is not False:
-        raise UserError(
-            f"{folder} was prepared from other files, or with another split or seed; remove it, or {REMEDY}"
-        )
-    print(
-        f"{folder} was begun from other files, or with another split or seed, and not finished; it is made anew",
-        flush=True,
-    )
+        raise UserError(f"{origin}; remove it, or {REMEDY}")
+    print(f"{origin}, and not finished; it is removed and prepared again", flush=True)
     shutil.rmtree(folder)
+
+
+def is_new(folder: Path) -> bool:
+    """Return whether the folder holds nothing but hidden files: a killed run leaves its lock and a temporary note."""
+    return not folder.exists() or (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()))
 
 
 def write_plan_note(folder: Path, note: Mapping[str, object]) -> None:

@@ -1,6 +1,6 @@
-"""Is a category fit to train and test on? What is wrong with its files, in a table: finding, count, examples, what it means, what to do.
+"""Check whether a category is fit for training and testing: files, labels, masks, duplicates, unusual pictures.
 
-`run` is `python main.py --check`; `examine` gives the findings of one category; `glance` is what training asks of pictures that it has decoded.
+`python main.py --check` calls `check_categories`; training calls `quick_check` on the pictures that it has decoded.
 """
 
 import filecmp
@@ -16,430 +16,236 @@ from PIL import Image
 
 from data_tools import similarity
 from data_tools.check_output import (
-    ERROR,
     EXIT_CODES,
-    NEARLY,
     NOTE,
     SAME,
+    SIMILAR,
     WARNING,
     Case,
     Finding,
-    each,
-    finding_table,
+    make_finding,
+    report_lines,
+    sheet_rows,
+    size_text,
     write_contact_sheet,
 )
 from data_tools.image_facts import (
-    AT_ONCE,
     DARK,
+    UNKNOWN_SIZE,
     ImageFacts,
-    facts_of,
-    grouped,
+    MaskFacts,
+    group_by_key,
     match_masks,
-    read_all_facts,
+    measure_picture,
+    path_in,
+    picture_files,
+    read_image_facts,
     read_mask_facts,
-    thumbnails,
+    stack_thumbnails,
+    subfolders,
 )
-from dataset import MASK_ENDING, NORMAL, check_category, folders_in, is_picture, masks_in, read_ahead
-from images.read import Size
+from dataset import NORMAL, check_category, is_picture
 
 FEW = 10  # normal pictures; published categories have 60 and more
-GREY_SHARE = 0.25  # of what a mask marks
-DOUBLED = 0.05  # share of the training pictures from which copies among them count
-LEAK = ("test figures come out too good", "remove them from one of the two")
-UNKNOWN = (0, 0)  # the size of what could not be read
-MIDDLE = 4096  # bytes
-SHEET_PICTURES = 10  # to a row
-PASSED_OVER = {
-    ".txt",
-    ".json",
-    ".csv",
-    ".md",
-    ".db",
-    ".ini",
-    ".yaml",
-    ".xml",
-}  # suffixes of what nobody takes for a picture
+GREY_SHARE = 0.25  # of the marked pixels of a mask
+DUPLICATE_SHARE = 0.05  # of the training pictures; more duplicates are a warning
+SAME_RATIO = 1.1  # of the largest to the smallest aspect ratio
+COMPARED_BYTES = 4096
+OTHER_SUFFIXES = {".txt", ".json", ".csv", ".md", ".db", ".ini", ".yaml", ".xml"}  # nobody takes them for pictures
 
 
 def check_categories(
     folders: Sequence[Path], *, masks: bool = True, workers: int = 2, sheet: Path | None = None
 ) -> int:
-    """Print what is found in each of these categories; returns the exit code: 0, 1 (warnings) or 2 (errors).
+    """Print the findings of each category and return the exit code: 0, 1 (warnings) or 2 (errors).
 
-    `sheet` takes a picture of the pictures, and of those of each finding; of several categories each has its own.
+    `masks`: whether defective pictures need masks.
+    `sheet` names the contact sheet; with several categories each has its own.
     """
-    worst = 0
+    exit_code = 0
     for folder in folders:
         check_category(folder)
         began = time.monotonic()
-        looks = read_all_facts(folder, workers)
-        findings = examine_category(folder, masks=masks, workers=workers, looks=looks)
-        print("\n".join([*category_overview(folder, looks), *finding_table(findings)]))
-        worst = max([worst, *(EXIT_CODES[finding.level] for finding in findings)])
+        pictures = read_image_facts(folder, workers)
+        findings = examine_category(folder, pictures, masks=masks, workers=workers)
+        print("\n".join(report_lines(folder, pictures, findings)))
+        exit_code = max([exit_code, *(EXIT_CODES[finding.level] for finding in findings)])
         if sheet is not None:
-            place = sheet.with_stem(f"{sheet.stem}_{folder.name}") if len(folders) > 1 else sheet
-            write_contact_sheet(place, folder, sheet_rows(looks, findings))
-            print(f"contact sheet in {place}")
+            path = sheet.with_stem(f"{sheet.stem}_{folder.name}") if len(folders) > 1 else sheet
+            write_contact_sheet(path, folder, sheet_rows(pictures, findings))
+            print(f"contact sheet in {path}")
         print(f"checked {folder.name} in {time.monotonic() - began:.1f} s\n", flush=True)
-    return worst
+    return exit_code
 
 
-def examine_category(
-    category_dir: Path, *, masks: bool = True, workers: int = 2, looks: Sequence[ImageFacts] | None = None
-) -> list[Finding]:
-    """All findings of a category, the worst first. `masks`: whether its defective pictures should have some; `looks`: if there are already."""
-    looks = read_all_facts(category_dir, workers) if looks is None else looks
-    seen = [look for look in looks if not look.problem]
-    found = chain(
-        layout_findings(category_dir, looks),
-        content_findings(looks),
-        mask_findings(category_dir, looks, masks, workers),
-        likeness_findings(seen),
-        mixture_findings([look for look in seen if look.split == "train"]),
+def examine_category(category_dir: Path, pictures: Sequence[ImageFacts], *, masks: bool, workers: int) -> list[Finding]:
+    """Return the findings of a category, the worst first. `masks`: whether defective pictures need masks."""
+    readable = [image for image in pictures if not image.problem]
+    train, test = ([image for image in readable if image.split == split] for split in ("train", "test"))
+    findings = chain(
+        count_findings(pictures),
+        folder_findings(category_dir, pictures),
+        picture_findings(pictures),
+        mask_findings(category_dir, pictures, masks, workers),
+        near_duplicate_findings(train, test),
+        outlier_findings(train),
+        mixture_findings(train),
     )
-    return sorted(found, key=lambda finding: -EXIT_CODES[finding.level])
+    return sorted((finding for finding in findings if finding.cases), key=lambda finding: -EXIT_CODES[finding.level])
 
 
-def quick_check(category_dir: Path, names: Sequence[str], shown: Sequence[NDArray[np.uint8]]) -> list[Finding]:
-    """Errors and warnings of training pictures (C, H, W) that are decoded already: in a second, without reading a picture."""
-    looks = []
-    for name, pixels in zip(names, shown, strict=True):
-        picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2))
-        looks.append(facts_of(ImageFacts(name, "train", NORMAL, picture.size), picture))
-    found = chain(
-        few_findings(count_of(category_dir / "train" / NORMAL)),
-        content_findings(looks),
-        apart_findings(looks),
-        leak_of_files(category_dir),
+def quick_check(category_dir: Path, names: Sequence[str], pixels: Sequence[NDArray[np.uint8]]) -> list[Finding]:
+    """Return errors and warnings of decoded training pictures (C, H, W), in a second, without reading a picture."""
+    pictures = []
+    for name, values in zip(names, pixels, strict=True):
+        picture = Image.fromarray(values[0] if len(values) == 1 else np.moveaxis(values, 0, 2))
+        pictures.append(measure_picture(ImageFacts(name, "train", NORMAL, picture.size), picture))
+    findings = chain(
+        training_count_findings(len(picture_files(category_dir / "train" / NORMAL))),
+        picture_findings(pictures),
+        outlier_findings(pictures),
+        identical_file_findings(category_dir),
     )
-    return [finding for finding in found if finding.level != NOTE]
+    return [finding for finding in findings if finding.cases and finding.level != NOTE]
 
 
-# Findings
+# Each function below yields findings; the callers above drop those without cases
 
 
-def layout_findings(category_dir: Path, looks: Sequence[ImageFacts]) -> Iterator[Finding]:
-    yield from few_findings(sum(look.split == "train" for look in looks))
-    kinds = Counter(look.kind for look in looks if look.split == "test")
+def count_findings(pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
+    yield from training_count_findings(sum(image.split == "train" for image in pictures))
+    kinds = {image.kind for image in pictures if image.split == "test"}
     if not kinds:
-        yield Finding(
-            NOTE,
-            "no test pictures",
-            each(["test"]),
-            "nothing can be measured, only --input works",
-            "put pictures in test/good, test/<defect>",
-        )
-    elif not kinds[NORMAL] or set(kinds) == {NORMAL}:
-        missing = "test/<defect>" if kinds[NORMAL] else "test/good"
-        yield Finding(
-            WARNING,
-            f"nothing in {missing}",
-            each([missing]),
-            "AUROC needs normal and defective pictures",
-            f"put pictures in {missing}",
-        )
-    empty = [
-        f"test/{folder.name}"
-        for folder in (folders_in(category_dir / "test") if kinds else [])
-        if folder.name not in kinds
+        yield make_finding("no test pictures", ["test"])
+    elif NORMAL not in kinds or kinds == {NORMAL}:
+        folder = "test/<defect>" if NORMAL in kinds else f"test/{NORMAL}"
+        yield make_finding("no pictures in {folder}", [folder], folder=folder)
+
+
+def training_count_findings(count: int) -> Iterator[Finding]:
+    if count < FEW:
+        name = "only {count} training pictures" if count else "no training pictures"
+        yield make_finding(name, [f"train/{NORMAL}"], count=count)
+
+
+def folder_findings(category_dir: Path, pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
+    used = {category_dir / Path(image.path).parent for image in pictures}
+    test = subfolders(category_dir / "test") if any(image.split == "test" for image in pictures) else []
+    empty = [path_in(category_dir, folder) for folder in test if folder not in used]
+    yield make_finding("test folders without a picture", empty)
+    train = [f"train/{folder.name}" for folder in subfolders(category_dir / "train") if folder.name != NORMAL]
+    yield make_finding("folders beside train/good", train)
+    files = [path for folder in sorted(used) for path in sorted(folder.iterdir()) if path.is_file()]
+    ignored = [path for path in files if not is_picture(path) and not path.name.startswith(".")]
+    ignored = [path for path in ignored if path.suffix.lower() not in OTHER_SUFFIXES]
+    yield make_finding("ignored files", [path_in(category_dir, path) for path in ignored])
+
+
+def picture_findings(pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
+    for problem, files in group_by_key((image.problem, image.path) for image in pictures if image.problem).items():
+        yield make_finding("unreadable pictures ({problem})", files, problem=problem)
+    readable = [image for image in pictures if not image.problem]
+    yield make_finding("constant pictures", [image.path for image in readable if image.constant])
+    dark = group_by_key((image.sixteen_bit, image.path) for image in readable if image.dark and not image.constant)
+    yield make_finding("nearly black pictures", dark.get(False, ()), dark=DARK)
+    yield make_finding("nearly black 16-bit pictures", dark.get(True, ()), dark=DARK)
+    yield from identical_picture_findings(readable)
+
+
+def identical_picture_findings(pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
+    """Compare pixels, so that copies in other lossless formats are found too."""
+    groups = group_by_key((image.digest, image) for image in pictures if not image.constant).values()
+    copies = [group for group in groups if len(group) > 1]
+    train = [[image for image in group if image.split == "train"] for group in copies]
+    count = sum(image.split == "train" for image in pictures)
+    yield duplicate_finding("identical training pictures", [group for group in train if len(group) > 1], SAME, count)
+    both = [group for group in copies if len({image.split for image in group}) > 1]
+    yield make_finding("identical pictures in train and test", [case_of(group, SAME) for group in both])
+    kinds = [group for group in copies if len({image.kind for image in group if image.split == "test"}) > 1]
+    yield make_finding("identical test pictures with different labels", [case_of(group, SAME) for group in kinds])
+
+
+def duplicate_finding(name: str, groups: Sequence[Sequence[ImageFacts]], sign: str, count: int) -> Finding:
+    """Return a warning where many of the `count` training pictures are duplicates, else a note."""
+    level = WARNING if sum(len(group) - 1 for group in groups) > DUPLICATE_SHARE * count else NOTE
+    return make_finding(name, [case_of(group, sign) for group in groups], level=level)
+
+
+def case_of(pictures: Sequence[ImageFacts], sign: str) -> Case:
+    return Case(tuple(image.path for image in pictures), sign)
+
+
+def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], masks: bool, workers: int) -> Iterator[Finding]:
+    matches = match_masks(category_dir, pictures)
+    yield make_finding("masks without a picture", matches.masks_without_picture)
+    if masks:
+        yield make_finding("defective pictures without a mask", matches.pictures_without_mask)
+        yield from mask_content_findings(read_mask_facts(category_dir, matches, workers))
+
+
+def mask_content_findings(masks: Sequence[MaskFacts]) -> Iterator[Finding]:
+    for problem, files in group_by_key((mask.problem, mask.path) for mask in masks if mask.problem).items():
+        yield make_finding("unreadable masks ({problem})", files, problem=problem)
+    readable = [mask for mask in masks if not mask.problem]
+    sizes = [
+        Case((mask.path,), remark=f"{size_text(mask.size)}, picture {size_text(mask.picture_size)}")
+        for mask in readable
+        if mask.picture_size not in (mask.size, UNKNOWN_SIZE)
     ]
-    if empty:
-        yield Finding(
-            ERROR,
-            "test folders without a picture",
-            each(empty),
-            "detection stops there",
-            "put pictures in them, or remove them",
-        )
-    train = category_dir / "train"
-    other = [f"train/{folder.name}" for folder in folders_in(train) if folder.name != NORMAL] if train.is_dir() else []
-    if other:
-        yield Finding(
-            NOTE, "folders beside train/good", each(other), "they are not read", "move normal pictures into train/good"
-        )
-    places = sorted({category_dir / Path(look.path).parent for look in looks})
-    strange = [
-        path.relative_to(category_dir).as_posix()
-        for place in places
-        for path in sorted(place.iterdir())
-        if path.is_file()
-        and not is_picture(path)
-        and not path.name.startswith(".")
-        and path.suffix.lower() not in PASSED_OVER
-    ]
-    if strange:
-        yield Finding(
-            NOTE,
-            "files that are passed over",
-            each(strange),
-            "their suffix is not of a picture that is read",
-            "save them as PNG, if wanted",
-        )
+    yield make_finding("masks of another size than their picture", sizes)
+    yield make_finding("empty masks", [mask.path for mask in readable if mask.marked == 0])
+    grey = [mask.path for mask in readable if mask.grey > GREY_SHARE]
+    yield make_finding("masks that are not black and white", grey, grey=GREY_SHARE)
 
 
-def few_findings(count: int) -> Iterator[Finding]:
-    where = each([f"train/{NORMAL}"])
-    if count == 0:
-        yield Finding(
-            ERROR,
-            "no training pictures",
-            where,
-            "there is nothing to learn from",
-            f"put normal pictures in train/{NORMAL}",
-        )
-    elif count < FEW:
-        meaning = "they show little of what is normal, and promise little about false alarms"
-        yield Finding(
-            WARNING,
-            f"only {count} training pictures",
-            where,
-            meaning,
-            "add normal pictures; published categories have 60 and more",
-        )
-
-
-def content_findings(looks: Sequence[ImageFacts]) -> Iterator[Finding]:
-    for problem, files in grouped((look.problem, look.path) for look in looks if look.problem):
-        yield Finding(
-            ERROR,
-            f"unreadable pictures ({problem})",
-            each(files),
-            "the stage that reads them stops",
-            "replace or remove them",
-        )
-    seen = [look for look in looks if not look.problem]
-    even = [look.path for look in seen if look.even]
-    if even:
-        yield Finding(
-            WARNING,
-            "constant pictures",
-            each(even),
-            "they show nothing: a failed exposure or export",
-            "replace or remove them",
-        )
-    meaning = f"all is below {DARK} of 255, so that 8 bits leave hardly any levels"
-    for deep, files in grouped((look.deep, look.path) for look in seen if look.dark and not look.even):
-        remedy = (
-            "multiply the values by 16, if the camera has 12 bits"
-            if deep
-            else "replace them, or brighten all by the same factor"
-        )
-        yield Finding(WARNING, f"nearly black {'16-bit ' * deep}pictures", each(files), meaning, remedy)
-    yield from copy_findings(seen)
-
-
-def copy_findings(looks: Sequence[ImageFacts]) -> Iterator[Finding]:
-    """Pictures of the same pixels, whatever their files."""
-    copies = [same for _, same in grouped((look.digest, look) for look in looks if not look.even) if len(same) > 1]
-    within = [same for same in ([look for look in same if look.split == "train"] for same in copies) if len(same) > 1]
-    total = sum(look.split == "train" for look in looks)
-    yield from doubled([[look.path for look in same] for same in within], total, "identical training pictures", SAME)
-    across = [
-        Case(tuple(look.path for look in same), SAME) for same in copies if len({look.split for look in same}) > 1
-    ]
-    if across:
-        yield Finding(WARNING, "identical pictures in train and test", tuple(across), *LEAK)
-    labels = [
-        Case(tuple(look.path for look in same), SAME)
-        for same in copies
-        if len({look.kind for look in same if look.split == "test"}) > 1
-    ]
-    if labels:
-        yield Finding(
-            WARNING,
-            "one test picture, two kinds",
-            tuple(labels),
-            "one of the labels is wrong",
-            "remove it from one of the folders",
-        )
-
-
-def doubled(groups: Sequence[Sequence[str]], total: int, what: str, sign: str) -> Iterator[Finding]:
-    if groups:
-        level = WARNING if sum(len(group) - 1 for group in groups) > DOUBLED * total else NOTE
-        meaning = "they count double, and where one is held out for calibration, thresholds come out too low"
-        yield Finding(level, what, tuple(Case(tuple(group), sign) for group in groups), meaning, "keep one of each")
-
-
-def mask_findings(category_dir: Path, looks: Sequence[ImageFacts], wanted: bool, workers: int) -> Iterator[Finding]:
-    """Of the masks that are there, and, where they are wanted, of those that are not."""
-    pairs, without, unused = match_masks(category_dir, looks)
-    if wanted and without:
-        meaning, remedy = (
-            "detection stops at the first one",
-            f"add ground_truth/<kind>/<picture>{MASK_ENDING}.png, or set data.mask=False",
-        )
-        yield Finding(ERROR, "defective pictures without a mask", each(without), meaning, remedy)
-    if unused:
-        meaning = "no picture has that name (000_mask.png or 000.png is of 000.*), or another mask serves"
-        yield Finding(WARNING, "masks without a picture", each(unused), meaning, "rename or remove them")
-    if not wanted:
-        return
-    seen = [
-        mask for batch in read_ahead(lambda pair: read_mask_facts(*pair), pairs, AT_ONCE, workers) for mask in batch
-    ]
-    sizes = {look.path: look.size for look in looks}
-    for problem, files in grouped((mask.problem, mask.path) for mask in seen if mask.problem):
-        yield Finding(
-            ERROR,
-            f"unreadable masks ({problem})",
-            each(files),
-            "detection stops there",
-            "replace them, or set data.mask=False",
-        )
-    seen = [mask for mask in seen if not mask.problem]
-    other = [
-        Case((mask.path,), remark=f"{by(mask.size)}, picture {by(sizes[mask.picture])}")
-        for mask in seen
-        if sizes[mask.picture] not in (mask.size, UNKNOWN)
-    ]
-    if other:
-        yield Finding(
-            ERROR,
-            "masks of another size than their picture",
-            tuple(other),
-            "detection stops there",
-            "export them anew in the picture's size",
-        )
-    empty = [mask.path for mask in seen if mask.marked == 0]
-    if empty:
-        meaning = "the picture counts as defective, its pixels as normal: pixel figures suffer"
-        yield Finding(WARNING, "empty masks", each(empty), meaning, "mark the defect, or move the picture to test/good")
-    grey = [mask.path for mask in seen if mask.grey > GREY_SHARE]
-    if grey:
-        meaning = f"more than {GREY_SHARE:.0%} of what they mark is neither black nor white; what is above half counts as defective"
-        yield Finding(
-            WARNING,
-            "masks that are not black and white",
-            each(grey),
-            meaning,
-            "save them with two values, not as JPEG or overlay",
-        )
-
-
-def likeness_findings(looks: Sequence[ImageFacts]) -> Iterator[Finding]:
-    """Pictures that are nearly the same, and normal ones that stand apart."""
-    train, test = ([look for look in looks if look.split == split] for split in ("train", "test"))
+def near_duplicate_findings(train: Sequence[ImageFacts], test: Sequence[ImageFacts]) -> Iterator[Finding]:
     if len(train) < 2:
         return
-    common = similarity.Common(thumbnails(train))
-    own = common.own(thumbnails(train))
-    near = [(train[i], train[j]) for i, j in similarity.pairs_within(own)]
-    yield from doubled(
-        [(a.path, b.path) for a, b in near if a.digest != b.digest],
-        len(train),
-        "nearly identical training pictures",
-        NEARLY,
-    )
+    common = similarity.CommonContent(stack_thumbnails(train))
+    residuals = common.residuals(stack_thumbnails(train))
+    pairs = [(train[i], train[j]) for i, j in similarity.pairs_within(residuals)]
+    pairs = [pair for pair in pairs if pair[0].digest != pair[1].digest]
+    yield duplicate_finding("nearly identical training pictures", pairs, SIMILAR, len(train))
     if test:
-        near = [(train[i], test[j]) for i, j in similarity.pairs_between(own, common.own(thumbnails(test)))]
-        leaks = tuple(Case((a.path, b.path), NEARLY) for a, b in near if a.digest != b.digest)
-        if leaks:
-            meaning = "two takes or copies of one thing: test figures come out too good"
-            yield Finding(
-                WARNING,
-                "nearly identical pictures in train and test",
-                leaks,
-                meaning,
-                "keep all takes of a thing on one side",
-            )
-    yield from apart_findings(train)
+        others = common.residuals(stack_thumbnails(test))
+        pairs = [(train[i], test[j]) for i, j in similarity.pairs_between(residuals, others)]
+        cases = [case_of(pair, SIMILAR) for pair in pairs if pair[0].digest != pair[1].digest]
+        yield make_finding("nearly identical pictures in train and test", cases)
 
 
-def apart_findings(train: Sequence[ImageFacts]) -> Iterator[Finding]:
-    train = [look for look in train if not (look.even or look.dark or look.problem)]
-    apart = similarity.standing_apart(thumbnails(train)) if train else []
-    if apart:
-        strange = tuple(Case((train[one.place].path,), remark=one.what) for one in apart)
-        meaning = "they stand apart from all others: a defect, another thing, or a failed exposure; what is learnt is called normal"
-        yield Finding(WARNING, "strange normal pictures", strange, meaning, "look at them; remove what is not normal")
+def outlier_findings(train: Sequence[ImageFacts]) -> Iterator[Finding]:
+    train = [image for image in train if not (image.constant or image.dark)]
+    if train:
+        outliers = similarity.find_outliers(stack_thumbnails(train)).items()
+        cases = [Case((train[index].path,), remark=measure) for index, measure in outliers]
+        yield make_finding("unusual training pictures", cases)
 
 
 def mixture_findings(train: Sequence[ImageFacts]) -> Iterator[Finding]:
-    ratios = [look.size[0] / look.size[1] for look in train]
-    if ratios and max(ratios) > 1.1 * min(ratios):
-        meaning = "squashed to squares, the same thing is shown in different proportions"
-        extremes = each(train[index].path for index in (int(np.argmin(ratios)), int(np.argmax(ratios))))
-        yield Finding(
-            NOTE, "training pictures of several proportions", extremes, meaning, "cut them alike, or set data.tiles"
-        )
-    modes = Counter(look.colour for look in train)
-    if len(modes) > 1:
-        rare = min(modes, key=lambda mode: modes[mode])
-        odd = each(look.path for look in train if look.colour == rare)
-        yield Finding(
-            NOTE,
-            f"{rare} pictures among others",
-            odd,
-            "grey and colour are both learnt as normal",
-            "save all alike, or set data.input_channel=1",
-        )
+    ratios = [image.size[0] / image.size[1] for image in train]
+    if ratios and max(ratios) > SAME_RATIO * min(ratios):
+        extremes = [train[int(np.argmin(ratios))].path, train[int(np.argmax(ratios))].path]
+        yield make_finding("training pictures of different aspect ratios", extremes)
+    colours = Counter(image.colour for image in train)
+    if len(colours) > 1:
+        rare = min(colours, key=lambda colour: colours[colour])
+        files = [image.path for image in train if image.colour == rare]
+        yield make_finding("{colour} pictures among others", files, colour=rare)
 
 
-def leak_of_files(category_dir: Path) -> Iterator[Finding]:
-    """Test files that are byte for byte training files. Only files with the same length and middle are read whole."""
-    train, test = category_dir / "train" / NORMAL, category_dir / "test"
-    by_middle = dict(grouped((middle(path), path) for path in sorted(train.iterdir()) if is_picture(path)))
-    same = [
-        Case(tuple(path.relative_to(category_dir).as_posix() for path in (other, file)), SAME)
-        for folder in (folders_in(test) if test.is_dir() else [])
-        for file in sorted(folder.iterdir())
-        if is_picture(file)
-        for other in by_middle.get(middle(file), ())
-        if filecmp.cmp(other, file, shallow=False)
-    ]
-    if same:
-        yield Finding(WARNING, "identical files in train and test", tuple(same), *LEAK)
+def identical_file_findings(category_dir: Path) -> Iterator[Finding]:
+    """Compare test files with training files; only files with the same length and middle are read as a whole."""
+    train = group_by_key((file_key(path), path) for path in picture_files(category_dir / "train" / NORMAL))
+    test = [path for folder in subfolders(category_dir / "test") for path in picture_files(folder)]
+    candidates = [(other, path) for path in test for other in train.get(file_key(path), ())]
+    pairs = [pair for pair in candidates if filecmp.cmp(*pair, shallow=False)]
+    cases = [Case((path_in(category_dir, first), path_in(category_dir, second)), SAME) for first, second in pairs]
+    yield make_finding("identical files in train and test", cases)
 
 
-def middle(path: Path) -> tuple[int, bytes]:
-    """The file's length, and some bytes of its middle."""
+def file_key(path: Path) -> tuple[int, bytes]:
+    """Return the file's length and some bytes of its middle."""
     length = path.stat().st_size
     with path.open("rb") as file:
         file.seek(length // 2)
-        return length, file.read(MIDDLE)
-
-
-# Words and pictures
-
-
-def category_overview(category_dir: Path, looks: Sequence[ImageFacts]) -> list[str]:
-    """A line a folder: how many pictures and masks, of which sizes and modes."""
-    lines = [f"{category_dir}: {len(looks)} pictures", f"  {'folder':28}{'pictures':>9}{'masks':>7}  sizes and modes"]
-    for (split, kind), members in grouped(((look.split, look.kind), look) for look in looks):
-        masks = len(masks_in(category_dir / "ground_truth" / kind)) if split == "test" and kind != NORMAL else 0
-        sizes, modes = (
-            Counter(by(look.size) for look in members if not look.problem),
-            Counter(look.mode for look in members if not look.problem),
-        )
-        spread = f"{', '.join(most(sizes))}; {', '.join(most(modes))}"
-        lines.append(f"  {split + '/' + kind:28}{len(members):9}{masks or '':>7}  {spread}")
-    return lines
-
-
-def sheet_rows(looks: Sequence[ImageFacts], findings: Sequence[Finding]) -> dict[str, list[str]]:
-    """Pictures by caption: of each folder some evenly spread over it, of each finding the first ones."""
-    rows: dict[str, list[str]] = {}
-    for (split, kind), members in grouped(((look.split, look.kind), look.path) for look in looks if not look.problem):
-        rows[f"{split}/{kind} ({len(members)})"] = list(members[:: -(-len(members) // SHEET_PICTURES)])
-    readable = {look.path for look in looks if not look.problem}
-    for finding in findings:
-        names = [name for case in finding.cases for name in case.files if name in readable]
-        rows[f"{finding.level}: {finding.what} ({len(finding.cases)})"] = names[:SHEET_PICTURES]
-    return {caption: names for caption, names in rows.items() if names}
-
-
-def count_of(folder: Path) -> int:
-    return sum(is_picture(path) for path in folder.iterdir()) if folder.is_dir() else 0
-
-
-def most(counts: "Counter[str]") -> list[str]:
-    """The three most frequent, and how many others there are."""
-    common = counts.most_common(3)
-    return [f"{name} ({number})" if len(counts) > 1 else name for name, number in common] + [
-        f"{len(counts) - 3} more"
-    ] * (len(counts) > 3)
-
-
-def by(size: Size) -> str:
-    return f"{size[0]}×{size[1]}"
+        return length, file.read(COMPARED_BYTES)

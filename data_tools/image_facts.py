@@ -1,9 +1,9 @@
-"""What is seen of a category's pictures and masks, file by file, for `doctor.py` to judge."""
+"""Measure each picture and each mask of a category, for `check.py` to find problems in."""
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -17,14 +17,13 @@ from images.bit_depth import UnusableError
 from images.read import LARGEST_LABEL, Size, mask_values, read_header, read_shown
 from runtime.progress import count_progress
 
-AT_ONCE = 16  # pictures that are read ahead
+READ_AHEAD = 16  # pictures
 GREY = (0.1, 0.9)  # of a mask's highest value: neither black nor white
 GREY_MODES = ("1", "L", "LA", "F")
-DARK, EVEN = (
-    16,
-    3,
-)  # grey levels: all but 0.1 % of a nearly black picture is below DARK, a constant one spans less than EVEN
-LEFT_OUT = 0.001  # share of a picture's pixels that its darkest and its brightest grey leave out
+DARK = 16  # grey levels; 99.9 % of the pixels of a nearly black picture are below
+CONSTANT = 3  # grey levels; 99.8 % of the pixels of a constant picture differ by less
+IGNORED_SHARE = 0.001  # of the darkest and of the brightest pixels
+UNKNOWN_SIZE = (0, 0)  # of an unreadable picture
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -32,134 +31,151 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What is seen of one picture: where it is, (width, height), the file's mode, a digest of its pixels, a thumbnail, darkest and brightest
-    grey (but for 0.1 % of the pixels), or what is wrong with it."""
+    """A picture: its path in the category, split and kind, and what its file holds or why it is unreadable."""
 
     path: str
     split: str
     kind: str
-    size: Size = (0, 0)
-    mode: str = ""
-    digest: bytes = b""
+    size: Size = UNKNOWN_SIZE
+    mode: str = ""  # Pillow's
+    digest: bytes = b""  # of its pixels
     thumbnail: similarity.Thumbnails | None = None
-    span: tuple[float, float] = (0, 255)
+    grey_range: tuple[float, float] = (0, 255)  # without IGNORED_SHARE at both ends
     problem: str = ""
 
     @property
-    def even(self) -> bool:
-        """Whether it is of one grey."""
-        return self.span[1] - self.span[0] < EVEN
+    def constant(self) -> bool:
+        return self.grey_range[1] - self.grey_range[0] < CONSTANT
 
     @property
     def dark(self) -> bool:
-        return self.span[1] < DARK
+        return self.grey_range[1] < DARK
 
     @property
-    def deep(self) -> bool:
-        """Whether it holds 16 bits."""
+    def sixteen_bit(self) -> bool:
         return self.mode.startswith("I")
 
     @property
     def colour(self) -> str:
-        return "grey" if self.deep or self.mode in GREY_MODES else "colour"
+        return "grey" if self.sixteen_bit or self.mode in GREY_MODES else "colour"
 
 
 class MaskFacts(NamedTuple):
-    """What is seen of one mask: its file and its picture's, its size, the share that it marks and how much of that is grey, or a problem."""
+    """A mask: its path, its picture's size, and what its file holds or why it is unreadable."""
 
     path: str
-    picture: str
-    size: Size = (0, 0)
-    marked: float = 1.0
-    grey: float = 0.0
+    picture_size: Size
+    size: Size = UNKNOWN_SIZE
+    marked: float = 1.0  # share of the pixels that are not black
+    grey: float = 0.0  # share of the marked pixels that are not white
     problem: str = ""
 
 
-def read_all_facts(category_dir: Path, workers: int) -> list[ImageFacts]:
-    """Every picture of train/good and test, in order."""
+class MaskMatches(NamedTuple):
+    """Masks with their pictures, and the paths of those that have no partner."""
+
+    pairs: list[tuple[Path, ImageFacts]]
+    pictures_without_mask: list[str]
+    masks_without_picture: list[str]
+
+
+def read_image_facts(category_dir: Path, workers: int) -> list[ImageFacts]:
+    """Return the facts of all pictures in train/good and test, in order."""
     folders = [("train", category_dir / "train" / NORMAL)]
-    if (category_dir / "test").is_dir():
-        folders += [("test", folder) for folder in folders_in(category_dir / "test")]
+    folders += [("test", folder) for folder in subfolders(category_dir / "test")]
     files = [
-        (path, ImageFacts(path.relative_to(category_dir).as_posix(), split, folder.name))
+        (path, ImageFacts(path_in(category_dir, path), split, folder.name))
         for split, folder in folders
-        if folder.is_dir()
-        for path in sorted(folder.iterdir())
-        if is_picture(path)
+        for path in picture_files(folder)
     ]
-    batches = read_ahead(lambda file: read_facts(*file), files, AT_ONCE, workers)
+    batches = read_ahead(lambda file: read_picture_facts(*file), files, READ_AHEAD, workers)
     return list(count_progress(chain.from_iterable(batches), len(files), f"checking {category_dir.name}"))
 
 
-def read_facts(path: Path, look: ImageFacts) -> ImageFacts:
+def read_picture_facts(path: Path, place: ImageFacts) -> ImageFacts:
     try:
         picture, size = read_shown(path, 3, lambda width, height: (similarity.SIDE, similarity.SIDE))
     except (ValueError, OSError) as error:
-        return ImageFacts(look.path, look.split, look.kind, problem=problem_of(error))
-    seen = read_header(path)
-    return facts_of(ImageFacts(look.path, look.split, look.kind, size, seen[1] if seen else "deep TIFF"), picture)
+        return replace(place, problem=describe_problem(error))
+    header = read_header(path)
+    return measure_picture(replace(place, size=size, mode=header[1] if header else "deep TIFF"), picture)
 
 
-def problem_of(error: ValueError | OSError) -> str:
-    """Return what is wrong with a file, without its name, so that files of one problem can stand together."""
+def describe_problem(error: ValueError | OSError) -> str:
+    """Return what is wrong with a file, without its name, so that files with one problem can be grouped."""
     if isinstance(error, UnusableError):
         return error.reason
     return "no permission to read it" if isinstance(error, PermissionError) else str(error)
 
 
-def facts_of(look: ImageFacts, picture: Image.Image) -> ImageFacts:
+def measure_picture(facts: ImageFacts, picture: Image.Image) -> ImageFacts:
+    """Return `facts` with what the pixels say."""
     grey = np.asarray(picture.convert("L"))
-    levels = np.cumsum(np.bincount(grey.ravel(), minlength=256)) / grey.size
-    span = (float(np.searchsorted(levels, LEFT_OUT)), float(np.searchsorted(levels, 1 - LEFT_OUT)))
-    digest = hashlib.sha256(f"{look.size}".encode() + picture.tobytes()).digest()
-    return ImageFacts(
-        look.path, look.split, look.kind, look.size, look.mode, digest, similarity.thumbnail(picture), span
-    )
+    shares = np.cumsum(np.bincount(grey.ravel(), minlength=256)) / grey.size
+    darkest, brightest = (float(np.searchsorted(shares, share)) for share in (IGNORED_SHARE, 1 - IGNORED_SHARE))
+    digest = hashlib.sha256(f"{facts.size}".encode() + picture.tobytes()).digest()
+    thumbnail = similarity.make_thumbnail(picture)
+    return replace(facts, digest=digest, thumbnail=thumbnail, grey_range=(darkest, brightest))
 
 
-def read_mask_facts(path: Path, name: str, picture: ImageFacts) -> MaskFacts:
+def read_mask_facts(category_dir: Path, matches: MaskMatches, workers: int) -> list[MaskFacts]:
+    """Return the facts of all masks that have a picture, in order."""
+    masks = [(path, MaskFacts(path_in(category_dir, path), image.size)) for path, image in matches.pairs]
+    return list(chain.from_iterable(read_ahead(lambda mask: measure_mask(*mask), masks, READ_AHEAD, workers)))
+
+
+def measure_mask(path: Path, facts: MaskFacts) -> MaskFacts:
     try:
-        values, labels = mask_values(path)
+        values, is_label = mask_values(path)
     except (ValueError, OSError) as error:
-        return MaskFacts(name, picture.path, problem=problem_of(error))
-    top, marked = int(values.max()), int(np.count_nonzero(values))
-    low, high = (share * top for share in GREY)
-    grey = 0 if labels or top <= LARGEST_LABEL else int(np.count_nonzero((values > low) & (values < high)))
-    return MaskFacts(
-        name, picture.path, (values.shape[1], values.shape[0]), marked / values.size, grey / max(marked, 1)
-    )
+        return facts._replace(problem=describe_problem(error))
+    highest, marked = int(values.max()), int(np.count_nonzero(values))
+    low, high = (share * highest for share in GREY)
+    black_and_white = is_label or highest <= LARGEST_LABEL
+    grey = 0 if black_and_white else int(np.count_nonzero((values > low) & (values < high)))
+    return facts._replace(size=values.shape[::-1], marked=marked / values.size, grey=grey / max(marked, 1))
 
 
-def match_masks(
-    category_dir: Path, looks: Sequence[ImageFacts]
-) -> tuple[list[tuple[Path, str, ImageFacts]], list[str], list[str]]:
-    """(masks with their names and pictures, pictures without one, masks without a picture)."""
-    pairs, without, unused = [], [], []
+def match_masks(category_dir: Path, pictures: Sequence[ImageFacts]) -> MaskMatches:
+    """Find the mask of each defective picture: <stem>_mask.* or <stem>.* in its folder of ground_truth."""
+    matches = MaskMatches([], [], [])
     truth_dir = category_dir / "ground_truth"
-    folders = {folder.name for folder in folders_in(truth_dir)} if truth_dir.is_dir() else set()
-    kinds = grouped((look.kind, look) for look in looks if look.split == "test" and look.kind != NORMAL)
-    by_kind = dict.fromkeys(folders - {NORMAL}, ()) | dict(kinds)
-    for kind, members in sorted(by_kind.items()):
-        left = masks_in(truth_dir / kind)
-        for look in members:
-            stem = Path(look.path).stem
-            mask = left.pop(stem + MASK_ENDING, None) or left.pop(stem, None)
-            if mask is None:
-                without.append(look.path)
+    members = group_by_key((image.kind, image) for image in pictures if image.split == "test" and image.kind != NORMAL)
+    for kind in sorted({folder.name for folder in subfolders(truth_dir)} - {NORMAL} | members.keys()):
+        masks = masks_in(truth_dir / kind)
+        for image in members.get(kind, ()):
+            stem = Path(image.path).stem
+            mask = masks.pop(stem + MASK_ENDING, None) or masks.pop(stem, None)
+            if mask:
+                matches.pairs.append((mask, image))
             else:
-                pairs.append((mask, mask.relative_to(category_dir).as_posix(), look))
-        unused += [path.relative_to(category_dir).as_posix() for path in left.values()]
-    return pairs, without, unused
+                matches.pictures_without_mask.append(image.path)
+        matches.masks_without_picture.extend(path_in(category_dir, path) for path in masks.values())
+    return matches
 
 
-def thumbnails(looks: Sequence[ImageFacts]) -> similarity.Thumbnails:
-    """(N, SIDE, SIDE) of those that could be read."""
-    return np.stack([look.thumbnail for look in looks if look.thumbnail is not None])
+def stack_thumbnails(pictures: Sequence[ImageFacts]) -> similarity.Thumbnails:
+    """Return the thumbnails of the readable pictures, (N, SIDE, SIDE)."""
+    return np.stack([image.thumbnail for image in pictures if image.thumbnail is not None])
 
 
-def grouped(pairs: Iterable[tuple[Key, Value]]) -> list[tuple[Key, tuple[Value, ...]]]:
-    """Each key with its values, in the order of their first ones."""
+def subfolders(folder: Path) -> list[Path]:
+    """Return the subfolders, none where there is no folder."""
+    return folders_in(folder) if folder.is_dir() else []
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Return the picture files, none where there is no folder."""
+    return sorted(filter(is_picture, folder.iterdir())) if folder.is_dir() else []
+
+
+def path_in(category_dir: Path, path: Path) -> str:
+    return path.relative_to(category_dir).as_posix()
+
+
+def group_by_key(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, tuple[Value, ...]]:
+    """Return the values of each key, in the order in which the keys first appear."""
     groups: dict[Key, list[Value]] = defaultdict(list)
     for key, value in pairs:
         groups[key].append(value)
-    return [(key, tuple(values)) for key, values in groups.items()]
+    return {key: tuple(values) for key, values in groups.items()}

@@ -1,69 +1,88 @@
-"""Own pictures, planned into the MVTec AD layout: a seeded split without near-duplicates on both sides, kinds of defects from folder names,
-masks found by name or drawn from annotations (`annotations.py`)."""
+"""Plan a category from the user's own pictures.
+
+Normal pictures are split by a seed, near-duplicates on one side. Subfolders name the kinds of defects. Masks are found
+by name or drawn from annotations.
+"""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from data_tools.annotations import Annotation, read_annotations
-from data_tools.category_writer import TEST_GOOD, TRAIN_GOOD, CategoryPlan, Mask, merge_masks
-from data_tools.similarity import drawn_apart, groups_of_pictures
+from data_tools.archives import relative_path
+from data_tools.category_writer import (
+    TEST_GOOD,
+    TRAIN_GOOD,
+    UNNAMED_KIND,
+    CategoryPlan,
+    DataSetInfo,
+    Mask,
+    PlannedFile,
+    size_text,
+)
+from data_tools.similarity import draw_test_pictures
 from dataset import NORMAL, is_hidden, is_picture
-from images.read import open_upright
+from images.read import defective, open_upright
 from runtime.errors import MissingFileError, UserError
 
-BAD = "bad"  # kind of the defective pictures that are in no subfolder
 MASK_ENDINGS = ("_mask", "_label", "_gt", "_GT")
 
-MaskSource = Path | Annotation
+
+@dataclass(frozen=True, eq=False)
+class MaskSource:
+    """A mask file or an annotation, and the folders of the picture that it belongs to."""
+
+    file: Path
+    folders: tuple[str, ...]
+    annotation: Annotation | None = None
 
 
-def plan_own_images(category: str, normal: Path, defects: Path | None, masks: Path | None, seed: int) -> CategoryPlan:
-    """The category of the pictures in `normal`, of which a fifth is to test with, and in `defects`, a subfolder a kind. Masks are searched in
-    `masks` or, where that is not given, beside the defective pictures; there may be none at all.
+def plan_own_images(
+    category: str, normal: Path, source: Path, defects: Path | None, masks: Path | None, seed: int
+) -> CategoryPlan:
+    """Plan the pictures in `normal`, a fifth of them to test with, and in `defects`, a kind in each subfolder.
 
-    Raises FileNotFoundError or ValueError where pictures or some of the masks are missing, or where it is not clear which is whose.
+    `source` is the archive or folder that `normal` comes from. Masks are searched in `masks` or, without it, beside
+    the defective pictures; there may be none at all.
+    Raise MissingFileError where pictures or some of the masks are missing, UserError where masks are ambiguous.
     """
-    plan = CategoryPlan(category)
-    sound = list(own_pictures(normal, [defects, masks]))
-    found = list(own_pictures(defects, [normal, masks if masks != defects else None])) if defects else []
-    spoilt = [picture for picture in found if not is_mask_of_another(picture)]
-    groups = groups_of_pictures(sound, spoilt)
-    held = drawn_apart(
-        {picture: groups[picture] for picture in sound}, normal, seed, {groups[picture] for picture in spoilt}
-    )
-    for picture, name in unique_names(sound, normal).items():
-        plan.picture(TEST_GOOD if picture in held else TRAIN_GOOD, picture, name)
+    relative_path(category, "data.category")
+    plan = CategoryPlan(DataSetInfo("own pictures", str(source), "your own"), category)
+    normal_pictures = find_pictures(normal, [defects, masks])
+    candidates = find_pictures(defects, [normal, masks if masks != defects else None]) if defects else []
+    defective_pictures = [picture for picture in candidates if not is_mask_beside(picture)]
+    test = draw_test_pictures(normal_pictures, defective_pictures, normal, seed)
+    for picture, name in unique_names(normal_pictures, normal).items():
+        plan.add_file(TEST_GOOD if picture in test else TRAIN_GOOD, picture, name)
     if defects:
-        add_defects(plan, spoilt, defects, mask_sources(masks, defects))
+        add_defects(plan, defective_pictures, defects, find_mask_sources(masks, defects))
     return plan
 
 
-def own_pictures(folder: Path, leave_out: Iterable[Path | None]) -> Iterator[Path]:
-    """The pictures of a folder and its subfolders but for those of `leave_out`, where they lie in it, in order."""
+def find_pictures(folder: Path, excluded: Iterable[Path | None]) -> list[Path]:
+    """Return the pictures in a folder and its subfolders, without those in the folders `excluded` inside it."""
     if not folder.is_dir():
         raise MissingFileError(f"no folder {folder}; name the one that holds the pictures")
-    inner = (other.resolve() for other in leave_out if other)
-    others = {other for other in inner if folder.resolve() in (other, *other.parents)}
-    found = [
+    others = {other.resolve() for other in excluded if other}
+    inside = {other for other in others if folder.resolve() in (other, *other.parents)}
+    pictures = [
         path
         for path in sorted(folder.rglob("*"))
         if is_picture(path)
         and not is_hidden(path, folder)
-        and others.isdisjoint([path.resolve(), *path.resolve().parents])
+        and inside.isdisjoint([path.resolve(), *path.resolve().parents])
     ]
-    if not found:
+    if not pictures:
         raise MissingFileError(f"no pictures in {folder}; name a folder that holds some")
-    yield from found
+    return pictures
 
 
-def is_mask_of_another(picture: Path) -> bool:
-    """Whether it is 000_mask.png beside 000.jpg."""
-    partner = without_ending(picture.stem)
-    return partner != picture.stem and any(
-        other.stem == partner and is_picture(other) for other in picture.parent.iterdir()
-    )
+def is_mask_beside(picture: Path) -> bool:
+    """Return whether the file is the mask of a picture beside it, such as 000_mask.png beside 000.jpg."""
+    stem = without_ending(picture.stem)
+    return stem != picture.stem and any(other.stem == stem and is_picture(other) for other in picture.parent.iterdir())
 
 
 def without_ending(stem: str) -> str:
@@ -71,106 +90,97 @@ def without_ending(stem: str) -> str:
 
 
 def unique_names(pictures: Iterable[Path], folder: Path) -> dict[Path, str]:
-    """A file name for each, in one folder: its own, with its subfolders' in front; where two differ by the ending alone that is added."""
-    short = {picture: "_".join(picture.relative_to(folder).with_suffix("").parts) for picture in pictures}
-    count = Counter(short.values())
-    stems = {
-        picture: stem if count[stem] == 1 else f"{stem}_{picture.suffix[1:].lower()}" for picture, stem in short.items()
+    """Return a file name for each picture: subfolders and stem, with the suffix in the stem where two names collide."""
+    stems = {picture: "_".join(picture.relative_to(folder).with_suffix("").parts) for picture in pictures}
+    count = Counter(stems.values())
+    return {
+        picture: (stem if count[stem] == 1 else f"{stem}_{picture.suffix[1:].lower()}") + picture.suffix
+        for picture, stem in stems.items()
     }
-    return {picture: stem + picture.suffix for picture, stem in stems.items()}
 
 
-def add_defects(plan: CategoryPlan, pictures: list[Path], defects: Path, sources: dict[str, list[MaskSource]]) -> None:
-    """Defective pictures, and their masks where there are any."""
-    by_folder: dict[Path, list[Path]] = {}
+def add_defects(
+    plan: CategoryPlan, pictures: Iterable[Path], defects: Path, sources: Mapping[str, Sequence[MaskSource]]
+) -> None:
+    """Add defective pictures and, where there are any `sources`, their masks."""
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
     for picture in pictures:
-        by_folder.setdefault(picture.parent, []).append(picture)
-    used: dict[int, Path] = {}
+        by_folder[picture.parent].append(picture)
+    used: dict[MaskSource, Path] = {}
     for folder, members in by_folder.items():
-        kind = "_".join(folder.relative_to(defects).parts) or BAD
+        kind = "_".join(folder.relative_to(defects).parts) or UNNAMED_KIND
         if kind == NORMAL:
-            raise UserError(f"{folder} holds normal pictures by its name; move them to the normal ones, or rename it")
+            raise UserError(f"{folder} is named as normal pictures; move them to the normal ones, or rename it")
         for picture, name in unique_names(members, folder).items():
-            plan.picture(f"test/{kind}", picture, name)
+            plan.add_file(f"test/{kind}", picture, name)
             if not sources:
                 continue
-            source = mask_source(picture, defects, sources)
-            if id(source) in used:
-                raise UserError(
-                    f"{file_of(source)} would be the mask of both {used[id(source)]} and {picture}; name masks by folder and picture"
-                )
-            used[id(source)] = picture
-            add_mask(plan, kind, PurePosixPath(name).stem, picture, source)
+            source = choose_mask_source(picture, defects, sources)
+            if source in used:
+                both = f"{used[source]} and {picture}"
+                raise UserError(f"{source.file} would be the mask of both {both}; name masks by folder and picture")
+            used[source] = picture
+            plan.add_drawn_mask(kind, PurePosixPath(name).stem, plan_mask(source, picture))
 
 
-def add_mask(plan: CategoryPlan, kind: str, stem: str, picture: Path, source: MaskSource) -> None:
-    if isinstance(source, Path):
-        plan.mask(kind, stem, source, draw=lambda: mask_of_its_size(source, picture))
-        return
+def plan_mask(source: MaskSource, picture: Path) -> PlannedFile:
+    annotation = source.annotation
+    if annotation is None:
+        return PlannedFile((source.file,), lambda: read_mask_of(source.file, picture))
     content = hashlib.sha256(source.file.read_bytes()).hexdigest()
-    plan.mask(kind, stem, source.file, draw=lambda: source.mask(open_upright(picture).size), detail=content)
+    return PlannedFile((source.file,), lambda: annotation.mask(open_upright(picture).size), content)
 
 
-def mask_of_its_size(source: Path, picture: Path) -> Mask:
-    mask, size = merge_masks((source,)), open_upright(picture).size
-    if mask.shape[::-1] != size:
-        raise UserError(
-            f"mask {source} is {mask.shape[1]}×{mask.shape[0]}, its picture {picture} {size[0]}×{size[1]}; make them the same"
-        )
+def read_mask_of(source: Path, picture: Path) -> Mask:
+    """Return the mask of a picture. Raise UserError where their sizes differ."""
+    mask, (width, height) = defective(source), open_upright(picture).size
+    if mask.shape != (height, width):
+        sizes = f"mask {source} is {size_text(mask)}, its picture {picture} {width}×{height}"
+        raise UserError(f"{sizes}; make them the same size")
     return mask
 
 
-def mask_sources(masks: Path | None, defects: Path) -> dict[str, list[MaskSource]]:
-    """All masks and annotations in a folder (or the one file) by the stem of their picture."""
+def find_mask_sources(masks: Path | None, defects: Path) -> dict[str, list[MaskSource]]:
+    """Return all masks and annotations in a folder, or in one file, by the stem of their picture."""
     place = masks or defects
     if not place.exists():
         raise MissingFileError(f"no masks at {place}; name a folder of masks or annotations, or one JSON file")
     files = [place] if place.is_file() else [path for path in sorted(place.rglob("*")) if not is_hidden(path, place)]
-    sources: dict[str, list[MaskSource]] = {}
+    sources: dict[str, list[MaskSource]] = defaultdict(list)
     for path in files:
         if path.suffix.lower() == ".json":
             for annotation in read_annotations(path):
-                sources.setdefault(annotation.picture.stem, []).append(annotation)
-        elif is_picture(path) and (masks not in (None, defects) or is_mask_of_another(path)):
+                folders = annotation.picture.parent.parts or path.parent.parts  # LabelMe names no folders
+                sources[annotation.picture.stem].append(MaskSource(path, folders, annotation))
+        elif is_picture(path) and (masks not in (None, defects) or is_mask_beside(path)):
+            source = MaskSource(path, path.parent.parts)
             for stem in {path.stem, without_ending(path.stem)}:
-                sources.setdefault(stem, []).append(path)
+                sources[stem].append(source)
     if masks and not sources:
         raise MissingFileError(
-            f"no masks in {masks}; it should hold pictures named as the defective ones, or JSON of LabelMe, COCO or Label Studio"
+            f"no masks in {masks}; it should hold masks named as the defective pictures, "
+            "or JSON of LabelMe, COCO or Label Studio"
         )
     return sources
 
 
-def mask_source(picture: Path, defects: Path, sources: dict[str, list[MaskSource]]) -> MaskSource:
-    """The mask or annotation of the picture's name; of several, the one whose folders are most like its own."""
+def choose_mask_source(picture: Path, defects: Path, sources: Mapping[str, Sequence[MaskSource]]) -> MaskSource:
+    """Return the mask or annotation with the picture's name; of several, the one with the most folders in common."""
     candidates = sources.get(picture.stem, [])
     if not candidates:
-        raise MissingFileError(
-            f"no mask for {picture}; add {picture.stem}_mask.png or an annotation, or leave all masks away"
-        )
+        remedy = f"add {picture.stem}_mask.png or an annotation, or remove all masks"
+        raise MissingFileError(f"no mask for {picture}; {remedy}")
     folders = picture.relative_to(defects).parts[:-1]
-    shared = [common_ending(folders, parents_of(candidate)) for candidate in candidates]
+    shared = [common_ending(folders, candidate.folders) for candidate in candidates]
     best = [candidate for candidate, count in zip(candidates, shared, strict=True) if count == max(shared)]
     if len(best) > 1:
-        files = " and ".join(str(file_of(candidate)) for candidate in best[:2])
-        raise UserError(
-            f"{files} may both be the mask of {picture}; put masks into folders named as the pictures', or remove one"
-        )
+        files = f"{best[0].file} and {best[1].file}"
+        remedy = "put masks into folders named as the pictures', or remove one"
+        raise UserError(f"{files} may both be the mask of {picture}; {remedy}")
     return best[0]
 
 
-def parents_of(source: MaskSource) -> tuple[str, ...]:
-    """The folders that tell whose mask it is: those a picture is listed under, and those of the file itself (LabelMe names no others)."""
-    if isinstance(source, Annotation) and source.picture.parent.parts:
-        return source.picture.parent.parts
-    return file_of(source).parent.parts
-
-
-def file_of(source: MaskSource) -> Path:
-    return source if isinstance(source, Path) else source.file
-
-
-def common_ending(ours: tuple[str, ...], theirs: tuple[str, ...]) -> int:
-    """How many names are the same, from the last one on."""
+def common_ending(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    """Return the number of equal names, counted from the last."""
     pairs = list(zip(reversed(ours), reversed(theirs), strict=False))
     return next((count for count, (our, their) in enumerate(pairs) if our != their), len(pairs))

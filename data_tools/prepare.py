@@ -1,27 +1,23 @@
-"""Data sets made ready: the download of a published one, or own pictures, into <data_dir>/<category> in the MVTec AD layout.
+"""Prepare a published data set or the user's own pictures in the MVTec AD layout: <data_dir>/<category>.
 
-Where they go: to --output DIR; else to data.data_dir, where that is given or the configuration's data.name is this data set; else to a folder
-named after the data set beside it. Beside the pictures of each category stands preparation.json: what it was made from, and its licence.
+The folder is --output; else data.data_dir, where the command line gives it or data.name is this data set; else a folder
+named after the data set beside data.data_dir. preparation.json in each category names its source and licence.
 """
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from config.checks import check_sections
-from config.keys import AUTO, PER_IMAGE
-from config.load import BY_NETWORK, HELD_OUT, read_sections
+from config.load import build_settings, parse_override, read_sections, unpublished_keys
 from config.presets import LAPTOP
-from config.published import published_rows
-from data_tools.archives import open_source, relative_path
-from data_tools.category_writer import TEST_GOOD, TRAIN_GOOD, CategoryPlan, write_category
+from data_tools.archives import open_source
+from data_tools.category_writer import CategoryPlan, write_category
 from data_tools.own_images import plan_own_images
 from data_tools.published_sets import (
     ONE_CLASS,
-    DataSetInfo,
-    PlannedCategories,
     plan_btad,
     plan_kolektor,
     plan_mtd,
@@ -32,21 +28,19 @@ from data_tools.published_sets import (
 from dataset import held_out_count
 from runtime.errors import UserFileError
 
-NAMES = {
-    "visa": "VisA",
-    "mvtec": "MVTec",
-    "mtd": "MTD",
-    "btad": "BTAD",
-    "ksdd": "KSDD",
+NAMES = {  # of the data set's folder, and data.name, by kind of preparation
+    **{"visa": "VisA", "mvtec": "MVTec", "mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD"},
     "folder": "own",
-}  # data.name, and the folder's
-NORMAL_NAMES = ("good", "normal", "ok", "train")  # folders that do not name what is on the pictures
-CONFIGURATION = "config.yaml"  # which main.py takes where no other is named
+}
+GENERAL_NAMES = ("good", "normal", "ok", "train")  # of folders; they do not say what the pictures show
+DEFAULT_CONFIGURATION = "config.yaml"
+
+Sections = dict[str, dict[str, object]]  # settings by section and key
 
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """What to prepare, by the flag's name; where from, and the other flags."""
+    """What to prepare: its kind, as in the flag's name, its source, and the other flags."""
 
     kind: str
     source: Path
@@ -57,139 +51,122 @@ class PrepareRequest:
 
 
 def prepare_data_set(request: PrepareRequest, configuration: str, overrides: Sequence[str]) -> None:
-    """Prepare, count, and print the command that trains on it. Raises ValueError or OSError, naming what can't be read or written."""
-    values = check_sections(read_sections(configuration, overrides))
-    data_dir = destination(request, values["data"], overrides)
+    """Write all categories of a data set, and print the command that trains on the first one.
+
+    Raise UserError that names what can't be read or written.
+    """
+    sections = check_sections(read_sections(configuration, overrides))
+    data_dir = choose_data_dir(request, sections["data"], overrides)
     make_folder(data_dir)
     with open_source(request.source.expanduser().resolve(), data_dir) as root:
-        plans = list(
-            plan_data_set(request, root, values, overrides)
-        )  # all of them before a file is made: what is wrong is said at once
-        for about, plan in plans:
-            write_data_set(about, plan, data_dir)
-    print(f"next: {next_command(request, plans[0][1], data_dir, configuration, overrides)}", flush=True)
+        given = "data.category" in given_keys(overrides)
+        category = sections["data"]["category"] if given else category_name(root)
+        plans = list(plan_categories(request, root, category, sections["model"]["seed"]))
+        command = next_command(request, plans[0], data_dir, configuration, overrides)
+        for plan in plans:  # only now, when all mistakes have been reported
+            write_category(plan, data_dir / plan.category)
+            print("\n".join(describe_category(plan, data_dir / plan.category)))
+    print(f"next: {command}", flush=True)
 
 
-def destination(request: PrepareRequest, data: dict[str, Any], overrides: Sequence[str]) -> Path:
-    """The folder of the categories."""
+def choose_data_dir(request: PrepareRequest, data: Mapping[str, object], overrides: Iterable[str]) -> Path:
+    name, data_dir = NAMES[request.kind], Path(str(data["data_dir"]))
     if request.output:
         return request.output
-    name = NAMES[request.kind]
-    if data["name"].lower() == name.lower() or is_overridden("data.data_dir", overrides):
-        return Path(data["data_dir"])
-    return Path(data["data_dir"].parent / (name if request.split == ONE_CLASS else f"{name}_{request.split}"))
+    if str(data["name"]).lower() == name.lower() or "data.data_dir" in given_keys(overrides):
+        return data_dir
+    return sibling(data_dir, name if request.split == ONE_CLASS else f"{name}_{request.split}")
 
 
-def is_overridden(key: str, overrides: Sequence[str]) -> bool:
-    return any(override.startswith(f"{key}=") for override in overrides)
+def sibling(folder: Path, name: str) -> Path:
+    """Return the path `name` beside `folder`; `.` and `..`, which have no name, are resolved first."""
+    return (folder.resolve() if folder.name in ("", "..") else folder).parent / name
 
 
-def make_folder(data_dir: Path) -> None:
+def given_keys(overrides: Iterable[str]) -> set[str]:
+    return {parse_override(override)[0] for override in overrides}
+
+
+def make_folder(folder: Path) -> None:
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserFileError(
-            f"can't make the folder {data_dir}: {error.strerror}; name another with --output"
-        ) from error
+        raise UserFileError(f"can't make the folder {folder}: {error.strerror}; name another with --output") from error
 
 
-def plan_data_set(
-    request: PrepareRequest, root: Path, values: dict[str, dict[str, Any]], overrides: Sequence[str]
-) -> PlannedCategories:
-    """All categories that the source holds."""
-    seed = values["model"]["seed"]
-    if request.kind == "folder":
-        category = values["data"]["category"] if is_overridden("data.category", overrides) else category_name(root)
-        relative_path(category, "data.category")
-        plan = plan_own_images(category, root, request.defects, request.masks, seed)
-        return iter([(DataSetInfo("own pictures", str(request.source), "your own"), plan)])
-    if request.kind == "visa":
-        return plan_visa(root, request.split)
-    if request.kind == "mvtec":
-        return plan_mvtec(root)
-    if request.kind == "btad":
-        return plan_btad(root)
-    return plan_mtd(root, seed) if request.kind == "mtd" else plan_kolektor(root, seed)
+def plan_categories(request: PrepareRequest, root: Path, category: str, seed: int) -> Iterable[CategoryPlan]:
+    """Plan all categories in `root`; the user's own pictures make one, `category`."""
+    planners: dict[str, Callable[[], Iterable[CategoryPlan]]] = {
+        "visa": lambda: plan_visa(root, request.split),
+        "mvtec": lambda: plan_mvtec(root),
+        "btad": lambda: plan_btad(root),
+        "mtd": lambda: [plan_mtd(root, seed)],
+        "ksdd": lambda: [plan_kolektor(root, seed)],
+        "folder": lambda: [plan_own_images(category, root, request.source, request.defects, request.masks, seed)],
+    }
+    return planners[request.kind]()
 
 
 def category_name(folder: Path) -> str:
-    """The name of the folder or, where that says good or train, of the first one above that does not."""
-    return (
-        next((place.name for place in (folder, *folder.parents) if place.name.lower() not in NORMAL_NAMES), "") or "own"
+    """Return the name of the folder or of the first one above it that says what the pictures show."""
+    names = (path.name for path in (folder, *folder.parents) if path.name.lower() not in GENERAL_NAMES)
+    return next(names, "") or NAMES["folder"]
+
+
+def describe_category(plan: CategoryPlan, folder: Path) -> Iterator[str]:
+    """Yield a line with the numbers of pictures, then warnings: missing masks, unexpected numbers."""
+    counts, name = plan.counts(), plan.data_set.name
+    yield (
+        f"{folder}: {counts.train_normal} normal pictures to train on, {counts.test_normal} normal and "
+        f"{counts.test_defective} defective to test ({name}, licence: {plan.data_set.licence})"
     )
-
-
-def write_data_set(about: DataSetInfo, plan: CategoryPlan, data_dir: Path) -> None:
-    """Make one category and say what it holds."""
-    numbers = {
-        "train normal": plan.count(TRAIN_GOOD),
-        "test normal": plan.count(TEST_GOOD),
-        "test defective": plan.count("test"),
-    }
-    folder = data_dir / plan.category
-    write_category(
-        plan, folder, {"data set": about.name, "source": about.source, "licence": about.licence, "pictures": numbers}
-    )
-    counted = f"{numbers['train normal']} normal pictures to train on, {numbers['test normal']} normal and {numbers['test defective']} defective to test"
-    print(f"{folder}: {counted} ({about.name}, licence: {about.licence})")
-    for line in warning_lines(about, plan):
-        print(f"warning: {line}")
-
-
-def warning_lines(about: DataSetInfo, plan: CategoryPlan) -> Iterator[str]:
-    """Where the category differs from the published one, and what it lacks."""
-    train, normal, defective = (
-        plan.count(TRAIN_GOOD),
-        plan.count(TRAIN_GOOD) + plan.count(TEST_GOOD),
-        plan.count("test"),
-    )
-    published = published_counts().get((about.name, plan.category))
-    if published:
-        for name, there, known in zip(
-            ("normal", "training", "defective test"), (normal, train, defective), published, strict=True
-        ):
-            if known is not None and there != known:
-                yield f"{plan.category} has {there} {name} pictures, the published {about.name} {known}; the download may be incomplete"
-    lacking = plan.without_mask()
-    if lacking:
-        yield f"{len(lacking)} defective pictures of {plan.category} have no mask, {lacking[0]} is the first; set data.mask=False, or add them"
+    normal = counts.train_normal + counts.test_normal
+    own = {"normal": normal, "training": counts.train_normal, "defective test": counts.test_defective}
+    published = published_counts().get((name, plan.category), {})
+    for kind, count in own.items():
+        if published.get(kind, count) != count:
+            yield (
+                f"warning: {plan.category} has {count} {kind} pictures, the published {name} {published[kind]}; "
+                "the download may be incomplete"
+            )
+    missing = plan.without_mask()
+    if missing:
+        yield (
+            f"warning: {len(missing)} defective pictures of {plan.category} have no mask, {missing[0]} is the first; "
+            "set data.mask=False, or add them"
+        )
 
 
 def next_command(
     request: PrepareRequest, plan: CategoryPlan, data_dir: Path, configuration: str, overrides: Sequence[str]
 ) -> str:
-    """What trains on the category and detects its defects, with the settings in which it differs from the configuration."""
-    before, after = (check_sections(read_sections(configuration, settings)) for settings in ([], overrides))
-    name, row, preset = NAMES[request.kind], published_rows().get(plan.category, {}), []
-    if row.get("data_set") != name:
-        row = {}
-        planned = after["model"]["epochs"] != AUTO or after["training"]["budget_minutes"]
-        if after["model"]["w"] == AUTO or not planned:  # what nothing is published of the preset has
-            overrides, preset = (
-                [override for override in overrides if not override.startswith("preset=")],
-                [f"preset={LAPTOP}"],
-            )
-            after = check_sections(read_sections(configuration, [*overrides, *preset]))
-    model = after["model"]
-    wanted: dict[str, object] = {"data.name": name, "data.data_dir": data_dir, "data.category": plan.category}
-    if not is_overridden("model.checkpoint_dir", overrides) and before["data"]["name"] != name:
-        wanted["model.checkpoint_dir"] = before["model"]["checkpoint_dir"].parent / name
+    """Return the command that trains on a category, with the settings that differ from the configuration file."""
+    file, name = check_sections(read_sections(configuration)), NAMES[request.kind]
+    changes: Sections = {"data": {"name": name, "data_dir": data_dir, "category": plan.category}, "model": {}}
+    if file["data"]["name"] != name and "model.checkpoint_dir" not in given_keys(overrides):
+        changes["model"]["checkpoint_dir"] = sibling(file["model"]["checkpoint_dir"], name)
     if plan.without_mask():
-        wanted["data.mask"] = False
-    normal, share = plan.count(TRAIN_GOOD), after["calibration"]["share"]
-    held_out = HELD_OUT * (after["score"]["protocol"] == PER_IMAGE) if share == AUTO else share
-    most = normal - held_out_count(normal, held_out, after["calibration"]["pictures"])
-    batch = after["data"]["batch_size"]
-    if most < (BY_NETWORK["batch_size"][model["DDADS"]] if batch == AUTO else batch):
-        wanted["data.batch_size"] = most
-    kept = [override for override in overrides if override.partition("=")[0] not in wanted]
-    changed = [
-        f"{key}={value}"
-        for key, value in wanted.items()
-        if before[key.partition(".")[0]][key.partition(".")[2]] != value
-    ]
-    named = [] if configuration == CONFIGURATION else ["--config", configuration]
-    adapts = int(row.get("DA_chp", 0)) if model["DA_chp"] == AUTO else model["DA_chp"]
-    stages = ["train", *(["domain_adaptation"] if adapts else []), "detection"]
+        changes["data"]["mask"] = False
+    missing = unpublished_keys(merge_sections(read_sections(configuration, overrides), changes))
+    if missing:
+        overrides = [f"preset={LAPTOP}", *without_keys(overrides, ["preset", *missing])]
+    settings = build_settings(merge_sections(read_sections(configuration, overrides), changes))
+    pictures, calibration = plan.counts().train_normal, settings.calibration
+    pictures -= held_out_count(pictures, calibration.share, calibration.pictures)
+    if pictures < settings.data.batch_size:
+        changes["data"]["batch_size"] = pictures
+    stages = ["train", *(["domain_adaptation"] if settings.model.DA_chp else []), "detection"]
     flags = [word for stage in stages for word in (f"--{stage}", "True")]
-    return shlex.join(["python", "main.py", *flags, *named, *preset, *changed, *kept])
+    flags += [] if configuration == DEFAULT_CONFIGURATION else ["--config", configuration]
+    given = [(section, key, value) for section, values in changes.items() for key, value in values.items()]
+    kept = without_keys(overrides, [f"{section}.{key}" for section, key, _ in given])
+    changed = [f"{section}.{key}={value}" for section, key, value in given if file[section][key] != value]
+    return shlex.join(["python", "main.py", *flags, *kept, *changed])
+
+
+def merge_sections(content: Mapping[str, Any], changes: Sections) -> dict[str, Any]:
+    return {**content, **{section: {**(content.get(section) or {}), **changes[section]} for section in changes}}
+
+
+def without_keys(overrides: Iterable[str], keys: Collection[str]) -> list[str]:
+    return [override for override in overrides if parse_override(override)[0] not in keys]

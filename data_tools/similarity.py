@@ -1,15 +1,15 @@
-"""Find pictures that are alike or stand apart by their thumbnails; split a set with near-duplicates on one side.
+"""Find near-duplicates and outliers in a set of pictures, and split a set so that near-duplicates stay together.
 
-Pictures of one object or surface all look alike. They differ in a few ways: light, position, phase of a pattern. Two takes
-of one thing agree beyond that. So this module removes from each thumbnail what the set has in common (its mean and the ways
-in which most of it varies), and compares the rest. Unrelated pictures correlate little in it; copies that were saved again
-or rescaled correlate nearly fully.
+All comparisons use thumbnails, (SIDE, SIDE) grey levels. Pictures of one object or surface all look alike: they differ
+in a few ways, such as light, position, phase of a pattern. Near-duplicates agree beyond that. So each thumbnail loses
+the mean and the principal components of the set, and the residuals are compared. The residuals of unrelated pictures
+hardly correlate; those of copies that were saved again or rescaled correlate almost fully.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,201 +24,215 @@ from runtime.errors import UserError
 from runtime.progress import count_progress
 
 SIDE = 64  # pixels of a thumbnail
-COMMON = 30  # ways of varying that are taken out, at most
-PER_WAY = 4  # pictures that it takes to know one
-LEARNT_FROM = 500  # pictures at most
-ALIKE = 0.95  # correlation of what is left: copies saved as JPEG of quality 75, or at half the size, have 0.98
-FLAT = 1.0  # grey levels of deviation; a flatter thumbnail tells nothing
-AT_ONCE = 512  # rows of the table of all pairs
-READ_AHEAD, WORKERS = 32, 2  # pictures that are read ahead, and threads that read them
-TEST_SHARE = 0.2  # of normal pictures, where a data set has no split of its own
+MOST_COMPONENTS = 30  # principal components that are removed, at most
+PICTURES_PER_COMPONENT = 4  # pictures that it takes to estimate one component
+LARGEST_SAMPLE = 500  # pictures that the components are estimated from, at most
+NEAR_DUPLICATE = 0.95  # correlation of residuals; a JPEG of quality 75 or a copy of half the size reaches 0.98
+FLAT = 1.0  # standard deviation in grey levels; a flatter thumbnail has no content to compare
+ROWS_AT_ONCE = 512  # of the matrix of all pairs
+READ_AHEAD, WORKERS = 32, 2  # pictures, threads
+TEST_SHARE = 0.2  # of the normal pictures, where a data set has no split of its own
 
-FEWEST = 30  # pictures of which one can be said to stand apart
-TAIL = 5  # percent that lie beyond the fence's unit on each side
-FENCE = (
-    5  # units from the median: 8 standard deviations of a normal distribution, 12 times the mean of an exponential one
-)
-BLOCKS = 16  # to a side
-DIM = 16  # grey levels; light is compared by ratio, as lamps and exposures differ, but not below
-NEIGHBOUR = 3  # which near picture tells how far one is from the set; two pictures alike are apart from it still
+FEWEST = 30  # pictures among which an outlier can be found
+TAIL = 5  # percent of the pictures beyond one unit of distance, on each side of the median
+OUTLIER = 5  # units from the median: 8 standard deviations of a normal distribution, 12 means of an exponential one
+BLOCKS = 16  # blocks on each side of a thumbnail
+DIM = 16  # grey levels; brightness is compared by ratio, because exposures differ, but not below this level
+NEIGHBOUR = 3  # the distance to this neighbour counts, so that two equal outliers do not hide each other
+MAD_TO_DEVIATION = 1.4826  # from the median absolute deviation to the standard deviation of a normal distribution
+NOISE = 2  # grey levels
 
-Thumbnails = NDArray[np.float32]
-
-
-class Apart(NamedTuple):
-    """A picture that stands apart: its place in the set, in what it does so, and how many times the fence's unit from the median."""
-
-    place: int
-    what: str
-    distance: float
+Thumbnails = NDArray[np.float32]  # (N, SIDE, SIDE), or (SIDE, SIDE) for one
+Residuals = NDArray[np.float32]  # (N, SIDE²)
 
 
-def thumbnail(picture: Image.Image) -> Thumbnails:
-    """Return the picture's grey levels, (SIDE, SIDE).
+def make_thumbnail(picture: Image.Image) -> Thumbnails:
+    """Return the grey levels of a thumbnail, (SIDE, SIDE).
 
-    A box filter would take 6 or 7 pixels in turn where a side is no multiple of SIDE: half-size copies would differ.
+    A box filter averages 6 or 7 pixels where a side is no multiple of SIDE, so that copies of half the size differ.
     """
     return np.asarray(picture.convert("L").convert("F").resize((SIDE, SIDE), Image.Resampling.HAMMING), np.float32)
 
 
-class Common:
-    """What a set of thumbnails (N, SIDE, SIDE) has in common."""
+class CommonContent:
+    """The mean and the principal components of a set of thumbnails (N, SIDE, SIDE)."""
 
     def __init__(self, thumbnails: Thumbnails):
-        learnt = normalised(thumbnails[:: -(-len(thumbnails) // LEARNT_FROM)])
-        self.mean = learnt.mean(0)
-        centred = learnt - self.mean
+        sample = standardise(thumbnails[:: -(-len(thumbnails) // LARGEST_SAMPLE)])
+        self.mean = sample.mean(0)
+        centred = sample - self.mean
         values, vectors = np.linalg.eigh(centred @ centred.T)
-        ways = min(COMMON, len(learnt) // PER_WAY)
-        strongest = [
-            index for index in np.argsort(values)[::-1][:ways] if values[index] > 1e-6 * max(values.max(), 1e-12)
-        ]
-        self.ways = (centred.T @ vectors[:, strongest]) / np.sqrt(values[strongest])  # (SIDE², ways), orthonormal
+        count = min(MOST_COMPONENTS, len(sample) // PICTURES_PER_COMPONENT)
+        smallest = 1e-6 * max(values.max(), 1e-12)
+        strongest = [index for index in np.argsort(values)[::-1][:count] if values[index] > smallest]
+        self.components = (centred.T @ vectors[:, strongest]) / np.sqrt(values[strongest])  # (SIDE², count)
 
-    def own(self, thumbnails: Thumbnails) -> Thumbnails:
-        """(N, SIDE²) of length 1: what each has of its own; zeros where it has no content."""
-        left = normalised(thumbnails) - self.mean
-        left -= (left @ self.ways) @ self.ways.T
-        length = np.linalg.norm(left, axis=1, keepdims=True)
-        seen = (thumbnails.std((1, 2)) > FLAT)[:, None] & (length > 1e-3)
-        return np.where(seen, left / np.maximum(length, 1e-12), 0).astype(np.float32)
+    def residuals(self, thumbnails: Thumbnails) -> Residuals:
+        """Return what mean and components do not explain, (N, SIDE²), each of length 1, or 0 without content."""
+        residuals = standardise(thumbnails) - self.mean
+        residuals -= (residuals @ self.components) @ self.components.T
+        length = np.linalg.norm(residuals, axis=1, keepdims=True)
+        has_content = (thumbnails.std((1, 2)) > FLAT)[:, None] & (length > 1e-3)
+        return np.where(has_content, residuals / np.maximum(length, 1e-12), 0).astype(np.float32)
 
 
-def normalised(thumbnails: Thumbnails) -> Thumbnails:
-    """(N, SIDE²) of mean 0 and deviation 1: light and contrast of a picture say nothing of what it shows."""
+def standardise(thumbnails: Thumbnails) -> Residuals:
+    """Return (N, SIDE²) of mean 0 and standard deviation 1: brightness and contrast are no content."""
     flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     return (flat - flat.mean(1, keepdims=True)) / np.maximum(flat.std(1, keepdims=True), 1e-6)
 
 
-def pairs_within(own: Thumbnails) -> Iterator[tuple[int, int]]:
-    """(i, j), i < j, for each picture j that is like an earlier one: the most alike."""
-    for first in range(0, len(own), AT_ONCE):
-        table = np.tril(own[first : first + AT_ONCE] @ own.T, first - 1)
-        yield from ((i, first + j) for i, j in most_alike(table))
+# Near-duplicates
 
 
-def pairs_between(own: Thumbnails, others: Thumbnails) -> Iterator[tuple[int, int]]:
-    """(i, j) for each picture j of `others` that is like one of `own`: the most alike."""
-    for first in range(0, len(others), AT_ONCE):
-        yield from ((i, first + j) for i, j in most_alike(others[first : first + AT_ONCE] @ own.T))
+def pairs_within(residuals: Residuals) -> Iterator[tuple[int, int]]:
+    """Yield (i, j), i < j, for each picture j with a near-duplicate before it: the closest one."""
+    for first in range(0, len(residuals), ROWS_AT_ONCE):
+        correlation = np.tril(residuals[first : first + ROWS_AT_ONCE] @ residuals.T, first - 1)
+        yield from ((i, first + j) for i, j in closest_pairs(correlation))
 
 
-def most_alike(table: NDArray[np.floating]) -> Iterator[tuple[int, int]]:
-    """(column, row) of the highest value of each row, where that is enough."""
-    best = table.argmax(1)
-    for row in np.flatnonzero(table[np.arange(len(table)), best] > ALIKE):
+def pairs_between(residuals: Residuals, others: Residuals) -> Iterator[tuple[int, int]]:
+    """Yield (i, j) for each picture j of `others` with a near-duplicate i in `residuals`: the closest one."""
+    for first in range(0, len(others), ROWS_AT_ONCE):
+        yield from ((i, first + j) for i, j in closest_pairs(others[first : first + ROWS_AT_ONCE] @ residuals.T))
+
+
+def closest_pairs(correlation: NDArray[np.floating]) -> Iterator[tuple[int, int]]:
+    """Yield (column, row) of the highest value of each row that is above NEAR_DUPLICATE."""
+    best = correlation.argmax(1)
+    for row in np.flatnonzero(correlation[np.arange(len(correlation)), best] > NEAR_DUPLICATE):
         yield int(best[row]), int(row)
 
 
-def groups_of_pictures(normal: Sequence[Path], others: Sequence[Path] = ()) -> dict[Path, int]:
-    """Return the group of near-duplicates of each picture; what is common comes from the `normal` ones.
+def group_thumbnails(thumbnails: Thumbnails, common: CommonContent) -> list[int]:
+    """Return for each thumbnail the index of the first one of its group.
 
-    Raise ValueError for a picture that can't be read.
+    A group is connected by near-duplicates: its first and last member may differ.
     """
-    if not normal:
-        return {path: number for number, path in enumerate(others)}
-    paths = [*normal, *others]
-    batches = read_ahead(read_thumbnail, paths, READ_AHEAD, WORKERS)
-    thumbnails = np.stack(list(count_progress((one for batch in batches for one in batch), len(paths), "comparing")))
-    return dict(zip(paths, groups_of(thumbnails, Common(thumbnails[: len(normal)])), strict=True))
-
-
-def read_thumbnail(path: Path) -> Thumbnails:
-    return thumbnail(read_shown(path, 3, lambda width, height: (SIDE, SIDE))[0])
-
-
-def groups_of(thumbnails: Thumbnails, common: Common) -> list[int]:
-    """Return for each thumbnail the first one of its group.
-
-    A group holds thumbnails that are equal or alike, directly or by others between.
-    """
-    own, every, seen = common.own(thumbnails), np.arange(len(thumbnails)), dict[bytes, int]()
-    first_of = np.array([seen.setdefault(one.tobytes(), number) for number, one in enumerate(thumbnails)], int)
-    for top in range(0, len(own), AT_ONCE):
-        rows, columns = np.nonzero(own[top : top + AT_ONCE] @ own.T > ALIKE)
-        pairs = np.concatenate([every, rows + top]), np.concatenate([first_of, columns])
-        graph = coo_matrix((np.ones(len(pairs[0]), bool), pairs), shape=(len(own), len(own)))
+    residuals, indices, seen = common.residuals(thumbnails), np.arange(len(thumbnails)), dict[bytes, int]()
+    equal_to = [seen.setdefault(thumbnail.tobytes(), index) for index, thumbnail in enumerate(thumbnails)]
+    first_of = np.array(equal_to, int)
+    for first in range(0, len(residuals), ROWS_AT_ONCE):
+        rows, columns = np.nonzero(residuals[first : first + ROWS_AT_ONCE] @ residuals.T > NEAR_DUPLICATE)
+        edges = np.concatenate([indices, rows + first]), np.concatenate([first_of, columns])
+        graph = coo_matrix((np.ones(len(edges[0]), bool), edges), shape=(len(residuals), len(residuals)))
         labels = connected_components(graph, directed=False)[1]
         first_of = np.unique(labels, return_index=True)[1][labels]
     return first_of.tolist()
 
 
-def standing_apart(thumbnails: Thumbnails) -> list[Apart]:
-    """Pictures that stand apart from all others in light, contrast, sharpness or in what they show, each with what it does so most in.
+def group_near_duplicates(normal: Sequence[Path], defective: Sequence[Path] = ()) -> dict[Path, int]:
+    """Return the group of each picture; the normal ones define the common content.
 
-    The fence is the set's own: FENCE times the distance from the median at which TAIL percent lie, so that a set that varies much, or in which
-    many pictures are strange, has none.
+    Raise UserError for a picture that can't be read.
     """
-    if len(thumbnails) < FEWEST:
-        return []
-    found: dict[int, Apart] = {}
-    for what, (values, least, below) in measures(thumbnails).items():
-        median = np.median(values)
-        over = (values - median) / max(np.percentile(values, 100 - TAIL) - median, least)
-        under = (median - values) / max(median - np.percentile(values, TAIL), least) if below else np.zeros_like(values)
-        distance = np.maximum(over, under)
-        for index in np.flatnonzero(distance > FENCE):
-            if int(index) not in found or found[int(index)].distance < distance[index]:
-                found[int(index)] = Apart(int(index), what, float(distance[index]))
-    return sorted(found.values(), key=lambda apart: -apart.distance)
+    paths = [*normal, *defective]
+    if not normal:
+        return {path: index for index, path in enumerate(paths)}
+    read = chain.from_iterable(read_ahead(read_thumbnail, paths, READ_AHEAD, WORKERS))
+    thumbnails = np.stack(list(count_progress(read, len(paths), "comparing")))
+    return dict(zip(paths, group_thumbnails(thumbnails, CommonContent(thumbnails[: len(normal)])), strict=True))
 
 
-def measures(thumbnails: Thumbnails) -> dict[str, tuple[NDArray[np.floating], float, bool]]:
-    """By name: a value a picture (logarithms, as spreads are skewed), the least that counts as a unit, and whether too little is strange too."""
-    detail = thumbnails - gaussian_filter(thumbnails, (0, 1, 1))
-    blocks = thumbnails.reshape(-1, BLOCKS, SIDE // BLOCKS, BLOCKS, SIDE // BLOCKS).mean((2, 4))
-    usual = np.median(blocks, 0)
-    from_usual = np.abs(blocks - usual)
-    strangest = (from_usual / (1.4826 * np.median(from_usual, 0) + 2)).max(
-        (1, 2)
-    )  # 1.4826: as a standard deviation; 2 grey levels are noise
-    return {
-        "light": (np.log(thumbnails.mean((1, 2)) + DIM), 0.03, True),
-        "its brightest part": (np.log(np.percentile(thumbnails, 99.5, axis=(1, 2)) + DIM), 0.05, True),
-        "its darkest part": (np.log(np.percentile(thumbnails, 0.5, axis=(1, 2)) + DIM), 0.05, True),
-        "contrast": (np.log(thumbnails.std((1, 2)) + 1), 0.05, True),
-        "sharpness": (np.log(detail.std((1, 2)) + 0.5), 0.05, True),
-        "a sharp spot": (np.log(np.abs(detail).max((1, 2)) + 1), 0.1, False),
-        "one place": (np.log(strangest + 1), 0.1, False),
-        "what it shows": (np.log(distance_to_neighbour(blocks.reshape(len(blocks), -1)) + 1), 0.05, False),
-    }
+def read_thumbnail(path: Path) -> Thumbnails:
+    return make_thumbnail(read_shown(path, 3, lambda width, height: (SIDE, SIDE))[0])
 
 
-def distance_to_neighbour(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The distance of each to its NEIGHBOUR-th nearest other."""
-    squares = (vectors.astype(np.float64) ** 2).sum(1)
-    distances = np.empty(len(vectors))
-    for first in range(0, len(vectors), AT_ONCE):
-        rows = slice(first, first + AT_ONCE)
-        table = squares[rows, None] + squares - 2 * vectors[rows].astype(np.float64) @ vectors.T.astype(np.float64)
-        distances[rows] = np.sqrt(np.partition(table, NEIGHBOUR, axis=1)[:, NEIGHBOUR].clip(0))  # the 0th is itself
-    return distances
+# Split
 
 
-def drawn_apart(group_of: Mapping[Path, int], root: Path, seed: int, spoken_for: Iterable[int] = ()) -> set[Path]:
-    """Return the pictures to test with: whole groups, about TEST_SHARE of all pictures.
+def draw_test_pictures(normal: Sequence[Path], defective: Sequence[Path], root: Path, seed: int) -> set[Path]:
+    """Return the normal pictures to test with; near-duplicates of a defective picture are among them.
 
-    A hash of the seed and the path in `root` draws them. The groups `spoken_for` come first.
-    Raise ValueError where nothing would be left to train on, or nothing to test with.
+    Raise UserError where too few groups of near-duplicates are left.
+    """
+    groups = group_near_duplicates(normal, defective)
+    return draw_test_groups({path: groups[path] for path in normal}, root, seed, {groups[path] for path in defective})
+
+
+def draw_test_groups(group_of: Mapping[Path, int], root: Path, seed: int, required: Iterable[int] = ()) -> set[Path]:
+    """Return the pictures to test with: whole groups, about TEST_SHARE of all pictures, the groups `required` first.
+
+    A hash of the seed and of the path in `root` draws them.
+    Raise UserError where no picture is left to train on or to test with.
     """
     members: dict[int, list[Path]] = {}
     for picture in sorted(group_of):
         members.setdefault(group_of[picture], []).append(picture)
-    chosen = [picture for group in sorted(set(spoken_for)) for picture in members.pop(group, [])]
-    order = sorted(members.values(), key=lambda group: drawing_lot(group[0].relative_to(root).as_posix(), seed))
-    wanted = max(1, round(TEST_SHARE * len(group_of)))
-    for pictures_alike in order:
-        if len(chosen) + len(pictures_alike) <= wanted:
-            chosen += pictures_alike
-    if not chosen and len(order) > 1:
-        chosen = min(order, key=len)
+    chosen = [picture for group in sorted(set(required)) for picture in members.pop(group, [])]
+    shuffled = sorted(members.values(), key=lambda group: hash_name(group[0].relative_to(root).as_posix(), seed))
+    most = max(1, round(TEST_SHARE * len(group_of)))
+    for group in shuffled:
+        if len(chosen) + len(group) <= most:
+            chosen += group
+    if not chosen and len(shuffled) > 1:
+        chosen = min(shuffled, key=len)
     if not chosen or len(chosen) == len(group_of):
         raise UserError(
-            f"{len(group_of)} normal pictures can't be divided into those to train on and those to test: near-duplicates stay together, "
-            f"and make {len(order)} groups beside those of defective pictures; add normal pictures that differ"
+            f"{len(group_of)} normal pictures can't be split into training and test pictures, because near-duplicates "
+            f"stay together and only {len(shuffled)} groups differ from the defective pictures; "
+            "add normal pictures that differ"
         )
     return set(chosen)
 
 
-def drawing_lot(name: str, seed: int) -> bytes:
+def hash_name(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()
+
+
+# Outliers
+
+
+def find_outliers(thumbnails: Thumbnails) -> dict[int, str]:
+    """Return the indices of pictures that are far from the median in any measure, the farthest first, with the measure.
+
+    The unit of distance is that of the TAIL percent farthest pictures: a set that varies much has no outliers.
+    """
+    if len(thumbnails) < FEWEST:
+        return {}
+    measures = measure_distances(thumbnails)
+    names, distances = list(measures), np.stack(list(measures.values()))  # (measures, N)
+    farthest = distances.max(0)
+    outliers = sorted(map(int, np.flatnonzero(farthest > OUTLIER)), key=lambda index: -farthest[index])
+    return {index: names[distances[:, index].argmax()] for index in outliers}
+
+
+def measure_distances(thumbnails: Thumbnails) -> dict[str, NDArray[np.floating]]:
+    """Return the distances from the median, (N,), in each measure; logarithms, because spreads are skewed."""
+    detail = thumbnails - gaussian_filter(thumbnails, (0, 1, 1))
+    blocks = thumbnails.reshape(-1, BLOCKS, SIDE // BLOCKS, BLOCKS, SIDE // BLOCKS).mean((2, 4))
+    difference = np.abs(blocks - np.median(blocks, 0))
+    largest = (difference / (MAD_TO_DEVIATION * np.median(difference, 0) + NOISE)).max((1, 2))
+    neighbour = distances_to_neighbour(blocks.reshape(len(blocks), -1))
+    brightest, darkest = (np.percentile(thumbnails, percent, axis=(1, 2)) for percent in (99.5, 0.5))
+    return {
+        "brightness": on_both_sides(np.log(thumbnails.mean((1, 2)) + DIM), 0.03),
+        "its brightest part": on_both_sides(np.log(brightest + DIM), 0.05),
+        "its darkest part": on_both_sides(np.log(darkest + DIM), 0.05),
+        "contrast": on_both_sides(np.log(thumbnails.std((1, 2)) + 1), 0.05),
+        "sharpness": on_both_sides(np.log(detail.std((1, 2)) + 0.5), 0.05),
+        "a sharp spot": above_median(np.log(np.abs(detail).max((1, 2)) + 1), 0.1),
+        "one region": above_median(np.log(largest + 1), 0.1),
+        "its content": above_median(np.log(neighbour + 1), 0.05),
+    }
+
+
+def above_median(values: NDArray[np.floating], smallest_unit: float) -> NDArray[np.floating]:
+    median = np.median(values)
+    return (values - median) / max(np.percentile(values, 100 - TAIL) - median, smallest_unit)
+
+
+def on_both_sides(values: NDArray[np.floating], smallest_unit: float) -> NDArray[np.floating]:
+    return np.maximum(above_median(values, smallest_unit), above_median(-values, smallest_unit))
+
+
+def distances_to_neighbour(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the distance of each vector to its NEIGHBOUR-th nearest other, (N,)."""
+    squares = (vectors.astype(np.float64) ** 2).sum(1)
+    distances = np.empty(len(vectors))
+    for first in range(0, len(vectors), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        table = squares[rows, None] + squares - 2 * vectors[rows].astype(np.float64) @ vectors.T.astype(np.float64)
+        distances[rows] = np.sqrt(np.partition(table, NEIGHBOUR, axis=1)[:, NEIGHBOUR].clip(0))  # the 0th is itself
+    return distances

@@ -23,12 +23,13 @@ PART_TYPES = {"settings": dict, "versions": dict, "data": dict, "metrics": dict,
 
 
 class Manifest(TypedDict):
-    """The parts of a manifest.json that are read; `load_manifest` checks all but `weights`."""
+    """The parts of a manifest.json that are read; `load_manifest` checks all but `seconds` and `weights`."""
 
     settings: dict[str, dict[str, object]]
     versions: dict[str, object]
     data: dict[str, object]
     metrics: dict[str, object]
+    seconds: dict[str, float]
     category: str
     data_set: str
     weights: str

@@ -472,7 +472,7 @@ def archives_() -> list[bytes]:
 def read_archive(path: Path) -> object:
     """Plan the archive as MVTec AD; all files are written to the workspace beside it."""
     with archives.open_source(path, path.parent / "workspace") as root:
-        return [plan.files for _, plan in plan_mvtec(root)]
+        return [plan.files for plan in plan_mvtec(root)]
 
 
 def annotations_() -> list[bytes]:
@@ -509,7 +509,7 @@ def read_split(path: Path) -> object:
             if name and name not in ("image", "mask"):
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 (root / name).touch()
-    return [plan.files for _, plan in plan_visa(root)]
+    return [plan.files for plan in plan_visa(root)]
 
 
 @functools.cache

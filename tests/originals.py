@@ -1,4 +1,4 @@
-"""Published data sets, small, with the folder and file names of their downloads."""
+"""Small copies of published data sets, with the folder and file names of their downloads."""
 
 import csv
 from collections.abc import Iterator
@@ -9,20 +9,20 @@ from conftest import write_picture
 from PIL import Image
 
 SIDE = 48  # pixels
+QUICK = ("model.epochs=1", "data.image_size=16", "model.attention_sizes=[8]", "metrics.resamples=0", "model.skip=100")
 
 
 class Maker:
-    """Pictures that differ, and masks of a square, from a seed; `masks` remembers what each mask marks."""
+    """Writes pictures that differ, drawn from a seed, and masks of a square."""
 
     def __init__(self, root: Path, seed: int = 0):
         self.root, self._rng = root, np.random.default_rng(seed)
 
     def pixels(self) -> np.ndarray:
-        """Blots with a grain, as a photograph has."""
-        coarse = Image.fromarray(self._rng.integers(60, 200, (12, 12, 3), dtype=np.uint8)).resize(
-            (SIDE, SIDE), Image.Resampling.NEAREST
-        )
-        return (np.asarray(coarse) + self._rng.integers(0, 40, (SIDE, SIDE, 1))).astype(np.uint8)
+        """Return coloured blocks with the noise of a photograph."""
+        blocks = Image.fromarray(self._rng.integers(60, 200, (12, 12, 3), dtype=np.uint8))
+        large = np.asarray(blocks.resize((SIDE, SIDE), Image.Resampling.NEAREST))
+        return (large + self._rng.integers(0, 40, (SIDE, SIDE, 1))).astype(np.uint8)
 
     def picture(self, *names: str) -> None:
         for name in names:
@@ -52,36 +52,30 @@ def visa(make: Maker) -> None:
             make.picture(picture)
             make.mask(mask, value=number + 1)
             rows.append((category, "test", "anomaly", picture, mask))
-    write_rows(make.root / "split_csv" / "1cls.csv", rows)
-    few = [(*row[:1], "train", *row[2:]) if row[3].endswith("Anomaly/001.JPG") else row for row in rows]
+    write_table(make.root / "split_csv" / "1cls.csv", rows)
+    two_class = [(*row[:1], "train", *row[2:]) if row[3].endswith("Anomaly/001.JPG") else row for row in rows]
     for name in ("2cls_fewshot", "2cls_highshot"):
-        write_rows(make.root / "split_csv" / f"{name}.csv", few)
+        write_table(make.root / "split_csv" / f"{name}.csv", two_class)
 
 
-def write_rows(path: Path, rows: list[tuple[str, ...]]) -> None:
+def write_table(path: Path, rows: list[tuple[str, ...]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
 
 
 def mvtec(make: Maker) -> None:
-    make.picture(
-        *numbers("bottle/train/good/{:03}.png", 6),
-        *numbers("bottle/test/good/{:03}.png", 2),
-        *numbers("bottle/test/broken_large/{:03}.png", 2),
-    )
+    make.picture(*numbers("bottle/train/good/{:03}.png", 6), *numbers("bottle/test/good/{:03}.png", 2))
+    make.picture(*numbers("bottle/test/broken_large/{:03}.png", 2))
     make.mask(*numbers("bottle/ground_truth/broken_large/{:03}_mask.png", 2))
     (make.root / "license.txt").write_text("CC BY-NC-SA 4.0")
 
 
 def loco(make: Maker) -> None:
-    """A folder of masks to each picture, of which several are to be one; values other than 255."""
+    """Each picture has a folder of masks, whose values differ from 255."""
     base = "juice_bottle"
-    make.picture(
-        *numbers(base + "/train/good/{:03}.png", 6),
-        *numbers(base + "/validation/good/{:03}.png", 2),
-        *numbers(base + "/test/good/{:03}.png", 2),
-    )
+    for part, count in (("train/good", 6), ("validation/good", 2), ("test/good", 2)):
+        make.picture(*numbers(f"{base}/{part}" + "/{:03}.png", count))
     for kind in ("logical_anomalies", "structural_anomalies"):
         make.picture(*numbers(f"{base}/test/{kind}" + "/{:03}.png", 2))
         make.mask(f"{base}/ground_truth/{kind}/000/000.png", value=200)
@@ -99,14 +93,14 @@ def mtd(make: Maker) -> None:
 
 
 def btad(make: Maker) -> None:
-    for product, ending, mask_ending in (("01", "bmp", "png"), ("02", "png", "png"), ("03", "bmp", "bmp")):
+    for product, suffix, mask_suffix in (("01", "bmp", "png"), ("02", "png", "png"), ("03", "bmp", "bmp")):
         for part, count in (("train/ok", 6), ("test/ok", 2), ("test/ko", 2)):
-            make.picture(*numbers(f"{product}/{part}" + "/{:04}." + ending, count))
-        make.mask(*numbers(f"{product}/ground_truth/ko" + "/{:04}." + mask_ending, 2))
+            make.picture(*numbers(f"{product}/{part}" + "/{:04}." + suffix, count))
+        make.mask(*numbers(f"{product}/ground_truth/ko" + "/{:04}." + mask_suffix, 2))
 
 
 def ksdd(make: Maker) -> None:
-    """Five items of three parts, of which Part2 is defective in two."""
+    """Five items of three parts; Part2 of the first two is defective."""
     for item in range(1, 6):
         for part in range(3):
             make.picture(f"kos{item:02}/Part{part}.jpg")
@@ -114,19 +108,17 @@ def ksdd(make: Maker) -> None:
 
 
 def ksdd2(make: Maker) -> None:
-    """A train with a defective picture; a stray copy of a label, as the download holds."""
+    """One training picture is defective; a stray copy of a label lies in train, as in the download."""
+    defective = ("train/10007", "test/20006", "test/20007")
     for split, first in (("train", 10000), ("test", 20000)):
-        for number in range(first, first + 8):
-            make.picture(f"{split}/{number}.png")
-            make.mask(
-                f"{split}/{number}_GT.png",
-                value=255 if number % 10 == 7 or (split == "test" and number % 10 == 6) else 0,
-            )
+        for name in (f"{split}/{number}" for number in range(first, first + 8)):
+            make.picture(f"{name}.png")
+            make.mask(f"{name}_GT.png", value=255 if name in defective else 0)
     make.mask("train/10007_GT(copy).png")
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file, hidden ones too, with its content."""
+    """Return the content of every file, hidden ones too."""
     return dict(files_of(folder))
 
 
@@ -134,3 +126,13 @@ def files_of(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             yield path.relative_to(folder).as_posix(), path.read_bytes()
+
+
+def count_pictures(category_dir: Path) -> tuple[int, int, int]:
+    """Return the numbers of training, normal test and defective test pictures."""
+    train, normal, test = (len(list(category_dir.glob(f"{part}/*"))) for part in ("train/good", "test/good", "test/*"))
+    return train, normal, test - normal
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))

@@ -1,85 +1,36 @@
+"""Annotations of three programs become masks, and unusable ones end with an error message that names the file."""
+
 import base64
 import io
-import json
 
 import numpy as np
 import pytest
+from annotation_files import SIZE, SQUARE, coco, label_studio, labelme, labelme_shape, write_json
 from PIL import Image
 
 from data_tools.annotations import CORNERS, read_annotations
 
-SIZE = (40, 30)  # width, height
-SQUARE = [[5, 6], [15, 6], [15, 20], [5, 20]]
 
-
-def square():
+def square_mask():
     mask = np.zeros((30, 40), bool)
     mask[6:20, 5:15] = True
     return mask
 
 
-def blot():
-    """A form with holes and ragged rows, by a seed."""
+def ragged_mask():
+    """Return a mask with holes and ragged rows."""
     mask = np.random.default_rng(0).random((30, 40)) < 0.3
     mask[10:20, 10:30] = True
     return mask
 
 
-def written(path, content):
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
-
-
-def only(path):
-    (annotation,) = read_annotations(path)
+def read_one(tmp_path, content, name="x.json"):
+    (annotation,) = read_annotations(write_json(tmp_path / name, content))
     return annotation
 
 
-def labelme(shapes, size=SIZE):
-    width, height = size
-    return {
-        "version": "5.4.1",
-        "flags": {},
-        "shapes": shapes,
-        "imagePath": "..\\\\other.jpg",
-        "imageData": None,
-        "imageHeight": height,
-        "imageWidth": width,
-    }
-
-
-def labelme_shape(kind, points, **more):
-    return {"label": "scratch", "points": points, "group_id": None, "shape_type": kind, "flags": {}, **more}
-
-
-def coco(segmentation, **more):
-    return {
-        "images": [
-            {"id": 7, "file_name": "crack/000.png", "width": 40, "height": 30},
-            {"id": 8, "file_name": "good/1.png"},
-        ],
-        "annotations": [{"id": 1, "image_id": 7, "category_id": 1, "segmentation": segmentation, "iscrowd": 0, **more}],
-        "categories": [{"id": 1, "name": "crack"}],
-    }
-
-
-def studio(*results, image="/data/upload/1/1a2b3c4d-000.png", **more):
-    results = [
-        {"original_width": 40, "original_height": 30, "from_name": "label", "to_name": "image", **result}
-        for result in results
-    ]
-    return [
-        {
-            "id": 1,
-            "data": {"image": image},
-            "annotations": [{"id": 1, "was_cancelled": False, "result": results, **more}],
-            "predictions": [],
-        }
-    ]
-
-
-def column_runs(mask):
-    """COCO's run lengths, run by run."""
+def run_lengths(mask):
+    """Return COCO's run lengths, counted pixel by pixel."""
     runs, value = [0], False
     for pixel in mask.T.ravel():
         if pixel != value:
@@ -89,8 +40,8 @@ def column_runs(mask):
     return runs
 
 
-def packed(runs):
-    """COCO's compression of run lengths, sign by sign."""
+def pack_counts(runs):
+    """Return COCO's packed run lengths, character by character."""
     text = ""
     for index, run in enumerate(runs):
         rest = run - runs[index - 2] if index > 2 else run
@@ -105,72 +56,71 @@ def packed(runs):
 
 def test_labelme_polygons_rectangles_and_masks_mark_their_pixels(tmp_path):
     file = io.BytesIO()
-    Image.fromarray(blot()[10:20, 10:30].astype(np.uint8)).save(file, "PNG")
-    inner = labelme_shape("mask", [[10, 10], [29, 19]], mask=base64.b64encode(file.getvalue()).decode())
-    for shape in (labelme_shape("polygon", SQUARE), labelme_shape("rectangle", [[15, 20], [5, 6]])):
-        annotation = only(written(tmp_path / "000.json", labelme([shape])))
-        np.testing.assert_array_equal(annotation.mask(SIZE), square())
+    Image.fromarray(ragged_mask()[10:20, 10:30].astype(np.uint8)).save(file, "PNG")
+    part = labelme_shape("mask", [[10, 10], [29, 19]], mask=base64.b64encode(file.getvalue()).decode())
+    polygon = labelme_shape("polygon", SQUARE)
+    for shape in (polygon, labelme_shape("rectangle", [[15, 20], [5, 6]])):
+        annotation = read_one(tmp_path, labelme([shape]), "000.json")
+        np.testing.assert_array_equal(annotation.mask(SIZE), square_mask())
         assert annotation.picture.stem == "000"
-    both = only(written(tmp_path / "000.json", labelme([labelme_shape("polygon", SQUARE), inner]))).mask(SIZE)
-    wanted = square()
-    wanted[10:20, 10:30] |= blot()[10:20, 10:30]
-    np.testing.assert_array_equal(both, wanted)
+    expected = square_mask()
+    expected[10:20, 10:30] |= ragged_mask()[10:20, 10:30]
+    np.testing.assert_array_equal(read_one(tmp_path, labelme([polygon, part])).mask(SIZE), expected)
 
 
 def test_a_labelme_circle_is_round(tmp_path):
-    mask = only(written(tmp_path / "a.json", labelme([labelme_shape("circle", [[20, 15], [20, 25]])]))).mask(SIZE)
+    mask = read_one(tmp_path, labelme([labelme_shape("circle", [[20, 15], [20, 25]])])).mask(SIZE)
     rows, columns = np.mgrid[:30, :40] + 0.5
     assert np.count_nonzero(mask ^ (np.hypot(rows - 15, columns - 20) < 10)) <= 4
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_coco_run_lengths_give_the_mask_back(compressed, tmp_path):
-    runs = column_runs(blot())
-    annotation = only(
-        written(tmp_path / "coco.json", coco({"size": [30, 40], "counts": packed(runs) if compressed else runs}))
-    )
-    np.testing.assert_array_equal(annotation.mask(SIZE), blot())
+@pytest.mark.parametrize("pack", [list, pack_counts])
+def test_coco_run_lengths_restore_the_mask(pack, tmp_path):
+    annotation = read_one(tmp_path, coco({"size": [30, 40], "counts": pack(run_lengths(ragged_mask()))}))
+    np.testing.assert_array_equal(annotation.mask(SIZE), ragged_mask())
     assert annotation.picture.as_posix() == "crack/000.png"
 
 
-def test_encodings_of_other_programs_are_read(tmp_path):
-    """As pycocotools 2.0.11 wrote them."""
+def test_packed_counts_of_pycocotools_are_read(tmp_path):
+    """pycocotools 2.0.11 wrote them."""
     stripes = np.indices((5, 4)).sum(axis=0) % 3 == 0
     content = coco({"size": [5, 4], "counts": "01201000O10OO"})
     content["images"][0] |= {"width": 4, "height": 5}
-    np.testing.assert_array_equal(only(written(tmp_path / "coco.json", content)).mask((4, 5)), stripes)
+    np.testing.assert_array_equal(read_one(tmp_path, content).mask((4, 5)), stripes)
 
 
-def test_coco_polygons_and_boxes(tmp_path):
+def test_coco_polygons_and_boxes_mark_their_pixels(tmp_path):
     flat = [value for point in SQUARE for value in point]
     for content in (coco([flat]), coco([], bbox=[5, 6, 10, 14])):
-        np.testing.assert_array_equal(only(written(tmp_path / "coco.json", content)).mask(SIZE), square())
+        np.testing.assert_array_equal(read_one(tmp_path, content).mask(SIZE), square_mask())
 
 
-def test_label_studio_shapes_are_in_percent(tmp_path):
-    percent = {"x": 12.5, "y": 20, "width": 25, "height": 14 / 30 * 100}
-    polygon = {"points": [[x / 40 * 100, y / 30 * 100] for x, y in SQUARE]}
-    for kind, value in (
-        ("rectanglelabels", {**percent, "rotation": 0}),
-        ("polygonlabels", polygon),
-        ("rectangle", percent),
-    ):
-        np.testing.assert_array_equal(
-            only(written(tmp_path / "x.json", studio({"type": kind, "value": value}))).mask(SIZE), square()
-        )
-    turned = {
-        "type": "rectanglelabels",
-        "value": {"x": 37.5, "y": 20, "width": 14 / 40 * 100, "height": 10 / 30 * 100, "rotation": 90},
-    }
-    np.testing.assert_array_equal(only(written(tmp_path / "x.json", studio(turned))).mask(SIZE), square())
-    ellipse = {"type": "ellipselabels", "value": {"x": 50, "y": 50, "radiusX": 25, "radiusY": 20, "rotation": 0}}
-    mask = only(written(tmp_path / "x.json", studio(ellipse))).mask(SIZE)
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("rectanglelabels", {"x": 12.5, "y": 20, "width": 25, "height": 14 / 30 * 100, "rotation": 0}),
+        ("rectangle", {"x": 12.5, "y": 20, "width": 25, "height": 14 / 30 * 100}),
+        ("rectanglelabels", {"x": 37.5, "y": 20, "width": 14 / 40 * 100, "height": 10 / 30 * 100, "rotation": 90}),
+        ("polygonlabels", {"points": [[x / 40 * 100, y / 30 * 100] for x, y in SQUARE]}),
+    ],
+)
+def test_label_studio_shapes_are_in_percent(kind, value, tmp_path):
+    mask = read_one(tmp_path, label_studio({"type": kind, "value": value})).mask(SIZE)
+    np.testing.assert_array_equal(mask, square_mask())
+
+
+def test_a_label_studio_ellipse_is_an_ellipse(tmp_path):
+    value = {"x": 50, "y": 50, "radiusX": 25, "radiusY": 20, "rotation": 0}
+    mask = read_one(tmp_path, label_studio({"type": "ellipselabels", "value": value})).mask(SIZE)
     rows, columns = np.mgrid[:30, :40] + 0.5
     assert np.count_nonzero(mask ^ (np.hypot((rows - 15) / 6, (columns - 20) / 10) < 1)) <= CORNERS // 32
 
 
+RECTANGLE = {"type": "rectanglelabels", "value": {"x": 0, "y": 0, "width": 50, "height": 50}}
+
+
 @pytest.mark.parametrize(
-    "image",
+    "address",
     [
         "/data/upload/1/1a2b3c4d-000.png",
         "/data/local-files/?d=pictures%2F000.png",
@@ -178,33 +128,30 @@ def test_label_studio_shapes_are_in_percent(tmp_path):
         "https://host/000.png?token=x",
     ],
 )
-def test_a_task_is_found_by_its_pictures_name(image, tmp_path):
-    result = {"type": "rectanglelabels", "value": {"x": 0, "y": 0, "width": 50, "height": 50}}
-    assert only(written(tmp_path / "x.json", studio(result, image=image))).picture.name == "000.png"
+def test_a_task_belongs_to_the_picture_in_its_address(address, tmp_path):
+    assert read_one(tmp_path, label_studio(RECTANGLE, image=address)).picture.name == "000.png"
 
 
-def test_what_was_cancelled_or_is_no_shape_is_passed_over(tmp_path):
-    result = {"type": "rectanglelabels", "value": {"x": 0, "y": 0, "width": 50, "height": 50}}
-    assert not read_annotations(written(tmp_path / "x.json", studio(result, was_cancelled=True)))
-    tasks = studio(result)
+def test_cancelled_annotations_and_choices_are_ignored(tmp_path):
+    assert not read_annotations(write_json(tmp_path / "x.json", label_studio(RECTANGLE, was_cancelled=True)))
+    tasks = label_studio(RECTANGLE)
     tasks[0]["annotations"][0]["result"].append({"type": "choices", "value": {"choices": ["bad"]}})
-    assert len(only(written(tmp_path / "x.json", tasks)).shapes) == 1
+    assert len(read_one(tmp_path, tasks).shapes) == 1
 
 
-def test_a_hairline_is_marked_where_it_runs(tmp_path):
-    mask = only(
-        written(tmp_path / "a.json", labelme([labelme_shape("polygon", [[2, 10.5], [30, 10.6], [2, 10.6]])]))
-    ).mask(SIZE)
+def test_a_very_thin_polygon_marks_the_pixels_on_its_outline(tmp_path):
+    thin = labelme_shape("polygon", [[2, 10.5], [30, 10.6], [2, 10.6]])
+    mask = read_one(tmp_path, labelme([thin])).mask(SIZE)
     assert mask[10, 3:29].all() and mask[:9].sum() == mask[13:].sum() == 0
 
 
-def test_shapes_that_reach_beyond_the_picture_are_cut(tmp_path):
-    mask = only(written(tmp_path / "a.json", labelme([labelme_shape("rectangle", [[-10, -10], [5, 400]])]))).mask(SIZE)
+def test_shapes_are_cut_at_the_picture_border(tmp_path):
+    mask = read_one(tmp_path, labelme([labelme_shape("rectangle", [[-10, -10], [5, 400]])])).mask(SIZE)
     assert mask[:, :5].all() and mask.sum() == 5 * 30
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (labelme([labelme_shape("linestrip", SQUARE)]), "a 'linestrip' has no area"),
         (labelme([labelme_shape("point", [[1, 1]])]), "a 'point' has no area"),
@@ -217,37 +164,31 @@ def test_shapes_that_reach_beyond_the_picture_are_cut(tmp_path):
         (coco({"size": [30, 40], "counts": [5, 5]}), "do not make 40×30 pixels"),
         (coco({"size": [30, 40], "counts": "\x00~"}), "counts are damaged"),
         (coco({"size": [10**6, 10**6], "counts": [10**12]}), "do not make"),
-        (studio({"type": "keypointlabels", "value": {"x": 1, "y": 1}}), "'keypointlabels' has no area"),
-        (
-            studio({"type": "brushlabels", "value": {"format": "rle", "rle": [0, 0, 0, 80]}}),
-            "a brush label is not read; export masks as PNG, or draw polygons",
-        ),
-        ([{**studio({"type": "rectangle"})[0], "data": {}}], "can't be read as LabelMe"),
+        (label_studio({"type": "keypointlabels", "value": {"x": 1, "y": 1}}), "'keypointlabels' has no known area"),
+        (label_studio({"type": "brushlabels", "value": {"format": "rle"}}), "a brush label is not read; export masks"),
+        ([{**label_studio({"type": "rectangle"})[0], "data": {}}], "can't be read as LabelMe"),
         ([{"image": "a.png", "label": []}], "not JSON-MIN"),
         ({"a": 1}, "neither shapes, nor images and annotations"),
         (7, "neither shapes"),
     ],
 )
-def test_what_cannot_be_read_is_said_with_its_file(content, said, tmp_path):
-    path = written(tmp_path / "x.json", content)
+def test_an_unusable_annotation_ends_with_an_error_that_names_the_file(content, message, tmp_path):
     with pytest.raises(ValueError, match="x.json") as caught:
-        only(path).mask(SIZE)
-    assert said in str(caught.value)
+        read_one(tmp_path, content).mask(SIZE)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "\xff"])
-def test_what_is_no_json_is_said(content, tmp_path):
+def test_a_file_that_is_no_json_ends_with_an_error(content, tmp_path):
     (tmp_path / "x.json").write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match="x.json can't be read"):
         read_annotations(tmp_path / "x.json")
 
 
 def test_another_pictures_size_and_empty_masks_are_refused(tmp_path):
-    annotation = only(written(tmp_path / "x.json", labelme([labelme_shape("polygon", SQUARE)], size=(400, 300))))
-    with pytest.raises(
-        ValueError, match=r"x.json has x.json as 400×300 pixels, but it is 40×30; draw on the picture itself"
-    ):
+    annotation = read_one(tmp_path, labelme([labelme_shape("polygon", SQUARE)], size=(400, 300)))
+    with pytest.raises(ValueError, match=r"x.json states 400×300 pixels for x.json, but it has 40×30; draw on the"):
         annotation.mask(SIZE)
     for shapes in ([], [labelme_shape("rectangle", [[100, 100], [200, 200]])]):
         with pytest.raises(ValueError, match="marks no pixel"):
-            only(written(tmp_path / "x.json", labelme(shapes))).mask(SIZE)
+            read_one(tmp_path, labelme(shapes)).mask(SIZE)

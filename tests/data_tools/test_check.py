@@ -1,4 +1,4 @@
-"""Each fault is found, by itself and among all; what is in order is not complained of."""
+"""Each fault of a category is found, alone and among others; a category without faults has no findings."""
 
 import shutil
 from pathlib import Path
@@ -9,32 +9,33 @@ from conftest import write_picture
 from PIL import Image
 
 import main
-from data_tools import similarity
-from data_tools.check import examine_category, quick_check, sheet_rows
-from data_tools.check_output import brief_findings
-from data_tools.image_facts import read_all_facts
+from data_tools import check
+from data_tools.check import examine_category, quick_check
+from data_tools.check_output import brief_findings, read_catalogue, sheet_rows
+from data_tools.image_facts import read_image_facts
 
 SIDE = 64
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE]
+TRAIN, TRUTH = "train/good/007.png", "ground_truth/crack/002_mask.png"
 
 
-def normal(rng: np.random.Generator, noise: float = 6) -> np.ndarray:
-    """A disc on a plain ground, never quite in the same place or light."""
+def draw_disc(rng: np.random.Generator) -> np.ndarray:
+    """Draw a disc on a plain background, never quite at the same position or brightness."""
     down, across = 32 + rng.normal(0, 1.5, 2)
     inside = np.hypot(ROWS - down, COLUMNS - across) < 18
-    grey = np.where(inside, 150, 70) + rng.normal(0, 4) + rng.normal(0, noise, inside.shape)
+    grey = np.where(inside, 150, 70) + rng.normal(0, 4) + rng.normal(0, 6, inside.shape)
     return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 @pytest.fixture
-def sound(tmp_path) -> Path:
+def disc(tmp_path) -> Path:
     """<tmp>/data/disc: 40 normal pictures, 5 normal and 5 cracked ones to test, with masks."""
     rng, folder = np.random.default_rng(1), tmp_path / "data" / "disc"
     for number in range(40):
-        write_picture(folder / "train" / "good" / f"{number:03}.png", normal(rng))
+        write_picture(folder / "train" / "good" / f"{number:03}.png", draw_disc(rng))
     for number in range(5):
-        write_picture(folder / "test" / "good" / f"{number:03}.png", normal(rng))
-        cracked, mask = normal(rng), np.zeros((SIDE, SIDE), np.uint8)
+        write_picture(folder / "test" / "good" / f"{number:03}.png", draw_disc(rng))
+        cracked, mask = draw_disc(rng), np.zeros((SIDE, SIDE), np.uint8)
         mask[20 + number : 40, 30:33] = 255
         cracked[mask > 0] = 230
         write_picture(folder / "test" / "crack" / f"{number:03}.png", cracked)
@@ -42,325 +43,259 @@ def sound(tmp_path) -> Path:
     return folder
 
 
-def few(folder):
+def findings_of(folder, masks=True, workers=2):
+    return examine_category(folder, read_image_facts(folder, workers), masks=masks, workers=workers)
+
+
+# Ways to damage the category, each a function of its folder
+
+
+def keep_nine(folder):
     for path in sorted((folder / "train" / "good").iterdir())[9:]:
         path.unlink()
 
 
-def cut(folder):
-    path = folder / "train" / "good" / "003.png"
+def truncate(folder):
+    path = folder / TRAIN
     path.write_bytes(path.read_bytes()[:900])
 
 
-def again(source: str, target: str, **keywords):
-    return lambda folder: Image.open(folder / source).save(folder / target, **keywords)
-
-
-def jpeg(target: str):
-    return again(TRAIN, target, quality=98, subsampling=0)
-
-
-def brighter(folder):
-    path = folder / "train" / "good" / "007.png"
-    Image.open(path).point(lambda value: min(255, 2 * value)).save(path)
-
-
-def twelve_bits(folder):
+def save_dark_sixteen_bit(folder):
     for path in (folder / "train" / "good").iterdir():
-        values = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16
-        write_picture(path, values)
+        write_picture(path, np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16)
 
 
-def grey_mask(folder):
-    write_picture(
-        folder / "ground_truth/crack/002_mask.png", np.tile(np.linspace(0, 255, SIDE), (SIDE, 1)).astype(np.uint8)
-    )
+def brighten(folder):
+    Image.open(folder / TRAIN).point(lambda value: min(255, 2 * value)).save(folder / TRAIN)
 
 
-def another_thing(folder):
+def draw_stripes(folder):
     stripes = np.repeat((COLUMNS // 4 % 2 * 120 + 60)[..., None], 3, axis=2).astype(np.uint8)
-    write_picture(folder / "train/good/007.png", stripes)
+    write_picture(folder / TRAIN, stripes)
 
 
-def spot(folder):
-    pixels = np.array(Image.open(folder / "train/good/007.png"))
+def draw_spot(folder):
+    pixels = np.array(Image.open(folder / TRAIN))
     pixels[26:36, 26:36] = 10
-    write_picture(folder / "train/good/007.png", pixels)
+    write_picture(folder / TRAIN, pixels)
 
 
-def stretched(folder):
+def stretch(folder):
     Image.open(folder / TRAIN).resize((SIDE, 2 * SIDE)).save(folder / TRAIN)
 
 
-def moved(source: str, target: str):
+def save_grey(folder):
+    Image.open(folder / TRAIN).convert("L").save(folder / TRAIN)
+
+
+def draw_grey_mask(folder):
+    write_picture(folder / TRUTH, np.tile(np.linspace(0, 255, SIDE), (SIDE, 1)).astype(np.uint8))
+
+
+def copy(source: str, target: str, **options):
+    return lambda folder: Image.open(folder / source).save(folder / target, **options)
+
+
+def copy_as_jpeg(target: str):
+    return copy(TRAIN, target, quality=98, subsampling=0)
+
+
+def remove(name: str):
+    return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+
+
+def make_folder(name: str):
+    return lambda folder: (folder / name).mkdir()
+
+
+def rename(source: str, target: str):
     return lambda folder: (folder / source).rename(folder / target)
 
 
-def picture(name: str, value: int):
-    return lambda folder: write_picture(folder / name, np.full((SIDE, SIDE, 3), value, np.uint8))
+def write(name: str, content: bytes):
+    return lambda folder: (folder / name).write_bytes(content)
 
 
-def mask(name: str, shape=(SIDE, SIDE)):
-    return lambda folder: write_picture(folder / name, np.full(shape, 0 if shape == (SIDE, SIDE) else 255, np.uint8))
+def fill(name: str, value: int, shape=(SIDE, SIDE)):
+    return lambda folder: write_picture(folder / name, np.full(shape, value, np.uint8))
 
 
-TRAIN, TRUTH = "train/good/007.png", "ground_truth/crack/002_mask.png"
-FAULTS = {  # how it comes, the finding, its level, its count, and a file that is named
-    "no training pictures": (
-        lambda folder: shutil.rmtree(folder / "train"),
-        "no training pictures",
-        "error",
-        1,
-        "train/good",
-    ),
-    "few training pictures": (few, "only 9 training pictures", "warning", 1, "train/good"),
-    "no test": (lambda folder: shutil.rmtree(folder / "test"), "no test pictures", "note", 1, "test"),
-    "nothing normal to test": (
-        lambda folder: shutil.rmtree(folder / "test/good"),
-        "nothing in test/good",
-        "warning",
-        1,
-        "test/good",
-    ),
-    "empty kind": (
-        lambda folder: (folder / "test/dent").mkdir(),
-        "test folders without a picture",
-        "error",
-        1,
-        "test/dent",
-    ),
-    "empty file": (
-        lambda folder: (folder / TRAIN).write_bytes(b""),
-        "unreadable pictures (it is empty)",
-        "error",
-        1,
-        TRAIN,
-    ),
-    "cut short": (cut, "unreadable pictures (it is cut short)", "error", 1, "train/good/003.png"),
-    "text": (
-        lambda folder: (folder / TRAIN).write_text("x" * 99),
-        "unreadable pictures (its content is not a picture)",
-        "error",
-        1,
-        TRAIN,
-    ),
-    "other suffix": (
-        lambda folder: (folder / "train/good/9.heic").touch(),
-        "files that are passed over",
-        "note",
-        1,
-        "train/good/9.heic",
-    ),
-    "other folder": (
-        lambda folder: (folder / "train/bad").mkdir(),
-        "folders beside train/good",
-        "note",
-        1,
-        "train/bad",
-    ),
-    "constant": (picture(TRAIN, 120), "constant pictures", "warning", 1, TRAIN),
-    "black": (picture("test/good/001.png", 0), "constant pictures", "warning", 1, "test/good/001.png"),
-    "12 bits in 16": (twelve_bits, "nearly black 16-bit pictures", "warning", 40, "train/good/000.png"),
-    "copy to train": (
-        again(TRAIN, "train/good/copy.bmp"),
-        "identical training pictures",
-        "note",
-        1,
-        f"{TRAIN} = train/good/copy.bmp",
-    ),
-    "copy to test": (
-        again(TRAIN, "test/good/9.png"),
+def darken(folder):
+    Image.open(folder / TRAIN).point(lambda value: value // 16).save(folder / TRAIN)
+
+
+BLACK = "test/good/001.png"
+COPY, JPEG = "train/good/copy.bmp", "train/good/c.jpg"
+FAULTS = {  # how it is made; the finding, its level, its number of cases, and a file or pair that it names
+    "no training pictures": (remove("train"), "no training pictures", "error", 1, "train/good"),
+    "few training pictures": (keep_nine, "only 9 training pictures", "warning", 1, "train/good"),
+    "no test": (remove("test"), "no test pictures", "note", 1, "test"),
+    "no normal test": (remove("test/good"), "no pictures in test/good", "warning", 1, "test/good"),
+    "no defects": (remove("test/crack"), "no pictures in test/<defect>", "warning", 1, "test/<defect>"),
+    "empty kind": (make_folder("test/dent"), "test folders without a picture", "error", 1, "test/dent"),
+    "empty file": (write(TRAIN, b""), "unreadable pictures (it is empty)", "error", 1, TRAIN),
+    "truncated file": (truncate, "unreadable pictures (it is cut short)", "error", 1, TRAIN),
+    "text": (write(TRAIN, b"x" * 99), "unreadable pictures (its content is not a picture)", "error", 1, TRAIN),
+    "other suffix": (write("train/good/9.heic", b""), "ignored files", "note", 1, "train/good/9.heic"),
+    "other folder": (make_folder("train/bad"), "folders beside train/good", "note", 1, "train/bad"),
+    "constant": (fill(TRAIN, 120, (SIDE, SIDE, 3)), "constant pictures", "warning", 1, TRAIN),
+    "black": (fill(BLACK, 0, (SIDE, SIDE, 3)), "constant pictures", "warning", 1, BLACK),
+    "nearly black": (darken, "nearly black pictures", "warning", 1, TRAIN),
+    "12 bits in 16": (save_dark_sixteen_bit, "nearly black 16-bit pictures", "warning", 40, "train/good/000.png"),
+    "copy in train": (copy(TRAIN, COPY), "identical training pictures", "note", 1, f"{TRAIN} = {COPY}"),
+    "copy in test": (
+        copy(TRAIN, "test/good/9.png"),
         "identical pictures in train and test",
-        "warning",
-        1,
-        f"{TRAIN} = test/good/9.png",
+        *("warning", 1, f"{TRAIN} = test/good/9.png"),
     ),
-    "copy to a defect": (
-        again("test/good/001.png", "test/crack/001.png"),
-        "one test picture, two kinds",
-        "warning",
-        1,
-        "test/crack/001.png",
+    "normal copy in a defect": (
+        copy(BLACK, "test/crack/001.png"),
+        "identical test pictures with different labels",
+        *("warning", 1, "test/crack/001.png"),
     ),
-    "jpeg in train": (jpeg("train/good/c.jpg"), "nearly identical training", "note", 1, f"{TRAIN} ≈ train/good/c.jpg"),
+    "jpeg in train": (copy_as_jpeg(JPEG), "nearly identical training pictures", "note", 1, f"{TRAIN} ≈ {JPEG}"),
     "jpeg in test": (
-        jpeg("test/good/9.jpg"),
-        "nearly identical pictures in train and",
-        "warning",
-        1,
-        f"{TRAIN} ≈ test/good/9.jpg",
+        copy_as_jpeg("test/good/9.jpg"),
+        "nearly identical pictures in train and test",
+        *("warning", 1, f"{TRAIN} ≈ test/good/9.jpg"),
     ),
-    "no mask": (
-        lambda folder: (folder / TRUTH).unlink(),
-        "defective pictures without a mask",
-        "error",
-        1,
-        "test/crack/002.png",
+    "no mask": (remove(TRUTH), "defective pictures without a mask", "error", 1, "test/crack/002.png"),
+    "truncated mask": (write(TRUTH, b"\x89PNG"), "unreadable masks", "error", 1, TRUTH),
+    "mask of another size": (
+        fill(TRUTH, 255, (8, 9)),
+        "masks of another size than their picture",
+        *("error", 1, f"{TRUTH} (9×8, picture 64×64)"),
     ),
-    "mask cut short": (lambda folder: (folder / TRUTH).write_bytes(b"\x89PNG"), "unreadable masks", "error", 1, TRUTH),
-    "mask of another size": (mask(TRUTH, (8, 9)), "masks of another size", "error", 1, f"{TRUTH} (9×8, picture 64×64)"),
-    "empty mask": (mask(TRUTH), "empty masks", "warning", 1, TRUTH),
-    "grey mask": (grey_mask, "masks that are not black and white", "warning", 1, TRUTH),
-    "mask of nothing": (
-        again(TRUTH, "ground_truth/crack/7_mask.png"),
+    "empty mask": (fill(TRUTH, 0), "empty masks", "warning", 1, TRUTH),
+    "grey mask": (draw_grey_mask, "masks that are not black and white", "warning", 1, TRUTH),
+    "mask of no picture": (
+        copy(TRUTH, "ground_truth/crack/7_mask.png"),
         "masks without a picture",
-        "warning",
-        1,
-        "ground_truth/crack/7_mask.png",
+        *("warning", 1, "ground_truth/crack/7_mask.png"),
     ),
     "masks of no kind": (
-        moved("test/crack", "test/dent"),
+        rename("test/crack", "test/dent"),
         "masks without a picture",
-        "warning",
-        5,
-        "ground_truth/crack/000_mask.png",
+        *("warning", 5, "ground_truth/crack/000_mask.png"),
     ),
-    "failed exposure": (brighter, "strange normal pictures", "warning", 1, TRAIN),
-    "another thing": (another_thing, "strange normal pictures", "warning", 1, TRAIN),
-    "a defect": (spot, "strange normal pictures", "warning", 1, TRAIN),
-    "another proportion": (stretched, "several proportions", "note", 2, TRAIN),
-    "grey among colour": (
-        lambda folder: Image.open(folder / TRAIN).convert("L").save(folder / TRAIN),
-        "grey pictures among others",
-        "note",
-        1,
-        TRAIN,
-    ),
+    "overexposed": (brighten, "unusual training pictures", "warning", 1, TRAIN),
+    "another object": (draw_stripes, "unusual training pictures", "warning", 1, TRAIN),
+    "a defect": (draw_spot, "unusual training pictures", "warning", 1, TRAIN),
+    "another aspect ratio": (stretch, "training pictures of different aspect ratios", "note", 2, TRAIN),
+    "grey among colour": (save_grey, "grey pictures among others", "note", 1, TRAIN),
 }
 
 
-@pytest.mark.parametrize(("plant", "what", "level", "count", "named"), FAULTS.values(), ids=FAULTS)
-def test_a_fault_is_found(sound, plant, what, level, count, named):
-    plant(sound)
-    findings = examine_category(sound, workers=1)
-    (found,) = (finding for finding in findings if what in finding.what)
-    assert (found.level, len(found.cases)) == (level, count) and any(named in str(case) for case in found.cases)
-    assert found.meaning and found.remedy
+@pytest.mark.parametrize(("damage", "name", "level", "count", "case"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_found(disc, damage, name, level, count, case):
+    damage(disc)
+    findings = findings_of(disc, workers=1)
+    (fault,) = (finding for finding in findings if name in finding.name)
+    assert (fault.level, len(fault.cases)) == (level, count) and any(case in str(named) for named in fault.cases)
+    assert fault.meaning and fault.remedy and not set("{}") & {*fault.name, *fault.meaning, *fault.remedy}
     levels = [finding.level for finding in findings]
     assert levels == sorted(levels, key=["error", "warning", "note"].index)
 
 
-def test_what_is_in_order_is_not_complained_of(sound, category):
-    assert examine_category(sound, workers=2) == []
-    assert examine_category(category, workers=2) == []
+def test_the_catalogue_holds_no_unused_finding():
+    code = Path(check.__file__).read_text(encoding="utf-8")
+    assert [name for name in read_catalogue() if f'"{name}"' not in code] == []
 
 
-def test_the_mask_of_an_unreadable_picture_is_no_fault(sound):
-    (sound / "test/crack/002.png").write_bytes(b"")
-    assert [finding.what for finding in examine_category(sound)] == ["unreadable pictures (it is empty)"]
+def test_a_category_without_faults_has_no_findings(disc, category):
+    assert findings_of(disc) == [] == findings_of(category)
 
 
-def test_masks_that_nobody_wants_are_not_missed(sound):
-    shutil.rmtree(sound / "ground_truth")
-    assert examine_category(sound, masks=False) == []
+def test_an_unreadable_picture_does_not_make_its_mask_a_finding(disc):
+    (disc / "test/crack/002.png").write_bytes(b"")
+    assert [finding.name for finding in findings_of(disc)] == ["unreadable pictures (it is empty)"]
 
 
-def test_labels_soft_edges_and_masks_of_normal_pictures_are_in_order(sound):
-    write_picture(sound / TRUTH, np.where(COLUMNS > 40, COLUMNS // 20, 0).astype(np.uint8))  # 0…3
+def test_without_ground_truth_no_mask_is_missing(disc):
+    shutil.rmtree(disc / "ground_truth")
+    assert findings_of(disc, masks=False) == []
+
+
+def test_labels_soft_edges_and_masks_of_normal_pictures_are_no_faults(disc):
+    write_picture(disc / TRUTH, np.where(COLUMNS > 40, COLUMNS // 20, 0).astype(np.uint8))  # 0…3
     soft = Image.fromarray((np.hypot(ROWS - 32, COLUMNS - 32) < 20).astype(np.uint8) * 255).resize(
         (SIDE // 2,) * 2, Image.Resampling.BILINEAR
     )
-    soft.resize((SIDE, SIDE), Image.Resampling.NEAREST).save(sound / "ground_truth/crack/001_mask.png")
-    mask("ground_truth/good/000_mask.png")(sound)
-    assert examine_category(sound) == []
+    soft.resize((SIDE, SIDE), Image.Resampling.NEAREST).save(disc / "ground_truth/crack/001_mask.png")
+    fill("ground_truth/good/000_mask.png", 0)(disc)
+    assert findings_of(disc) == []
 
 
-@pytest.mark.parametrize("turn", [False, True], ids=["in place", "at any angle"])
-def test_alike_things_are_no_copies_and_none_is_strange(turn):
-    """60 takes of one part, in almost one place and light, or at any angle."""
-    rng, part = np.random.default_rng(2), np.full((160, 160), 200, np.uint8)
-    part[50:110, 70:90], part[70:85, 40:120] = 60, 90
-    takes = []
-    for _ in range(60):
-        angle, place = (
-            (rng.uniform(0, 360) if turn else rng.normal(0, 1)),
-            tuple(int(shift) for shift in rng.integers(-3, 4, 2)),
-        )
-        take = np.asarray(
-            Image.fromarray(part).rotate(angle, Image.Resampling.BILINEAR, translate=place, fillcolor=200)
-        ) + rng.normal(0, 5, part.shape)
-        takes.append(similarity.thumbnail(Image.fromarray(take.clip(0, 255).astype(np.uint8))))
-    thumbnails = np.stack(takes)
-    assert list(similarity.pairs_within(similarity.Common(thumbnails).own(thumbnails))) == []
-    assert similarity.standing_apart(thumbnails) == []
-
-
-def test_sets_that_vary_much_have_no_strange_pictures():
-    rng = np.random.default_rng(3)
-    light = np.exp(rng.normal(3, 0.7, 200)).clip(0, 250)[:, None, None]
-    assert similarity.standing_apart((light + rng.normal(0, 3, (200, SIDE, SIDE))).astype(np.float32)) == []
-
-
-def check(run_main, folder, *arguments):
+def run_check(run_main, folder, *arguments):
     return run_main("--check", f"data.data_dir={folder.parent}", f"data.category={folder.name}", *arguments)
 
 
-def test_exit_codes_and_the_table(sound, run_main):
-    code, out, err = check(run_main, sound)
-    assert (code, err) == (0, "") and "nothing to complain of" in out and "train/good" in out and "64×64; RGB" in out
-    again(TRAIN, "train/good/copy.png")(sound)
-    assert check(run_main, sound)[0] == 0
-    mask(TRUTH)(sound)
-    code, out, _ = check(run_main, sound)
+def test_the_exit_code_follows_the_worst_finding_of_the_table(disc, run_main):
+    code, out, err = run_check(run_main, disc)
+    assert (code, err) == (0, "") and "no problems found" in out and "train/good" in out and "64×64; RGB" in out
+    copy(TRAIN, "train/good/copy.png")(disc)
+    assert run_check(run_main, disc)[0] == 0
+    fill(TRUTH, 0)(disc)
+    code, out, _ = run_check(run_main, disc)
     assert code == 1 and "WARNING: empty masks" in out and TRUTH in out and "means:" in out and "remedy:" in out
-    (sound / TRUTH).unlink()
-    code, out, _ = check(run_main, sound)
+    (disc / TRUTH).unlink()
+    code, out, _ = run_check(run_main, disc)
     assert code == 2 and "ERROR: defective pictures without a mask" in out
-    assert check(run_main, sound, "data.mask=False")[0] == 0
+    assert run_check(run_main, disc, "data.mask=False")[0] == 0
 
 
-def test_nothing_but_data_has_to_be_configured(sound, capsys):
-    config = Path(main.__file__).with_name("config.yaml")  # whose auto has no value for a category of one's own
-    assert main.main(["--check", "--config", str(config), f"data.data_dir={sound.parent}", "data.category=disc"]) == 0
-    assert "nothing to complain of" in capsys.readouterr().out
+def test_a_check_needs_no_settings_but_data(disc, capsys):
+    config = Path(main.__file__).with_name("config.yaml")  # its `auto` has no published value for this category
+    assert main.main(["--check", "--config", str(config), f"data.data_dir={disc.parent}", "data.category=disc"]) == 0
+    assert "no problems found" in capsys.readouterr().out
 
 
-def test_all_categories_at_once(sound, category, run_main, tmp_path):
-    mask(TRUTH)(sound)
+def test_all_categories_at_once(disc, category, run_main, tmp_path):
+    fill(TRUTH, 0)(disc)
     code, out, _ = run_main(
-        "--check", f"data.data_dir={sound.parent}", "data.category=all", "--contact_sheet", str(tmp_path / "sheet.png")
+        "--check", f"data.data_dir={disc.parent}", "data.category=all", "--contact_sheet", str(tmp_path / "sheet.png")
     )
     assert code == 1 and "checked disc" in out and "checked nut" in out
     assert {path.name for path in tmp_path.glob("*.png")} == {"sheet_disc.png", "sheet_nut.png"}
 
 
-def test_the_contact_sheet_shows_folders_and_findings(sound, run_main, tmp_path):
-    another_thing(sound)
-    assert check(run_main, sound, "--contact_sheet", str(tmp_path / "new" / "sheet.png"))[0] == 1
+def test_the_contact_sheet_shows_folders_and_findings(disc, run_main, tmp_path):
+    draw_stripes(disc)
+    assert run_check(run_main, disc, "--contact_sheet", str(tmp_path / "new" / "sheet.png"))[0] == 1
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
         assert sheet.width > 1000 and sheet.height > 600  # ten to a row; three folders and a finding
 
 
 @pytest.mark.parametrize("name", ["a = b.png", "a ≈ b.png", "img (1).png", "a; b.png"])
-def test_any_name_is_on_the_contact_sheet(name, sound):
-    """Names that hold the signs and brackets of the table too."""
+def test_any_name_is_on_the_contact_sheet(name, disc):
+    """Names may contain the signs and brackets of the table."""
 
     def rows() -> dict[str, list[str]]:
-        looks = read_all_facts(sound, 1)
-        return sheet_rows(looks, examine_category(sound, looks=looks))
+        pictures = read_image_facts(disc, 1)
+        return sheet_rows(pictures, examine_category(disc, pictures, masks=True, workers=1))
 
     odd = f"train/good/{name}"
-    again(TRAIN, odd)(sound)
+    copy(TRAIN, odd)(disc)
     assert rows()["note: identical training pictures (1)"] == sorted([TRAIN, odd])
-    another_thing(sound)
-    (sound / TRAIN).replace(sound / odd)
-    assert rows()["warning: strange normal pictures (1)"] == [odd]
+    draw_stripes(disc)
+    (disc / TRAIN).replace(disc / odd)
+    assert rows()["warning: unusual training pictures (1)"] == [odd]
 
 
-def test_unreadable_files_of_one_problem_are_one_finding(sound):
+def test_unreadable_files_of_one_problem_are_one_finding(disc):
     for name in ("a; b.png", "c can't be read: d.png"):
-        (sound / "train/good" / name).write_text("x" * 99)
-    Image.fromarray(np.full((SIDE, SIDE), 1e9, np.float32)).save(sound / "ground_truth/crack/002_mask.tiff")
-    (sound / TRUTH).unlink()
-    found = {finding.what: len(finding.cases) for finding in examine_category(sound)}
-    assert found == {
+        (disc / "train/good" / name).write_text("x" * 99)
+    Image.fromarray(np.full((SIDE, SIDE), 1e9, np.float32)).save(disc / "ground_truth/crack/002_mask.tiff")
+    (disc / TRUTH).unlink()
+    counts = {finding.name: len(finding.cases) for finding in findings_of(disc)}
+    assert counts == {
         "unreadable pictures (its content is not a picture)": 2,
         "unreadable masks (its values go from 1e+09 to 1e+09, neither 0…1 nor 0…255 nor 0…65535)": 1,
     }
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("--check", "--train"), "--check and --train are two runs"),
         (("--check", "--contact_sheet", "x.jpg"), "it should name a .png file"),
@@ -369,31 +304,19 @@ def test_unreadable_files_of_one_problem_are_one_finding(sound):
         (("--check", "data.categroy=nut"), "unknown key data.categroy"),
     ],
 )
-def test_mistakes_cost_one_line(run_main, arguments, words):
+def test_a_wrong_request_ends_with_one_error_line(run_main, arguments, message):
     code, out, err = run_main(*arguments)
-    assert code == 2 and out == "" and err.startswith("error: ") and words in err and err.count("\n") == 1
+    assert code == 2 and out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
-def test_training_warns_in_few_lines(sound, run_main):
-    learnt = [path.name for path in sorted((sound / "train" / "good").iterdir())]
-    decoded = [np.moveaxis(np.asarray(Image.open(sound / "train" / "good" / name)), 2, 0) for name in learnt]
-    assert quick_check(sound, learnt, decoded) == [] == brief_findings([])
-    picture(TRAIN, 0)(sound)
-    shutil.copy(sound / "train/good/001.png", sound / "test/good/9.png")
+def test_training_warns_in_a_few_lines(disc, run_main):
+    names = [path.name for path in sorted((disc / "train" / "good").iterdir())]
+    decoded = [np.moveaxis(np.asarray(Image.open(disc / "train" / "good" / name)), 2, 0) for name in names]
+    assert quick_check(disc, names, decoded) == [] == brief_findings([])
+    fill(TRAIN, 0, (SIDE, SIDE, 3))(disc)
+    shutil.copy(disc / "train/good/001.png", disc / "test/good/9.png")
     size = ("data.batch_size=8", "data.image_size=16", "model.attention_sizes=[8]", "model.epochs=1")
-    code, out, _ = run_main("--train", f"data.data_dir={sound.parent}", "data.category=disc", *size)
-    said = [line for line in out.splitlines() if line.startswith("warning: ") or "--check" in line]
-    assert code == 0 and len(said) <= 4 and said[-1] == "python main.py --check says more"
-    assert "warning: identical files in train and test, 1 (train/good/001.png = test/good/9.png)" in said
-
-
-def test_each_copy_is_told_once():
-    rng = np.random.default_rng(4)
-    takes = rng.integers(0, 255, (50, SIDE, SIDE)).astype(np.float32)
-    burst = takes[:1] + rng.normal(0, 3, (6, SIDE, SIDE)).astype(np.float32)
-    common = similarity.Common(takes)
-    assert list(similarity.pairs_between(common.own(takes), common.own(burst))) == [(0, number) for number in range(6)]
-    pairs = list(similarity.pairs_within(common.own(np.concatenate([takes, burst]))))
-    assert [second for _, second in pairs] == list(range(50, 56)) and all(
-        first in (0, *range(50, 56)) for first, _ in pairs
-    )
+    code, out, _ = run_main("--train", f"data.data_dir={disc.parent}", "data.category=disc", *size)
+    lines = [line for line in out.splitlines() if line.startswith("warning: ") or "--check" in line]
+    assert code == 0 and len(lines) <= 4 and lines[-1] == "python main.py --check shows more"
+    assert "warning: identical files in train and test, 1 (train/good/001.png = test/good/9.png)" in lines

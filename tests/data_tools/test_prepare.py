@@ -1,4 +1,4 @@
-"""Downloads and own pictures made ready, and what comes of them: whole runs through main.py."""
+"""Downloads of published data sets become categories, and the printed command trains on them: runs through main.py."""
 
 import json
 import os
@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import originals
 import pytest
-from originals import Maker, tree
+from originals import QUICK, Maker, count_pictures, read_pixels, tree
 from PIL import Image
 
+from config.load import load_settings
 from data_tools import archives, category_writer
 from data_tools.category_writer import NOTE
+from data_tools.prepare import sibling
 from dataset import held_out_count
 
 SETS = {  # builder → flag, folder of data, categories, and (train, test good, test defective) of each
@@ -26,129 +28,122 @@ SETS = {  # builder → flag, folder of data, categories, and (train, test good,
     "ksdd": ("ksdd", "KSDD", ["commutator"], (11, 2, 2)),
     "ksdd2": ("ksdd", "KSDD", ["surface"], (7, 6, 2)),
 }
-TINY = ("model.epochs=1", "data.image_size=16", "model.attention_sizes=[8]", "metrics.resamples=0", "model.skip=100")
+SHIPPED = Path(__file__).parents[2] / "config.yaml"
 
 
 @pytest.fixture
 def original(tmp_path):
-    """original("visa") → the folder of a small original, of which nothing may change."""
-    made = {}
+    """original("visa") → the folder of a small original, which must not change."""
+    contents = {}
 
     def make(name):
         root = tmp_path / "original"
         getattr(originals, name)(Maker(root))
-        made[root] = tree(root)
+        contents[root] = tree(root)
         return root
 
     yield make
-    for root, content in made.items():
+    for root, content in contents.items():
         assert tree(root) == content
-
-
-def counts(folder):
-    parts = [sorted(path.name for path in folder.glob(f"{part}/*")) for part in ("train/good", "test/good")]
-    defective = [path for path in folder.glob("test/*/*") if path.parent.name != "good"]
-    return len(parts[0]), len(parts[1]), len(defective)
-
-
-def read(path):
-    return np.asarray(Image.open(path))
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_an_original_is_prepared_and_its_next_command_trains_and_detects(name, original, run_main, tmp_path):
     flag, folder, categories, expected = SETS[name]
-    code, out, err = run_main(f"--prepare_{flag}", str(original(name)), *TINY)
+    code, out, err = run_main(f"--prepare_{flag}", str(original(name)), *QUICK)
     assert code == 0, err
-    made = tmp_path / folder
-    assert sorted(path.name for path in made.iterdir()) == categories
+    prepared = tmp_path / folder
+    assert sorted(path.name for path in prepared.iterdir()) == categories
     for category in categories:
-        assert counts(made / category) == expected
-        note = json.loads((made / category / NOTE).read_text())
+        assert count_pictures(prepared / category) == expected
+        note = json.loads((prepared / category / NOTE).read_text())
         assert note["finished"] and note["licence"] and note["source"].startswith("http")
-        for picture in (path for path in (made / category).glob("test/*/*") if path.parent.name != "good"):
-            (mask,) = (made / category / "ground_truth" / picture.parent.name).glob(f"{picture.stem}_mask.*")
-            assert set(np.unique(read(mask))) == {0, 255}
+        for picture in (path for path in (prepared / category).glob("test/*/*") if path.parent.name != "good"):
+            (mask,) = (prepared / category / "ground_truth" / picture.parent.name).glob(f"{picture.stem}_mask.*")
+            assert set(np.unique(read_pixels(mask))) == {0, 255}
     command = shlex.split(out.splitlines()[-1].removeprefix("next: python main.py "))
     code, out, err = run_main(*command)
     assert code == 0, err
     assert (
         f"{sum(expected[1:])} pictures ({expected[1]} normal, {expected[2]} defective)" in out and "pixel AUROC" in out
     )
-    assert f"data_dir={made}" in out and f"category={categories[0]}" in out
+    assert f"data_dir={prepared}" in out and f"category={categories[0]}" in out
 
 
 def test_labels_become_black_and_white_and_pictures_stay_as_they_are(original, run_main, tmp_path):
     root = original("visa")
     run_main("--prepare_visa", str(root))
-    made = tmp_path / "VisA" / "pcb1"
+    prepared = tmp_path / "VisA" / "pcb1"
     np.testing.assert_array_equal(
-        read(made / "ground_truth/bad/001_mask.png"), 255 * (read(root / "pcb1/Data/Masks/Anomaly/001.png") == 2)
+        read_pixels(prepared / "ground_truth/bad/001_mask.png"),
+        255 * (read_pixels(root / "pcb1/Data/Masks/Anomaly/001.png") == 2),
     )
-    assert (made / "train/good/0003.JPG").samefile(root / "pcb1/Data/Images/Normal/0003.JPG")
-    assert sorted(path.name for path in (made / "test/good").iterdir()) == ["0006.JPG", "0007.JPG"]
+    assert (prepared / "train/good/0003.JPG").samefile(root / "pcb1/Data/Images/Normal/0003.JPG")
+    assert sorted(path.name for path in (prepared / "test/good").iterdir()) == ["0006.JPG", "0007.JPG"]
 
 
-def test_the_defective_pictures_that_a_two_class_split_trains_on_are_left_out(original, run_main, tmp_path):
+def test_defective_training_pictures_of_a_two_class_split_are_left_out(original, run_main, tmp_path):
     root = str(original("visa"))
     _, out, _ = run_main("--prepare_visa", root, "--split", "2cls_fewshot")
     assert (
-        counts(tmp_path / "VisA_2cls_fewshot" / "candle") == (6, 2, 1)
-        and "2 defective pictures of 2cls_fewshot.csv" in out
+        count_pictures(tmp_path / "VisA_2cls_fewshot" / "candle") == (6, 2, 1)
+        and "2 defective training pictures of 2cls_fewshot.csv are left out" in out
     )
     code, _, err = run_main("--prepare_visa", root, "--split", "2cls")
     assert code == 2 and "no split '2cls'" in err and "1cls, 2cls_fewshot, 2cls_highshot" in err
 
 
-def test_many_masks_become_one_and_validation_stays_beside(original, run_main, tmp_path):
+def test_several_masks_become_one_and_validation_stays_separate(original, run_main, tmp_path):
     run_main("--prepare_mvtec", str(original("loco")))
-    made = tmp_path / "MVTec" / "juice_bottle"
-    mask = read(made / "ground_truth/logical_anomalies/000_mask.png")
+    prepared = tmp_path / "MVTec" / "juice_bottle"
+    mask = read_pixels(prepared / "ground_truth/logical_anomalies/000_mask.png")
     assert mask[10:22, 10:22].all() and mask[30:42, 30:42].all() and np.count_nonzero(mask) == 2 * 12 * 12
-    assert len(list((made / "validation/good").iterdir())) == 2
-    assert "MVTec LOCO AD" in (made / NOTE).read_text()
+    assert len(list((prepared / "validation/good").iterdir())) == 2
+    assert "MVTec LOCO AD" in (prepared / NOTE).read_text()
 
 
 def test_exposures_of_one_tile_are_on_one_side(original, run_main, tmp_path):
     root = tmp_path / "more"
     shutil.copytree(original("mtd"), root)
     free = root / "MT_Free" / "Imgs"
-    for number in range(10):  # brighter, and written anew
+    for number in range(10):  # brighter, and saved again
         Image.open(free / f"exp2_num_{number}.jpg").point(lambda value: min(255, value * 1.05 + 3)).save(
             free / f"exp6_num_{number}.jpg", quality=70
         )
     run_main("--prepare_mtd", str(root), "model.seed=3")
-    made = tmp_path / "MTD" / "magnetic_tile"
-    sides = [{path.stem.rpartition("_")[2] for path in (made / side / "good").iterdir()} for side in ("train", "test")]
-    assert counts(made)[:2] == (16, 4) and not sides[0] & sides[1]
+    prepared = tmp_path / "MTD" / "magnetic_tile"
+    sides = [
+        {path.stem.rpartition("_")[2] for path in (prepared / side / "good").iterdir()} for side in ("train", "test")
+    ]
+    assert count_pictures(prepared)[:2] == (16, 4) and not sides[0] & sides[1]
 
 
-def test_parts_of_one_item_are_normal_on_one_side_alone(original, run_main, tmp_path):
+def test_normal_parts_of_one_item_are_on_one_side(original, run_main, tmp_path):
     run_main("--prepare_ksdd", str(original("ksdd")))
-    made = tmp_path / "KSDD" / "commutator"
-    train, test = ({path.name[:5] for path in (made / side / "good").iterdir()} for side in ("train", "test"))
-    assert not train & test and sorted(path.name for path in (made / "test/bad").iterdir()) == [
+    prepared = tmp_path / "KSDD" / "commutator"
+    train, test = ({path.name[:5] for path in (prepared / side / "good").iterdir()} for side in ("train", "test"))
+    assert not train & test and sorted(path.name for path in (prepared / "test/bad").iterdir()) == [
         "kos01_Part2.jpg",
         "kos02_Part2.jpg",
     ]
 
 
-def test_counts_that_differ_from_the_published_are_said(original, run_main):
+def test_other_counts_than_the_published_ones_are_a_warning(original, run_main):
     _, out, _ = run_main("--prepare_mvtec", str(original("mvtec")))
     assert "warning: bottle has 6 training pictures, the published MVTec AD 209" in out
 
 
-def test_a_set_without_masks_says_so_and_its_next_command_leaves_them_out(original, run_main, tmp_path):
+def test_missing_masks_are_a_warning_and_the_next_command_sets_mask_to_false(original, run_main, tmp_path):
     root = original("mvtec")
-    moved = tmp_path / "without"
-    shutil.copytree(root, moved, ignore=shutil.ignore_patterns("ground_truth"))
-    _, out, _ = run_main("--prepare_mvtec", str(moved))
+    without = tmp_path / "without"
+    shutil.copytree(root, without, ignore=shutil.ignore_patterns("ground_truth"))
+    _, out, _ = run_main("--prepare_mvtec", str(without))
     assert "2 defective pictures of bottle have no mask, test/broken_large/000.png is the first" in out
-    assert out.splitlines()[-1].endswith("data.mask=False")
+    assert "data.mask=False" in shlex.split(out.splitlines()[-1])
 
 
 @pytest.mark.parametrize(("form", "name"), [("tar", "mvtec"), ("xztar", "visa"), ("zip", "mtd"), ("gztar", "ksdd")])
-def test_an_archive_gives_the_same_as_its_folder(form, name, original, run_main, tmp_path):
+def test_an_archive_gives_the_same_files_as_its_folder(form, name, original, run_main, tmp_path):
     root, flag = original(name), f"--prepare_{name}"
     packed = shutil.make_archive(str(tmp_path / "download"), form, root)
     code, _, err = run_main(flag, packed, "--output", str(tmp_path / "a"))
@@ -164,8 +159,8 @@ def test_a_category_packed_without_its_folder_is_named_after_the_archive(origina
 
 
 @pytest.mark.parametrize("allowed", [0, 3, 9])
-def test_a_preparation_that_was_stopped_goes_on_to_the_same_end(allowed, original, run_main, tmp_path, monkeypatch):
-    """Stopped while unpacking and while making; a file cut short by kill -9 lies where it was written."""
+def test_a_stopped_preparation_continues_to_the_same_result(allowed, original, run_main, tmp_path, monkeypatch):
+    """The run stops while unpacking, then while writing; kill -9 leaves a truncated temporary file."""
     packed = shutil.make_archive(str(tmp_path / "download"), "tar", original("loco"))
     run_main("--prepare_mvtec", packed, "--output", str(tmp_path / "unbroken"))
     broken = tmp_path / "broken"
@@ -184,7 +179,7 @@ def test_a_preparation_that_was_stopped_goes_on_to_the_same_end(allowed, origina
 
 
 def stopping(work, allowed):
-    """Ctrl-C in the call after so many."""
+    """Return `work` that presses Ctrl-C after `allowed` calls."""
     left = allowed
 
     def call(*arguments):
@@ -197,7 +192,7 @@ def stopping(work, allowed):
     return call
 
 
-def test_preparing_again_changes_nothing_and_restores_what_is_gone(original, run_main, tmp_path):
+def test_preparing_again_restores_missing_files_and_changes_nothing_else(original, run_main, tmp_path):
     root = str(original("mvtec"))
     run_main("--prepare_mvtec", root)
     before = tree(tmp_path / "MVTec")
@@ -206,7 +201,7 @@ def test_preparing_again_changes_nothing_and_restores_what_is_gone(original, run
     assert tree(tmp_path / "MVTec") == before
 
 
-def test_where_links_are_not_allowed_pictures_are_copied(original, run_main, tmp_path, monkeypatch):
+def test_pictures_are_copied_where_links_are_not_allowed(original, run_main, tmp_path, monkeypatch):
     root = original("mvtec")
 
     def across(*_):
@@ -218,48 +213,42 @@ def test_where_links_are_not_allowed_pictures_are_copied(original, run_main, tmp
     assert copy.read_bytes() == source.read_bytes() and not copy.samefile(source)
 
 
+FIRST = "candle/Data/Images/Normal/0001.JPG"
+
+
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("change", "message"),
     [
-        (
-            ("candle/Data/Images/Normal/0001.JPG", "../secret.JPG"),
-            "names '../secret.JPG', which is not a path in its own folder",
-        ),
-        (
-            ("candle/Data/Images/Normal/0001.JPG", "/etc/passwd.JPG"),
-            "names '/etc/passwd.JPG', which is not a path in its own folder",
-        ),
-        (("candle/Data/Images/Normal/0001.JPG", "C:\\\\secret.JPG"), "which is not a path in its own folder"),
-        (("candle/Data/Images/Normal/0001.JPG", "candle/link.JPG"), "a link that leaves"),
-        (("candle/Data/Images/Normal/0001.JPG", "candle/gone.JPG"), "the download is incomplete"),
-        (("candle/Data/Images/Normal/0001.JPG", "split_csv/1cls.csv"), "which is no picture"),
-        (
-            ("candle/Data/Images/Normal/0001.JPG", "candle/Data/Images/Normal/0002.JPG"),
-            "would both be candle/train/good/0002.JPG",
-        ),
+        ((FIRST, "../secret.JPG"), "names '../secret.JPG', which is not a path in its own folder"),
+        ((FIRST, "/etc/passwd.JPG"), "names '/etc/passwd.JPG', which is not a path in its own folder"),
+        ((FIRST, "C:\\\\secret.JPG"), "which is not a path in its own folder"),
+        ((FIRST, "candle/link.JPG"), "a link that leaves"),
+        ((FIRST, "candle/gone.JPG"), "the download is incomplete"),
+        ((FIRST, "split_csv/1cls.csv"), "which is no picture"),
+        ((FIRST, "candle/Data/Images/Normal/0002.JPG"), "would both be candle/train/good/0002.JPG"),
         (("\ncandle,", "\n../candle,"), "which is not a path in its own folder"),
         (("\ncandle,", "\na/b,"), "object is 'a/b'"),
         ((",anomaly,", ",odd,"), "label are 'test' and 'odd'"),
         (("object,", "thing,"), "has no column object"),
     ],
 )
-def test_a_table_that_is_not_visas_is_refused(spoil, said, original, run_main, tmp_path):
-    root = tmp_path / "spoilt"
+def test_a_damaged_table_of_visa_is_refused(change, message, original, run_main, tmp_path):
+    root = tmp_path / "damaged"
     shutil.copytree(original("visa"), root)
     table = root / "split_csv" / "1cls.csv"
     text = table.read_bytes().decode()
-    assert spoil[0] in text.replace("\r", "")
-    table.write_text(text.replace("\r", "").replace(spoil[0], spoil[1].replace("\\\\", "\\")))
-    write = tmp_path / "secret.JPG"
-    shutil.copy(root / "candle/Data/Images/Normal/0001.JPG", write)
-    (root / "candle" / "link.JPG").symlink_to(write)
+    assert change[0] in text.replace("\r", "")
+    table.write_text(text.replace("\r", "").replace(change[0], change[1].replace("\\\\", "\\")))
+    secret = tmp_path / "secret.JPG"
+    shutil.copy(root / FIRST, secret)
+    (root / "candle" / "link.JPG").symlink_to(secret)
     code, _, err = run_main("--prepare_visa", str(root))
-    assert code == 2 and said in err and err.count("\n") == 1, err
+    assert code == 2 and message in err and err.count("\n") == 1, err
     assert not tree(tmp_path / "VisA")
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--prepare_visa", "gone"), "no folder or archive at"),
         (("--prepare_visa", "empty"), "no split_csv, as VisA has"),
@@ -278,23 +267,23 @@ def test_a_table_that_is_not_visas_is_refused(spoil, said, original, run_main, t
         (("--prepare_mtd", "empty", "--output", "taken/out"), "can't make the folder"),
     ],
 )
-def test_what_can_be_got_wrong_costs_one_line(flags, said, run_main, tmp_path, monkeypatch):
+def test_a_wrong_request_ends_with_one_error_line(flags, message, run_main, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").touch()
     code, _, err = run_main(*flags)
-    assert code == 2 and said in err and err.count("\n") == 1, err
+    assert code == 2 and message in err and err.count("\n") == 1, err
 
 
-def test_folders_that_hold_anything_else_are_left_alone(original, run_main, tmp_path):
+def test_folders_with_other_files_are_left_alone(original, run_main, tmp_path):
     root = original("mvtec")
     mine = tmp_path / "MVTec" / "bottle"
     mine.mkdir(parents=True)
     (mine / "letter.txt").write_text("dear")
     code, _, err = run_main("--prepare_mvtec", str(root))
-    assert code == 2 and "holds files that no preparation made; choose another folder with --output" in err
+    assert code == 2 and "holds files that no preparation wrote; choose another folder with --output" in err
     code, _, err = run_main("--prepare_mvtec", str(root), "--output", str(root))
-    assert code == 2 and "holds files that no preparation made" in err
+    assert code == 2 and "holds files that no preparation wrote" in err
     assert [path.name for path in mine.iterdir()] == ["letter.txt"]
 
 
@@ -305,7 +294,7 @@ def test_another_seed_is_another_preparation(original, run_main):
     assert code == 2 and "with another split or seed; remove it" in err
 
 
-def test_a_hostile_archive_leaves_nothing(run_main, tmp_path):
+def test_a_hostile_archive_leaves_no_files(run_main, tmp_path):
     packed = tmp_path / "download.tar"
     with tarfile.open(packed, "w") as archive:
         archive.addfile(tarfile.TarInfo("bottle/train/good/000.png"))
@@ -315,15 +304,54 @@ def test_a_hostile_archive_leaves_nothing(run_main, tmp_path):
     assert not tree(tmp_path / "MVTec") and not list(tmp_path.glob("escaped*"))
 
 
-def test_a_command_lowers_the_batch_to_the_pictures_there_are(original, run_main):
+def test_the_next_command_lowers_the_batch_size_to_the_number_of_pictures(original, run_main):
     _, out, _ = run_main("--prepare_mvtec", str(original("mvtec")), "data.batch_size=16", "model.epochs=1")
     assert {"data.batch_size=5", "model.epochs=1"} <= set(shlex.split(out.splitlines()[-1]))
     assert held_out_count(500, share=0.2, most=100) == 100
 
 
-def test_the_shipped_configuration_and_its_presets_serve(original, run_main, tmp_path):
-    source, shipped = str(original("mvtec")), Path(__file__).parents[2] / "config.yaml"
+def test_the_shipped_configuration_works_with_its_preset(original, run_main, tmp_path):
+    source = str(original("mvtec"))
     code, out, _ = run_main(
-        "--prepare_mvtec", source, "--output", str(tmp_path / "made"), "preset=laptop", config=shipped
+        "--prepare_mvtec", source, "--output", str(tmp_path / "out"), "preset=laptop", config=SHIPPED
     )
     assert code == 0 and "preset=laptop" in shlex.split(out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "preset"),
+    [
+        ((), True),
+        (("model.w=3",), True),
+        (("model.w=3", "model.epochs=4"), False),
+        (("model.w=3", "budget_minutes=10"), False),
+        (("model.w=auto", "model.epochs=4"), True),
+        (("preset=published",), True),
+        (("preset=laptop",), True),
+        (("model.w=3", "model.epochs=4", "model.load_chp=auto"), True),
+    ],
+)
+def test_the_next_command_has_the_preset_where_a_key_has_no_published_value(settings, preset, original, run_main):
+    """The printed settings are enough to build the configuration."""
+    _, out, err = run_main("--prepare_mtd", str(original("mtd")), *settings, config=SHIPPED)
+    words = shlex.split(out.splitlines()[-1].removeprefix("next: python main.py "))
+    assert ("preset=laptop" in words) == preset and "preset=published" not in words, err
+    built = load_settings(SHIPPED, [word for word in words if "=" in word])
+    assert built.data.category == "magnetic_tile" and built.data.batch_size <= 8
+
+
+@pytest.mark.parametrize("folder", ["data", "a/data", ".", "..", "a/..", "/a/data"])
+def test_a_sibling_lies_beside_the_folder(folder, tmp_path, monkeypatch):
+    (tmp_path / "work" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    assert sibling(Path(folder), "VisA").resolve() == Path(folder).resolve().parent / "VisA"
+
+
+def test_data_in_the_current_folder_gets_a_sibling(original, run_main, tmp_path, monkeypatch):
+    root = str(original("visa").resolve())
+    config = tmp_path / "here.yaml"
+    config.write_text(SHIPPED.read_text().replace("data_dir: datasets/MVTec", "data_dir: ."))
+    (tmp_path / "MVTec").mkdir()
+    monkeypatch.chdir(tmp_path / "MVTec")
+    code, _, err = run_main("--prepare_visa", root, config=config)
+    assert code == 0 and (tmp_path / "VisA" / "candle").is_dir() and not list((tmp_path / "MVTec").iterdir()), err
