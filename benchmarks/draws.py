@@ -22,8 +22,8 @@ from anomaly_map import batch_ratio
 from config.keys import Settings
 from config.load import load_settings
 from dataset import ImageFolder
-from detection.calibrate import Parts, assemble, build_calibration, unseen_pictures
-from detection.detector import Detector, Draws, Prediction, in_batches, load_detector, stream_noise
+from detection.calibrate import Parts, build_calibration, unseen_pictures
+from detection.detector import Detector, NoiseSource, Prediction, load_detector, map_batches, stream_noise
 from detection.evaluate import scored_map, scored_mask
 from reports.metric_summary import PRO_LIMITS
 from runtime.device import choose_device, keep_memory
@@ -88,8 +88,8 @@ def row(detector: Detector, settings: Settings, every: int) -> Iterator[str]:
     )
     alarms: list[str] = []
     for draws in DRAWS:
-        known = build_calibration(detector, averaged(of_normal, draws), {}, held_out=True, made_with={}, settings={})
-        found = [assemble(detector, one, known.balance, {}) for one in averaged(of_test, draws)]
+        known = build_calibration(detector, averaged(of_normal, draws), {})
+        found = [detector.assemble(one, known.balance, {}) for one in averaged(of_test, draws)]
         yield cell(found, pictures, settings)
         if draws == DEFAULT_DRAWS:
             good = np.array([finding.score for finding in found])[~pictures.labels]
@@ -111,7 +111,7 @@ def published_cells(detector: Detector, test: ImageFolder, pictures: Pictures, s
             ratio = batch_ratio(
                 *(torch.cat([parts[place][part] for place in batch]) for part in ("feature", "pixel"))
             ).item()
-            by_place |= {place: assemble(detector, parts[place], ratio, {}) for place in batch}
+            by_place |= {place: detector.assemble(parts[place], ratio, {}) for place in batch}
         return [by_place[place] for place in range(len(order))]
 
     yield cell(found(range(len(parts))), pictures, settings)
@@ -123,7 +123,7 @@ def published_cells(detector: Detector, test: ImageFolder, pictures: Pictures, s
     yield f"{statistics.median(aurocs):.1f} ({min(aurocs):.1f}–{max(aurocs):.1f})"
 
 
-def drawn(detector: Detector, folder: ImageFolder, noise: Draws, draws: int, settings: Settings) -> list[list[Parts]]:
+def drawn(detector: Detector, folder: ImageFolder, noise: NoiseSource, draws: int, settings: Settings) -> list[list[Parts]]:
     """D_f and D_p (1, 1, h, w) of each picture, for each draw of noise."""
 
     def compare(batch: Tensor) -> list[list[Parts]]:
@@ -134,13 +134,13 @@ def drawn(detector: Detector, folder: ImageFolder, noise: Draws, draws: int, set
             begun[key] = begun.get(key) or noise(pictures, shape)
             return begun[key]
 
-        found = [detector.compared(batch, continued).distances for _ in range(draws)]
+        found = [detector.compare_batch(batch, continued).distances for _ in range(draws)]
         return [
             [{part: maps[place : place + 1].cpu() for part, maps in one.items()} for one in found]
             for place in range(len(batch))
         ]
 
-    batches = in_batches(detector, folder, compare, settings.model.num_workers)
+    batches = map_batches(detector, folder, compare, settings.model.num_workers)
     return [one for _, one in count_progress(batches, len(folder), "comparing")]
 
 

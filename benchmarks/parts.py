@@ -32,17 +32,8 @@ from config.presets import LAPTOP, PRESETS
 from detection import reference
 from detection.calibrate import build_calibration
 from detection.comparison import Networks
-from detection.tune import (
-    REMEDY,
-    Bench,
-    Quality,
-    Trial,
-    check_tuning,
-    measure_quality,
-    prepare_bench,
-    try_settings,
-    with_setting,
-)
+from detection.detector import load_detector
+from detection.tune import REMEDY, Bench, Quality, Trial, check_tuning, measure_quality, prepare_bench, try_detector
 from runtime.device import choose_device, keep_memory
 from storage.atomic_file import atomic_write
 
@@ -90,11 +81,11 @@ OTHERWISE = {
     "pixel is no blurred part, which weigh 0.25": Otherwise(SHARP | {"BLURRED_WEIGHT": 0.25}),
     "pixel is no blurred part, which weigh 1": Otherwise(SHARP | {"BLURRED_WEIGHT": 1.0}),
     "means over 8×8": Otherwise({"WIDTH": 8}, ("wide_memory",)),
-    "not evened out": Otherwise({"HALF_WHITE": reference.AS_THEY_ARE}, MEMORIES),
+    "not evened out": Otherwise({"HALF_WHITE": reference.UNCHANGED}, MEMORIES),
     "2 neighbours": Otherwise({"NEIGHBOURS": 2}, MEMORIES),
     "8 neighbours": Otherwise({"NEIGHBOURS": 8}, MEMORIES),
-    "32 descriptors of a picture": Otherwise({"OF_A_PICTURE": 32}, MEMORIES),
-    "128 descriptors of a picture": Otherwise({"OF_A_PICTURE": 128}, MEMORIES),
+    "32 descriptors of a picture": Otherwise({"KEPT_PER_PICTURE": 32}, MEMORIES),
+    "128 descriptors of a picture": Otherwise({"KEPT_PER_PICTURE": 128}, MEMORIES),
     "memories of 10000": Otherwise({"BANK": 10_000}, MEMORIES),
     "features of 256 pixels": Otherwise({}, MEMORIES, 256),
     "features of 384 pixels": Otherwise({}, MEMORIES, 384),
@@ -159,26 +150,26 @@ def judged(settings: Settings, rows: Collection[str]) -> Iterator[tuple[str, Qua
     """Each of these maps, by its name."""
     if not rows:
         return
-    device = choose_device(settings.model.device)
+    detector, *_ = load_detector(settings, settings.checkpoint_folder, choose_device(settings.model.device))
     _, pictures, unseen = check_tuning(settings)
     bench = prepare_bench(pictures, unseen, settings)
     sets = {name: parts for name, parts in zip(ROWS, SETS, strict=False) if name in rows}
     others = {name: otherwise for name, otherwise in OTHERWISE.items() if name in rows}
     needed = tuple(dict.fromkeys(itertools.chain(*sets.values(), OF_PRESET if others else ())))
-    trial = try_settings(with_setting(settings, "score.parts", needed), bench, device)
+    trial = try_detector(replace(detector, parts=needed), bench, settings)
     for name, parts in sets.items():
         yield name, of_parts(trial, parts, bench)
     for name, (constants, anew, side, smoothed) in others.items():
         with ExitStack() as stack:
             stack.enter_context(patch.multiple(reference, **constants) if constants else nullcontext())
             stack.enter_context(patch.object(Networks, "features", seeing(side)) if side else nullcontext())
-            other = try_settings(with_setting(settings, "score.parts", anew), bench, device) if anew else trial
+            other = try_detector(replace(detector, parts=anew), bench, settings) if anew else trial
             clean, spoilt = (
                 [one | {part: two[part] for part in anew} for one, two in zip(*some, strict=True)]
-                for some in ((trial.clean, other.clean), (trial.spoilt, other.spoilt))
+                for some in ((trial.clean, other.clean), (trial.anomalous, other.anomalous))
             )
             detector = replace(trial.detector, blur_sigma=smoothed * trial.detector.blur_sigma)
-            yield name, of_parts(replace(trial, detector=detector, clean=clean, spoilt=spoilt), OF_PRESET, bench)
+            yield name, of_parts(replace(trial, detector=detector, clean=clean, anomalous=spoilt), OF_PRESET, bench)
 
 
 def seeing(side: int) -> Any:
@@ -191,7 +182,7 @@ def seeing(side: int) -> Any:
 
 def of_parts(trial: Trial, parts: Sequence[str], bench: Bench) -> Quality:
     detector = replace(trial.detector, parts=tuple(parts))
-    known = build_calibration(detector, trial.clean, {}, held_out=True, made_with={}, settings={})
+    known = build_calibration(detector, trial.clean, {})
     return measure_quality(replace(trial, detector=replace(detector, calibration=known)), bench)
 
 

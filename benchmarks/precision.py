@@ -37,7 +37,7 @@ def row(
     name: str, changed: NDArray[np.float64], exact: NDArray[np.float64], normal: NDArray[np.bool_], detector: Detector
 ) -> str:
     """Largest change of a normal and of a defective picture's score, in spreads; of any, relative to it; how many verdicts it turns."""
-    change, spread = np.abs(changed - exact), statistics.pstdev(detector.known_normals.scores)
+    change, spread = np.abs(changed - exact), statistics.pstdev(detector.required_calibration.scores)
     turned = int(((changed > detector.threshold) != (exact > detector.threshold)).sum())
     largest = (change[kind].max() / spread if kind.any() else float("nan") for kind in (normal, ~normal))
     return " | ".join(

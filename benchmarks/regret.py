@@ -15,9 +15,8 @@ import metrics
 from config.keys import Settings
 from config.load import load_settings
 from dataset import ImageFolder
-from detection.calibrate import assemble
 from detection.detector import load_detector
-from detection.tune import Trial, check_tuning, choices, prepare_bench
+from detection.tune import Trial, check_tuning, prepare_bench, run_trials
 from runtime.device import choose_device, keep_memory
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +48,7 @@ def judge(settings: Settings, every: int) -> None:
     device = choose_device(settings.model.device)
     with tempfile.TemporaryDirectory() as folder:
         _, pictures, unseen = check_tuning(settings, Path(folder))
-    _, settings, _ = load_detector(settings, settings.checkpoint_folder, device)
+    detector, settings, _ = load_detector(settings, settings.checkpoint_folder, device)
     test = ImageFolder(settings.category_dir, "test", pictures.view, masks=False)
     items = [
         item for batch in test.only(test.names()[::every]).batches(1, settings.model.num_workers) for item in batch
@@ -57,12 +56,12 @@ def judge(settings: Settings, every: int) -> None:
     bench = replace(prepare_bench(pictures, unseen, settings), others=[item.picture for item in items])
     print("| setting | value | objective | taken | image AUROC |\n|---|---|---|---|---|")
     best = chosen = 0.0
-    for line, _, trial in choices(settings, bench, device):
-        auroc = image_auroc(trial, [item.label for item in items])
-        best, chosen = max(best, auroc), auroc if line["taken"] else chosen
-        taken = "yes" if line["taken"] else ""
+    for result in run_trials(detector, settings, bench):
+        auroc = image_auroc(result.trial, [item.label for item in items])
+        best, chosen = max(best, auroc), auroc if result.taken else chosen
+        taken = "yes" if result.taken else ""
         print(
-            f"| {line['setting']} | {line['value']} | {line['objective']:.4f} | {taken} | {100 * auroc:.1f} |",
+            f"| {result.setting} | {result.value} | {result.quality.objective:.4f} | {taken} | {100 * auroc:.1f} |",
             flush=True,
         )
     print(
@@ -71,8 +70,8 @@ def judge(settings: Settings, every: int) -> None:
 
 
 def image_auroc(trial: Trial, labels: list[int]) -> float:
-    detector, known = trial.detector, trial.detector.known_normals
-    scores = [assemble(detector, parts, known.balance, known.scales).score for parts in trial.others]
+    detector, known = trial.detector, trial.detector.required_calibration
+    scores = [detector.assemble(parts, known.balance, known.scales).score for parts in trial.others]
     return metrics.image_auroc(np.array(scores), np.array(labels))
 
 

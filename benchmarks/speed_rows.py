@@ -143,10 +143,10 @@ def target_once(device: torch.device, draws: int = 4) -> Row:
 
     def slow() -> None:
         for draw in rebuilt:
-            networks.compared(x, x, draw[None])
+            networks.compare(x, x, draw[None])
 
     name = f"target's features once: distances of {draws} draws, {EXTRACTOR} 256 px"
-    return Row(name, 1, lambda: networks.compared(x, x, rebuilt), slow, plain_keeps_memory=True)
+    return Row(name, 1, lambda: networks.compare(x, x, rebuilt), slow, plain_keeps_memory=True)
 
 
 def averaging(device: torch.device) -> Row:
@@ -175,8 +175,8 @@ def whole_detection(kind: str, batch: int, device: torch.device) -> Row:
     x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
 
     def fast() -> Tensor:
-        rebuilt = networks.reconstructions(x, gaussian_draws(x.shape, torch.Generator(device).manual_seed(0)))
-        d_feature, d_pixel = networks.compared(x, x, rebuilt).distances.values()
+        rebuilt = networks.reconstruct(x, gaussian_draws(x.shape, torch.Generator(device).manual_seed(0)))
+        d_feature, d_pixel = networks.compare(x, x, rebuilt).distances.values()
         return smooth(combine(d_feature, d_pixel, 1.0), 4)
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ WORKERS = 1
 
 def outcome(detector: Detector, folder: Path, data_dir: Path, every: int) -> dict[str, Any]:
     """Image AUROC with its 95 % interval, and processor seconds a picture, of a detector that is calibrated anew."""
-    settings = build_settings(detector.known_normals.settings)
+    settings = build_settings(detector.required_calibration.settings)
     settings = replace(
         settings,
         data=replace(settings.data, data_dir=data_dir, category=folder.name),

@@ -32,7 +32,7 @@ def seeded():
 def small_memories(monkeypatch):
     """Memories of normal descriptors that are chosen in no time."""
     monkeypatch.setattr(reference, "BANK", 300)
-    monkeypatch.setattr(reference, "DRAWN", 10)
+    monkeypatch.setattr(reference, "SAMPLED_PER_KEPT", 10)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import copy
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,34 +8,18 @@ import torch
 import torch.nn.functional as F
 from golden_weights import assert_golden, cosine_share, state_dict
 from PIL import Image
+from score_tables import read_rows
+from stand_ins import SCHEDULE, Pyramid, Wavy, make_detector
 from torch import nn
 
 from anomaly_map import resize_maps
 from dataset import ImageFolder, View, to_unit_range
-from ddad import NoiseSchedule
-from detection import detector
-from detection.comparison import HELD, Networks, largest_batch
+from detection.comparison import Networks
 from detection.detector import Detector, Prediction, predict_pictures, stream_noise
+from detection.reference import Scale
 from detection.threshold import PIXEL_RATES, Calibration
 from feature_extractor import FeatureExtractor
 from images.tiles import cut_tiles, merge_tiles
-
-SCHEDULE = NoiseSchedule()
-
-
-class Wavy(nn.Module):
-    """A noise predictor that mistakes some of the picture for noise."""
-
-    def forward(self, x, t):
-        return 0.9 * x + 0.1 * x.roll(3, dims=-1)
-
-
-class Pyramid(nn.Module):
-    """Three feature maps of any picture, of strides 1, 2 and 4."""
-
-    def forward(self, x):
-        features = torch.cat([x, x.square(), x.roll(1, dims=-2)], dim=1)
-        return [features, F.avg_pool2d(features, 2), F.avg_pool2d(features, 4)]
 
 
 @pytest.fixture
@@ -42,35 +27,15 @@ def folder(category):
     return ImageFolder(category, "test", View(32))
 
 
-CALIBRATION = Calibration(1.0, 1.0, (0.5, 0.6, 0.7), (0.3,) * len(PIXEL_RATES), True, {}, {})
-
-
-def detector(kept=CALIBRATION, draws=1, **changes):  # noqa: F811
-    networks = Networks(Wavy(), Pyramid(), SCHEDULE, w=3, start=100, skip=50, eta=1, draws=draws)
-    values = {"view": View(32), "v": 2, "blur_sigma": 0.5, "crop": 0.875, "seed": 5, "batch_size": 4} | changes
-    return Detector(networks, **values, device=torch.device("cpu"), calibration=kept)
-
-
-@pytest.mark.parametrize(
-    ("free", "pictures"), [(0, 1), (1, 1), (2.2, 2), (3.9, 2), (4.1, 4), (1e9, 32), (float("inf"), 32)]
-)
-def test_a_batch_is_what_half_of_the_free_memory_holds(free, pictures):
-    networks = Networks(Wavy(), nn.Conv2d(3, 10, 1), SCHEDULE, w=3, start=100, skip=50, eta=1)
-    picture = HELD * 4 * 10 * 8 * 8  # bytes
-    assert largest_batch(networks, View(8), free * 2 * picture, most=32) == pictures
-
-
 def test_the_noise_of_a_picture_does_not_depend_on_how_it_is_made_small(folder, monkeypatch):
     """Whose last digits differ between machines."""
     shown = torch.stack([item.picture for item in next(folder.batches(2, 0))])
-    made, noises = detector(), []
+    made, noises = make_detector(), []
     made = replace(made, networks=replace(made.networks, size=16))
-    monkeypatch.setattr(
-        Networks, "reconstructions", lambda self, pictures, draw: noises.append(draw()) or pictures[None]
-    )
-    made.compared(shown, made.picture_noise)
+    monkeypatch.setattr(Networks, "reconstruct", lambda self, pictures, draw: noises.append(draw()) or pictures[None])
+    made.compare_batch(shown, made.picture_noise)
     monkeypatch.setattr("detection.detector.resize_maps", lambda maps, shape: resize_maps(maps, shape) + 1e-3)
-    made.compared(shown, made.picture_noise)
+    made.compare_batch(shown, made.picture_noise)
     assert noises[0].shape == (2, 3, 16, 16)
     torch.testing.assert_close(noises[1], noises[0], rtol=0, atol=0)
 
@@ -83,7 +48,7 @@ def anomalies(made, folder, noise=None, workers=2):
 
 def test_the_published_protocol_is_one_stream_and_batch_maxima(folder):
     """Against the method written out: noise, two steps, distances, batch maxima, blur, crop, maximum."""
-    made = detector(kept=None)
+    made = make_detector(calibration=None)
     findings = [
         finding for _, finding in predict_pictures(made, folder, stream_noise(5, torch.device("cpu")), workers=0)
     ]
@@ -140,54 +105,48 @@ def test_published_maps_of_a_batch_are_the_golden_ones(golden, tmp_path):
     networks = Networks(unet, features, SCHEDULE, w=0, start=25, skip=25, eta=1)
     share = cosine_share(expected["feature_distance"])
     for v in (1, 7):
-        made = replace(detector(kept=None, v=v, blur_sigma=4, batch_size=3, view=View(64)), networks=networks)
-        found = made.find(torch.from_numpy(expected["target"]), made.picture_noise)
+        made = replace(
+            make_detector(calibration=None, v=v, blur_sigma=4, batch_size=3, view=View(64)), networks=networks
+        )
+        found = made.predict_batch(torch.from_numpy(expected["target"]), made.picture_noise)
         assert_golden(torch.stack([finding.anomaly for finding in found])[:, None], expected[f"map_v{v}"], share)
 
 
 def test_maps_are_cropped_for_the_score_alone(folder):
-    made = detector(crop=0.5)
+    made = make_detector(crop=0.5)
     finding = next(finding for _, finding in predict_pictures(made, folder, made.picture_noise, workers=0))
     assert finding.anomaly.shape == (32, 32) and finding.score == finding.anomaly[8:24, 8:24].max()
 
 
 def test_a_map_is_the_pictures_own_in_any_company(folder):
     """Alone, in batches, backwards, with and without threads, and with other pictures gone."""
-    alone = anomalies(detector(batch_size=1), folder)
+    alone = anomalies(make_detector(batch_size=1), folder)
     for size, workers in ((2, 0), (2, 2), (7, 2), (16, 0)):
         torch.testing.assert_close(
-            anomalies(detector(batch_size=size), folder, workers=workers), alone, rtol=0, atol=1e-5 * float(alone.max())
+            anomalies(make_detector(batch_size=size), folder, workers=workers),
+            alone,
+            rtol=0,
+            atol=1e-5 * float(alone.max()),
         )
     backwards = copy.copy(folder)
     backwards.samples = folder.samples[::-1]
-    torch.testing.assert_close(anomalies(detector(), backwards).flip(0), alone, rtol=0, atol=1e-5 * float(alone.max()))
     torch.testing.assert_close(
-        anomalies(detector(), folder.only(folder.names()[3:4])), alone[3:4], rtol=0, atol=1e-5 * float(alone.max())
+        anomalies(make_detector(), backwards).flip(0), alone, rtol=0, atol=1e-5 * float(alone.max())
+    )
+    torch.testing.assert_close(
+        anomalies(make_detector(), folder.only(folder.names()[3:4])), alone[3:4], rtol=0, atol=1e-5 * float(alone.max())
     )
 
 
 def test_published_maps_depend_on_the_company(folder):
     noise = lambda: stream_noise(5, torch.device("cpu"))  # noqa: E731
-    together, alone = (anomalies(detector(kept=None, batch_size=size), folder, noise()) for size in (6, 1))
+    together, alone = (anomalies(make_detector(calibration=None, batch_size=size), folder, noise()) for size in (6, 1))
     assert (together - alone).abs().max() > 1e-2 * alone.max()
-
-
-def test_maps_are_means_over_draws():
-    pictures = torch.rand(2, 3, 32, 32)
-    noise = [torch.randn(2, 3, 32, 32) for _ in range(6)]
-    networks = detector(draws=2).networks
-    both = networks.reconstructions(pictures, iter(noise).__next__)
-    apart = torch.cat([detector().networks.reconstructions(pictures, iter(noise[i : i + 3]).__next__) for i in (0, 3)])
-    torch.testing.assert_close(both, apart)
-    (f_1, p_1), (f_2, p_2) = (networks.compared(pictures, pictures, draw[None]).distances.values() for draw in both)
-    d_feature, d_pixel = networks.compared(pictures, pictures, both).distances.values()
-    torch.testing.assert_close(d_feature, (f_1 + f_2) / 2)
-    torch.testing.assert_close(d_pixel, (p_1 + p_2) / 2)
 
 
 def test_a_picture_in_any_form_gets_the_same_verdict(category):
     path = category / "test" / "crack" / "000.png"
-    made = detector()
+    made = make_detector()
     by_path, by_name, by_image, by_array = (
         made(form) for form in (path, str(path), Image.open(path), np.asarray(Image.open(path)))
     )
@@ -203,7 +162,7 @@ def test_a_picture_in_memory_is_turned_as_its_exif_says(category, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(category / "test" / "crack" / "000.png").save(tmp_path / "turned.png", exif=exif)
-    made = detector()
+    made = make_detector()
     assert (
         made(Image.open(tmp_path / "turned.png")).score
         == made(tmp_path / "turned.png").score
@@ -216,12 +175,12 @@ def test_a_picture_in_memory_is_turned_as_its_exif_says(category, tmp_path):
 )
 def test_what_is_no_picture_is_refused(thing):
     with pytest.raises(ValueError, match=r"is not a picture|neither 0…1 nor|no pixels"):
-        detector()(thing)
+        make_detector()(thing)
 
 
 def test_maps_that_are_not_finite_are_no_verdict(category):
     with pytest.raises(ValueError, match=r"not finite; lower model\.w"):
-        detector(v=float("nan"))(category / "test" / "crack" / "000.png")
+        make_detector(v=float("nan"))(category / "test" / "crack" / "000.png")
 
 
 @pytest.mark.parametrize(
@@ -236,19 +195,19 @@ def test_maps_that_are_not_finite_are_no_verdict(category):
 )
 def test_an_array_that_is_no_picture_is_refused(array):
     with pytest.raises(ValueError, match="is not a picture; give"):
-        detector()(array)
+        make_detector()(array)
 
 
 def test_without_a_calibration_there_is_no_verdict(category):
     with pytest.raises(ValueError, match=r"no calibration, hence no threshold; load it by Detector\.load"):
-        detector(kept=None)(category / "test" / "crack" / "000.png")
+        make_detector(calibration=None)(category / "test" / "crack" / "000.png")
 
 
 def judged(anomaly, size, crop=1.0, scores=(1.0,) * 99, pixel=0.5):
     kept = Calibration(1.0, 1.0, tuple(scores), (pixel,) * len(PIXEL_RATES), True, {}, {})
-    made = detector(kept, crop=crop)
+    made = make_detector(kept, crop=crop)
     empty = torch.empty(0)
-    return made.judge(Prediction(empty, empty, empty, anomaly, made.cropped(anomaly).max().item()), size)
+    return made.decide(Prediction(empty, empty, empty, anomaly, made.crop_maps(anomaly).max().item()), size)
 
 
 def test_regions_are_above_the_pixel_threshold_and_reach_that_of_the_picture():
@@ -297,15 +256,57 @@ def test_a_tiled_picture_is_compared_whole(category):
     """The reconstructions of its tiles, each made alone, are put together; then one map, in the picture's own size."""
     paths = [category / "test" / kind / "000.png" for kind in ("good", "crack", "good")]
     picture = Image.fromarray(np.vstack([np.hstack([np.asarray(Image.open(path)) for path in paths])] * 2))
-    tiled, alone = detector(view=View(32, tiles=2)), detector()
+    tiled, alone = make_detector(view=View(32, tiles=2)), make_detector()
     shown = to_unit_range(tiled.view.pixels(picture))[None]
-    (found,) = tiled.find(shown, tiled.picture_noise)
-    parts = [alone.find(tile[None], alone.picture_noise)[0].reconstruction for tile in cut_tiles(shown, 32)]
+    (found,) = tiled.predict_batch(shown, tiled.picture_noise)
+    parts = [alone.predict_batch(tile[None], alone.picture_noise)[0].reconstruction for tile in cut_tiles(shown, 32)]
     expected = merge_tiles(torch.stack(parts), shown.shape)
     torch.testing.assert_close(found.reconstruction, expected[0], rtol=0, atol=1e-5)
-    d_feature, d_pixel = tiled.networks.compared(shown, shown, expected[None]).distances.values()
+    d_feature, d_pixel = tiled.networks.compare(shown, shown, expected[None]).distances.values()
     torch.testing.assert_close(found.d_feature, d_feature[0, 0], rtol=0, atol=1e-5)
     torch.testing.assert_close(found.d_pixel, d_pixel[0, 0], rtol=0, atol=1e-5)
     assert found.anomaly.shape == (64, 96) and tiled(picture).map.shape == (96, 144)
     both = tiled.detect([picture, picture.rotate(180)])
     np.testing.assert_allclose(both[0].map, tiled(picture).map, atol=1e-5)
+
+
+def test_a_detector_is_loaded_from_its_folder_wherever_it_lies(run_main, tmp_path, category, trained):
+    run_main("--detection", "score.draws=2", "calibration.false_positive_rate=0.4")
+    scores = {row["path"]: row for row in read_rows(tmp_path / "results")}
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "checkpoints" / "nut", moved)
+    shutil.rmtree(tmp_path / "checkpoints")
+    detector = Detector.load(moved, device="cpu")
+    for path, row in scores.items():
+        found = detector(category / path)
+        assert found.score == pytest.approx(float(row["score"]), rel=1e-5) and found.p_value == pytest.approx(
+            float(row["p_value"]), abs=1e-5
+        )
+        assert found.is_anomalous == (found.p_value <= 0.4) == bool(found.regions)
+    run_main("--train", "model.seed=9", f"model.checkpoint_dir={tmp_path}", "data.category=nut")
+    shutil.copy(tmp_path / "nut" / "2", moved / "20")
+    with pytest.raises(ValueError, match=r"calibration\.json is stale: weights was"):
+        Detector.load(moved, device="cpu")
+    (moved / "calibration.json").unlink()
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no calibration\.json of this version in .*; run python main\.py --detection True first",
+    ):
+        Detector.load(moved)
+
+
+def test_a_map_is_the_length_of_its_parts_in_their_units():
+    detector = Detector(None, View(4), 1.0, 0.0, 1.0, 0, 4, torch.device("cpu"), parts=("feature", "memory"))
+    parts = {
+        "feature": torch.zeros(1, 1, 4, 4),
+        "pixel": torch.zeros(1, 1, 4, 4),
+        "memory": torch.full((1, 1, 4, 4), 10.0),
+    }
+    parts["feature"][..., 0, 0], parts["memory"][..., 0, 0] = 6.0, 90.0
+    parts["feature"][..., 1, 1], parts["memory"][..., 1, 1] = -4.0, 30.0
+    parts["feature"][..., 2, 2], parts["memory"][..., 2, 2] = -4.0, 0.0
+    found = detector.assemble(parts, 1.0, {"feature": Scale(0, 2), "memory": Scale(10, 30)})
+    assert found.anomaly[0, 0] == found.score == 5  # of 3 and 4
+    assert (
+        found.anomaly[1, 1] == 1 and found.anomaly[2, 2] == -0.5 and found.anomaly[3, 3] == 0
+    )  # what is below the usual does not count

@@ -124,7 +124,7 @@ def test_what_is_replaced_leaves_no_pictures_and_large_ones_go_one_by_one(inspec
     inspect()
     before = predictions(tmp_path / "found")
     (pictures / "sub" / "b.jpg").unlink()
-    monkeypatch.setattr(predict, "MOST_PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr(predict, "PIXELS_PER_BATCH", 1)
     inspect("--force")
     after = predictions(tmp_path / "found")
     assert set(before) - set(after) == {"sub/b.jpg"} and after["a.png"]["score"] == pytest.approx(

@@ -1,26 +1,20 @@
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from anomaly_map import image_score
 from config import keys
-from config.load import load_settings
-from dataset import ImageFolder, View
 from detection import reference
-from detection.calibrate import learn_references
-from detection.detector import Detector, load_detector
 from detection.reference import (
     Reference,
     build_memory,
-    descriptors,
     farthest_points,
     local_outlier_factor,
     measure_scale,
+    patch_descriptors,
     sample,
 )
 from images.synthetic_defects import ALL_DEFECTS, with_defect
@@ -121,7 +115,7 @@ def test_a_distance_is_the_same_in_any_batch():
 
 
 def test_descriptors_stand_side_by_side_on_the_finer_grid():
-    found = descriptors([torch.zeros(2, 3, 16, 16), torch.ones(2, 4, 8, 8), torch.full((2, 5, 4, 4), 2.0)])
+    found = patch_descriptors([torch.zeros(2, 3, 16, 16), torch.ones(2, 4, 8, 8), torch.full((2, 5, 4, 4), 2.0)])
     assert found.shape == (2, 9, 8, 8)
     assert found[0, :4, 4, 4].eq(1).all() and found[0, 4:, 4, 4].eq(2).all()
 
@@ -168,53 +162,11 @@ PARTS = (
 )
 
 
-def test_a_detector_of_all_parts_is_kept_beside_the_weights(run_main, tmp_path, category):
-    assert run_main("--train", *PARTS)[0] == 0
-    code, out, _ = run_main("--detection", *PARTS)
-    assert code == 0 and "calibration is to be measured" in out and "image AUROC" in out
-    folder = tmp_path / "checkpoints" / "nut"
-    detector, paths = Detector.load(folder, device="cpu"), sorted((category / "test").rglob("*.png"))
-    for path, found in zip(paths, detector.detect(paths), strict=True):
-        alone = detector(Image.open(path))
-        assert alone.score == pytest.approx(found.score, rel=1e-4, abs=1e-4)
-        assert bool(found.regions) == found.is_anomalous
-    assert (
-        detector.known_normals.references.keys() == detector.known_normals.scales.keys() & reference.DESCRIBED_BY.keys()
-    )
-
-    assert "calibration is to be measured" not in run_main("--detection", *PARTS)[1]
-    (folder / "references").unlink()
-    out = run_main("--detection", *PARTS, "score.parts=[pixel, memory]")[1]
-    assert "calibration is to be measured: no calibration.json" in out
-    (folder / "references").write_bytes(b"no weights")
-    code, _, err = run_main("--detection", *PARTS, "score.parts=[pixel, memory]")
-    assert code == 2 and "references is not a file of weights" in err
-
-
 def test_parts_need_normal_pictures(run_main):
     code, _, err = run_main("--detection", "score.parts=[pixel]", "score.protocol=published")
     assert code == 2 and "set score.protocol=per_image, or score.parts=null" in err
     code, _, err = run_main("--detection", "score.parts=[pixels]")
     assert code == 2 and "did you mean pixel?" in err
-
-
-def test_a_map_is_the_length_of_its_parts_in_their_units():
-    detector = Detector(None, View(4), 1.0, 0.0, 1.0, 0, 4, torch.device("cpu"), parts=("feature", "memory"))
-    parts = {
-        "feature": torch.zeros(1, 1, 4, 4),
-        "pixel": torch.zeros(1, 1, 4, 4),
-        "memory": torch.full((1, 1, 4, 4), 10.0),
-    }
-    parts["feature"][..., 0, 0], parts["memory"][..., 0, 0] = 6.0, 90.0
-    parts["feature"][..., 1, 1], parts["memory"][..., 1, 1] = -4.0, 30.0
-    parts["feature"][..., 2, 2], parts["memory"][..., 2, 2] = -4.0, 0.0
-    found = detector.finding(
-        torch.empty(0), parts, 1.0, {"feature": reference.Scale(0, 2), "memory": reference.Scale(10, 30)}
-    )
-    assert found.anomaly[0, 0] == found.score == 5  # of 3 and 4
-    assert (
-        found.anomaly[1, 1] == 1 and found.anomaly[2, 2] == -0.5 and found.anomaly[3, 3] == 0
-    )  # what is below the usual does not count
 
 
 @pytest.mark.parametrize("part", ["wide_memory", "pixel"])
@@ -241,8 +193,8 @@ def test_what_knows_of_no_place_lifts_the_highest_of_what_is_scored_and_leaves_w
 
 def test_a_whole_picture_is_described_once():
     maps = torch.randn(2, 3, 5, 7)
-    found = reference.picture_descriptors([torch.zeros(2, 1, 10, 14), maps])[reference.WHOLE]
-    torch.testing.assert_close(found[..., 0, 0], reference.descriptors([maps, maps]).mean(dim=(2, 3)))
+    found = reference.describe_pictures([torch.zeros(2, 1, 10, 14), maps], ["whole_memory"])[reference.WHOLE]
+    torch.testing.assert_close(found[..., 0, 0], reference.patch_descriptors([maps, maps]).mean(dim=(2, 3)))
 
 
 @pytest.mark.parametrize(
@@ -254,14 +206,6 @@ def test_a_made_defect_changes_its_mask_alone(kind, shape):
     changed, mask = with_defect(picture, ALL_DEFECTS[kind], rng)
     assert mask.shape == shape[:2] and mask.any()
     assert (changed != picture)[mask].any() and not (changed != picture)[~mask].any()
-
-
-def test_where_training_saw_all_pictures_the_threshold_is_of_other_ones_than_the_memory(run_main, tmp_path):
-    """A memory that held them would find nothing unusual in them, and call all others."""
-    assert run_main("--train", "calibration.share=0")[0] == 0
-    code, out, _ = run_main("--detection", "calibration.share=0", "score.parts=[memory]")
-    assert code == 0 and "from 5 normal pictures" in out and "training has seen these pictures" in out
-    assert min(json.loads((tmp_path / "checkpoints" / "nut" / "calibration.json").read_text())["scores"]) > 0
 
 
 @pytest.mark.parametrize(
@@ -279,25 +223,9 @@ def test_a_reference_whose_spacing_is_not_of_its_bank_is_refused(spacing):
         Reference(torch.eye(3), torch.zeros(2, 3), spacing)
 
 
-def test_what_is_learnt_of_a_part_is_the_same_beside_any_others(run_main, tiny_config):
-    run_main("--train", "model.unet_size=16")
-
-    def references(*parts: str) -> dict[str, Reference]:
-        loaded = load_settings(tiny_config, [f"score.parts=[{','.join(parts)}]", "model.unet_size=16"])
-        detector, loaded, _ = load_detector(loaded, loaded.checkpoint_folder, torch.device("cpu"))
-        return learn_references(detector, ImageFolder(loaded.category_dir, "train", detector.view), loaded)
-
-    beside_others = references(*reference.DESCRIBED_BY)
-    for part in reference.DESCRIBED_BY:
-        alone = references(part)[part]
-        assert torch.equal(alone.transform, beside_others[part].transform) and torch.equal(
-            alone.bank, beside_others[part].bank
-        )
-
-
-@pytest.mark.parametrize(("pictures", "rows"), [(2, 2 * reference.OF_A_PICTURE), (10, 300)])
+@pytest.mark.parametrize(("pictures", "rows"), [(2, 2 * reference.KEPT_PER_PICTURE), (10, 300)])
 def test_a_memory_keeps_so_many_of_a_picture_and_no_more_than_a_bank_holds(pictures, rows):
     described = {reference.PICTURE: list(torch.rand(pictures, 500, 4, generator=torch.Generator().manual_seed(0)))}
     memory = reference.build_references(described, ["memory"], 0)["memory"]
     assert memory.bank.shape == reference.placeholder(4, pictures).bank.shape == (rows, 4)
-    assert reference.samples_per_picture(pictures) == reference.DRAWN * rows // pictures
+    assert reference.samples_per_picture(pictures) == reference.SAMPLED_PER_KEPT * rows // pictures
