@@ -40,7 +40,7 @@ def outcome(detector: Detector, folder: Path, data_dir: Path, every: int) -> dic
     )
     normals = ImageFolder(settings.category_dir, "train", detector.view)
     detector = replace(
-        detector, calibration=measure_calibration(replace(detector, calibration=None), normals, {}, settings)
+        detector, calibration=measure_calibration(replace(detector, calibration=None), normals, settings)
     )
     pictures = ImageFolder(settings.category_dir, "test", detector.view, masks=False)
     pictures = pictures.only(pictures.names()[::every])

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -25,10 +24,7 @@ Parts = dict[str, Tensor]
 
 
 def calibrate(detector: Detector, settings: Settings) -> Detector:
-    """Return the detector with the calibration of its checkpoint folder, which is measured where it is stale.
-
-    Raise MissingFileError where it has to be measured and train/good is missing.
-    """
+    """Return the detector with the calibration of its checkpoint folder, measured anew where it is stale."""
     folder = settings.checkpoint_folder
     stored = distributed.group().broadcast(load_calibration(folder))
     calibration = current_calibration(detector, settings, stored)
@@ -42,7 +38,10 @@ def calibrate(detector: Detector, settings: Settings) -> Detector:
 
 
 def current_calibration(detector: Detector, settings: Settings, stored: Calibration | None) -> Calibration:
-    """Return the stored calibration if its networks, settings and normal pictures are the present ones, or a new one."""
+    """Return the stored calibration, or measure one where networks, settings or normal pictures have changed.
+
+    Raise MissingFileError where one has to be measured and train/good is missing.
+    """
     folder, inputs = settings.checkpoint_folder, calibration_inputs(detector, settings)
     stale = stored.staleness(inputs) if stored else f"no {CALIBRATION} of this version in {folder}"
     try:
@@ -50,24 +49,22 @@ def current_calibration(detector: Detector, settings: Settings, stored: Calibrat
     except FileNotFoundError as error:
         if stored and not stale:
             return replace(stored, settings=settings.as_dict())
-        raise MissingFileError(
-            f"{folder / CALIBRATION} can't be used ({stale}), nor measured again: {error}"
-        ) from error
+        message = f"{folder / CALIBRATION} can't be used ({stale}), nor measured again: {error}"
+        raise MissingFileError(message) from error
     normals = "{files}, {hash}".format(**picture_fingerprint(pictures.samples))
     if stored and not stale and stored.normals not in (None, normals):
         stale = "the pictures of train/good have changed"
     if stored and not stale:
         return replace(stored, settings=settings.as_dict())  # settings without effect on it may have changed
     print(f"calibration is to be measured: {stale}", flush=True)
-    return replace(measure_calibration(detector, pictures, inputs, settings), normals=normals)
+    calibration = measure_calibration(detector, pictures, settings)
+    return replace(calibration, made_with=inputs, settings=settings.as_dict(), normals=normals)
 
 
-def measure_calibration(
-    detector: Detector, pictures: ImageFolder, made_with: Mapping[str, object], settings: Settings
-) -> Calibration:
-    """Measure a calibration on the held-out pictures, or on others of train/good where there are none.
+def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Settings) -> Calibration:
+    """Measure a calibration on the held-out pictures, or on some of train/good where training has seen all.
 
-    References are learnt from the other pictures; half of all are left for them where training has seen all.
+    References are learnt from the other pictures; half of train/good is left for them where none is held out.
     """
     group, seed = distributed.group(), settings.model.seed
     unseen = pictures.only(unseen_pictures(settings))
@@ -82,33 +79,17 @@ def measure_calibration(
     parts = [picture_parts for _, picture_parts in count_progress(batches, len(normal), "calibrating")]
     if not group.is_main:
         return group.broadcast(None)
-    held_out = len(unseen) > 0
-    return group.broadcast(build_calibration(detector, parts, references, held_out, made_with, settings.as_dict()))
+    return group.broadcast(replace(build_calibration(detector, parts, references), held_out=len(unseen) > 0))
 
 
-def build_calibration(
-    detector: Detector,
-    normal: Sequence[Parts],
-    references: Mapping[str, Reference],
-    held_out: bool = True,
-    made_with: Mapping[str, object] = MappingProxyType({}),
-    settings: Mapping[str, object] = MappingProxyType({}),
-) -> Calibration:
-    """Return the calibration from the parts of normal pictures; the other arguments are noted in it."""
+def build_calibration(detector: Detector, normal: Sequence[Parts], references: Mapping[str, Reference]) -> Calibration:
+    """Return the calibration from the parts of held-out normal pictures."""
     feature, pixel, scales = measure_scales(detector, normal)
     predictions = [detector.assemble(parts, feature / pixel, scales) for parts in normal]
-    return Calibration(
-        feature,
-        pixel,
-        tuple(sorted(prediction.score for prediction in predictions)),
-        pixel_quantiles(detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions),
-        held_out,
-        dict(made_with),
-        dict(settings),
-        scales=scales,
-        references=dict(references),
-        batch_size=detector.batch_size,
-    )
+    scores = tuple(sorted(prediction.score for prediction in predictions))
+    pixels = pixel_quantiles(detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions)
+    size, bank = detector.batch_size, dict(references)
+    return Calibration(feature, pixel, scores, pixels, True, {}, {}, scales=scales, references=bank, batch_size=size)
 
 
 def measure_scales(detector: Detector, normal: Sequence[Parts]) -> tuple[float, float, dict[str, Scale]]:
@@ -118,11 +99,11 @@ def measure_scales(detector: Detector, normal: Sequence[Parts]) -> tuple[float, 
         return detector.crop_maps(smooth(maps, detector.blur_sigma))
 
     maxima = torch.tensor([[scored(parts[part]).max() for part in reference.DISTANCES] for parts in normal])
-    maps = {
-        part: [scored(resize_maps(parts[part], parts["pixel"].shape[-2:])) for parts in normal]
+    scales = {
+        part: reference.measure_scale([scored(resize_maps(parts[part], parts["pixel"].shape[-2:])) for parts in normal])
         for part in detector.parts
     }
-    return *mean_maxima(maxima), {part: reference.measure_scale(values) for part, values in maps.items()}
+    return *mean_maxima(maxima), scales
 
 
 def parts_of_batch(detector: Detector, pictures: Tensor, references: Mapping[str, Reference]) -> list[Parts]:
@@ -139,9 +120,8 @@ def learn_references(detector: Detector, pictures: ImageFolder, settings: Settin
 
     def sample_batch(batch: Tensor) -> list[Parts]:
         described = image_descriptors(detector, batch)
-        seeds = [content_seed(picture, seed) for picture in batch]
         return [
-            {kind: reference.sample(maps[i], count, seeds[i]) for kind, maps in described.items()}
+            {kind: reference.sample(maps[i], count, content_seed(batch[i], seed)) for kind, maps in described.items()}
             for i in range(len(batch))
         ]
 
@@ -171,10 +151,7 @@ def calibration_size(pictures: int, unseen: int, most: int, parts: Collection[st
 
 
 def calibration_work(parts: Collection[str], learnt: int, held_out: int, most: int) -> tuple[int, int]:
-    """Return how many pictures a calibration compares with reconstructions, and how many it only describes.
-
-    Training learns from `learnt` pictures and holds out `held_out`; at most `most` are compared.
-    """
+    """Return how many pictures a calibration reconstructs, at most `most`, and how many it only describes."""
     compared = calibration_size(learnt + held_out, held_out, most, parts)
     return compared, learnt + held_out - compared if reference.descriptor_kinds(parts) else 0
 

@@ -19,11 +19,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # few, as scores of different sizes may 
 
 
 class Comparison(NamedTuple):
-    """Pictures beside their reconstructions.
-
-    `reconstruction` (B, C, H, W) is the mean over the draws, `distances` are D_f and D_p (B, 1, H, W), and
-    `descriptors` (B, D, h, w), by kind, are what memory banks compare (reference.py).
-    """
+    """The mean reconstruction (B, C, H, W), D_f and D_p (B, 1, H, W), and descriptors (B, D, h, w) by kind."""
 
     reconstruction: Tensor
     distances: dict[str, Tensor]

@@ -35,8 +35,7 @@ from storage.fingerprint import as_stored
 from training import checkpoint
 from training.networks import build_schedule
 
-LARGEST_BATCH = {"cuda": 64}  # pictures, by device; more are no faster
-LARGEST_BATCH_ELSEWHERE = 8
+LARGEST_BATCH = {"cuda": 64, "cpu": 8, "mps": 8}  # pictures; more are no faster
 NO_RECONSTRUCTION = torch.empty(0)
 
 # (8-bit pictures (B, C, S, S) of one pass, shape of the noise) → draw()
@@ -63,10 +62,7 @@ class Detection:
 
 
 class Prediction(NamedTuple):
-    """The maps of one picture at the network's size, and its image score.
-
-    The reconstruction is (C, H, W); D_f, D_p and the anomaly map are (H, W). The score is pooled within the crop.
-    """
+    """The reconstruction (C, H, W) and maps (H, W) of one picture, and the image score, pooled within the crop."""
 
     reconstruction: Tensor
     d_feature: Tensor
@@ -115,9 +111,8 @@ class Detector:
         detector, *_ = load_detector(settings, folder, choose_device(device))
         stale = calibration.staleness(calibration_inputs(detector, settings))
         if stale:
-            raise UserError(
-                f"{folder / CALIBRATION} is stale: {stale}; run python main.py --detection True to measure it again"
-            )
+            remedy = "run python main.py --detection True to measure it again"
+            raise UserError(f"{folder / CALIBRATION} is stale: {stale}; {remedy}")
         return replace(detector, calibration=calibration)
 
     def __call__(self, picture: Picture) -> Detection:
@@ -171,25 +166,19 @@ class Detector:
 
         A region is connected above the pixel threshold, and exceeds the threshold of the image score somewhere.
         """
-        shape, anomaly = size[::-1], prediction.anomaly[None, None]
-        below_thresholds = min(0.0, self.threshold, self.pixel_threshold)
-        scored = torch.full_like(anomaly, below_thresholds)  # no defects outside the scored area
+        calibration, shape, anomaly = self.required_calibration, size[::-1], prediction.anomaly[None, None]
+        outside = min(0.0, self.threshold, self.pixel_threshold)  # no defects outside the scored area
+        scored = torch.full_like(anomaly, outside)
         self.crop_maps(scored).copy_(self.crop_maps(anomaly))
         is_anomalous = prediction.score > self.threshold
         peaks = F.adaptive_max_pool2d(scored, shape)[0, 0]  # a resize might lose them
         above = (resize_maps(scored, shape)[0, 0] > self.pixel_threshold) | (peaks > self.threshold)
         mask, regions = find_regions(peaks.numpy(), above.numpy() & is_anomalous, self.threshold)
-        p_value, resized = (
-            self.required_calibration.p_value(prediction.score),
-            resize_maps(anomaly, shape)[0, 0].numpy(),
-        )
+        p_value, resized = calibration.p_value(prediction.score), resize_maps(anomaly, shape)[0, 0].numpy()
         return Detection(prediction.score, p_value, is_anomalous, resized, mask, regions)
 
     def predict_batch(self, pictures: Tensor, noise: NoiseSource) -> list[Prediction]:
-        """Return predictions for pictures (B, C, H, W) in [−1, 1], at the network's size.
-
-        Published maps are weighed by the maxima over all of them. Raise UserError where a map is not finite.
-        """
+        """Return predictions for pictures (B, C, H, W) in [−1, 1]; published maps are weighed by the batch's maxima."""
         comparison, calibration = self.compare_batch(pictures, noise), self.calibration
         parts = self.measure_parts(comparison, self.required_calibration.references if self.parts else {})
         ratio = calibration.balance if calibration else batch_ratio(parts["feature"], parts["pixel"])
@@ -206,9 +195,8 @@ class Detector:
         tiles = cut_tiles(pictures, self.view.size)
         seen = resize_maps(tiles, unet_shape)
         passes = zip(tiles.split(self.batch_size), seen.split(self.batch_size), strict=True)
-        rebuilt = torch.cat(
-            [self.networks.reconstruct(batch, noise(tile, batch.shape)) for tile, batch in passes], dim=1
-        )
+        draws = [self.networks.reconstruct(batch, noise(tile, batch.shape)) for tile, batch in passes]
+        rebuilt = torch.cat(draws, dim=1)
         if pictures.shape[-2:] != tile_shape:
             enlarged = resize_maps(rebuilt.flatten(0, 1), tile_shape).unflatten(0, rebuilt.shape[:2])
             seen, rebuilt = (merge_tiles(maps, pictures.shape) for maps in (resize_maps(seen, tile_shape), enlarged))
@@ -229,9 +217,9 @@ class Detector:
         scales: Mapping[str, Scale],
         reconstruction: Tensor = NO_RECONSTRUCTION,
     ) -> Prediction:
-        """Return the prediction of one picture from its parts (1, 1, h, w).
+        """Return one picture's prediction from its parts (1, 1, h, w).
 
-        The map is the paper's, weighed by `ratio`, or fuses the detector's parts by their `scales`.
+        The map is the paper's, weighed by `ratio`, or fuses parts by `scales`. Raise UserError if it is not finite.
         """
         shape = parts["pixel"].shape[-2:]
         if self.parts:
@@ -241,9 +229,8 @@ class Detector:
         else:
             anomaly = smooth(combine(parts["feature"], parts["pixel"], self.v, ratio), self.blur_sigma)
         if not torch.isfinite(anomaly).all():
-            raise UserError(
-                f"the anomaly maps are not finite; lower model.w, {self.networks.w}, or model.v, {self.v}, or train again"
-            )
+            values = f"model.w, {self.networks.w}, or model.v, {self.v}"
+            raise UserError(f"the anomaly maps are not finite; lower {values}, or train again")
         score = image_score(self.crop_maps(anomaly), self.pooling, self.pooled_share)
         d_feature, d_pixel, anomaly = (maps[0, 0].cpu() for maps in (parts["feature"], parts["pixel"], anomaly))
         return Prediction(reconstruction.cpu(), d_feature, d_pixel, anomaly, score)
@@ -267,22 +254,18 @@ def split_parts(parts: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 def load_detector(
     settings: Settings, folder: Path, device: torch.device
 ) -> tuple[Detector, Settings, dict[str, object]]:
-    """Return the detector of a checkpoint folder, not calibrated yet, the settings, and where the weights come from.
-
-    The settings name the files found in place of `auto` and `latest`.
-    """
+    """Return a folder's uncalibrated detector, the settings without `auto` and `latest`, and the weights' origins."""
     model = settings.model
     weights = checkpoint.find_weights(folder, model.load_chp)
     unet = checkpoint.restore_unet(weights, settings)
-    extractor, origin = checkpoint.restore_features(
-        folder, model.DA_chp, model.feature_extractor, model.backbone_weights
-    )
+    name, backbone = model.feature_extractor, model.backbone_weights
+    extractor, origin = checkpoint.restore_features(folder, model.DA_chp, name, backbone)
     model = replace(
         model,
         load_chp=checkpoint.epoch_of(weights),
         DA_chp=checkpoint.epoch_of(origin) if isinstance(origin, Path) else 0,
         feature_extractor=extractor.name,
-        backbone_weights=model.backbone_weights and model.backbone_weights.resolve(),
+        backbone_weights=backbone and backbone.resolve(),
     )
     settings = replace(settings, model=model)
     origins: dict[str, object] = {"unet": weights, "features": f"{extractor.name} from {origin}"}
@@ -305,7 +288,7 @@ def build_detector(settings: Settings, unet: nn.Module, extractor: nn.Module, de
         size=settings.unet_size,
         predicts=model.predicts,
     )
-    most = LARGEST_BATCH.get(device.type, LARGEST_BATCH_ELSEWHERE)
+    most = LARGEST_BATCH[device.type]
     return Detector(
         networks,
         view,
@@ -343,7 +326,7 @@ def predict_pictures(
 def map_batches(
     detector: Detector, folder: ImageFolder, work: Callable[[Tensor], list[Result]], workers: int, group: Group = ALONE
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield all pictures of a folder with what `work` returns for them, a batch (B, C, H, W) at a time.
+    """Yield all pictures of a folder with the results of `work`, which gets batches (B, C, H, W).
 
     The processes of a group take turns with the batches; the first one yields all results.
     """

@@ -19,7 +19,6 @@ from dataset import NORMAL, ImageFolder, Item, View
 from detection.calibrate import calibrate
 from detection.comparison import BATCH_SIZES
 from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
-from detection.threshold import Calibration
 from reports import drawing, manifest
 from reports.html import PAGE, write_page
 from reports.metric_summary import (
@@ -68,18 +67,16 @@ class ScoredPictures:
 class PictureWriter:
     """Writes each picture's raw map and figures, as far as the settings ask for them.
 
-    All figures share one colour scale. It follows from the calibration; without one, as published, it follows from all
-    maps, and the figures wait for the last picture.
+    All figures share one colour scale, from the calibration, or without one from all maps; then they wait for the last.
     """
 
     def __init__(self, writer: Writer, detector: Detector, pictures: ImageFolder, settings: Settings):
         self._writer, self._detector, self._settings = writer, detector, settings
         self._stems = file_stems(pictures.names())
         self._waiting: list[tuple[drawing.Panel, bool]] = []
-        self._scale: drawing.ColourScale | None = None
-        if calibration := detector.calibration:
-            tops = (calibration.pixel, calibration.feature, detector.threshold)
-            self._scale = drawing.ColourScale(*(drawing.HOTTEST * top for top in tops))
+        known = detector.calibration
+        tops = (known.pixel, known.feature, detector.threshold) if known else ()
+        self._scale = drawing.ColourScale(*(drawing.HOTTEST * top for top in tops)) if known else None
 
     def add(self, item: Item, prediction: Prediction) -> None:
         """Write a picture's raw map; draw its figures, or keep them until `finish`."""
@@ -99,10 +96,10 @@ class PictureWriter:
         """Draw the figures that wait."""
         if not self._waiting:
             return
-        scale = drawing.ColourScale.reached([panel for panel, _ in self._waiting])
-        labels = np.array([label for _, label in self._waiting])
-        _, verdicts = apply_threshold(np.array([panel.score for panel, _ in self._waiting]), labels, None)
-        for (panel, label), verdict in zip(self._waiting, labels if verdicts is None else verdicts, strict=True):
+        panels, labels = zip(*self._waiting, strict=True)
+        scale = drawing.ColourScale.reached(panels)
+        _, verdicts = apply_threshold(np.array([panel.score for panel in panels]), np.array(labels), None)
+        for panel, label, verdict in zip(panels, labels, labels if verdicts is None else verdicts, strict=True):
             self._draw(panel, scale, error_kind(label, verdict))
 
     def _draw(self, panel: drawing.Panel, scale: drawing.ColourScale, error: str) -> None:
@@ -128,8 +125,8 @@ def check_evaluation(settings: Settings, output: Path | None = None) -> tuple[Im
 def evaluate_category(settings: Settings, output: Path | None = None, force: bool = False) -> Path:
     """Score the test pictures; write scores, metrics, figures and a manifest to a results folder, and return it.
 
-    The folder is `output`, or results/<exp_name>/<category>. Where it holds this result, nothing is done; where it
-    holds another one, the next numbered folder is used. `force` replaces either. Only the first process writes.
+    The folder is `output` or results/<exp_name>/<category>; if it holds another result, the next numbered one. A result
+    that is there already is kept. `force` replaces either. Only the first process writes.
     """
     device = choose_device(settings.model.device)
     torch.manual_seed(settings.model.seed)
@@ -142,8 +139,6 @@ def evaluate_category(settings: Settings, output: Path | None = None, force: boo
         folder, finished = distributed.group().broadcast(choose_result_folder(folder, inputs, settings, any_batch_size))
     if finished:
         print_finished(folder, settings)
-        if main:
-            write_missing_page(Writer(folder))
         return folder
     places = {"reads": f"{settings.category_dir / 'test'} ({len(pictures)} pictures)", **origins, "writes": folder}
     announce(f"Detecting defects of {settings.data.category}", device, settings.as_dict(), places)
@@ -185,15 +180,13 @@ def with_batch_size(settings: Settings, size: int) -> Settings:
 
 
 def print_finished(folder: Path, settings: Settings) -> None:
+    """Print the metrics of a finished result; write its page where a run was killed before that."""
     print(f"{settings.data.category} is done: {folder} is of these weights, settings and pictures; --force repeats it")
     print_metrics(MetricSummary.stored(manifest.load_manifest(folder)["metrics"]), settings)
-
-
-def write_missing_page(writer: Writer) -> None:
-    """Write the page that is missing where a run was killed after its metrics."""
-    with writer.locked():
-        if not (writer.folder / PAGE).exists():
-            write_page(writer.folder / PAGE, [writer.folder])
+    if distributed.group().is_main:
+        with Writer(folder).locked():
+            if not (folder / PAGE).exists():
+                write_page(folder / PAGE, [folder])
 
 
 def evaluate_pictures(
@@ -233,10 +226,7 @@ def evaluate_pictures(
 
 
 def predict_all(detector: Detector, pictures: ImageFolder, settings: Settings) -> Iterator[tuple[Item, Prediction]]:
-    """Yield all pictures with their predictions, by all processes where a picture's score is its own.
-
-    Published scores need one stream of noise, and the batches in order.
-    """
+    """Yield all pictures with their predictions; published ones need one process, for one stream of noise."""
     workers = settings.model.num_workers
     if detector.calibration:
         return predict_pictures(detector, pictures, detector.picture_noise, workers, distributed.group())
@@ -294,10 +284,7 @@ def make_panel(item: Item, prediction: Prediction) -> drawing.Panel:
 
 
 def apply_threshold(scores: Scores, labels: Labels, threshold: float | None) -> tuple[float | None, Labels | None]:
-    """Return the threshold and which pictures it calls anomalous.
-
-    Without a threshold it is the published one, from the test labels; none where these are all the same.
-    """
+    """Return the threshold, or the published one from the labels if these differ, and the anomalous pictures."""
     if threshold is not None:
         return threshold, scores > threshold
     if not labels.any() or labels.all():
@@ -334,15 +321,11 @@ def stored_metrics(
     """Return the content of metrics.json."""
     content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
     content["vanished_defects"] = results.vanished
-    if detector.calibration:
-        content["calibration"] = calibration_entry(detector.calibration, detector.false_positive_rate)
+    if known := detector.calibration:
+        source = {"pictures": len(known.scores), "held_out": known.held_out, "balance": known.balance}
+        rate = detector.false_positive_rate
+        content["calibration"] = {**source, "wanted_rate": rate, **known.promise(rate)._asdict()}
     return content
-
-
-def calibration_entry(calibration: Calibration, rate: float) -> dict[str, object]:
-    """Return what the threshold was made from, and the requested and promised rates of false alarms."""
-    source = {"pictures": len(calibration.scores), "held_out": calibration.held_out, "balance": calibration.balance}
-    return {**source, "wanted_rate": rate, **calibration.promise(rate)._asdict()}
 
 
 def print_results(results: ScoredPictures, seconds: float, settings: Settings) -> None:

@@ -35,10 +35,7 @@ ANOMALOUS, NORMAL, UNREADABLE = "anomalous", "normal", "unreadable"
 def check_prediction(
     settings: Settings, source: Path, output: Path | None = None, resume: bool = False, force: bool = False
 ) -> tuple[dict[str, Path], Writer]:
-    """Return the pictures by their names in `source`, and the writer of the results.
-
-    Raise UserError for what would stop the stage later.
-    """
+    """Return the pictures by name, and the writer of the results. Raise UserError for what would stop the stage."""
     if settings.score.protocol != PER_IMAGE:
         raise UserError(
             "score.protocol is published, whose scores depend on the batch and have no threshold; "
@@ -117,8 +114,8 @@ def print_counts(verdicts: Counter[str], seconds: float, writer: Writer) -> None
 def prediction_inputs(source: Path, detector: Detector, settings: Settings) -> dict[str, object]:
     """Return what all rows of one table share."""
     thresholds = [detector.required_calibration.balance, detector.threshold, detector.pixel_threshold]
-    inputs = {"format": FORMAT, "input": str(source.resolve())}
-    return {**inputs, "detector": calibration_inputs(detector, settings), "thresholds": thresholds}
+    inputs: dict[str, object] = {"format": FORMAT, "input": str(source.resolve())}
+    return inputs | {"detector": calibration_inputs(detector, settings), "thresholds": thresholds}
 
 
 def largest_input_batch(pictures: Mapping[str, Path], detector: Detector, group: distributed.Group) -> int:
@@ -141,7 +138,7 @@ def predict_each(
     workers: int,
     group: distributed.Group,
 ) -> Iterator[tuple[str, Image.Image | None, Detection | str]]:
-    """Yield each name with its picture and verdict, or with the reason why it could not be read.
+    """Yield each name with its picture and verdict, or with the error message where it could not be read.
 
     The processes take turns with batches of `size`; the first one yields all results.
     """
@@ -158,12 +155,11 @@ def predict_each(
     for _ in range(math.ceil(len(names) / (group.size * size))):
         batch = next(batches, [])  # the last processes may have a batch less
         detections = iter(detector.detect([picture for _, picture in batch if isinstance(picture, Image.Image)]))
-        yield from group.gather(
-            [
-                (name, None, picture) if isinstance(picture, str) else (name, picture, next(detections))
-                for name, picture in batch
-            ]
-        )
+        outcomes = [
+            (name, None, picture) if isinstance(picture, str) else (name, picture, next(detections))
+            for name, picture in batch
+        ]
+        yield from group.gather(outcomes)
 
 
 def verdict_of(outcome: Detection | str) -> str:

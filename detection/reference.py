@@ -68,10 +68,7 @@ def patch_descriptors(features: Features) -> Tensor:
 
 
 def wide_descriptors(descriptors: Tensor) -> Tensor:
-    """Return means over WIDTH×WIDTH positions, half a width apart: (B, C, H, W) → (B, C, H/2, W/2).
-
-    The border is not padded.
-    """
+    """Return means over WIDTH×WIDTH positions, half a width apart, without padding: → (B, C, H/2, W/2)."""
     width = min(WIDTH, *descriptors.shape[-2:])
     return F.avg_pool2d(descriptors, width, stride=max(1, width // 2), padding=width // 4, count_include_pad=False)
 
@@ -159,14 +156,14 @@ class Reference:
     def distance(self, descriptors: Tensor) -> Tensor:
         """Return distances (B, 1, H, W) of descriptors (B, C, H, W), the same in any batch."""
         transform, bank = self.transform.to(descriptors), self.bank.to(descriptors)
-        distances = [self.distance_to_bank(rows(picture) @ transform, bank) for picture in descriptors]
-        return torch.stack(distances).view(len(descriptors), 1, *descriptors.shape[-2:])
-
-    def distance_to_bank(self, points: Tensor, bank: Tensor) -> Tensor:
-        """Return the distances (N) of points (N, D)."""
-        squares, places = nearest_rows(points, bank, 1 if self.spacing is None else NEIGHBOURS)
-        distances = squares.sqrt().mean(dim=1)
-        return distances if self.spacing is None else distances / self.spacing.to(distances)[places].mean(dim=1)
+        pictures = []
+        for picture in descriptors:  # one by one, as the sums of a product may depend on its size
+            squares, places = nearest_rows(rows(picture) @ transform, bank, 1 if self.spacing is None else NEIGHBOURS)
+            distances = squares.sqrt().mean(dim=1)
+            if self.spacing is not None:
+                distances = distances / self.spacing.to(distances)[places].mean(dim=1)
+            pictures.append(distances)
+        return torch.stack(pictures).view(len(descriptors), 1, *descriptors.shape[-2:])
 
 
 def bank_size(pictures: int) -> int:
@@ -199,10 +196,7 @@ def sample(descriptors: Tensor, count: int, seed: int) -> Tensor:
 def build_references(
     described: Mapping[str, Sequence[Tensor]], parts: Sequence[str], seed: int
 ) -> dict[str, Reference]:
-    """Return the references of the memory `parts`, from samples (N, C) of each normal picture by kind.
-
-    A reference does not depend on the other parts.
-    """
+    """Return the references of the memory `parts`, from samples (N, C) of each normal picture by kind."""
 
     def build(part: str, kind: str) -> Reference:
         samples, count = torch.cat(list(described[kind])), bank_size(len(described[kind]))
@@ -229,10 +223,7 @@ def local_outlier_factor(memory: Reference) -> Reference:
 
 
 def whitening(samples: Tensor, evenness: float) -> Tensor:
-    """Return the covariance of samples (N, C) to the power −evenness/2: (C, C).
-
-    1 makes the covariance a sphere, 0 changes nothing.
-    """
+    """Return the covariance of samples (N, C) to the power −evenness/2; 1 makes it a sphere, 0 changes nothing."""
     centred = samples - samples.mean(dim=0)
     covariance = (centred.T @ centred).double() / len(samples)
     variance = max(SHRINKAGE * covariance.diagonal().mean().item(), LEAST_UNIT)
@@ -270,10 +261,7 @@ def squares_from(points: Tensor, others: Tensor) -> Tensor:
 
 
 def nearest_rows(points: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return squared distances and indices of the `count` rows of `others` (M, C) nearest to points (N, C).
-
-    Both are (N, count), nearest first; count is at most M.
-    """
+    """Return squared distances and indices (N, count) of the rows of `others` (M, C) nearest to points (N, C)."""
     missing = -len(others) % GROUP
     lengths, padded = F.pad(others.square().sum(dim=1), (0, missing), value=math.inf), F.pad(others, (0, 0, 0, missing))
     found = [

@@ -32,8 +32,8 @@ PIXEL_RATES = np.geomspace(0.5, 1e-5, 128)  # shares of normal pixels whose quan
 class Promise(NamedTuple):
     """What a threshold from n normal pictures promises of new ones.
 
-    `rate` is the expected false-positive rate, `confidence` the probability that this threshold's rate is not above the
-    requested one, and `at_most` the bound that its rate keeps with 95 % confidence.
+    `rate` is the expected false-positive rate, `confidence` the probability that this threshold keeps the requested
+    rate, `at_most` the bound that it keeps with 95 % confidence.
     """
 
     rate: float
@@ -95,18 +95,12 @@ class Calibration:
         return self.scores[-rank_of_threshold(len(self.scores), rate)]
 
     def pixel_threshold(self, rate: float) -> float:
-        """Return the pixel score that `rate` of the normal pixels exceed, at most `threshold`.
-
-        So each anomalous picture has pixels above it.
-        """
+        """Return the pixel score that `rate` of the normal pixels exceed; anomalous pictures have pixels above it."""
         pixel = float(np.interp(math.log(rate), np.log(PIXEL_RATES[::-1]), self.pixels[::-1]))
         return min(pixel, self.threshold(rate))
 
     def promise(self, rate: float) -> Promise:
-        """Return what the threshold for `rate` promises.
-
-        False-positive rates of thresholds from n pictures follow Beta(k, n + 1 − k), where k − 1 pictures lie above.
-        """
+        """Return the promise for `rate`: with k − 1 pictures above, the rate follows Beta(k, n + 1 − k)."""
         n, k = len(self.scores), rank_of_threshold(len(self.scores), rate)
         return Promise(k / (n + 1), float(betainc(k, n + 1 - k, rate)), float(betaincinv(k, n + 1 - k, CONFIDENCE)))
 
@@ -122,28 +116,23 @@ class Calibration:
         )
 
     def staleness(self, inputs: Mapping[str, object]) -> str:
-        """Return the differences between `inputs` and what the calibration was made with; empty where there are none."""
+        """Return the differences between `inputs` and `made_with`; empty where there are none."""
         return describe_differences(self.made_with, inputs)
 
 
 def rank_of_threshold(pictures: int, rate: float) -> int:
-    """Return the threshold's rank from the top of the normal scores: the largest k with k / (n + 1) ≤ rate, at least 1."""
+    """Return the threshold's rank from the top: the largest k with k / (n + 1) ≤ rate, at least 1."""
     return min(max(1, math.floor(rate * (pictures + 1) * (1 + 1e-12))), pictures)
 
 
 def mean_maxima(maxima: Tensor) -> tuple[float, float]:
-    """Return the means over normal pictures of the maxima (N, 2) of smoothed D_f and D_p.
-
-    Raise UserError where one is not finite, or D_p is zero on all pictures.
-    """
+    """Return the mean maxima of D_f and D_p, from (N, 2). Raise UserError if one is not finite, or D_p is 0."""
     feature, pixel = maxima.double().mean(dim=0).tolist()
     if not (math.isfinite(feature) and math.isfinite(pixel)):
         raise UserError("the distances on normal pictures are not finite; lower model.w, or train again")
     if pixel == 0:
-        raise UserError(
-            "the reconstructions equal the normal pictures in every pixel; "
-            "lower model.w, or set a higher model.test_trajectory_steps"
-        )
+        remedy = "lower model.w, or set a higher model.test_trajectory_steps"
+        raise UserError(f"the reconstructions equal the normal pictures in every pixel; {remedy}")
     return feature, pixel
 
 

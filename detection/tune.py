@@ -75,11 +75,7 @@ class Quality(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """The pictures of all trials, each (C, H, W).
-
-    `anomalous` are copies of the `clean` ones, with `kinds` and `masks` (H, W). References are learnt from
-    `learnt_from`. `others` are compared as well, but do not count.
-    """
+    """Normal pictures (C, H, W), copies with anomalies, and more: `others` are compared as well, but do not count."""
 
     unseen: list[str]
     clean: list[Tensor]
@@ -101,7 +97,7 @@ class Trial:
 
 
 class TrialResult(NamedTuple):
-    """What a trial gave: the setting tried, its quality, whether it was taken, the best settings so far, and the trial."""
+    """The setting that a trial changed, the trial's quality, and the best settings so far."""
 
     setting: str
     value: object
@@ -110,17 +106,13 @@ class TrialResult(NamedTuple):
     best: Settings
     trial: Trial
 
-    def log_entry(self) -> dict[str, object]:
-        """Return a line of tuning.jsonl."""
+    def log_line(self) -> str:
         entry = {"setting": self.setting, "value": self.value, "objective": self.quality.objective, "taken": self.taken}
-        return {**entry, "pro": self.quality.pro, "image_auroc": self.quality.kinds}
+        return json.dumps({**entry, "pro": self.quality.pro, "image_auroc": self.quality.kinds}) + "\n"
 
 
 def check_tuning(settings: Settings, output: Path | None = None) -> tuple[Path, ImageFolder, ImageFolder]:
-    """Return the results folder, all normal pictures, and those that training has not seen.
-
-    Raise UserError for what would stop the stage later.
-    """
+    """Return the results folder, all normal pictures, and the unseen ones. Raise UserError for a wrong setting."""
     if settings.score.protocol != PER_IMAGE:
         raise UserError(
             "--tune needs thresholds for single pictures, which score.protocol=published has not; set it to per_image"
@@ -129,19 +121,14 @@ def check_tuning(settings: Settings, output: Path | None = None) -> tuple[Path, 
     pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
     unseen = pictures.only(unseen_pictures(settings)).sample(PICTURES, settings.model.seed)
     if not len(unseen):
-        raise UserError(
-            f"training has seen all normal pictures of {settings.data.category}; "
-            "--tune needs some: train with calibration.share above 0"
-        )
+        remedy = "--tune needs some: train with calibration.share above 0"
+        raise UserError(f"training has seen all normal pictures of {settings.data.category}; {remedy}")
     ensure_writable(folder, REMEDY)
     return folder, pictures, unseen
 
 
 def tune_settings(settings: Settings, output: Path | None = None) -> Path:
-    """Choose settings; write tuned.yaml and tuning.jsonl to a folder, and return it.
-
-    The folder is `output`, or results/<exp_name>/<category>.
-    """
+    """Choose settings; write tuned.yaml and tuning.jsonl to `output` (or the results folder), and return it."""
     folder, pictures, unseen = check_tuning(settings, output)
     with folder_lock.locked(folder, REMEDY):
         tune_category(settings, folder, pictures, unseen)
@@ -160,7 +147,7 @@ def tune_category(settings: Settings, folder: Path, pictures: ImageFolder, unsee
         best = result.best
         mark = " *" if result.taken else ""
         print(f"  {result.setting} = {result.value}: objective {result.quality.objective:.4f}{mark}", flush=True)
-        lines.append(json.dumps(result.log_entry()) + "\n")
+        lines.append(result.log_line())
         with atomic_write(folder / LOG, REMEDY, "w") as file:
             file.writelines(lines)
     with atomic_write(folder / TUNED, REMEDY, "w") as file:

@@ -13,9 +13,9 @@ from dataset import ImageFolder, View
 from ddad import NoiseSchedule
 from detection import reference, tune
 from detection.comparison import Networks
-from detection.detector import Detector
+from detection.detector import Detector, load_detector
 from detection.threshold import PIXEL_RATES, Calibration
-from detection.tune import Quality, check_tuning, measure_quality, prepare_bench, try_settings
+from detection.tune import Quality, check_tuning, measure_quality, prepare_bench, try_detector
 from unet import UNet
 
 CPU = torch.device("cpu")
@@ -105,8 +105,8 @@ def test_a_stopped_measurement_of_steps_goes_on(run_main, tmp_path, category, ca
 
 
 def test_the_regret_is_of_what_detection_would_have_found(run_main, tiny_config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tune, "REBUILT", {"model.w": (1.0,)})
-    monkeypatch.setattr(tune, "SCORED", {"model.v": (4.0,)})
+    monkeypatch.setattr(tune, "RECONSTRUCTION_SETTINGS", {"model.w": (1.0,)})
+    monkeypatch.setattr(tune, "SCORE_SETTINGS", {"model.v": (4.0,)})
     run_main("--train")
     run_main("--detection")
     capsys.readouterr()
@@ -146,8 +146,9 @@ def test_sets_of_parts_are_judged_as_tuning_judges_them(run_main, tiny_config, m
     settings = load_settings(tiny_config, [small, "score.parts=[memory]"])
     _, pictures, unseen = check_tuning(settings)
     bench = prepare_bench(pictures, unseen, settings)
+    detector, *_ = load_detector(settings, settings.checkpoint_folder, CPU)
     found = dict(parts.judged(settings, ["memory", "memory, pixel", *parts.OTHERWISE]))
-    assert found["memory"] == measure_quality(try_settings(settings, bench, CPU), bench)
+    assert found["memory"] == measure_quality(try_detector(detector, bench, settings), bench)
     qualities = {name: quality._asdict() for name, quality in found.items()}
     first, *rest = list(
         parts.table({"nut 0": qualities, "nut 1": qualities, "bolt 0": qualities | {"pixel": qualities["memory"]}})

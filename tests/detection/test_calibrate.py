@@ -31,13 +31,13 @@ PARTS = (
         (("memory", "pixel"), (60, 500)),
     ],
 )
-def test_the_plan_counts_what_normal_pictures_take(parts, expected):
+def test_calibration_work_counts_reconstructed_and_described_pictures(parts, expected):
     assert calibration_work(parts, learnt=500, held_out=60, most=100) == expected
-    judged, looked_at = calibration_work(parts, learnt=40, held_out=0, most=100)  # half of them where there are parts
+    judged, looked_at = calibration_work(parts, learnt=40, held_out=0, most=100)  # half of them with memory parts
     assert (judged, looked_at) == (20 if parts else 40, 20 if expected[1] else 0)
 
 
-def test_a_detector_of_all_parts_is_kept_beside_the_weights(run_main, tmp_path, category):
+def test_a_calibration_of_all_parts_is_stored_beside_the_weights(run_main, tmp_path, category):
     assert run_main("--train", *PARTS)[0] == 0
     code, out, _ = run_main("--detection", *PARTS)
     assert code == 0 and "calibration is to be measured" in out and "image AUROC" in out
@@ -61,15 +61,15 @@ def test_a_detector_of_all_parts_is_kept_beside_the_weights(run_main, tmp_path, 
     assert code == 2 and "references is not a file of weights" in err
 
 
-def test_where_training_saw_all_pictures_the_threshold_is_of_other_ones_than_the_memory(run_main, tmp_path):
-    """A memory that held them would find nothing unusual in them, and call all others."""
+def test_without_held_out_pictures_bank_and_threshold_come_from_different_pictures(run_main, tmp_path):
+    """A bank that holds the pictures of the threshold would put it at 0."""
     assert run_main("--train", "calibration.share=0")[0] == 0
     code, out, _ = run_main("--detection", "calibration.share=0", "score.parts=[memory]")
     assert code == 0 and "from 5 normal pictures" in out and "training has seen these pictures" in out
     assert min(json.loads((tmp_path / "checkpoints" / "nut" / "calibration.json").read_text())["scores"]) > 0
 
 
-def test_what_is_learnt_of_a_part_is_the_same_beside_any_others(run_main, tiny_config):
+def test_a_reference_does_not_depend_on_the_other_parts(run_main, tiny_config):
     run_main("--train", "model.unet_size=16")
 
     def references(*parts: str) -> dict[str, Reference]:
@@ -85,7 +85,7 @@ def test_what_is_learnt_of_a_part_is_the_same_beside_any_others(run_main, tiny_c
         )
 
 
-def test_the_calibration_is_kept_and_made_again_when_something_that_matters_changes(run_main, tmp_path, category):
+def test_a_calibration_is_reused_until_something_that_it_depends_on_changes(run_main, tmp_path, category):
     run_main("--train")
     kept = tmp_path / "checkpoints" / "nut" / "calibration.json"
     out = run_main("--detection")[1]
@@ -120,7 +120,7 @@ def test_the_calibration_is_kept_and_made_again_when_something_that_matters_chan
     )
 
 
-def test_features_that_have_seen_the_pictures_held_out_are_owned_up_to(run_main):
+def test_features_that_have_seen_the_held_out_pictures_are_reported(run_main):
     run_main("--train", "--domain_adaptation", "score.protocol=published")
     run_main("--train")
     assert "training has seen these pictures" in run_main("--detection", "model.DA_chp=1")[1]
@@ -128,7 +128,7 @@ def test_features_that_have_seen_the_pictures_held_out_are_owned_up_to(run_main)
     assert "training has seen" not in run_main("--detection", "model.DA_chp=1")[1]
 
 
-def test_weights_that_held_nothing_out_are_calibrated_with_a_word(run_main):
+def test_a_calibration_on_training_pictures_is_reported(run_main):
     run_main("--train", "score.protocol=published")
     out = run_main("--detection", "calibration.pictures=6")[1]
     assert "from 6 normal pictures" in out and "training has seen these pictures" in out

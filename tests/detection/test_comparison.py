@@ -1,6 +1,6 @@
 import pytest
 import torch
-from stand_ins import SCHEDULE, Wavy, make_detector
+from tiny_networks import SCHEDULE, Wavy, make_detector
 from torch import nn
 
 from dataset import View
@@ -16,7 +16,7 @@ def test_a_batch_fits_half_of_the_free_memory(free, pictures):
     assert largest_batch(networks, View(8), free * 2 * picture, most=32) == pictures
 
 
-def test_distances_are_means_over_draws():
+def test_maps_are_means_over_draws():
     pictures = torch.rand(2, 3, 32, 32)
     noise = [torch.randn(2, 3, 32, 32) for _ in range(6)]
     networks = make_detector(draws=2).networks

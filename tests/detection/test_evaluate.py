@@ -28,7 +28,7 @@ def test_misclassifications_are_listed(run_main, tmp_path):
 
 
 def test_the_calibrated_threshold_needs_no_defects(run_main, tmp_path, trained):
-    """Its verdicts are those of the p-values, its counts those of metrics.json."""
+    """Verdicts agree with p-values, counts with metrics.json."""
     code, out, err = run_main("--detection", "metrics.misclassifications=True", "calibration.false_positive_rate=0.5")
     assert code == 0, err
     table, figures = read_rows(tmp_path / "results"), json.loads((tmp_path / "results" / "metrics.json").read_text())
@@ -46,7 +46,7 @@ def test_the_calibrated_threshold_needs_no_defects(run_main, tmp_path, trained):
     assert f"crack {point['true_positives']} of 3" in out
 
 
-def test_metrics_that_the_data_do_not_allow_are_left_out_with_a_word(run_main, tmp_path, category):
+def test_metrics_that_the_data_do_not_allow_are_left_out(run_main, tmp_path, category):
     run_main("--train")
     code, out, err = run_main("--detection", "data.mask=False")
     assert code == 0, err
@@ -67,7 +67,7 @@ def test_metrics_that_the_data_do_not_allow_are_left_out_with_a_word(run_main, t
 
 
 def test_a_score_belongs_to_the_picture(run_main, tmp_path, category, trained):
-    """Alone, in any batch, with any number of threads, among other files: the same score."""
+    """A score does not depend on the batch, the number of threads, or other files."""
     scores = scores_of(run_main, tmp_path, "data.test_batch_size=6")
     spread = max(scores.values())
     for arguments in (["data.test_batch_size=1"], ["data.test_batch_size=4", "model.num_workers=0"]):
@@ -80,7 +80,7 @@ def test_a_score_belongs_to_the_picture(run_main, tmp_path, category, trained):
 
 
 def test_published_scores_depend_on_the_batch(run_main, tmp_path, trained):
-    """Batch maxima and one stream of noise: the behaviour that users compare with."""
+    """As published, scores depend on batch maxima and one stream of noise."""
     alone, together = (
         scores_of(run_main, tmp_path, "score.protocol=published", f"data.test_batch_size={size}") for size in (1, 6)
     )
@@ -88,7 +88,7 @@ def test_published_scores_depend_on_the_batch(run_main, tmp_path, trained):
 
 
 def test_maps_are_averaged_over_draws(run_main, tmp_path, trained):
-    """The first draw is that of a single one, so that the mean of many lies nearer to another mean of many than to it."""
+    """A mean over many draws is nearer to another such mean than to a single draw."""
     one, four, five = (
         np.array(list(scores_of(run_main, tmp_path, f"score.draws={count}").values())) for count in (1, 4, 5)
     )
@@ -104,8 +104,8 @@ def test_raw_maps_on_request(run_main, tmp_path):
     assert tifffile.imread(folder / "crack" / "000.tiff").shape == (48, 48)
 
 
-def test_figures_compare_across_sizes_of_pictures(tiny_config):
-    """The same map at two sizes is measured alike, at metrics.size."""
+def test_metrics_compare_across_sizes_of_pictures(tiny_config):
+    """Maps of different sizes are measured alike, at metrics.size."""
     settings = load_settings(tiny_config, ["metrics.size=64", "metrics.centre_crop=0.75"])
     small = torch.nn.functional.interpolate(torch.rand(1, 1, 4, 4), 16, mode="bilinear")
     empty = torch.empty(0)
@@ -118,7 +118,7 @@ def test_figures_compare_across_sizes_of_pictures(tiny_config):
     np.testing.assert_allclose(maps[1], maps[2], atol=0.1)
 
 
-def test_defects_too_small_to_be_seen_at_the_size_measured_are_counted(run_main, category, tmp_path):
+def test_defects_that_vanish_at_the_size_of_the_metrics_are_counted(run_main, category, tmp_path):
     dot = np.zeros((48, 48), np.uint8)
     dot[24, 24] = 255
     Image.fromarray(dot).save(category / "ground_truth" / "crack" / "001_mask.png")
@@ -137,7 +137,7 @@ def test_maps_that_overflow_leave_no_results(run_main, tmp_path):
     assert code == 2 and "lower model.w" in err and not list((tmp_path / "results").iterdir())
 
 
-def test_reduced_precision_changes_scores_little_and_is_noticed(run_main, tmp_path):
+def test_reduced_precision_changes_scores_little_and_makes_the_calibration_stale(run_main, tmp_path):
     run_main("--train", "speed.precision=bf16", "training.accumulate=2", "training.clip=1")
     scores = []
     for precision in ("fp32", "bf16"):
@@ -173,9 +173,7 @@ def batch_size_of(folder):
     return json.loads((folder / "manifest.json").read_text())["settings"]["data"]["test_batch_size"]
 
 
-def test_another_batch_size_measures_no_calibration_again_and_makes_no_new_result(
-    run_main, tmp_path, trained, monkeypatch
-):
+def test_another_batch_size_makes_no_new_calibration_or_result(run_main, tmp_path, trained, monkeypatch):
     arguments = ("--detection", "--output", str(tmp_path / "out"), "data.test_batch_size=auto")
     for free, size in ((1e12, 8), (0.0, 1)):
         monkeypatch.setattr("detection.detector.free_memory", lambda device, free=free: free)

@@ -42,7 +42,7 @@ def test_few_samples_give_finite_distances(count):
     ).all()
 
 
-def test_the_nearest_normal_descriptor_is_found_by_looking_at_all():
+def test_distances_are_those_of_an_exhaustive_search():
     samples, points = torch.randn(300, 6), torch.randn(2, 6, 4, 5)
     expected = torch.stack(
         [(samples - row).square().sum(dim=1).min().sqrt() for row in points.permute(0, 2, 3, 1).reshape(-1, 6)]
@@ -63,7 +63,7 @@ def test_a_local_outlier_factor_is_a_distance_in_units_of_the_neighbours_own():
     torch.testing.assert_close(found.flatten(), torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_usual_in_a_sparse_place_is_unusual_in_a_dense_one():
+def test_a_distance_that_is_usual_among_sparse_rows_is_unusual_among_dense_ones():
     dense, sparse = torch.randn(100, 2) * 0.1, torch.randn(100, 2) * 10 + 500
     two_away = torch.tensor([[2.0, 502.0], [0.0, 500.0]]).view(1, 2, 1, 2)  # 20 and 0.2 standard deviations
     reference = Reference(torch.eye(2), torch.cat([dense, sparse]))
@@ -74,11 +74,11 @@ def test_what_is_usual_in_a_sparse_place_is_unusual_in_a_dense_one():
 
 
 @pytest.mark.parametrize("bank", [torch.ones(1, 2), torch.ones(3, 2), torch.zeros(50, 2)])
-def test_memories_of_one_place_give_finite_factors(bank):
+def test_a_bank_of_equal_rows_gives_finite_factors(bank):
     assert torch.isfinite(local_outlier_factor(Reference(torch.eye(2), bank)).distance(torch.ones(1, 2, 3, 3))).all()
 
 
-def test_evening_out_goes_from_nothing_to_a_sphere():
+def test_whitening_goes_from_no_change_to_a_sphere():
     samples = torch.randn(5000, 3) * torch.tensor([8.0, 1.0, 2.0])
     for evened, expected in ((0, [8, 1, 2]), (0.5, [8**0.5, 1, 2**0.5]), (1, [1, 1, 1])):
         scales = (samples @ reference.whitening(samples, evened)).std(dim=0)
@@ -132,7 +132,7 @@ def test_wide_descriptors_are_means_around_their_places(shape, expected):
         torch.testing.assert_close(found[0, :, 0, 31], maps[0, :, :3, 61:].mean(dim=(1, 2)))  # the border alone
 
 
-def test_places_are_drawn_without_repeats():
+def test_positions_are_sampled_without_repeats():
     maps = torch.arange(12.0).view(1, 3, 4)
     assert sorted(sample(maps, 99, 0).flatten().tolist()) == list(range(12))
     assert len(set(sample(maps, 5, 0).flatten().tolist())) == 5
@@ -170,14 +170,14 @@ def test_parts_need_normal_pictures(run_main):
 
 
 @pytest.mark.parametrize("part", ["wide_memory", "pixel"])
-def test_parts_that_blur_count_half_and_beyond_their_top_by_no_square(part):
+def test_blurred_parts_weigh_half_and_grow_linearly_above_their_top(part):
     sharp, blurred = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([0.5, 6.0, 8.0, -2.0])
     squares = reference.fuse_parts({"memory": sharp, part: blurred})[:3].square()
     torch.testing.assert_close(squares, torch.tensor([1 + 0.5 * 0.25, 1 + 0.5 * 6, 0.5 * 8]))
     assert reference.fuse_parts({"memory": sharp, part: blurred})[3] == -1
 
 
-def test_what_knows_of_no_place_lifts_the_highest_of_what_is_scored_and_leaves_what_is_0():
+def test_placeless_parts_boost_the_maximum_of_the_scored_area_and_keep_zeros():
     sharp, whole = torch.tensor([9.0, 2.0, 1.0, 0.0, -1.0]), torch.full((5,), 0.8)
     lifted = reference.fuse_parts({"memory": sharp, "whole_memory": whole}, lambda maps: maps[1:])
     assert lifted[1].item() == pytest.approx((4 + 0.5 * 0.64) ** 0.5)
@@ -191,7 +191,7 @@ def test_what_knows_of_no_place_lifts_the_highest_of_what_is_scored_and_leaves_w
     assert torch.equal(reference.fuse_parts({"whole_memory": whole}), whole)  # alone it is the map
 
 
-def test_a_whole_picture_is_described_once():
+def test_a_whole_picture_has_one_descriptor():
     maps = torch.randn(2, 3, 5, 7)
     found = reference.describe_pictures([torch.zeros(2, 1, 10, 14), maps], ["whole_memory"])[reference.WHOLE]
     torch.testing.assert_close(found[..., 0, 0], reference.patch_descriptors([maps, maps]).mean(dim=(2, 3)))
@@ -200,7 +200,7 @@ def test_a_whole_picture_is_described_once():
 @pytest.mark.parametrize(
     ("kind", "shape"), [(kind, shape) for kind in ALL_DEFECTS for shape in ((64, 64), (60, 90, 3))]
 )
-def test_a_made_defect_changes_its_mask_alone(kind, shape):
+def test_a_synthetic_anomaly_changes_its_mask_alone(kind, shape):
     rng = np.random.default_rng(0)
     picture = rng.random(shape).astype(np.float32) * 0.5 + 0.25
     changed, mask = with_defect(picture, ALL_DEFECTS[kind], rng)
@@ -212,19 +212,19 @@ def test_a_made_defect_changes_its_mask_alone(kind, shape):
     ("transform", "bank"),
     [(torch.zeros(3), torch.zeros(3, 3)), (torch.zeros(3, 4), torch.zeros(5, 3)), ("text", torch.zeros(2, 2))],
 )
-def test_a_reference_of_anything_but_matrices_that_fit_is_refused(transform, bank):
+def test_a_reference_of_anything_but_two_matching_matrices_is_refused(transform, bank):
     with pytest.raises(ValueError, match="two matrices"):
         Reference(transform, bank)
 
 
 @pytest.mark.parametrize("spacing", ["text", torch.ones(3), torch.ones(2, 1)])
-def test_a_reference_whose_spacing_is_not_of_its_bank_is_refused(spacing):
+def test_a_spacing_of_another_length_than_the_bank_is_refused(spacing):
     with pytest.raises(ValueError, match="each of the 2 rows"):
         Reference(torch.eye(3), torch.zeros(2, 3), spacing)
 
 
 @pytest.mark.parametrize(("pictures", "rows"), [(2, 2 * reference.KEPT_PER_PICTURE), (10, 300)])
-def test_a_memory_keeps_so_many_of_a_picture_and_no_more_than_a_bank_holds(pictures, rows):
+def test_a_memory_bank_is_limited_per_picture_and_in_total(pictures, rows):
     described = {reference.PICTURE: list(torch.rand(pictures, 500, 4, generator=torch.Generator().manual_seed(0)))}
     memory = reference.build_references(described, ["memory"], 0)["memory"]
     assert memory.bank.shape == reference.placeholder(4, pictures).bank.shape == (rows, 4)

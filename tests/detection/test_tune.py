@@ -43,7 +43,7 @@ def test_tuning_writes_a_configuration_that_runs(run_main, monkeypatch, tmp_path
     )  # which do not change the map
 
 
-def test_no_kind_of_defect_pays_for_what_others_gain():
+def test_a_gain_on_some_kinds_does_not_pay_for_a_loss_on_another():
     before = Quality({"pit": 0.9, "worn": 0.5}, pro=0.8)
     assert Quality({"pit": 0.9, "worn": 0.5 + 5 * LEAST_GAIN}, pro=0.8).replaces(before)
     assert not Quality({"pit": 0.9, "worn": 0.5 + 3 * LEAST_GAIN}, pro=0.8).replaces(before)
