@@ -123,7 +123,9 @@ def published_cells(detector: Detector, test: ImageFolder, pictures: Pictures, s
     yield f"{statistics.median(aurocs):.1f} ({min(aurocs):.1f}–{max(aurocs):.1f})"
 
 
-def drawn(detector: Detector, folder: ImageFolder, noise: NoiseSource, draws: int, settings: Settings) -> list[list[Parts]]:
+def drawn(
+    detector: Detector, folder: ImageFolder, noise: NoiseSource, draws: int, settings: Settings
+) -> list[list[Parts]]:
     """D_f and D_p (1, 1, h, w) of each picture, for each draw of noise."""
 
     def compare(batch: Tensor) -> list[list[Parts]]:

@@ -38,8 +38,8 @@ from training.networks import build_schedule
 LARGEST_BATCH = {"cuda": 64, "cpu": 8, "mps": 8}  # pictures; more are no faster
 NO_RECONSTRUCTION = torch.empty(0)
 
-# (8-bit pictures (B, C, S, S) of one pass, shape of the noise) → draw()
-NoiseSource = Callable[[Tensor, torch.Size], Callable[[], Tensor]]
+Draw = Callable[[], Tensor]
+NoiseSource = Callable[[Tensor, torch.Size], Draw]  # (8-bit pictures (B, C, S, S), shape of the noise) → draw()
 Picture = Image.Image | np.ndarray | str | Path
 Result = TypeVar("Result")
 
@@ -103,10 +103,8 @@ class Detector:
         folder = Path(folder)
         calibration = load_calibration(folder)
         if calibration is None:
-            raise MissingFileError(
-                f"no {CALIBRATION} of this version in {folder}, or not the {REFERENCES} that belong to it; "
-                "run python main.py --detection True first"
-            )
+            missing = f"no {CALIBRATION} of this version in {folder}, or not the {REFERENCES} that belong to it"
+            raise MissingFileError(f"{missing}; run python main.py --detection True first")
         settings = build_settings(calibration.settings)
         detector, *_ = load_detector(settings, folder, choose_device(device))
         stale = calibration.staleness(calibration_inputs(detector, settings))
@@ -145,10 +143,8 @@ class Detector:
     def required_calibration(self) -> Calibration:
         """Return the calibration. Raise UserError where there is none."""
         if self.calibration is None:
-            raise UserError(
-                "the detector has no calibration, hence no threshold; load it by Detector.load(folder), "
-                "or set score.protocol=per_image"
-            )
+            remedy = "load it by Detector.load(folder), or set score.protocol=per_image"
+            raise UserError(f"the detector has no calibration, hence no threshold; {remedy}")
         return self.calibration
 
     @property
@@ -241,7 +237,7 @@ class Detector:
         top, left = (round((extent - side) / 2) for extent, side in zip(maps.shape[-2:], sides, strict=True))
         return maps[..., top : top + sides[0], left : left + sides[1]]
 
-    def picture_noise(self, pictures: Tensor, shape: torch.Size) -> Callable[[], Tensor]:
+    def picture_noise(self, pictures: Tensor, shape: torch.Size) -> Draw:
         """Return draw() whose noise follows from each picture and the seed."""
         return picture_draws(pictures, self.seed, shape[1:])
 

@@ -19,17 +19,9 @@ from dataset import NORMAL, ImageFolder, Item, View
 from detection.calibrate import calibrate
 from detection.comparison import BATCH_SIZES
 from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
-from reports import drawing, manifest
+from reports import drawing, manifest, metric_summary
 from reports.html import PAGE, write_page
-from reports.metric_summary import (
-    METRICS,
-    Metric,
-    MetricSummary,
-    metric_lines,
-    summarise,
-    training_curve,
-    verdict_lines,
-)
+from reports.metric_summary import Metric, MetricSummary
 from reports.writer import MISCLASSIFIED, Writer, choose_folder
 from runtime import distributed
 from runtime.device import choose_device, device_name
@@ -201,7 +193,7 @@ def evaluate_pictures(
     predictions = count_progress(predict_all(detector, pictures, settings), len(pictures), "detecting")
     results = score_pictures(predictions, picture_writer, writer, settings)
     threshold = detector.threshold if detector.calibration else None
-    summary = summarise(
+    summary = metric_summary.summarise(
         results.scores,
         results.kinds,
         NORMAL,
@@ -309,7 +301,7 @@ def write_tables(
         columns["anomalous"] = list(verdicts.astype(int))
     writer.scores(results.paths, labels, scores, **columns)
     log = read_log_up_to(settings.checkpoint_folder, TRAINING, settings.model.load_chp)
-    writer.curves({**summary.lines, "training": training_curve(log)})
+    writer.curves({**summary.lines, "training": metric_summary.training_curve(log)})
     if settings.metrics.misclassifications and threshold is not None and verdicts is not None:
         errors = [error_kind(label, verdict) for label, verdict in zip(labels, verdicts, strict=True)]
         writer.misclassifications(results.paths, errors, scores, threshold)
@@ -334,22 +326,19 @@ def print_results(results: ScoredPictures, seconds: float, settings: Settings) -
     normal, defective = np.count_nonzero(~results.labels), np.count_nonzero(results.labels)
     area = "whole maps scored" if side == size else f"centre {side} of {size} pixels scored"
     intervals = f", 95 % intervals from {resamples} resamples" if resamples else ""
-    print(
-        f"{settings.data.category}: {len(results.labels)} pictures ({normal} normal, {defective} defective) "
-        f"in {seconds:.0f} s; {area}, at {size} × {size}{intervals}"
-    )
+    counts = f"{len(results.labels)} pictures ({normal} normal, {defective} defective)"
+    print(f"{settings.data.category}: {counts} in {seconds:.0f} s; {area}, at {size} × {size}{intervals}")
     if results.vanished:
-        crop = " and on the centre that is scored; metrics.centre_crop=1 takes the whole picture"
-        print(
-            f"  {results.vanished} defective pictures count as normal for pixels: "
-            f"their masks hold no defect at this size{crop if settings.metrics.centre_crop < 1 else ''}"
-        )
+        crop = " and on the centre that is scored; metrics.centre_crop=1 takes the whole picture" if side < size else ""
+        reason = f"their masks hold no defect at this size{crop}"
+        print(f"  {results.vanished} defective pictures count as normal for pixels: {reason}")
 
 
 def print_metrics(summary: MetricSummary, settings: Settings) -> None:
-    for line in (*metric_lines(summary, wanted_metrics(settings), settings.data.mask), *verdict_lines(summary)):
+    lines = metric_summary.metric_lines(summary, wanted_metrics(settings), settings.data.mask)
+    for line in (*lines, *metric_summary.verdict_lines(summary)):
         print(line, flush=True)
 
 
 def wanted_metrics(settings: Settings) -> list[Metric]:
-    return [metric for metric in METRICS if getattr(settings.metrics, metric.asked_by)]
+    return [metric for metric in metric_summary.METRICS if getattr(settings.metrics, metric.asked_by)]

@@ -37,10 +37,8 @@ def check_prediction(
 ) -> tuple[dict[str, Path], Writer]:
     """Return the pictures by name, and the writer of the results. Raise UserError for what would stop the stage."""
     if settings.score.protocol != PER_IMAGE:
-        raise UserError(
-            "score.protocol is published, whose scores depend on the batch and have no threshold; "
-            "set score.protocol=per_image for --input"
-        )
+        reason = "score.protocol is published, whose scores depend on the batch and have no threshold"
+        raise UserError(f"{reason}; set score.protocol=per_image for --input")
     folder = output or settings.results_folder / "predictions"
     inside = source.resolve() in folder.resolve().parents
     leave_out = [folder] if inside else [folder / kind for kind in SUBFOLDERS]

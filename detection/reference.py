@@ -57,7 +57,7 @@ DEVIATIONS = 1  # between the mean of normal maxima and the top of a scale
 LEAST_UNIT = 1e-12
 LEAST_TOP = 0.05  # of a map that `boost` multiplies
 
-Features = Sequence[Tensor]
+Features = Sequence[Tensor]  # feature maps (B, C, H, W), layer1 first
 
 
 def patch_descriptors(features: Features) -> Tensor:

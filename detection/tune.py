@@ -55,6 +55,8 @@ SCORE_SETTINGS: Mapping[str, Sequence[object]] = {  # of maps and scores alone
     "score.pooled_share": (0.002, 0.01, 0.05),
 }
 
+Scores = NDArray[np.float64]
+
 
 class Quality(NamedTuple):
     """How well synthetic anomalies are found, as fractions: image AUROC by kind, and PRO over all pictures."""
@@ -114,9 +116,8 @@ class TrialResult(NamedTuple):
 def check_tuning(settings: Settings, output: Path | None = None) -> tuple[Path, ImageFolder, ImageFolder]:
     """Return the results folder, all normal pictures, and the unseen ones. Raise UserError for a wrong setting."""
     if settings.score.protocol != PER_IMAGE:
-        raise UserError(
-            "--tune needs thresholds for single pictures, which score.protocol=published has not; set it to per_image"
-        )
+        reason = "--tune needs thresholds for single pictures, which score.protocol=published has not"
+        raise UserError(f"{reason}; set it to per_image")
     folder = output or settings.results_folder
     pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
     unseen = pictures.only(unseen_pictures(settings)).sample(PICTURES, settings.model.seed)
@@ -236,10 +237,8 @@ def with_settings(detector: Detector, settings: Settings) -> Detector:
 
 def with_features(detector: Detector, settings: Settings) -> Detector:
     """Return the detector with the features of another adaptation epoch."""
-    model = settings.model
-    extractor, _ = checkpoint.restore_features(
-        settings.checkpoint_folder, model.DA_chp, model.feature_extractor, model.backbone_weights
-    )
+    folder, model = settings.checkpoint_folder, settings.model
+    extractor, _ = checkpoint.restore_features(folder, model.DA_chp, model.feature_extractor, model.backbone_weights)
     return replace(detector, networks=replace(detector.networks, extractor=prepare_network(extractor, detector.device)))
 
 
@@ -251,18 +250,16 @@ def try_detector(detector: Detector, bench: Bench, settings: Settings, before: T
 
     def measure(pictures: Sequence[Tensor], earlier: Sequence[Parts]) -> list[Parts]:
         parts = [parts_of_batch(measured, picture[None], references)[0] for picture in pictures]
-        return [
-            new | {part: old[part] for part in taken_over} for new, old in zip(parts, earlier or parts, strict=True)
-        ]
+        pairs = zip(parts, earlier or parts, strict=True)
+        return [new | {part: old[part] for part in taken_over} for new, old in pairs]
 
     clean = measure(bench.clean, before.clean if before else ())
     anomalous = measure(bench.anomalous, before.anomalous if before else ())
     others = measure(bench.others, before.others if before else ())
     if before:
         references |= {part: before.detector.required_calibration.references[part] for part in taken_over}
-    return Trial(
-        replace(detector, calibration=build_calibration(detector, clean, references)), clean, anomalous, others
-    )
+    calibration = build_calibration(detector, clean, references)
+    return Trial(replace(detector, calibration=calibration), clean, anomalous, others)
 
 
 def measure_quality(trial: Trial, bench: Bench) -> Quality:
@@ -287,9 +284,7 @@ def mean_pro(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.boo
     return total / len(maps)
 
 
-def auroc_by_kind(
-    normal: NDArray[np.float64], anomalous: NDArray[np.float64], kinds: NDArray[np.str_]
-) -> dict[str, float]:
+def auroc_by_kind(normal: Scores, anomalous: Scores, kinds: NDArray[np.str_]) -> dict[str, float]:
     """Return the image AUROC of each kind of anomaly against the normal pictures, from scores (N,) and (M,)."""
     scores = {str(kind): anomalous[kinds == kind] for kind in np.unique(kinds)}
     return {

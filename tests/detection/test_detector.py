@@ -14,8 +14,9 @@ from torch import nn
 
 from anomaly_map import resize_maps
 from dataset import ImageFolder, View, to_unit_range
+from detection import Detector
 from detection.comparison import Networks
-from detection.detector import Detector, Prediction, predict_pictures, stream_noise
+from detection.detector import Prediction, predict_pictures, stream_noise
 from detection.reference import Scale
 from detection.threshold import PIXEL_RATES, Calibration
 from feature_extractor import FeatureExtractor
