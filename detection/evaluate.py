@@ -66,9 +66,9 @@ class PictureWriter:
         self._writer, self._detector, self._settings = writer, detector, settings
         self._stems = file_stems(pictures.names())
         self._waiting: list[tuple[drawing.Panel, bool]] = []
-        known = detector.calibration
-        tops = (known.pixel, known.feature, detector.threshold) if known else ()
-        self._scale = drawing.ColourScale(*(drawing.HOTTEST * top for top in tops)) if known else None
+        calibration = detector.calibration
+        tops = (calibration.pixel, calibration.feature, detector.threshold) if calibration else ()
+        self._scale = drawing.ColourScale(*(drawing.HOTTEST * top for top in tops)) if calibration else None
 
     def add(self, item: Item, prediction: Prediction) -> None:
         """Write a picture's raw map; draw its figures, or keep them until `finish`."""
@@ -313,10 +313,10 @@ def stored_metrics(
     """Return the content of metrics.json."""
     content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
     content["vanished_defects"] = results.vanished
-    if known := detector.calibration:
-        source = {"pictures": len(known.scores), "held_out": known.held_out, "balance": known.balance}
+    if calibration := detector.calibration:
+        source = {"pictures": len(calibration.scores), "held_out": calibration.held_out, "balance": calibration.balance}
         rate = detector.false_positive_rate
-        content["calibration"] = {**source, "wanted_rate": rate, **known.promise(rate)._asdict()}
+        content["calibration"] = {**source, "wanted_rate": rate, **calibration.promise(rate)._asdict()}
     return content
 
 

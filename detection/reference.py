@@ -43,16 +43,14 @@ WIDTH = 4  # positions of a wide descriptor
 HALF_WHITE, UNCHANGED = 0.5, 0.0  # how far the spreads of normal descriptors are made equal
 SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
 BANK = 20_000  # descriptors in a memory bank, at most
-KEPT_PER_PICTURE = (
-    64  # descriptors, at most: with more, many have closer neighbours in their own picture than new ones have
-)
+KEPT_PER_PICTURE = 64  # descriptors, at most; with more, many have their nearest neighbours in their own picture
 SAMPLED_PER_KEPT = 15
 PROJECTED = 32  # dimensions in which descriptors are chosen
 FOLLOWED = 0.9  # of the largest squared distance: only samples beyond it are updated at each step
-ROWS_AT_ONCE = 1024  # whose distances are in memory at a time
+ROWS_AT_ONCE = 1024  # rows whose distances are in memory at a time
 GROUP = 16  # columns whose minimum is found first
 NEIGHBOURS = 4  # of a local outlier factor
-LEAST_SPACING = 0.1  # of the median spacing
+LEAST_SPACING = 0.1  # of the median spacing, for rows that repeat others
 DEVIATIONS = 1  # between the mean of normal maxima and the top of a scale
 LEAST_UNIT = 1e-12
 LEAST_TOP = 0.05  # of a map that `boost` multiplies
@@ -68,7 +66,7 @@ def patch_descriptors(features: Features) -> Tensor:
 
 
 def wide_descriptors(descriptors: Tensor) -> Tensor:
-    """Return means over WIDTH×WIDTH positions, half a width apart, without padding: → (B, C, H/2, W/2)."""
+    """Return means over WIDTH×WIDTH positions, half a width apart: (B, C, H, W) → (B, C, H/2, W/2)."""
     width = min(WIDTH, *descriptors.shape[-2:])
     return F.avg_pool2d(descriptors, width, stride=max(1, width // 2), padding=width // 4, count_include_pad=False)
 
@@ -157,7 +155,7 @@ class Reference:
         """Return distances (B, 1, H, W) of descriptors (B, C, H, W), the same in any batch."""
         transform, bank = self.transform.to(descriptors), self.bank.to(descriptors)
         pictures = []
-        for picture in descriptors:  # one by one, as the sums of a product may depend on its size
+        for picture in descriptors:  # one by one, as last digits of a product depend on its size
             squares, places = nearest_rows(rows(picture) @ transform, bank, 1 if self.spacing is None else NEIGHBOURS)
             distances = squares.sqrt().mean(dim=1)
             if self.spacing is not None:

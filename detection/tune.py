@@ -77,7 +77,7 @@ class Quality(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Normal pictures (C, H, W), copies with anomalies, and more: `others` are compared as well, but do not count."""
+    """Normal pictures (C, H, W), copies with anomalies and their masks (H, W), and `others`, which do not count."""
 
     unseen: list[str]
     clean: list[Tensor]
@@ -264,8 +264,10 @@ def try_detector(detector: Detector, bench: Bench, settings: Settings, before: T
 
 def measure_quality(trial: Trial, bench: Bench) -> Quality:
     """Return how well the trial separates synthetic anomalies from normal pictures, and outlines them."""
-    detector, known = trial.detector, trial.detector.required_calibration
-    predictions = [detector.assemble(parts, known.balance, known.scales) for parts in (*trial.clean, *trial.anomalous)]
+    detector, calibration = trial.detector, trial.detector.required_calibration
+    predictions = [
+        detector.assemble(parts, calibration.balance, calibration.scales) for parts in (*trial.clean, *trial.anomalous)
+    ]
     scores, normals = np.array([prediction.score for prediction in predictions]), len(trial.clean)
     maps = [detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions]
     empty = [np.zeros(picture.shape[-2:], dtype=bool) for picture in bench.clean]
