@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure_setting(detector: Detector, folder: Path, data_dir: Path, every: int) -> Measurement:
     """Return the measurement of a detector on the test pictures, after a calibration of its own."""
-    settings = build_settings(detector.known_normals.settings)
+    settings = build_settings(detector.required_calibration.settings)
     settings = replace(
         settings,
         data=replace(settings.data, data_dir=data_dir, category=folder.name),
@@ -74,7 +74,7 @@ def measure_setting(detector: Detector, folder: Path, data_dir: Path, every: int
         calibration=replace(settings.calibration, pictures=NORMALS),
     )
     normals = ImageFolder(settings.category_dir, "train", detector.view)
-    calibration = measure_calibration(replace(detector, calibration=None), normals, {}, settings)
+    calibration = measure_calibration(replace(detector, calibration=None), normals, settings)
     pictures = every_nth(ImageFolder(settings.category_dir, "test", detector.view, masks=False), every)
     began = time.process_time()
     scores, labels = score_pictures(replace(detector, calibration=calibration), pictures, "detecting")

@@ -36,6 +36,7 @@ from config.presets import LAPTOP, PRESETS
 from detection import reference, tune
 from detection.calibrate import Parts, build_calibration
 from detection.comparison import Networks
+from detection.detector import Detector, load_detector
 from detection.tune import Bench, Quality, Trial
 from runtime.device import choose_device, keep_memory
 from storage.atomic_file import atomic_write
@@ -91,11 +92,11 @@ CHANGES = {
     "pixel is no blurred part, blurred parts weigh 0.25": Change(SHARP_PIXEL | {"BLURRED_WEIGHT": 0.25}),
     "pixel is no blurred part, blurred parts weigh 1": Change(SHARP_PIXEL | {"BLURRED_WEIGHT": 1.0}),
     "means over 8×8": Change({"WIDTH": 8}, ("wide_memory",)),
-    "no whitening": Change({"HALF_WHITE": reference.AS_THEY_ARE}, MEMORIES),
+    "no whitening": Change({"HALF_WHITE": reference.UNCHANGED}, MEMORIES),
     "2 neighbours": Change({"NEIGHBOURS": 2}, MEMORIES),
     "8 neighbours": Change({"NEIGHBOURS": 8}, MEMORIES),
-    "32 descriptors of a picture": Change({"OF_A_PICTURE": 32}, MEMORIES),
-    "128 descriptors of a picture": Change({"OF_A_PICTURE": 128}, MEMORIES),
+    "32 descriptors of a picture": Change({"KEPT_PER_PICTURE": 32}, MEMORIES),
+    "128 descriptors of a picture": Change({"KEPT_PER_PICTURE": 128}, MEMORIES),
     "memories of 10000": Change({"BANK": 10_000}, MEMORIES),
     "features of 256 pixels": Change(relearnt=MEMORIES, side=256),
     "features of 384 pixels": Change(relearnt=MEMORIES, side=384),
@@ -163,32 +164,34 @@ def measure_maps(settings: Settings, names: Collection[str]) -> Iterator[tuple[s
     """Yield the name and quality of each of these maps."""
     if not names:
         return
-    device = choose_device(settings.model.device)
+    detector, *_ = load_detector(settings, settings.checkpoint_folder, choose_device(settings.model.device))
     _, pictures, unseen = tune.check_tuning(settings)
     bench = tune.prepare_bench(pictures, unseen, settings)
     part_sets = {", ".join(parts): parts for parts in PART_SETS if ", ".join(parts) in names}
     changes = {name: change for name, change in CHANGES.items() if name in names}
     needed = dict.fromkeys(itertools.chain(*part_sets.values(), PRESET_PARTS if changes else ()))
-    trial = tune.try_settings(tune.with_setting(settings, "score.parts", tuple(needed)), bench, device)
+    trial = tune.try_detector(replace(detector, parts=tuple(needed)), bench, settings)
     for name, parts in part_sets.items():
         yield name, measure_parts(trial, parts, bench)
     for name, change in changes.items():
-        yield name, measure_change(change, trial, settings, bench, device)
+        yield name, measure_change(change, trial, detector, settings, bench)
 
 
-def measure_change(change: Change, trial: Trial, settings: Settings, bench: Bench, device: torch.device) -> Quality:
+def measure_change(change: Change, trial: Trial, detector: Detector, settings: Settings, bench: Bench) -> Quality:
     """Return the quality of the preset's map with a change; `trial` holds its other parts."""
     with ExitStack() as stack:
         for constant, value in change.constants.items():
             stack.enter_context(patch.object(reference, constant, value))
         if change.side:
             stack.enter_context(patch.object(Networks, "features", features_at(change.side)))
-        detector = replace(trial.detector, blur_sigma=change.blur * trial.detector.blur_sigma)
-        changed = replace(trial, detector=detector)
+        blurred = replace(trial.detector, blur_sigma=change.blur * trial.detector.blur_sigma)
+        changed = replace(trial, detector=blurred)
         if change.relearnt:
-            other = tune.try_settings(tune.with_setting(settings, "score.parts", change.relearnt), bench, device)
+            other = tune.try_detector(replace(detector, parts=change.relearnt), bench, settings)
             clean = replace_parts(trial.clean, other.clean, change.relearnt)
-            changed = replace(changed, clean=clean, spoilt=replace_parts(trial.spoilt, other.spoilt, change.relearnt))
+            changed = replace(
+                changed, clean=clean, anomalous=replace_parts(trial.anomalous, other.anomalous, change.relearnt)
+            )
         return measure_parts(changed, PRESET_PARTS, bench)
 
 
@@ -208,7 +211,7 @@ def features_at(side: int) -> Callable[[Networks, Tensor], list[Tensor]]:
 def measure_parts(trial: Trial, parts: Sequence[str], bench: Bench) -> Quality:
     """Return the quality of the map of these parts, with a calibration of its own."""
     detector = replace(trial.detector, parts=tuple(parts))
-    calibration = build_calibration(detector, trial.clean, {}, held_out=True, made_with={}, settings={})
+    calibration = build_calibration(detector, trial.clean, {})
     return tune.measure_quality(replace(trial, detector=replace(detector, calibration=calibration)), bench)
 
 

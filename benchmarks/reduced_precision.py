@@ -58,7 +58,7 @@ def with_precision(detector: Detector, precision: str) -> Detector:
 
 def table_row(name: str, changed: Scores, exact: Scores, defective: Labels, detector: Detector) -> str:
     """Return the largest changes of a normal, a defective and any score, and how many verdicts change."""
-    change, unit = np.abs(changed - exact), statistics.pstdev(detector.known_normals.scores)
+    change, unit = np.abs(changed - exact), statistics.pstdev(detector.required_calibration.scores)
     verdicts = int(((changed > detector.threshold) != (exact > detector.threshold)).sum())
     normal, damaged = (change[kind].max() / unit if kind.any() else float("nan") for kind in (~defective, defective))
     relative = 100 * (change / exact).max()

@@ -24,8 +24,8 @@ from anomaly_map import batch_ratio
 from benchmarks.shared import ROOT, Labels, add_category_arguments, every_nth, load_category_settings
 from config.keys import Settings
 from dataset import ImageFolder
-from detection.calibrate import Parts, assemble, build_calibration, unseen_pictures
-from detection.detector import Detector, Draws, Prediction, in_batches, load_detector, stream_noise
+from detection.calibrate import Parts, build_calibration, unseen_pictures
+from detection.detector import Detector, NoiseSource, Prediction, load_detector, map_batches, stream_noise
 from detection.evaluate import scored_map, scored_mask
 from detection.threshold import Calibration
 from reports.metric_summary import PRO_LIMITS
@@ -82,8 +82,8 @@ def table_cells(detector: Detector, settings: Settings, every: int) -> Iterator[
     alarms: list[str] = []
     for draws in DRAWS:
         means = mean_of_draws(normal_parts, draws)
-        calibration = build_calibration(detector, means, {}, held_out=True, made_with={}, settings={})
-        predictions = [assemble(detector, parts, calibration.balance, {}) for parts in mean_of_draws(test_parts, draws)]
+        calibration = build_calibration(detector, means, {})
+        predictions = [detector.assemble(parts, calibration.balance, {}) for parts in mean_of_draws(test_parts, draws)]
         yield metrics_cell(predictions, truth, settings)
         if draws == DEFAULT_DRAWS:
             alarms += alarm_cells(calibration, image_scores(predictions)[~truth.labels])
@@ -118,7 +118,7 @@ def predict_in_order(detector: Detector, parts: Sequence[Parts], order: Sequence
         batch = order[first : first + BATCH]
         d_feature, d_pixel = (torch.cat([parts[index][part] for index in batch]) for part in ("feature", "pixel"))
         ratio = batch_ratio(d_feature, d_pixel).item()
-        predictions |= {index: assemble(detector, parts[index], ratio, {}) for index in batch}
+        predictions |= {index: detector.assemble(parts[index], ratio, {}) for index in batch}
     return [predictions[index] for index in range(len(order))]
 
 
@@ -131,7 +131,7 @@ def alarm_cells(calibration: Calibration, normal_scores: np.ndarray) -> Iterator
 
 
 def compare_pictures(
-    detector: Detector, folder: ImageFolder, noise: Draws, draws: int, settings: Settings
+    detector: Detector, folder: ImageFolder, noise: NoiseSource, draws: int, settings: Settings
 ) -> list[list[Parts]]:
     """Return D_f and D_p (1, 1, h, w) of each picture, for each draw of noise."""
 
@@ -143,10 +143,10 @@ def compare_pictures(
             streams[key] = streams.get(key) or noise(pictures, shape)
             return streams[key]
 
-        distances = [detector.compared(batch, continued_noise).distances for _ in range(draws)]
+        distances = [detector.compare_batch(batch, continued_noise).distances for _ in range(draws)]
         return [[slice_parts(maps, index) for maps in distances] for index in range(len(batch))]
 
-    batches = in_batches(detector, folder, compare, settings.model.num_workers)
+    batches = map_batches(detector, folder, compare, settings.model.num_workers)
     return [parts for _, parts in count_progress(batches, len(folder), "comparing")]
 
 

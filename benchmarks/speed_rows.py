@@ -172,10 +172,10 @@ def time_distances(device: torch.device, draws: int = 4) -> TimedPair:
 
     def slow() -> None:
         for draw in rebuilt:
-            networks.compared(x, x, draw[None])
+            networks.compare(x, x, draw[None])
 
     name = f"target's features once: distances of {draws} draws, {EXTRACTOR} 256 px"
-    return TimedPair(name, 1, lambda: networks.compared(x, x, rebuilt), slow, plain_keeps_memory=True)
+    return TimedPair(name, 1, lambda: networks.compare(x, x, rebuilt), slow, plain_keeps_memory=True)
 
 
 def time_average(device: torch.device) -> TimedPair:
@@ -196,8 +196,8 @@ def time_detection(kind: str, batch: int, device: torch.device) -> TimedPair:
     x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
 
     def fast() -> Tensor:
-        rebuilt = networks.reconstructions(x, gaussian_draws(x.shape, torch.Generator(device).manual_seed(0)))
-        d_feature, d_pixel = networks.compared(x, x, rebuilt).distances.values()
+        rebuilt = networks.reconstruct(x, gaussian_draws(x.shape, torch.Generator(device).manual_seed(0)))
+        d_feature, d_pixel = networks.compare(x, x, rebuilt).distances.values()
         return smooth(combine(d_feature, d_pixel, 1.0), 4)
 
     @torch.no_grad()

@@ -17,9 +17,8 @@ import metrics
 from benchmarks.shared import CONFIG, Labels, add_category_arguments, every_nth, load_category_settings
 from config.keys import Settings
 from dataset import ImageFolder
-from detection.calibrate import assemble
 from detection.detector import load_detector
-from detection.tune import Trial, check_tuning, choices, prepare_bench
+from detection.tune import Trial, check_tuning, prepare_bench, run_trials
 from runtime.device import choose_device, keep_memory
 
 
@@ -41,25 +40,25 @@ def print_regret(settings: Settings, every: int) -> None:
     device = choose_device(settings.model.device)
     with TemporaryDirectory() as folder:
         _, pictures, unseen = check_tuning(settings, Path(folder))
-    _, settings, _ = load_detector(settings, settings.checkpoint_folder, device)
+    detector, settings, _ = load_detector(settings, settings.checkpoint_folder, device)
     test = every_nth(ImageFolder(settings.category_dir, "test", pictures.view, masks=False), every)
     items = [item for batch in test.batches(1, settings.model.num_workers) for item in batch]
     labels = np.array([item.label for item in items])
     bench = replace(prepare_bench(pictures, unseen, settings), others=[item.picture for item in items])
     print("| setting | value | objective | taken | image AUROC |\n|---|---|---|---|---|")
     best = chosen = 0.0
-    for entry, _, trial in choices(settings, bench, device):
-        auroc = 100 * image_auroc(trial, labels)
-        best, chosen = max(best, auroc), auroc if entry["taken"] else chosen
-        cells = entry["setting"], entry["value"], f"{entry['objective']:.4f}", "yes" if entry["taken"] else ""
+    for result in run_trials(detector, settings, bench):
+        auroc = 100 * image_auroc(result.trial, labels)
+        best, chosen = max(best, auroc), auroc if result.taken else chosen
+        cells = result.setting, result.value, f"{result.quality.objective:.4f}", "yes" if result.taken else ""
         print(f"| {' | '.join(map(str, cells))} | {auroc:.1f} |", flush=True)
     print(f"\n{settings.data.category}: chosen {chosen:.1f}, best {best:.1f}, regret {best - chosen:.1f}")
 
 
 def image_auroc(trial: Trial, labels: Labels) -> float:
     """Return the image AUROC of the test pictures, which a trial compares beside those of its bench."""
-    detector, known = trial.detector, trial.detector.known_normals
-    scores = [assemble(detector, parts, known.balance, known.scales).score for parts in trial.others]
+    detector, known = trial.detector, trial.detector.required_calibration
+    scores = [detector.assemble(parts, known.balance, known.scales).score for parts in trial.others]
     return metrics.image_auroc(np.array(scores), labels)
 
 

@@ -15,7 +15,7 @@ import train
 from config.keys import PLANNED, Settings
 from dataset import ImageFolder, View, full_batches
 from detection.calibrate import calibration_work, image_descriptors, parts_of_batch, placeholder_references
-from detection.detector import assemble_detector, in_batches
+from detection.detector import build_detector, map_batches
 from runtime import distributed
 from runtime.device import choose_device
 from runtime.errors import UserError
@@ -143,14 +143,14 @@ def time_machine(settings: Settings, pictures: ImageFolder, detects: bool) -> Co
     extractor, _ = checkpoint.restore_features(
         settings.checkpoint_folder, 0, settings.model.feature_extractor, settings.model.backbone_weights
     )
-    detector = assemble_detector(settings, build_unet(settings), extractor, device)
+    detector = build_detector(settings, build_unet(settings), extractor, device)
     references = placeholder_references(detector, next(few.batches(1, 0))[0].picture[None], len(pictures))
 
     def compare() -> object:
-        return list(in_batches(detector, few, lambda batch: parts_of_batch(detector, batch, references), 0))
+        return list(map_batches(detector, few, lambda batch: parts_of_batch(detector, batch, references), 0))
 
     def look() -> object:
-        return list(in_batches(detector, few, lambda batch: [image_descriptors(detector, batch)] * len(batch), 0))
+        return list(map_batches(detector, few, lambda batch: [image_descriptors(detector, batch)] * len(batch), 0))
 
     return Costs(step, seconds_between(compare, 2)[-1] / len(few), seconds_between(look, 2)[-1] / len(few))
 

@@ -1,4 +1,4 @@
-"""Stage 3: detectors, what they compare with, thresholds, and what becomes of test pictures and new ones."""
+"""Stage 3: the detector, its calibration, and its use on test pictures and on new ones."""
 
 from detection.detector import Detection, Detector
 

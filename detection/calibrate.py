@@ -1,8 +1,7 @@
-"""What normal pictures teach a detector, measured once and kept beside the weights: references, scales, the balance and thresholds."""
+"""Measure a detector's calibration on normal pictures: references, scales, the balance and thresholds."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from dataset import ImageFolder, picture_fingerprint
 from ddad import content_seed
 from detection import reference
 from detection.calibration_file import CALIBRATION, load_calibration, save_calibration
-from detection.detector import Detector, Prediction, calibration_inputs, in_batches
+from detection.detector import Detector, calibration_inputs, map_batches, split_parts
 from detection.reference import Reference, Scale
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
 from runtime import distributed
@@ -25,167 +24,143 @@ Parts = dict[str, Tensor]
 
 
 def calibrate(detector: Detector, settings: Settings) -> Detector:
-    """With the calibration of the category's checkpoint folder, if it is of these networks and settings, and of the pictures of train/good
-    where they are at hand; else it is measured and kept there.
-
-    Raises FileNotFoundError where it has to be measured and train/good is not at hand.
-    """
-    folder, now = settings.checkpoint_folder, calibration_inputs(detector, settings)
-    there = distributed.group().broadcast(load_calibration(folder))
-    stale = there.staleness(now) if there else f"no {CALIBRATION} of this version in {folder}"
-    try:
-        whole = ImageFolder(settings.category_dir, "train", detector.view)
-    except FileNotFoundError as error:
-        if there is None or stale:
-            raise MissingFileError(
-                f"{folder / CALIBRATION} can't be used ({stale}), nor measured again: {error}"
-            ) from error
-        normals = there.normals
-    else:
-        normals = "{files}, {hash}".format(**picture_fingerprint(whole.samples))
-    if there and not stale and there.normals not in (None, normals):
-        stale = "the pictures of train/good have changed"
-    if there and not stale:
-        kept = replace(there, settings=settings.as_dict())  # what does not matter to it may be new
-    else:
-        print(f"calibration is to be measured: {stale}", flush=True)
-        kept = replace(measure_calibration(detector, whole, now, settings), normals=normals)
-    if settings.model.save_model and kept != there:
+    """Return the detector with the calibration of its checkpoint folder, measured anew where it is stale."""
+    folder = settings.checkpoint_folder
+    stored = distributed.group().broadcast(load_calibration(folder))
+    calibration = current_calibration(detector, settings, stored)
+    if settings.model.save_model and calibration != stored:
         try:
-            save_calibration(folder, kept)
+            save_calibration(folder, calibration)
         except OSError as error:
             print(f"the calibration is not kept: {error}")
-    print(kept.describe(detector.false_positive_rate), flush=True)
-    return replace(detector, calibration=kept)
+    print(calibration.describe(detector.false_positive_rate), flush=True)
+    return replace(detector, calibration=calibration)
 
 
-def measure_calibration(
-    detector: Detector, whole: ImageFolder, made_with: dict[str, Any], settings: Settings
-) -> Calibration:
-    """On the pictures that no stage has seen; on others of train/good where there are none, as with released weights. References are learnt
-    from those that it is not measured on, for which half of them are left where all have been seen."""
-    processes = distributed.group()
-    unseen = whole.only(unseen_pictures(settings))
-    normal = (unseen or whole).sample(
-        calibration_size(len(whole), len(unseen), settings.calibration.pictures, detector.parts), settings.model.seed
+def current_calibration(detector: Detector, settings: Settings, stored: Calibration | None) -> Calibration:
+    """Return the stored calibration, or measure one where networks, settings or normal pictures have changed.
+
+    Raise MissingFileError where one has to be measured and train/good is missing.
+    """
+    folder, inputs = settings.checkpoint_folder, calibration_inputs(detector, settings)
+    stale = stored.staleness(inputs) if stored else f"no {CALIBRATION} of this version in {folder}"
+    try:
+        pictures = ImageFolder(settings.category_dir, "train", detector.view)
+    except FileNotFoundError as error:
+        if stored and not stale:
+            return replace(stored, settings=settings.as_dict())
+        message = f"{folder / CALIBRATION} can't be used ({stale}), nor measured again: {error}"
+        raise MissingFileError(message) from error
+    normals = "{files}, {hash}".format(**picture_fingerprint(pictures.samples))
+    if stored and not stale and stored.normals not in (None, normals):
+        stale = "the pictures of train/good have changed"
+    if stored and not stale:
+        return replace(stored, settings=settings.as_dict())  # settings without effect on it may have changed
+    print(f"calibration is to be measured: {stale}", flush=True)
+    calibration = measure_calibration(detector, pictures, settings)
+    return replace(calibration, made_with=inputs, settings=settings.as_dict(), normals=normals)
+
+
+def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Settings) -> Calibration:
+    """Measure a calibration on the held-out pictures, or on some of train/good where training has seen all.
+
+    References are learnt from the other pictures; half of train/good is left for them where none is held out.
+    """
+    group, seed = distributed.group(), settings.model.seed
+    unseen = pictures.only(unseen_pictures(settings))
+    count = calibration_size(len(pictures), len(unseen), settings.calibration.pictures, detector.parts)
+    normal = (unseen or pictures).sample(count, seed)
+    references: dict[str, Reference] = {}
+    if detector.parts:
+        references = group.broadcast(learn_references(detector, pictures.without(normal.names()) or pictures, settings))
+    batches = map_batches(
+        detector, normal, lambda batch: parts_of_batch(detector, batch, references), settings.model.num_workers, group
     )
-    references = (
-        processes.broadcast(learn_references(detector, whole.without(normal.names()) or whole, settings))
-        if detector.parts
-        else {}
-    )
-    batches = in_batches(
-        detector,
-        normal,
-        lambda pictures: parts_of_batch(detector, pictures, references),
-        settings.model.num_workers,
-        processes,
-    )
-    parts = [one for _, one in count_progress(batches, len(normal), "calibrating")]
-    if not processes.is_main:
-        return processes.broadcast(None)
-    notes = {"held_out": len(unseen) > 0, "made_with": made_with, "settings": settings.as_dict()}
-    return processes.broadcast(build_calibration(detector, parts, references, **notes))
+    parts = [picture_parts for _, picture_parts in count_progress(batches, len(normal), "calibrating")]
+    if not group.is_main:
+        return group.broadcast(None)
+    return group.broadcast(replace(build_calibration(detector, parts, references), held_out=len(unseen) > 0))
 
 
-def assemble(detector: Detector, parts: Parts, ratio: float, scales: Mapping[str, Scale]) -> Prediction:
-    """What the detector finds in a picture of these parts, whose reconstruction it leaves out."""
-    return detector.finding(torch.empty(0), parts, ratio, scales)
+def build_calibration(detector: Detector, normal: Sequence[Parts], references: Mapping[str, Reference]) -> Calibration:
+    """Return the calibration from the parts of held-out normal pictures."""
+    feature, pixel, scales = measure_scales(detector, normal)
+    predictions = [detector.assemble(parts, feature / pixel, scales) for parts in normal]
+    scores = tuple(sorted(prediction.score for prediction in predictions))
+    pixels = pixel_quantiles(detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions)
+    size, bank = detector.batch_size, dict(references)
+    return Calibration(feature, pixel, scores, pixels, True, {}, {}, scales=scales, references=bank, batch_size=size)
+
+
+def measure_scales(detector: Detector, normal: Sequence[Parts]) -> tuple[float, float, dict[str, Scale]]:
+    """Return the mean maxima of D_f and D_p over normal pictures, and the scale of each of the detector's parts."""
+
+    def scored(maps: Tensor) -> Tensor:
+        return detector.crop_maps(smooth(maps, detector.blur_sigma))
+
+    maxima = torch.tensor([[scored(parts[part]).max() for part in reference.DISTANCES] for parts in normal])
+    scales = {
+        part: reference.measure_scale([scored(resize_maps(parts[part], parts["pixel"].shape[-2:])) for parts in normal])
+        for part in detector.parts
+    }
+    return *mean_maxima(maxima), scales
+
+
+def parts_of_batch(detector: Detector, pictures: Tensor, references: Mapping[str, Reference]) -> list[Parts]:
+    """Return the parts (1, 1, h, w) of each picture, on the CPU."""
+    parts = detector.measure_parts(detector.compare_batch(pictures, detector.picture_noise), references)
+    return split_parts({part: maps.cpu() for part, maps in parts.items()})
 
 
 def learn_references(detector: Detector, pictures: ImageFolder, settings: Settings) -> dict[str, Reference]:
-    """Return the references of the detector's parts, learnt from what normal pictures look like."""
-    if not reference.kinds_of(detector.parts):
+    """Return the references of the detector's memory parts, learnt from normal pictures."""
+    if not reference.descriptor_kinds(detector.parts):
         return {}
-    processes, seed, each = distributed.group(), settings.model.seed, reference.samples_per_picture(len(pictures))
+    group, seed, count = distributed.group(), settings.model.seed, reference.samples_per_picture(len(pictures))
 
-    def samples(batch: Tensor) -> list[dict[str, Tensor]]:
+    def sample_batch(batch: Tensor) -> list[Parts]:
         described = image_descriptors(detector, batch)
-        seeds = [content_seed(picture, seed) for picture in batch]
         return [
-            {kind: reference.sample(maps[i], each, own) for kind, maps in described.items()}
-            for i, own in enumerate(seeds)
+            {kind: reference.sample(maps[i], count, content_seed(batch[i], seed)) for kind, maps in described.items()}
+            for i in range(len(batch))
         ]
 
-    batches = in_batches(detector, pictures, samples, settings.model.num_workers, processes)
-    found = [one for _, one in count_progress(batches, len(pictures), "learning what pictures look like")]
-    if not processes.is_main:
+    batches = map_batches(detector, pictures, sample_batch, settings.model.num_workers, group)
+    samples = [of_picture for _, of_picture in count_progress(batches, len(pictures), "learning normal pictures")]
+    if not group.is_main:
         return {}
-    return reference.build_references({kind: [one[kind] for one in found] for kind in found[0]}, detector.parts, seed)
+    described = {kind: [of_picture[kind] for of_picture in samples] for kind in samples[0]}
+    return reference.build_references(described, detector.parts, seed)
 
 
 def image_descriptors(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:
-    """What is described of pictures (B, C, H, W) without reconstructing them."""
-    described = reference.picture_descriptors(detector.networks.features(pictures.to(detector.device)))
-    return {kind: described[kind] for kind in described if kind in reference.kinds_of(detector.parts)}
+    """Return the descriptors of pictures (B, C, H, W) by kind; nothing is reconstructed."""
+    return reference.describe_pictures(detector.networks.features(pictures.to(detector.device)), detector.parts)
+
+
+def placeholder_references(detector: Detector, picture: Tensor, pictures: int) -> dict[str, Reference]:
+    """Return references that take as long as those learnt from `pictures` pictures like this one (1, C, H, W)."""
+    descriptors = image_descriptors(detector, picture)
+    kinds = {part: kind for part, kind in reference.DESCRIBED_BY.items() if part in detector.parts}
+    return {part: reference.placeholder(descriptors[kind].shape[1], pictures) for part, kind in kinds.items()}
 
 
 def calibration_size(pictures: int, unseen: int, most: int, parts: Collection[str]) -> int:
-    """On how many of train/good a calibration is measured."""
+    """Return the number of pictures of train/good that a calibration is measured on."""
     return min(most, unseen or (max(1, pictures // 2) if parts else pictures))
 
 
 def calibration_work(parts: Collection[str], learnt: int, held_out: int, most: int) -> tuple[int, int]:
-    """How many pictures `measured` reconstructs and compares, and how many it only looks at, of those that training learns and holds out; it
-    judges `most` at most."""
-    judged = calibration_size(learnt + held_out, held_out, most, parts)
-    return judged, learnt + held_out - judged if reference.kinds_of(parts) else 0
-
-
-def placeholder_references(detector: Detector, picture: Tensor, pictures: int) -> dict[str, Reference]:
-    """References that take as long as the detector's will that are learnt from so many; made before there are any, of one picture (1, C, H, W)."""
-    described = detector.compared(picture, detector.picture_noise).described
-    kinds = {part: kind for part, kind in reference.DESCRIBED_BY.items() if part in detector.parts}
-    return {part: reference.placeholder(described[kind].shape[1], pictures) for part, kind in kinds.items()}
-
-
-def parts_of_batch(detector: Detector, pictures: Tensor, references: Mapping[str, Reference]) -> list[Parts]:
-    """The parts (1, 1, h, w) of each picture."""
-    parts = detector.parts_of(detector.compared(pictures, detector.picture_noise), references)
-    return [{part: maps[place : place + 1].cpu() for part, maps in parts.items()} for place in range(len(pictures))]
-
-
-def measure_scales(detector: Detector, normal: Sequence[Parts]) -> tuple[float, float, dict[str, Scale]]:
-    """The mean highest D_f and D_p of normal pictures, and the scale of each of the detector's parts."""
-    feature, pixel = mean_maxima(
-        torch.tensor([[cropped_maps(detector, one[part]).max() for part in reference.DISTANCES] for one in normal])
-    )
-    maps = {
-        part: [cropped_maps(detector, resize_maps(one[part], one["pixel"].shape[-2:])) for one in normal]
-        for part in detector.parts
-    }
-    return feature, pixel, {part: reference.measure_scale(values) for part, values in maps.items()}
-
-
-def cropped_maps(detector: Detector, maps: Tensor) -> Tensor:
-    """Maps (1, 1, H, W) as they are scored: smooth, and cropped."""
-    return detector.cropped(smooth(maps, detector.blur_sigma))
-
-
-def build_calibration(
-    detector: Detector, normal: Sequence[Parts], references: Mapping[str, Reference], **notes: Any
-) -> Calibration:
-    """The calibration that normal pictures of these parts give; `notes` are its other fields."""
-    feature, pixel, scales = measure_scales(detector, normal)
-    findings = [assemble(detector, one, feature / pixel, scales) for one in normal]
-    return Calibration(
-        feature,
-        pixel,
-        scores=tuple(sorted(finding.score for finding in findings)),
-        pixels=pixel_quantiles(detector.cropped(finding.anomaly).numpy() for finding in findings),
-        scales=scales,
-        references=dict(references),
-        **notes,
-    )
+    """Return how many pictures a calibration reconstructs, at most `most`, and how many it only describes."""
+    compared = calibration_size(learnt + held_out, held_out, most, parts)
+    return compared, learnt + held_out - compared if reference.descriptor_kinds(parts) else 0
 
 
 def unseen_pictures(settings: Settings) -> set[str]:
-    """The pictures of train/good that neither the UNet nor the adapted features were trained on, as far as their files say."""
-    folder, model = settings.checkpoint_folder, settings.model
+    """Return the pictures of train/good that neither stage has seen, as far as the weight files say."""
+    folder, model, prefix = settings.checkpoint_folder, settings.model, checkpoint.FEATURES_PREFIX
     unseen = set(checkpoint.held_out_names(checkpoint.find_weights(folder, model.load_chp)))
-    adapted = checkpoint.latest_epoch(folder, checkpoint.FEATURES_PREFIX) if model.DA_chp == LATEST else model.DA_chp
-    return (
-        unseen & set(checkpoint.held_out_names(checkpoint.find_weights(folder, adapted, checkpoint.FEATURES_PREFIX)))
-        if adapted
-        else unseen
-    )
+    adapted = checkpoint.latest_epoch(folder, prefix) if model.DA_chp == LATEST else model.DA_chp
+    if not adapted:
+        return unseen
+    return unseen & set(checkpoint.held_out_names(checkpoint.find_weights(folder, adapted, prefix)))

@@ -1,4 +1,4 @@
-"""Split off checkpoint.py."""
+"""A category's calibration in its checkpoint folder: calibration.json, and the file `references` of memory banks."""
 
 import json
 from dataclasses import asdict, replace
@@ -16,12 +16,11 @@ REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-2"
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
+    """Write the calibration, and its references beside it."""
     if calibration.references:
-        tensors = {part: vars(one) for part, one in calibration.references.items()}
-        save(
-            folder / REFERENCES,
-            {"format": REFERENCES_FORMAT, "made_with": calibration.made_with, "references": tensors},
-        )
+        tensors = {part: vars(reference) for part, reference in calibration.references.items()}
+        notes = {"format": REFERENCES_FORMAT, "made_with": calibration.made_with}
+        save(folder / REFERENCES, {**notes, "references": tensors})
     content = asdict(replace(calibration, references={}))
     del content["references"]
     with atomic_write(folder / CALIBRATION, REMEDY, "w") as file:
@@ -29,7 +28,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> None:
 
 
 def load_calibration(folder: Path) -> Calibration | None:
-    """The category's calibration, if it has one of this format. Raises ValueError where the file is damaged."""
+    """Return the stored calibration, None where there is none of this format. Raise UserError for a damaged file."""
     path = folder / CALIBRATION
     if not path.is_file():
         return None
@@ -40,29 +39,27 @@ def load_calibration(folder: Path) -> Calibration | None:
         numbers = {name: float(content[name]) for name in ("feature", "pixel")}
         lists = {name: tuple(map(float, content[name])) for name in ("scores", "pixels")}
         scales = {part: Scale(float(mean), float(top)) for part, (mean, top) in content.get("scales", {}).items()}
-        kept = Calibration(**content | numbers | lists | {"scales": scales})
+        calibration = Calibration(**content | numbers | lists | {"scales": scales})
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is damaged; remove it, and detection measures it again") from error
-    if not set(kept.scales) & set(DESCRIBED_BY):
-        return kept
-    references = load_references(folder / REFERENCES, kept)
-    return replace(kept, references=references) if references else None
+    if not set(calibration.scales) & set(DESCRIBED_BY):
+        return calibration
+    references = load_references(folder / REFERENCES, calibration)
+    return replace(calibration, references=references) if references else None
 
 
 def load_references(path: Path, calibration: Calibration) -> dict[str, Reference] | None:
-    """Those that belong to the calibration, if they are there. Raises ValueError where the file is damaged."""
+    """Return the references of the calibration, None where there are none. Raise UserError for a damaged file."""
     if not path.is_file():
         return None
     content = read_state(path)
     made_with = content.get("made_with")
-    if (
-        content.get("format") != REFERENCES_FORMAT
-        or not isinstance(made_with, dict)
-        or plain_values(path, made_with) != calibration.made_with
-    ):
+    if content.get("format") != REFERENCES_FORMAT or not isinstance(made_with, dict):
         return None
-    wanted = [part for part in calibration.scales if part in DESCRIBED_BY]
+    if plain_values(path, made_with) != calibration.made_with:
+        return None
+    parts = [part for part in calibration.scales if part in DESCRIBED_BY]
     try:
-        return {part: Reference(**content["references"][part]) for part in wanted}
+        return {part: Reference(**content["references"][part]) for part in parts}
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise UserError(f"{path} is damaged; remove it, and detection learns it again") from error

@@ -1,9 +1,8 @@
-"""The trained networks at work: pictures reconstructed, and compared with their reconstructions (sections 4.1 and 4.2 of the paper)."""
+"""Compare pictures with their reconstructions by the trained networks (sections 4.1 and 4.2 of the paper)."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +14,21 @@ from detection import reference
 from runtime.device import autocast, output_bytes
 from storage.fingerprint import weights_hash
 
-HELD = 0.2  # share of all that a network's layers put out which is in memory at a time, without gradients; measured: 0.06 to 0.13
-MOST_AT_ONCE = {"cuda": 64}  # pictures of a batch by device, 8 elsewhere: more are no faster
+ACTIVE_SHARE = 0.2  # of all layer outputs, what inference holds in memory at a time; measured: 0.06 to 0.13
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # few, as scores of different sizes may differ in their last digits
 
 
 class Comparison(NamedTuple):
-    """Pictures beside their reconstructions: the mean reconstruction (B, C, H, W), the distances D_p and D_f (B, 1, H, W), and the
-    descriptors (B, D, h, w) that are compared with those of normal pictures, by their kind (normality.py)."""
+    """The mean reconstruction (B, C, H, W), D_f and D_p (B, 1, H, W), and descriptors (B, D, h, w) by kind."""
 
     reconstruction: Tensor
     distances: dict[str, Tensor]
-    described: dict[str, Tensor]
+    descriptors: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The trained networks and how a reconstruction is made with them; `size` is that at which the UNet sees pictures (None: their own)."""
+    """The trained networks and the settings of reconstruction; `size` is the UNet's input (None: the picture's)."""
 
     unet: nn.Module
     extractor: nn.Module
@@ -45,45 +43,43 @@ class Networks:
     predicts: str | None = None
 
     def hash(self) -> str:
-        """Changes with any weight of the networks."""
+        """Return a hash that changes with any weight of the networks."""
         return weights_hash([self.unet, self.extractor])
 
     @torch.no_grad()
-    def reconstructions(self, pictures: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """(draws, B, C, S, S): started from and pulled towards the pictures (B, C, S, S), with different noise."""
-        made: dict[str, Any] = {
-            "schedule": self.schedule,
-            "w": self.w,
-            "start": self.start,
-            "skip": self.skip,
-            "eta": self.eta,
-        }
+    def reconstruct(self, pictures: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """Return reconstructions (draws, B, C, S, S) of pictures (B, C, S, S), each draw with new noise."""
         unet = noise_predictor(autocast(self.unet, self.precision, pictures.device), self.predicts, self.schedule)
-        return torch.stack([reconstruct(unet, pictures, pictures, draw=draw, **made) for _ in range(self.draws)])
+        w, start, skip, eta = self.w, self.start, self.skip, self.eta
+        return torch.stack(
+            [
+                reconstruct(
+                    unet, pictures, pictures, schedule=self.schedule, w=w, start=start, skip=skip, eta=eta, draw=draw
+                )
+                for _ in range(self.draws)
+            ]
+        )
 
     @torch.no_grad()
-    def compared(
-        self, pictures: Tensor, seen: Tensor, reconstructions: Tensor, wanted: Sequence[str] = ()
-    ) -> Comparison:
-        """Pictures (B, C, H, W) in full, and as the UNet has `seen` them (B, C, h, w), beside their reconstructions (draws, B, C, h, w).
+    def compare(self, pictures: Tensor, seen: Tensor, reconstructions: Tensor, parts: Sequence[str] = ()) -> Comparison:
+        """Compare pictures (B, C, H, W), `seen` by the UNet as (B, C, h, w), with reconstructions (draws, B, C, h, w).
 
-        D_f and D_p are between the latter two, the mean over the draws; other parts that are `wanted` look at the pictures in full.
+        D_f and D_p are between the latter two, the mean over the draws. The memory `parts` describe the full pictures.
         """
-        shape, kinds = pictures.shape[-2:], reference.kinds_of(wanted)
+        height, width = pictures.shape[-2:]
         features, rebuilt = self.features(seen), [self.features(x_0) for x_0 in reconstructions]
         distances = {
-            "feature": mean_of([feature_distance(features, one, (shape[0], shape[1])) for one in rebuilt]),
-            "pixel": resize_maps(mean_of([pixel_distance(x_0, seen) for x_0 in reconstructions]), shape),
+            "feature": mean_of([feature_distance(features, other, (height, width)) for other in rebuilt]),
+            "pixel": resize_maps(mean_of([pixel_distance(x_0, seen) for x_0 in reconstructions]), (height, width)),
         }
-        described = (
-            reference.picture_descriptors(features if pictures is seen else self.features(pictures)) if kinds else {}
-        )
-        return Comparison(
-            resize_maps(reconstructions.mean(dim=0), shape), distances, {kind: described[kind] for kind in kinds}
-        )
+        descriptors: dict[str, Tensor] = {}
+        if reference.descriptor_kinds(parts):
+            descriptors = reference.describe_pictures(features if pictures is seen else self.features(pictures), parts)
+        return Comparison(resize_maps(reconstructions.mean(dim=0), (height, width)), distances, descriptors)
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> list[Tensor]:
+        """Return the feature maps of pictures (B, C, H, W), layer1 first."""
         return autocast(self.extractor, self.precision, pictures.device)(pictures)
 
 
@@ -92,13 +88,13 @@ def mean_of(tensors: list[Tensor]) -> Tensor:
 
 
 def largest_batch(networks: Networks, view: View, free: float, most: int) -> int:
-    """How many pictures half of `free` bytes hold on their way through the networks: a power of two, as scores of other batches may differ in
-    their last digits, and `most` at most."""
+    """Return the largest of BATCH_SIZES, up to `most`, whose pictures fit half of `free` bytes; at least 1."""
     seen, picture = (torch.empty(1, view.channels, size, size) for size in (networks.size or view.size, view.size))
     layers = max(output_bytes(networks.unet, seen, torch.zeros(1)), output_bytes(networks.extractor, picture))
-    return 2 ** int(math.log2(min(max(1, free / 2 / (HELD * layers)), most)))
+    fitting = min(max(1, free / 2 / (ACTIVE_SHARE * layers)), most)
+    return max(size for size in BATCH_SIZES if size <= fitting)
 
 
 def prepare_network(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network as it runs fastest."""
+    """Return the network on the device, for inference, in the memory layout that runs fastest."""
     return network.to(device).to(memory_format=torch.channels_last).eval()

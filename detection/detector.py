@@ -1,13 +1,13 @@
-"""Stage 3's engine: reconstruct each picture, map what changed, score and judge it (sections 4.1 and 4.2 of the paper).
+"""The detector: it reconstructs pictures, maps the differences, scores them and decides (sections 4.1 and 4.2).
 
-`evaluation.py` runs it over the test pictures of a category, `inspection.py` over pictures without labels.
+`evaluate.py` runs it over the test pictures of a category, `predict.py` over pictures without labels.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from dataset import ImageFolder, Item, View, to_unit_range
 from ddad import gaussian_draws, picture_draws
 from detection import reference
 from detection.calibration_file import CALIBRATION, REFERENCES, load_calibration
-from detection.comparison import MOST_AT_ONCE, Comparison, Networks, largest_batch, prepare_network
+from detection.comparison import Comparison, Networks, largest_batch, prepare_network
 from detection.reference import Reference, Scale
 from detection.threshold import Calibration
 from images.read import as_image
@@ -35,19 +35,22 @@ from storage.fingerprint import as_stored
 from training import checkpoint
 from training.networks import build_schedule
 
-Draws = Callable[
-    [Tensor, torch.Size], Callable[[], Tensor]
-]  # pictures (B, C, S, S) of one pass, of 8-bit values, and the shape of noise → draw()
-Picture = Image.Image | NDArray[Any] | str | Path
-Found = TypeVar("Found")
+LARGEST_BATCH = {"cuda": 64, "cpu": 8, "mps": 8}  # pictures; more are no faster
+NO_RECONSTRUCTION = torch.empty(0)
+
+Draw = Callable[[], Tensor]
+NoiseSource = Callable[[Tensor, torch.Size], Draw]  # (8-bit pictures (B, C, S, S), shape of the noise) → draw()
+Picture = Image.Image | np.ndarray | str | Path
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """What is said of one picture: `p_value` is the share of normal ones that score as high; `map` holds its pixel scores and `mask` is true
-    in its `regions`, both (H, W) in the picture's own size. A normal picture has no regions, an anomalous one at least one.
+    """The verdict on one picture; a normal picture has no regions, an anomalous one at least one.
 
-    The map is resized, the score and the regions' peaks are not: in a picture smaller than the network's they lie above the map.
+    `p_value` is the share of normal pictures that score as high. `map` holds the pixel scores, `mask` is true in the
+    `regions`; both are (H, W) in the picture's own size. The map is resized, the score and the regions' peaks are not:
+    in a picture smaller than the network's input they may lie above the map.
     """
 
     score: float
@@ -59,8 +62,7 @@ class Detection:
 
 
 class Prediction(NamedTuple):
-    """What detection made of one picture, at the size at which it is shown: the reconstruction (C, H, W), D_f, D_p and the anomaly map (H, W),
-    and the image score, pooled from the map within the crop."""
+    """The reconstruction (C, H, W) and maps (H, W) of one picture, and the image score, pooled within the crop."""
 
     reconstruction: Tensor
     d_feature: Tensor
@@ -71,10 +73,10 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Detector:
-    """Finds defects in pictures. `Detector.load(folder)` reads one from a category's checkpoint folder; `detector(picture)` is a `Detection`.
+    """Detects defects: `Detector.load(folder)` reads a checkpoint folder, `detector(picture)` returns a `Detection`.
 
-    Maps are the paper's, or of `parts` (normality.py). Without a calibration the paper's are weighed by the maxima of their batch, as
-    published, and there are no verdicts.
+    Maps are the paper's, or fuse the `parts` (reference.py). Without a calibration the paper's maps are weighed by the
+    maxima of their batch, as published, and there are no verdicts.
     """
 
     networks: Networks
@@ -93,181 +95,182 @@ class Detector:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = AUTO) -> "Detector":
-        """The detector that the calibration in a category's checkpoint folder describes; the folder may have been moved (but not a file of
-        model.backbone_weights).
+        """Return the calibrated detector of a category's checkpoint folder.
 
-        Raises FileNotFoundError where there is no calibration, ValueError where it is of other weights than those in the folder.
+        The folder may have been moved, but not a file of model.backbone_weights. Raise MissingFileError where there is
+        no calibration, UserError where it belongs to other weights.
         """
         folder = Path(folder)
-        kept = load_calibration(folder)
-        if kept is None:
-            raise MissingFileError(
-                f"no {CALIBRATION} of this version in {folder}, or not the {REFERENCES} that belong to it; "
-                "run python main.py --detection True first"
-            )
-        settings = build_settings(kept.settings)
+        calibration = load_calibration(folder)
+        if calibration is None:
+            missing = f"no {CALIBRATION} of this version in {folder}, or not the {REFERENCES} that belong to it"
+            raise MissingFileError(f"{missing}; run python main.py --detection True first")
+        settings = build_settings(calibration.settings)
         detector, *_ = load_detector(settings, folder, choose_device(device))
-        stale = kept.staleness(calibration_inputs(detector, settings))
+        stale = calibration.staleness(calibration_inputs(detector, settings))
         if stale:
-            raise UserError(
-                f"{folder / CALIBRATION} is stale: {stale}; run python main.py --detection True to measure it again"
-            )
-        return replace(detector, calibration=kept)
+            remedy = "run python main.py --detection True to measure it again"
+            raise UserError(f"{folder / CALIBRATION} is stale: {stale}; {remedy}")
+        return replace(detector, calibration=calibration)
 
     def __call__(self, picture: Picture) -> Detection:
+        """Return the verdict on one picture."""
         return self.detect([picture])[0]
 
     def detect(self, pictures: Sequence[Picture]) -> list[Detection]:
-        """One `Detection` a picture: PIL images, arrays (H, W) of 8 or 16 bits or (H, W, 3 or 4) of 8 bits, or paths. Each gets
-        what it gets alone, but for the last digits.
+        """Return a verdict on each picture, the same in any batch but for the last digits.
 
-        Raises ValueError for what is not a picture, and without a calibration.
+        Pictures are PIL images, arrays (H, W) of 8 or 16 bits or (H, W, 3 or 4) of 8 bits, or paths.
+        Raise UserError for anything else, and without a calibration.
         """
-        judged = []
-        for first in range(0, len(pictures), self.pictures_at_once):
-            opened = [
-                as_image(picture, self.view.channels) for picture in pictures[first : first + self.pictures_at_once]
+        detections = []
+        for first in range(0, len(pictures), self.pictures_per_batch):
+            batch = pictures[first : first + self.pictures_per_batch]
+            images = [as_image(picture, self.view.channels) for picture in batch]
+            shown = torch.stack([to_unit_range(self.view.pixels(image)) for image in images])
+            predictions = self.predict_batch(shown, self.picture_noise)
+            detections += [
+                self.decide(prediction, image.size) for prediction, image in zip(predictions, images, strict=True)
             ]
-            findings = self.find(
-                torch.stack([to_unit_range(self.view.pixels(picture)) for picture in opened]), self.picture_noise
-            )
-            judged += [self.judge(finding, picture.size) for finding, picture in zip(findings, opened, strict=True)]
-        return judged
+        return detections
 
     @property
-    def pictures_at_once(self) -> int:
-        """How many pictures make a batch: a tiled one fills some alone, and they differ in shape."""
+    def pictures_per_batch(self) -> int:
+        """Return the number of pictures in a batch; tiled ones differ in shape and are single."""
         return self.batch_size if self.view.tiles is None else 1
 
     @property
-    def known_normals(self) -> Calibration:
-        """Its calibration. Raises ValueError where it has none."""
+    def required_calibration(self) -> Calibration:
+        """Return the calibration. Raise UserError where there is none."""
         if self.calibration is None:
-            raise UserError(
-                "the detector has no calibration, hence no threshold; load it by Detector.load(folder), or set score.protocol=per_image"
-            )
+            remedy = "load it by Detector.load(folder), or set score.protocol=per_image"
+            raise UserError(f"the detector has no calibration, hence no threshold; {remedy}")
         return self.calibration
 
     @property
     def threshold(self) -> float:
-        """The image score above which a picture is anomalous."""
-        return self.known_normals.threshold(self.false_positive_rate)
+        """Return the image score above which a picture is anomalous."""
+        return self.required_calibration.threshold(self.false_positive_rate)
 
     @property
     def pixel_threshold(self) -> float:
-        """The pixel score above which a region reaches around what exceeds `threshold`."""
-        return self.known_normals.pixel_threshold(self.false_positive_rate)
+        """Return the pixel score above which pixels belong to a region that exceeds `threshold` somewhere."""
+        return self.required_calibration.pixel_threshold(self.false_positive_rate)
 
-    def judge(self, finding: Prediction, size: tuple[int, int]) -> Detection:
-        """The verdict on a picture of `size` (width, height).
+    def decide(self, prediction: Prediction, size: tuple[int, int]) -> Detection:
+        """Return the verdict on a picture of `size` (width, height).
 
-        A region is what is connected above the pixel threshold and somewhere above that of the image score.
+        A region is connected above the pixel threshold, and exceeds the threshold of the image score somewhere.
         """
-        shape, whole = size[::-1], finding.anomaly[None, None]
-        scored = torch.full_like(
-            whole, min(0.0, self.threshold, self.pixel_threshold)
-        )  # nothing is found where nothing is scored
-        self.cropped(scored).copy_(self.cropped(whole))
-        verdict, p_value = finding.score > self.threshold, self.known_normals.p_value(finding.score)
-        peaks = F.adaptive_max_pool2d(scored, shape)[0, 0]  # which a resize might lose
+        calibration, shape, anomaly = self.required_calibration, size[::-1], prediction.anomaly[None, None]
+        outside = min(0.0, self.threshold, self.pixel_threshold)  # no defects outside the scored area
+        scored = torch.full_like(anomaly, outside)
+        self.crop_maps(scored).copy_(self.crop_maps(anomaly))
+        is_anomalous = prediction.score > self.threshold
+        peaks = F.adaptive_max_pool2d(scored, shape)[0, 0]  # a resize might lose them
         above = (resize_maps(scored, shape)[0, 0] > self.pixel_threshold) | (peaks > self.threshold)
-        mask, regions = find_regions(peaks.numpy(), above.numpy() & verdict, self.threshold)
-        return Detection(finding.score, p_value, verdict, resize_maps(whole, shape)[0, 0].numpy(), mask, regions)
+        mask, regions = find_regions(peaks.numpy(), above.numpy() & is_anomalous, self.threshold)
+        p_value, resized = calibration.p_value(prediction.score), resize_maps(anomaly, shape)[0, 0].numpy()
+        return Detection(prediction.score, p_value, is_anomalous, resized, mask, regions)
 
-    def find(self, pictures: Tensor, noise: Draws) -> list[Prediction]:
-        """Pictures (B, C, H, W) as the network is to be shown them, in [−1, 1]; published maxima are over all of them.
-
-        Raises ValueError where a map is not finite.
-        """
-        compared, known = self.compared(pictures, noise), self.calibration
-        parts = self.parts_of(compared, self.known_normals.references if self.parts else {})
-        ratio = known.balance if known else batch_ratio(parts["feature"], parts["pixel"])
-        alone = [{part: maps[place : place + 1] for part, maps in parts.items()} for place in range(len(pictures))]
+    def predict_batch(self, pictures: Tensor, noise: NoiseSource) -> list[Prediction]:
+        """Return predictions for pictures (B, C, H, W) in [−1, 1]; published maps are weighed by the batch's maxima."""
+        comparison, calibration = self.compare_batch(pictures, noise), self.calibration
+        parts = self.measure_parts(comparison, self.required_calibration.references if self.parts else {})
+        ratio = calibration.balance if calibration else batch_ratio(parts["feature"], parts["pixel"])
+        scales = calibration.scales if calibration else {}
         return [
-            self.finding(*one, ratio, known.scales if known else {})
-            for one in zip(compared.reconstruction, alone, strict=True)
+            self.assemble(picture_parts, ratio, scales, reconstruction)
+            for picture_parts, reconstruction in zip(split_parts(parts), comparison.reconstruction, strict=True)
         ]
 
-    def compared(self, pictures: Tensor, noise: Draws) -> Comparison:
-        """`pictures` as for `find` beside their reconstructions, both as small as the UNet sees them, but for tiles."""
-        pictures, whole = pictures.to(self.device), (self.view.size,) * 2
-        small = (self.networks.size or self.view.size,) * 2
-        pieces = cut_tiles(pictures, self.view.size)
-        seen = resize_maps(pieces, small)
-        passes = zip(pieces.split(self.batch_size), seen.split(self.batch_size), strict=True)
-        rebuilt = torch.cat(
-            [self.networks.reconstructions(batch, noise(shown, batch.shape)) for shown, batch in passes], dim=1
-        )
-        if pictures.shape[-2:] != whole:
-            enlarged = resize_maps(rebuilt.flatten(0, 1), whole).unflatten(0, rebuilt.shape[:2])
-            seen, rebuilt = (merge_tiles(pieces, pictures.shape) for pieces in (resize_maps(seen, whole), enlarged))
-        return self.networks.compared(pictures, pictures if small == whole else seen, rebuilt, self.parts)
+    def compare_batch(self, pictures: Tensor, noise: NoiseSource) -> Comparison:
+        """Compare pictures (B, C, H, W) with reconstructions at the UNet's size, or put together from tiles."""
+        pictures, tile_shape = pictures.to(self.device), (self.view.size,) * 2
+        unet_shape = (self.networks.size or self.view.size,) * 2
+        tiles = cut_tiles(pictures, self.view.size)
+        seen = resize_maps(tiles, unet_shape)
+        passes = zip(tiles.split(self.batch_size), seen.split(self.batch_size), strict=True)
+        draws = [self.networks.reconstruct(batch, noise(tile, batch.shape)) for tile, batch in passes]
+        rebuilt = torch.cat(draws, dim=1)
+        if pictures.shape[-2:] != tile_shape:
+            enlarged = resize_maps(rebuilt.flatten(0, 1), tile_shape).unflatten(0, rebuilt.shape[:2])
+            seen, rebuilt = (merge_tiles(maps, pictures.shape) for maps in (resize_maps(seen, tile_shape), enlarged))
+        return self.networks.compare(pictures, pictures if unet_shape == tile_shape else seen, rebuilt, self.parts)
 
-    def parts_of(self, compared: Comparison, references: Mapping[str, Reference]) -> dict[str, Tensor]:
-        """D_p, D_f and the other parts that are asked for, each (B, 1, h, w)."""
-        learnt = {
-            part: references[part].distance(compared.described[kind])
+    def measure_parts(self, comparison: Comparison, references: Mapping[str, Reference]) -> dict[str, Tensor]:
+        """Return D_f, D_p and the memory parts that have a reference, each (B, 1, h, w)."""
+        return comparison.distances | {
+            part: references[part].distance(comparison.descriptors[kind])
             for part, kind in reference.DESCRIBED_BY.items()
             if part in references
         }
-        return compared.distances | learnt
 
-    def finding(
-        self, reconstruction: Tensor, parts: Mapping[str, Tensor], ratio: float | Tensor, scales: Mapping[str, Scale]
+    def assemble(
+        self,
+        parts: Mapping[str, Tensor],
+        ratio: float | Tensor,
+        scales: Mapping[str, Scale],
+        reconstruction: Tensor = NO_RECONSTRUCTION,
     ) -> Prediction:
-        """Of one picture's parts (1, 1, h, w): the map is the paper's by `ratio`, or of the parts by their `scales`."""
+        """Return one picture's prediction from its parts (1, 1, h, w).
+
+        The map is the paper's, weighed by `ratio`, or fuses parts by `scales`. Raise UserError if it is not finite.
+        """
         shape = parts["pixel"].shape[-2:]
         if self.parts:
-            units = {
-                part: scale.units(smooth(resize_maps(parts[part], shape), self.blur_sigma))
-                for part, scale in scales.items()
-            }
-            anomaly = reference.fuse_parts(units, self.cropped)
+            smoothed = {part: smooth(resize_maps(parts[part], shape), self.blur_sigma) for part in scales}
+            units = {part: scale.units(smoothed[part]) for part, scale in scales.items()}
+            anomaly = reference.fuse_parts(units, self.crop_maps)
         else:
             anomaly = smooth(combine(parts["feature"], parts["pixel"], self.v, ratio), self.blur_sigma)
         if not torch.isfinite(anomaly).all():
-            raise UserError(
-                f"the anomaly maps are not finite; lower model.w, {self.networks.w}, or model.v, {self.v}, or train again"
-            )
-        score = image_score(self.cropped(anomaly), self.pooling, self.pooled_share)
+            values = f"model.w, {self.networks.w}, or model.v, {self.v}"
+            raise UserError(f"the anomaly maps are not finite; lower {values}, or train again")
+        score = image_score(self.crop_maps(anomaly), self.pooling, self.pooled_share)
         d_feature, d_pixel, anomaly = (maps[0, 0].cpu() for maps in (parts["feature"], parts["pixel"], anomaly))
         return Prediction(reconstruction.cpu(), d_feature, d_pixel, anomaly, score)
 
-    def cropped(self, maps: Tensor) -> Tensor:
-        """The centre of maps (…, H, W) that is scored; a view."""
+    def crop_maps(self, maps: Tensor) -> Tensor:
+        """Return a view of the centre of maps (…, H, W), the scored area."""
         sides = [round(self.crop * extent) for extent in maps.shape[-2:]]
-        firsts = [round((extent - side) / 2) for extent, side in zip(maps.shape[-2:], sides, strict=True)]
-        return maps[..., firsts[0] : firsts[0] + sides[0], firsts[1] : firsts[1] + sides[1]]
+        top, left = (round((extent - side) / 2) for extent, side in zip(maps.shape[-2:], sides, strict=True))
+        return maps[..., top : top + sides[0], left : left + sides[1]]
 
-    def picture_noise(self, pictures: Tensor, shape: torch.Size) -> Callable[[], Tensor]:
+    def picture_noise(self, pictures: Tensor, shape: torch.Size) -> Draw:
+        """Return draw() whose noise follows from each picture and the seed."""
         return picture_draws(pictures, self.seed, shape[1:])
+
+
+def split_parts(parts: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return each picture's parts (1, 1, h, w), from those of a batch (B, 1, h, w)."""
+    return [{part: maps[i : i + 1] for part, maps in parts.items()} for i in range(len(parts["pixel"]))]
 
 
 def load_detector(
     settings: Settings, folder: Path, device: torch.device
 ) -> tuple[Detector, Settings, dict[str, object]]:
-    """The detector of a checkpoint folder, not yet calibrated; the settings with the files found in place of `auto` and `latest`; and where
-    the weights come from."""
+    """Return a folder's uncalibrated detector, the settings without `auto` and `latest`, and the weights' origins."""
     model = settings.model
     weights = checkpoint.find_weights(folder, model.load_chp)
     unet = checkpoint.restore_unet(weights, settings)
-    extractor, origin = checkpoint.restore_features(
-        folder, model.DA_chp, model.feature_extractor, model.backbone_weights
-    )
+    name, backbone = model.feature_extractor, model.backbone_weights
+    extractor, origin = checkpoint.restore_features(folder, model.DA_chp, name, backbone)
     model = replace(
         model,
         load_chp=checkpoint.epoch_of(weights),
         DA_chp=checkpoint.epoch_of(origin) if isinstance(origin, Path) else 0,
         feature_extractor=extractor.name,
-        backbone_weights=model.backbone_weights and model.backbone_weights.resolve(),
+        backbone_weights=backbone and backbone.resolve(),
     )
-    detector = assemble_detector(replace(settings, model=model), unet, extractor, device)
-    return detector, replace(settings, model=model), {"unet": weights, "features": f"{extractor.name} from {origin}"}
+    settings = replace(settings, model=model)
+    origins: dict[str, object] = {"unet": weights, "features": f"{extractor.name} from {origin}"}
+    return build_detector(settings, unet, extractor, device), settings, origins
 
 
-def assemble_detector(settings: Settings, unet: nn.Module, extractor: nn.Module, device: torch.device) -> Detector:
-    """The detector of these networks, as the settings want it."""
-    model = settings.model
+def build_detector(settings: Settings, unet: nn.Module, extractor: nn.Module, device: torch.device) -> Detector:
+    """Return the detector of these networks and settings, not calibrated yet."""
+    model, view = settings.model, View(**settings.view_arguments())
     networks = Networks(
         prepare_network(unet, device),
         prepare_network(extractor, device),
@@ -281,7 +284,7 @@ def assemble_detector(settings: Settings, unet: nn.Module, extractor: nn.Module,
         size=settings.unet_size,
         predicts=model.predicts,
     )
-    view = View(**settings.view_arguments())
+    most = LARGEST_BATCH[device.type]
     return Detector(
         networks,
         view,
@@ -289,8 +292,7 @@ def assemble_detector(settings: Settings, unet: nn.Module, extractor: nn.Module,
         blur_sigma=model.blur_sigma,
         crop=settings.metrics.centre_crop,
         seed=model.seed,
-        batch_size=settings.data.test_batch_size
-        or largest_batch(networks, view, free_memory(device), MOST_AT_ONCE.get(device.type, 8)),
+        batch_size=settings.data.test_batch_size or largest_batch(networks, view, free_memory(device), most),
         device=device,
         parts=settings.score.parts or (),
         pooling=settings.score.pooling,
@@ -299,46 +301,40 @@ def assemble_detector(settings: Settings, unet: nn.Module, extractor: nn.Module,
     )
 
 
-def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, Any]:
-    """All that a score depends on beside the picture, as a file holds it."""
-    networks = detector.networks
-    matters = {
-        name: getattr(networks, name)
-        for name in ("w", "start", "skip", "eta", "draws", "precision", "size", "predicts")
-    }
-    matters |= {
-        name: getattr(detector, name)
-        for name in ("v", "blur_sigma", "crop", "seed", "parts", "pooling", "pooled_share")
-    }
-    matters |= {
-        "view": settings.view_arguments(),
-        "schedule": settings.schedule_arguments(),
-        "pictures": settings.calibration.pictures,
-    }
-    return as_stored(matters | {"weights": networks.hash()})
+def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, object]:
+    """Return all that a score depends on beside the picture, as a file stores it; the batch size is not one of them."""
+    of_networks = ("w", "start", "skip", "eta", "draws", "precision", "size", "predicts")
+    of_detector = ("v", "blur_sigma", "crop", "seed", "parts", "pooling", "pooled_share")
+    inputs = {name: getattr(detector.networks, name) for name in of_networks}
+    inputs |= {name: getattr(detector, name) for name in of_detector}
+    inputs |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments()}
+    inputs |= {"pictures": settings.calibration.pictures, "weights": detector.networks.hash()}
+    return as_stored(inputs)
 
 
 def predict_pictures(
-    detector: Detector, folder: ImageFolder, noise: Draws, workers: int, group: Group = ALONE
+    detector: Detector, folder: ImageFolder, noise: NoiseSource, workers: int, group: Group = ALONE
 ) -> Iterator[tuple[Item, Prediction]]:
-    """All pictures of a folder with what was found in them."""
-    return in_batches(detector, folder, lambda pictures: detector.find(pictures, noise), workers, group)
+    """Yield all pictures of a folder with their predictions."""
+    return map_batches(detector, folder, lambda pictures: detector.predict_batch(pictures, noise), workers, group)
 
 
-def in_batches(
-    detector: Detector, folder: ImageFolder, work: Callable[[Tensor], list[Found]], workers: int, group: Group = ALONE
-) -> Iterator[tuple[Item, Found]]:
-    """All pictures of a folder with what `work` makes of each, a batch (B, C, H, W) at a time; the processes of a group do every so-many-th
-    batch each, and the first one yields all."""
-    at_once = group.broadcast(detector.pictures_at_once)
-    batches = folder.only(group.own_share_of(folder.names(), at_once)).batches(at_once, workers)
-    for _ in range(math.ceil(len(folder) / (group.size * at_once))):
+def map_batches(
+    detector: Detector, folder: ImageFolder, work: Callable[[Tensor], list[Result]], workers: int, group: Group = ALONE
+) -> Iterator[tuple[Item, Result]]:
+    """Yield all pictures of a folder with the results of `work`, which gets batches (B, C, H, W).
+
+    The processes of a group take turns with the batches; the first one yields all results.
+    """
+    size = group.broadcast(detector.pictures_per_batch)
+    batches = folder.only(group.own_share_of(folder.names(), size)).batches(size, workers)
+    for _ in range(math.ceil(len(folder) / (group.size * size))):
         items = next(batches, [])  # the last processes may have a batch less
-        found = work(torch.stack([item.picture for item in items])) if items else []
-        yield from group.gather(list(zip(items, found, strict=True)))
+        results = work(torch.stack([item.picture for item in items])) if items else []
+        yield from group.gather(list(zip(items, results, strict=True)))
 
 
-def stream_noise(seed: int, device: torch.device) -> Draws:
-    """One stream of noise for all pictures, as published."""
+def stream_noise(seed: int, device: torch.device) -> NoiseSource:
+    """Return one stream of noise for all pictures, as published."""
     stream = torch.Generator(device).manual_seed(seed)
     return lambda _, shape: gaussian_draws(shape, stream)

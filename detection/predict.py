@@ -1,4 +1,4 @@
-"""Stage 3 on pictures without labels: a verdict, a score, a p-value and the defects of each, written as they are done."""
+"""Stage 3 on pictures without labels: a verdict, a score, a p-value and the defects of each picture."""
 
 import math
 import time
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,24 +26,22 @@ from runtime.progress import announce, count_progress
 from storage.safe_names import file_stems
 
 FORMAT = "ddad-predictions-1"
-DRAWN = ("heatmaps", "outlines", "anomaly_maps")  # subfolders of the output
-MOST_PIXELS_AT_ONCE = (
-    50_000_000  # of a batch, as its pictures, their maps and the next batch are in memory: some 100 bytes each
-)
+HEATMAPS, OUTLINES = "heatmaps", "outlines"
+SUBFOLDERS = (HEATMAPS, OUTLINES, "anomaly_maps")
+PIXELS_PER_BATCH = 50_000_000  # at most; pictures, maps and the next batch take about 100 bytes of memory a pixel
 ANOMALOUS, NORMAL, UNREADABLE = "anomalous", "normal", "unreadable"
 
 
 def check_prediction(
     settings: Settings, source: Path, output: Path | None = None, resume: bool = False, force: bool = False
 ) -> tuple[dict[str, Path], Writer]:
-    """The pictures by their names in `source`, and the writer of the results; raises what would stop the stage later."""
+    """Return the pictures by name, and the writer of the results. Raise UserError for what would stop the stage."""
     if settings.score.protocol != PER_IMAGE:
-        raise UserError(
-            "score.protocol is published, whose scores depend on the batch and have no threshold; set score.protocol=per_image for --input"
-        )
+        reason = "score.protocol is published, whose scores depend on the batch and have no threshold"
+        raise UserError(f"{reason}; set score.protocol=per_image for --input")
     folder = output or settings.results_folder / "predictions"
     inside = source.resolve() in folder.resolve().parents
-    leave_out = [folder] if inside else [folder / kind for kind in DRAWN]
+    leave_out = [folder] if inside else [folder / kind for kind in SUBFOLDERS]
     pictures = {
         path.name if path == source else path.relative_to(source).as_posix(): path
         for path in pictures_below(source, leave_out)
@@ -60,133 +57,132 @@ def check_prediction(
 def predict_input(
     settings: Settings, source: Path, output: Path | None = None, resume: bool = False, force: bool = False
 ) -> int:
-    """Judge the picture or the pictures in the folder `source`; returns how many could not be read.
+    """Decide on the pictures in `source`, a folder or a picture; return how many could not be read.
 
-    Leaves predictions.csv and predictions.jsonl, heat maps, outlines and raw maps in `output` (results/<exp_name>/<category>/predictions).
+    Write predictions.csv and .jsonl, heat maps, outlines and raw maps to `output`, or to
+    results/<exp_name>/<category>/predictions. `resume` continues an earlier run, `force` replaces it.
     """
     pictures, writer = check_prediction(settings, source, output, resume, force)
     with writer.locked() if distributed.group().is_main else nullcontext():
-        return predict_folder(settings, source, pictures, writer, resume, force)
+        return predict_folder(settings, source, pictures, writer, resume, force and not resume)
 
 
 def predict_folder(
-    settings: Settings, source: Path, pictures: dict[str, Path], writer: Writer, resume: bool, force: bool
+    settings: Settings, source: Path, pictures: dict[str, Path], writer: Writer, resume: bool, replace: bool
 ) -> int:
-    """Judge the pictures, by their names in `source`, and say what came of it."""
+    """Decide on the pictures, given by their names in `source`, and print a summary."""
     device = choose_device(settings.model.device)
     torch.manual_seed(settings.model.seed)
     detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
-    announce(
-        f"Inspecting pictures as {settings.data.category}",
-        device,
-        settings.as_dict(),
-        {"reads": f"{source} ({len(pictures)} pictures)", **origins, "writes": writer.folder},
-    )
+    places = {"reads": f"{source} ({len(pictures)} pictures)", **origins, "writes": writer.folder}
+    announce(f"Inspecting pictures as {settings.data.category}", device, settings.as_dict(), places)
     began = time.monotonic()
     detector = calibrate(detector, settings)
-    processes = distributed.group()
-    if processes.is_main and force and not resume and Predictions.exist_in(writer.folder):
-        writer.clear(*DRAWN)
-    at_once, anew = largest_input_batch(pictures, detector, processes), force and not resume
-    rows = (
-        Predictions(writer.folder, prediction_inputs(source, detector, settings), at_once, anew)
-        if processes.is_main
-        else None
-    )
-    done = processes.broadcast(rows.done.intersection(pictures) if rows else set())
+    group, table = distributed.group(), None
+    size = largest_input_batch(pictures, detector, group)
+    if group.is_main:
+        if replace and Predictions.exist_in(writer.folder):
+            writer.clear(*SUBFOLDERS)
+        table = Predictions(writer.folder, prediction_inputs(source, detector, settings), size, replace)
+    done, size = group.broadcast((table.done.intersection(pictures), table.batch_size) if table else None)
     if resume:
         print(f"{len(done)} of {len(pictures)} pictures are done already", flush=True)
-    names, at_once = list(pictures), processes.broadcast(rows.batch_size if rows else None)
-    batches = (names[first : first + at_once] for first in range(0, len(names), at_once))
-    left = [
-        name for batch in batches if not done.issuperset(batch) for name in batch
-    ]  # whole batches, on which last digits depend
-    stems = file_stems(pictures)
-    verdicts: Counter[str] = Counter()
-    found = predict_each(left, at_once, pictures, detector, settings.model.num_workers, processes)
-    for name, picture, outcome in count_progress(found, len(left), "inspecting"):
+    left = unfinished_batches(list(pictures), done, size)
+    outcomes = predict_each(left, size, pictures, detector, settings.model.num_workers, group)
+    stems, verdicts = file_stems(pictures), Counter[str]()
+    for name, picture, outcome in count_progress(outcomes, len(left), "inspecting"):
         if name in done:
             continue
         if isinstance(outcome, Detection) and picture is not None:
             draw_detection(writer, stems[name], picture, outcome, detector.threshold, settings)
-        row = prediction_row(name, outcome)
-        if rows:
-            rows.add(row)
-        verdicts[row["verdict"]] += 1
-    counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in (ANOMALOUS, NORMAL, UNREADABLE))
-    print(f"{verdicts.total()} pictures in {time.monotonic() - began:.0f} s: {counts}")
-    print(
-        f"results in {writer.folder}: {', '.join(['predictions.csv', 'predictions.jsonl', *writer.written])}",
-        flush=True,
-    )
+        if table:
+            table.add(prediction_row(name, outcome))
+        verdicts[verdict_of(outcome)] += 1
+    print_counts(verdicts, time.monotonic() - began, writer)
     return verdicts[UNREADABLE]
 
 
-def prediction_inputs(source: Path, detector: Detector, settings: Settings) -> dict[str, Any]:
-    """What rows must share to stand in one table."""
-    thresholds = [detector.known_normals.balance, detector.threshold, detector.pixel_threshold]
-    return {
-        "format": FORMAT,
-        "input": str(source.resolve()),
-        "detector": calibration_inputs(detector, settings),
-        "thresholds": thresholds,
-    }
+def print_counts(verdicts: Counter[str], seconds: float, writer: Writer) -> None:
+    counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in (ANOMALOUS, NORMAL, UNREADABLE))
+    print(f"{verdicts.total()} pictures in {seconds:.0f} s: {counts}")
+    files = ", ".join(["predictions.csv", "predictions.jsonl", *writer.written])
+    print(f"results in {writer.folder}: {files}", flush=True)
+
+
+def prediction_inputs(source: Path, detector: Detector, settings: Settings) -> dict[str, object]:
+    """Return what all rows of one table share."""
+    thresholds = [detector.required_calibration.balance, detector.threshold, detector.pixel_threshold]
+    inputs: dict[str, object] = {"format": FORMAT, "input": str(source.resolve())}
+    return inputs | {"detector": calibration_inputs(detector, settings), "thresholds": thresholds}
 
 
 def largest_input_batch(pictures: Mapping[str, Path], detector: Detector, group: distributed.Group) -> int:
-    """How many pictures at once, the same on all processes, so that no batch holds more than MOST_PIXELS_AT_ONCE."""
+    """Return a batch size of at most PIXELS_PER_BATCH, the same in all processes."""
     largest = max((math.prod(stored[0]) for path in pictures.values() if (stored := read_header(path))), default=0)
-    return group.broadcast(min(detector.pictures_at_once, max(1, MOST_PIXELS_AT_ONCE // max(1, largest))))
+    return group.broadcast(min(detector.pictures_per_batch, max(1, PIXELS_PER_BATCH // max(1, largest))))
+
+
+def unfinished_batches(names: Sequence[str], done: set[str], size: int) -> list[str]:
+    """Return the names in all batches that are not done; batches stay whole, as last digits depend on them."""
+    batches = (names[first : first + size] for first in range(0, len(names), size))
+    return [name for batch in batches if not done.issuperset(batch) for name in batch]
 
 
 def predict_each(
     names: Sequence[str],
-    at_once: int,
+    size: int,
     pictures: Mapping[str, Path],
     detector: Detector,
     workers: int,
     group: distributed.Group,
 ) -> Iterator[tuple[str, Image.Image | None, Detection | str]]:
-    """Each name with its picture and what was found in it, or why it could not be read; processes do every so-many-th batch of `at_once` each,
-    and the first one yields all of them."""
+    """Yield each name with its picture and verdict, or with the error message where it could not be read.
 
-    def read(name: str) -> Image.Image | str:
+    The processes take turns with batches of `size`; the first one yields all results.
+    """
+
+    def read(name: str) -> tuple[str, Image.Image | str]:
         try:
             picture = read_picture(pictures[name], detector.view.channels)
-            detector.view.shape(*picture.size)
-            return picture
+            detector.view.shape(*picture.size)  # refuses a picture too narrow to be tiled
         except (ValueError, OSError) as error:
-            return str(error)
+            return name, str(error)
+        return name, picture
 
-    batches = read_ahead(lambda name: (name, read(name)), group.own_share_of(names, at_once), at_once, workers)
-    for _ in range(math.ceil(len(names) / (group.size * at_once))):
+    batches = read_ahead(read, group.own_share_of(names, size), size, workers)
+    for _ in range(math.ceil(len(names) / (group.size * size))):
         batch = next(batches, [])  # the last processes may have a batch less
-        found = iter(detector.detect([picture for _, picture in batch if isinstance(picture, Image.Image)]))
-        yield from group.gather(
-            [(name, None, read) if isinstance(read, str) else (name, read, next(found)) for name, read in batch]
-        )
+        detections = iter(detector.detect([picture for _, picture in batch if isinstance(picture, Image.Image)]))
+        outcomes = [
+            (name, None, picture) if isinstance(picture, str) else (name, picture, next(detections))
+            for name, picture in batch
+        ]
+        yield from group.gather(outcomes)
+
+
+def verdict_of(outcome: Detection | str) -> str:
+    if isinstance(outcome, str):
+        return UNREADABLE
+    return ANOMALOUS if outcome.is_anomalous else NORMAL
 
 
 def prediction_row(name: str, outcome: Detection | str) -> PredictionRow:
+    """Return the row of a verdict, or of an error message."""
+    verdict = verdict_of(outcome)
     if isinstance(outcome, str):
-        return {"path": name, "verdict": UNREADABLE, "score": None, "p_value": None, "regions": [], "error": outcome}
-    return {
-        "path": name,
-        "verdict": ANOMALOUS if outcome.is_anomalous else NORMAL,
-        "score": outcome.score,
-        "p_value": outcome.p_value,
-        "regions": [region._asdict() for region in outcome.regions],
-        "error": "",
-    }
+        return PredictionRow(path=name, verdict=verdict, score=None, p_value=None, regions=[], error=outcome)
+    regions = [region._asdict() for region in outcome.regions]
+    score, p_value = outcome.score, outcome.p_value
+    return PredictionRow(path=name, verdict=verdict, score=score, p_value=p_value, regions=regions, error="")
 
 
 def draw_detection(
     writer: Writer, stem: str, picture: Image.Image, detection: Detection, threshold: float, settings: Settings
 ) -> None:
-    """The picture's heat map, its outlined defects and its raw map, as far as they are wanted."""
+    """Write the heat map, the outlined defects and the raw map, as far as the settings ask for them."""
     if settings.metrics.visualisation:
         pixels, top = np.asarray(picture.convert("RGB")), drawing.HOTTEST * threshold
-        writer.picture(f"{stem}.png", Image.fromarray(drawing.overlay_heat(pixels, detection.map, top)), "heatmaps")
-        writer.picture(f"{stem}.png", Image.fromarray(drawing.draw_outline(pixels, detection.mask)), "outlines")
+        writer.picture(f"{stem}.png", Image.fromarray(drawing.overlay_heat(pixels, detection.map, top)), HEATMAPS)
+        writer.picture(f"{stem}.png", Image.fromarray(drawing.draw_outline(pixels, detection.mask)), OUTLINES)
     if settings.metrics.raw_maps is not False:
         writer.raw_map(f"test/{stem}", detection.map, settings.data.category)

@@ -1,24 +1,25 @@
-"""Normal-aware maps, beyond the paper: how unlike those of normal pictures a picture's features are.
+"""Memory banks, beyond the paper: how unlike those of normal pictures a picture's features are.
 
-D_f and D_p ask how far a picture is from its reconstruction. What a briefly trained network never gets right on normal pictures, fine texture
-above all, counts there as much as a defect. A `Reference` learns from normal pictures what is usual, and measures what is not.
+D_f and D_p measure how far a picture is from its reconstruction. A briefly trained network reconstructs some details
+badly on normal pictures too, above all fine texture; such details then count as much as a defect. A `Reference` learns
+from normal pictures which features are usual, and measures the distance from them.
 
-| part              | what it looks at                                                                 | by                                    |
-|-------------------|----------------------------------------------------------------------------------|---------------------------------------|
-| `pixel`           | picture and reconstruction, both as the UNet sees them: D_p                       | mean absolute difference              |
-| `feature`         | the features of both: D_f                                                         | cosine distance                       |
-| `memory`          | features of the picture in full, without any reconstruction                       | local outlier factor                  |
-| `wide_memory`     | as `memory`, means over 4×4 positions                                             | local outlier factor                  |
-| `whole_memory`    | as `memory`, means over the whole picture                                         | local outlier factor                  |
-| `patch_memory`    | as `memory`, as they are: a plain memory of patches (PatchCore), to compare with  | distance to the nearest normal one    |
+| part           | what it compares                                    | by                                     |
+|----------------|-----------------------------------------------------|----------------------------------------|
+| `pixel`        | picture and reconstruction, as the UNet sees them   | mean absolute difference, D_p          |
+| `feature`      | the features of both                                | cosine distance, D_f                   |
+| `memory`       | features of the full picture, no reconstruction     | local outlier factor                   |
+| `wide_memory`  | their means over 4×4 positions                      | local outlier factor                   |
+| `whole_memory` | their mean over the whole picture                   | local outlier factor                   |
+| `patch_memory` | as `memory`; a plain memory bank (PatchCore)        | distance to the nearest normal feature |
 
-The local outlier factor (Breunig et al. 2000, simplified) is the mean distance to the nearest normal ones over the mean distance at which these
-have theirs: what lies as far from others as they do is usual, be it in a dense or in a sparse place.
+The local outlier factor (Breunig et al. 2000, simplified) is the mean distance to the nearest normal features, divided
+by the mean distance of those to their own neighbours. It does not depend on how dense the normal features lie.
 
-A map is the length of the vector of the parts that are asked for (`together`), each in units in which the highest of a normal picture is about 1
-(`Scale`): one part is enough to tell a defect, and those that agree count for more, but what is weak does not add up as it would in a sum. Parts that
-blur what they find (BLURRED) count less in it (`weight`), so that the others draw the outline where both see something. What knows of no place
-(PLACELESS) lifts the map of the others as it is, so that its highest counts both (`lifted`).
+`Scale` gives each part units in which the maximum of a normal picture is about 1. `fuse_parts` takes the length of the
+vector of all parts: one part is enough to find a defect, parts that agree count for more, and weak values do not add up
+as in a sum. BLURRED parts weigh less, so that sharp parts draw the outline. PLACELESS parts know no position: they
+multiply the map of the others, so that its maximum counts both (`boost`).
 """
 
 import math
@@ -31,7 +32,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_map import patch_mean
-from runtime.errors import UserError
 
 DISTANCES = ("feature", "pixel")
 PICTURE, WIDE, WHOLE = "picture", "wide", "whole"  # kinds of descriptors
@@ -40,66 +40,67 @@ BLURRED = {"pixel", "wide_memory", "whole_memory"}
 PLACELESS = {"whole_memory"}
 BLURRED_WEIGHT = 0.5
 WIDTH = 4  # positions of a wide descriptor
-HALF_WHITE, AS_THEY_ARE = 0.5, 0.0  # how far the spreads of normal descriptors are evened out
+HALF_WHITE, UNCHANGED = 0.5, 0.0  # how far the spreads of normal descriptors are made equal
 SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
-BANK = 20_000  # normal descriptors of a kind that are kept, at most
-OF_A_PICTURE = 64  # on average, at most: of more, many lie closer to others of their picture than those of new ones can
-DRAWN = 15  # for each that is kept
-PROJECTED = 32  # dimensions, in which they are chosen
-FOLLOWED = 0.9  # of the largest square, from which on samples are followed
-ROWS_AT_ONCE = 1024  # whose distances are in memory
-GROUP = 16  # of which the lowest is sought first
+BANK = 20_000  # descriptors in a memory bank, at most
+KEPT_PER_PICTURE = 64  # descriptors, at most; with more, many have their nearest neighbours in their own picture
+SAMPLED_PER_KEPT = 15
+PROJECTED = 32  # dimensions in which descriptors are chosen
+FOLLOWED = 0.9  # of the largest squared distance: only samples beyond it are updated at each step
+ROWS_AT_ONCE = 1024  # rows whose distances are in memory at a time
+GROUP = 16  # columns whose minimum is found first
 NEIGHBOURS = 4  # of a local outlier factor
-LEAST_SPACING = 0.1  # of the median, at which rows count as away from their own neighbours
-DEVIATIONS = 1  # above the mean of normal maxima is the top
+LEAST_SPACING = 0.1  # of the median spacing, for rows that repeat others
+DEVIATIONS = 1  # between the mean of normal maxima and the top of a scale
 LEAST_UNIT = 1e-12
-LEAST_TOP = 0.05  # of a map that is lifted
+LEAST_TOP = 0.05  # of a map that `boost` multiplies
 
-Features = Sequence[Tensor]
+Features = Sequence[Tensor]  # feature maps (B, C, H, W), layer1 first
 
 
-def descriptors(features: Features) -> Tensor:
-    """All layers but the first, means over 3×3 positions, side by side on the first one's grid: → (B, C, H, W)."""
+def patch_descriptors(features: Features) -> Tensor:
+    """Return all layers but the first, means over 3×3 positions, on the second one's grid: (B, C, H, W)."""
     means = [patch_mean(layer.float()) for layer in features[1:]]
-    return torch.cat(
-        [F.interpolate(layer, size=means[0].shape[-2:], mode="bilinear", align_corners=False) for layer in means], dim=1
-    )
+    shape = means[0].shape[-2:]
+    return torch.cat([F.interpolate(layer, size=shape, mode="bilinear", align_corners=False) for layer in means], dim=1)
 
 
 def wide_descriptors(descriptors: Tensor) -> Tensor:
-    """Means over WIDTH×WIDTH positions, half a width apart; the border is not padded: (B, C, H, W) → (B, C, H/2, W/2)."""
+    """Return means over WIDTH×WIDTH positions, half a width apart: (B, C, H, W) → (B, C, H/2, W/2)."""
     width = min(WIDTH, *descriptors.shape[-2:])
     return F.avg_pool2d(descriptors, width, stride=max(1, width // 2), padding=width // 4, count_include_pad=False)
 
 
-def picture_descriptors(features: Features) -> dict[str, Tensor]:
-    """Return the descriptors of pictures by kind."""
-    whole = descriptors(features)
-    return {PICTURE: whole, WIDE: wide_descriptors(whole), WHOLE: whole.mean(dim=(2, 3), keepdim=True)}
+def describe_pictures(features: Features, parts: Collection[str]) -> dict[str, Tensor]:
+    """Return by kind the descriptors that the memory `parts` compare."""
+    patches = patch_descriptors(features)
+    described = {PICTURE: patches, WIDE: wide_descriptors(patches), WHOLE: patches.mean(dim=(2, 3), keepdim=True)}
+    return {kind: described[kind] for kind in described if kind in descriptor_kinds(parts)}
 
 
-def kinds_of(parts: Collection[str]) -> set[str]:
-    """What the parts look at."""
+def descriptor_kinds(parts: Collection[str]) -> set[str]:
+    """Return the kinds of descriptors that these parts compare."""
     return {DESCRIBED_BY[part] for part in parts if part in DESCRIBED_BY}
 
 
 class Scale(NamedTuple):
-    """What a part comes to on normal pictures, smooth as maps are: the mean over their pixels, and a top that most of their maxima stay below."""
+    """A part's values on normal pictures, smoothed: their mean, and a top that most maxima stay below."""
 
     mean: float
     top: float
 
     def units(self, part: Tensor) -> Tensor:
-        """0 at the mean, 1 at the top."""
+        """Return the part in units: 0 at the mean, 1 at the top."""
         return (part - self.mean) / max(self.top - self.mean, LEAST_UNIT)
 
 
 def fuse_parts(units: Mapping[str, Tensor], scored: Callable[[Tensor], Tensor] = lambda maps: maps) -> Tensor:
-    """Parts in their units, of one shape: the root of the sum of their weights, or the highest where none is above 0; `scored` is the place
-    where the highest is looked for that PLACELESS parts lift."""
-    placed, placeless = (
-        {part: values for part, values in units.items() if (part in PLACELESS) == lifts} for lifts in (False, True)
-    )
+    """Return one map of the parts in their units: the root of the sum of their weights, where one is above 0.
+
+    Elsewhere it is the largest unit. PLACELESS parts boost the maximum of `scored(map)`, the scored area.
+    """
+    placed = {part: values for part, values in units.items() if part not in PLACELESS}
+    placeless = {part: values for part, values in units.items() if part in PLACELESS}
     highest = torch.stack(list((placed or placeless).values())).amax(dim=0)
     if not placed:
         return highest
@@ -107,9 +108,9 @@ def fuse_parts(units: Mapping[str, Tensor], scored: Callable[[Tensor], Tensor] =
     return boost(maps, scored(maps).amax(), sum_of_weights(placeless)) if placeless else maps
 
 
-def boost(maps: Tensor, top: Tensor, more: Tensor) -> Tensor:
-    """What is above 0 multiplied, so that the square of what is `top` grows by so much `more`."""
-    return torch.where(maps > 0, maps * (1 + more / top.clamp_min(LEAST_TOP).square()).sqrt(), maps)
+def boost(maps: Tensor, top: Tensor, weight: Tensor) -> Tensor:
+    """Multiply positive values by one factor, with which the square of `top` grows by `weight`."""
+    return torch.where(maps > 0, maps * (1 + weight / top.clamp_min(LEAST_TOP).square()).sqrt(), maps)
 
 
 def sum_of_weights(units: Mapping[str, Tensor]) -> Tensor:
@@ -117,63 +118,64 @@ def sum_of_weights(units: Mapping[str, Tensor]) -> Tensor:
 
 
 def part_weight(part: str, units: Tensor) -> Tensor:
-    """The square of units above 0; of BLURRED parts half of it, and beyond their top half the units alone."""
+    """Return the squares of non-negative units; of BLURRED parts half of that, and half of the units above 1."""
     squares = units.square()
     return BLURRED_WEIGHT * torch.minimum(units, squares) if part in BLURRED else squares
 
 
 def measure_scale(maps: Sequence[Tensor]) -> Scale:
-    """Of the maps of normal pictures; the top is DEVIATIONS above the mean of their maxima."""
+    """Return the scale of maps of normal pictures; its top is DEVIATIONS above the mean of their maxima."""
     means, maxima = (torch.stack([measure(values.double()) for values in maps]) for measure in (torch.mean, torch.amax))
     return Scale(means.mean().item(), (maxima.mean() + DEVIATIONS * maxima.std(correction=0)).item())
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What is usual of a descriptor on normal pictures: distances are to the nearest row of `bank` (M, D), in the space `descriptor @ transform`
-    (C, D). With `spacing` (M), how far each row lies from its own neighbours, they are local outlier factors."""
+    """A memory bank: usual descriptors of normal pictures.
+
+    `bank` (M, D) holds descriptors @ `transform` (C, D). Distances are to its nearest rows. With `spacing` (M), the
+    distance of each row from its own neighbours, they are local outlier factors.
+    """
 
     transform: Tensor
     bank: Tensor
     spacing: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shapes = [
-            tuple(part.shape) if isinstance(part, Tensor) and part.is_floating_point() else ()
-            for part in (self.transform, self.bank)
-        ]
-        if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1] or not len(self.bank):
-            raise UserError(f"a reference is two matrices with as many columns, not {shapes[0]} and {shapes[1]}")
-        if self.spacing is not None and not (
-            isinstance(self.spacing, Tensor) and self.spacing.shape == (len(self.bank),)
-        ):
-            raise UserError(f"a reference's spacing is a number for each of the {len(self.bank)} rows of its bank")
+        transform, bank = (
+            tuple(matrix.shape) if isinstance(matrix, Tensor) and matrix.is_floating_point() else ()
+            for matrix in (self.transform, self.bank)
+        )
+        if len(transform) != 2 or len(bank) != 2 or transform[1] != bank[1] or not bank[0]:
+            raise ValueError(f"a reference is two matrices with as many columns, not {transform} and {bank}")
+        if self.spacing is not None and not (isinstance(self.spacing, Tensor) and self.spacing.shape == bank[:1]):
+            raise ValueError(f"a reference's spacing is a number for each of the {bank[0]} rows of its bank")
 
     def distance(self, descriptors: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, 1, H, W); each picture's for itself, so that its distances are the same in any batch."""
+        """Return distances (B, 1, H, W) of descriptors (B, C, H, W), the same in any batch."""
         transform, bank = self.transform.to(descriptors), self.bank.to(descriptors)
-        far = [self.from_bank(rows(one) @ transform, bank) for one in descriptors]
-        return torch.stack(far).view(len(descriptors), 1, *descriptors.shape[-2:])
-
-    def from_bank(self, points: Tensor, bank: Tensor) -> Tensor:
-        """Of points (N, D) → (N)."""
-        squares, places = nearest_rows(points, bank, 1 if self.spacing is None else NEIGHBOURS)
-        distances = squares.sqrt().mean(dim=1)
-        return distances if self.spacing is None else distances / self.spacing.to(distances)[places].mean(dim=1)
+        pictures = []
+        for picture in descriptors:  # one by one, as last digits of a product depend on its size
+            squares, places = nearest_rows(rows(picture) @ transform, bank, 1 if self.spacing is None else NEIGHBOURS)
+            distances = squares.sqrt().mean(dim=1)
+            if self.spacing is not None:
+                distances = distances / self.spacing.to(distances)[places].mean(dim=1)
+            pictures.append(distances)
+        return torch.stack(pictures).view(len(descriptors), 1, *descriptors.shape[-2:])
 
 
 def bank_size(pictures: int) -> int:
-    """Return how many descriptors of a kind are kept of so many normal pictures, at most."""
-    return min(BANK, OF_A_PICTURE * pictures)
+    """Return how many descriptors a memory bank keeps of `pictures` normal pictures, at most."""
+    return min(BANK, KEPT_PER_PICTURE * pictures)
 
 
 def samples_per_picture(pictures: int) -> int:
-    """Return how many descriptors of a kind are drawn of each of so many normal pictures, to choose from."""
-    return max(1, DRAWN * bank_size(pictures) // pictures)
+    """Return how many descriptors are sampled from each of `pictures` normal pictures, to choose from."""
+    return max(1, SAMPLED_PER_KEPT * bank_size(pictures) // pictures)
 
 
 def placeholder(width: int, pictures: int) -> Reference:
-    """Return a reference for descriptors of `width` channels that takes as long as one learnt from so many pictures."""
+    """Return a reference of `width` channels that takes as long as one learnt from `pictures` pictures."""
     count = bank_size(pictures)
     return Reference(torch.eye(width), torch.zeros(count, width), torch.ones(count))
 
@@ -184,103 +186,98 @@ def rows(descriptors: Tensor) -> Tensor:
 
 
 def sample(descriptors: Tensor, count: int, seed: int) -> Tensor:
-    """`count` of the places of descriptors (C, H, W), or all there are: → (count, C) on the CPU."""
-    everywhere = rows(descriptors).cpu()
-    return everywhere[torch.randperm(len(everywhere), generator=torch.Generator().manual_seed(seed))[:count]]
+    """Return `count` random positions, at most all, of descriptors (C, H, W): (count, C) on the CPU."""
+    positions = rows(descriptors).cpu()
+    return positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
-def build_memory(samples: Tensor, count: int, evened: float, seed: int) -> Reference:
-    """Distances from the nearest of samples (N, C), of which `count` are kept, each direction in units of its spread to the power `evened`."""
-    transform = whitening(samples, evened)
+def build_references(
+    described: Mapping[str, Sequence[Tensor]], parts: Sequence[str], seed: int
+) -> dict[str, Reference]:
+    """Return the references of the memory `parts`, from samples (N, C) of each normal picture by kind."""
+
+    def build(part: str, kind: str) -> Reference:
+        samples, count = torch.cat(list(described[kind])), bank_size(len(described[kind]))
+        if part == "patch_memory":
+            return build_memory(samples, count, UNCHANGED, seed)
+        return local_outlier_factor(build_memory(samples, count, HALF_WHITE, seed))
+
+    return {part: build(part, kind) for part, kind in DESCRIBED_BY.items() if part in parts}
+
+
+def build_memory(samples: Tensor, count: int, evenness: float, seed: int) -> Reference:
+    """Return a memory bank of `count` of the samples (N, C), their spreads made equal to the degree `evenness`."""
+    transform = whitening(samples, evenness)
     points = samples @ transform
     return Reference(transform, points[farthest_points(points, count, seed)])
 
 
 def local_outlier_factor(memory: Reference) -> Reference:
-    """Local outlier factors in place of its distances. Rows that repeat others count as LEAST_SPACING of the median away from them."""
+    """Return the memory bank with the spacing of its rows, at least LEAST_SPACING of the median."""
     bank = memory.bank
     squares, _ = nearest_rows(bank, bank, 1 + NEIGHBOURS)
-    spacing = squares[:, 1:].sqrt().mean(dim=1).nan_to_num(1)  # the closest is itself; a row alone has no others
+    spacing = squares[:, 1:].sqrt().mean(dim=1).nan_to_num(1)  # the first is the row itself; a single row has no others
     return replace(memory, spacing=spacing.clamp_min(max(LEAST_SPACING * spacing.median().item(), LEAST_UNIT)))
 
 
-def whitening(samples: Tensor, evened: float) -> Tensor:
-    """(C, C), symmetric: the covariance of samples (N, C) to the power −evened/2; 1 makes it a sphere, 0 leaves all as it is."""
+def whitening(samples: Tensor, evenness: float) -> Tensor:
+    """Return the covariance of samples (N, C) to the power −evenness/2; 1 makes it a sphere, 0 changes nothing."""
     centred = samples - samples.mean(dim=0)
     covariance = (centred.T @ centred).double() / len(samples)
-    sphere = torch.eye(len(covariance)).to(covariance) * max(
-        SHRINKAGE * covariance.diagonal().mean().item(), LEAST_UNIT
-    )
-    values, vectors = torch.linalg.eigh(covariance + sphere)
-    return (vectors * values.pow(-evened / 2) @ vectors.T).to(samples)
+    variance = max(SHRINKAGE * covariance.diagonal().mean().item(), LEAST_UNIT)
+    values, vectors = torch.linalg.eigh(covariance + torch.eye(len(covariance)).to(covariance) * variance)
+    return (vectors * values.pow(-evenness / 2) @ vectors.T).to(samples)
 
 
 def farthest_points(samples: Tensor, count: int, seed: int) -> Tensor:
-    """Indices of `count` samples (N, C) that leave none far from all of them: each next one is the farthest (Gonzalez 1985; PatchCore's
-    coreset), after a random projection.
+    """Return the indices of `count` samples (N, C), each the farthest from those before it.
 
-    Distances only shrink, so that a sample within `least` is not the next one while others are beyond: these alone are followed from point to
-    point, and the others catch up once none is left.
+    The choice (Gonzalez 1985; PatchCore's coreset) is made after a random projection. Distances only shrink: a sample
+    within `least` is not chosen while others are beyond. So only those are updated at each step; the rest catches up
+    once none is beyond.
     """
-    projection = (
-        torch.randn(samples.shape[1], PROJECTED, generator=torch.Generator().manual_seed(seed)) / PROJECTED**0.5
-    )
+    generator = torch.Generator().manual_seed(seed)
+    projection = torch.randn(samples.shape[1], PROJECTED, generator=generator) / PROJECTED**0.5
     points = samples @ projection.to(samples)
     squares, chosen, place = squares_from(points, points[:1]), torch.zeros(min(count, len(points)), dtype=torch.long), 1
     while place < len(chosen):
         first, least = place, FOLLOWED * squares.max()
         beyond = (squares >= least).nonzero().squeeze(1)
-        some, rest = points[beyond], squares[beyond]
-        while place < len(chosen) and rest.max() >= least:
-            farthest = rest.argmax()
+        candidates, distances = points[beyond], squares[beyond]
+        while place < len(chosen) and distances.max() >= least:
+            farthest = distances.argmax()
             chosen[place] = beyond[farthest]
-            rest = torch.minimum(rest, (some - some[farthest]).square().sum(dim=1))
+            distances = torch.minimum(distances, (candidates - candidates[farthest]).square().sum(dim=1))
             place += 1
         squares = torch.minimum(squares, squares_from(points, points[chosen[first:place]]))
     return chosen
 
 
 def squares_from(points: Tensor, others: Tensor) -> Tensor:
-    """The square of each point's (N, C) distance from the nearest of others (M, C): → (N)."""
+    """Return the squared distance (N) of each point (N, C) from the nearest of `others` (M, C)."""
     return nearest_rows(points, others, 1)[0].squeeze(1).nan_to_num(0)
 
 
 def nearest_rows(points: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` nearest of others (M, C) to each of points (N, C), or all of them: the squares of their distances, in order, and their places;
-    both (N, count)."""
+    """Return squared distances and indices (N, count) of the rows of `others` (M, C) nearest to points (N, C)."""
     missing = -len(others) % GROUP
     lengths, padded = F.pad(others.square().sum(dim=1), (0, missing), value=math.inf), F.pad(others, (0, 0, 0, missing))
     found = [
-        smallest(torch.addmm(lengths, some, padded.T, alpha=-2), min(count, len(others)))
-        for some in points.split(ROWS_AT_ONCE)
+        smallest(torch.addmm(lengths, block, padded.T, alpha=-2), min(count, len(others)))
+        for block in points.split(ROWS_AT_ONCE)
     ]
-    relative, places = (torch.cat(parts) for parts in zip(*found, strict=True))
+    relative, places = (torch.cat(blocks) for blocks in zip(*found, strict=True))
     squares = (relative + points.square().sum(dim=1, keepdim=True)).clamp_min(0)
-    return squares, places.clamp_max(len(others) - 1)  # beyond which a point that is not finite may find its own
+    return squares, places.clamp_max(len(others) - 1)  # a point that is not finite may find a padded row
 
 
 def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` lowest of each row (N, M), in order, and their columns; M is a multiple of GROUP.
+    """Return the `count` lowest of each row (N, M), in order, and their columns; M is a multiple of GROUP.
 
-    They are in those groups of columns whose own lowest are the lowest: few are left to sort.
+    They lie in the groups of columns with the lowest minima, so that few values are sorted.
     """
-    groups = values.unflatten(1, (GROUP, -1))  # (N, GROUP, M / GROUP): columns M / GROUP apart are one
+    groups = values.unflatten(1, (GROUP, -1))  # (N, GROUP, M / GROUP): a group's columns are M / GROUP apart
     best = groups.amin(dim=1).topk(min(count, groups.shape[2]), largest=False).indices
     columns = (best[:, None] + groups.shape[2] * torch.arange(GROUP, device=values.device)[:, None]).flatten(1)
-    found, places = values.gather(1, columns).topk(count, largest=False)
-    return found, columns.gather(1, places)
-
-
-def build_references(
-    described: Mapping[str, Sequence[Tensor]], parts: Sequence[str], seed: int
-) -> dict[str, Reference]:
-    """The references of those `parts` that have one, from descriptors (N, C) of each of some normal pictures by their kind; each the same beside
-    any other parts."""
-
-    def reference(part: str, kind: str) -> Reference:
-        samples, count = torch.cat(list(described[kind])), bank_size(len(described[kind]))
-        if part == "patch_memory":
-            return build_memory(samples, count, AS_THEY_ARE, seed)
-        return local_outlier_factor(build_memory(samples, count, HALF_WHITE, seed))
-
-    return {part: reference(part, kind) for part, kind in DESCRIBED_BY.items() if part in parts}
+    lowest, places = values.gather(1, columns).topk(count, largest=False)
+    return lowest, columns.gather(1, places)

@@ -1,17 +1,17 @@
-"""--tune: settings of detection chosen without labels, by made defects on normal pictures that training has not seen.
+"""--tune: choose settings of detection without labels, by synthetic anomalies on pictures that training has not seen.
 
-Each of these pictures is judged as it is and with defects of several kinds (synthetic.py), in full and faint. One setting after the other takes
-the value by which the two are told apart best; a value that gains less than LEAST_GAIN does not replace the present one, nor one by which a kind of
-defect loses more than MOST_LOST. All that was tried is in tuning.jsonl, what was chosen in tuned.yaml, a configuration for --config.
+Each of these pictures is scored as it is and with anomalies of several kinds (images/synthetic_defects.py), in full and
+faint. One setting after the other takes the value that separates the two best. A new value must gain LEAST_GAIN, and no
+kind of anomaly may lose more than MOST_LOST. tuning.jsonl holds all trials, tuned.yaml the choice, for --config.
 """
 
 import json
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ import metrics
 from config.checks import check_combinations
 from config.keys import PER_IMAGE, Settings
 from dataset import ImageFolder, View, to_unit_range
-from detection import reference
-from detection.calibrate import assemble, build_calibration, learn_references, parts_of_batch, unseen_pictures
+from detection.calibrate import Parts, build_calibration, learn_references, parts_of_batch, unseen_pictures
+from detection.comparison import prepare_network
 from detection.detector import Detector, load_detector
+from detection.reference import DESCRIBED_BY
 from images.synthetic_defects import make_synthetic_anomalies
 from runtime.device import choose_device
 from runtime.errors import UserError
@@ -37,87 +38,98 @@ from training import checkpoint
 TUNED, LOG = "tuned.yaml", "tuning.jsonl"
 REMEDY = "name another folder with --output"
 PICTURES = 40  # held-out normal ones, at most
-COPIES = 2  # of each, with a defect and noise of its own: what one draw comes to is averaged
-FAINT = 0.3  # of a defect's change, as what it makes in full is told apart by most settings
-LEAST_GAIN = 0.005  # of the objective, which is at most 1: 2.5 standard deviations of gains between draws on most categories (benchmarks/accuracy.md)
-MOST_LOST = 0.02  # of a kind's image AUROC: real defects may all be of a kind that others' gains would pay for
+COPIES = 2  # of each, with an anomaly and noise of its own, as single draws vary
+FAINT = 0.3  # share of an anomaly's change; in full, most settings find it
+LEAST_GAIN = 0.005  # of the objective, at most 1: 2.5 standard deviations between draws on most categories
+MOST_LOST = 0.02  # of a kind's image AUROC, as real defects may all be of that kind
 PRO_LIMIT = 0.3
-REBUILT: dict[str, Sequence[Any]] = {  # settings that take new reconstructions of all pictures, and values to try
+FEATURES = "model.DA_chp"
+RECONSTRUCTION_SETTINGS: Mapping[str, Sequence[object]] = {  # the values to try; each needs new reconstructions
     "model.w": (1.0, 2.0, 3.0, 5.0, 8.0),
     "model.test_trajectoy_steps": (100, 250, 400),
     "model.skip": (25, 50, 125),
 }
-SCORED: dict[str, Sequence[Any]] = {  # those that only change what is made of them
+SCORE_SETTINGS: Mapping[str, Sequence[object]] = {  # of maps and scores alone
     "model.v": (0.25, 0.5, 1.0, 2.0, 4.0),
     "score.pooling": ("maximum", "top_mean"),
     "score.pooled_share": (0.002, 0.01, 0.05),
 }
 
-Parts = list[dict[str, Tensor]]
+Scores = NDArray[np.float64]
 
 
 class Quality(NamedTuple):
-    """How well made defects are found: image AUROC by kind, and PRO of all pictures, normal ones among them; fractions."""
+    """How well synthetic anomalies are found, as fractions: image AUROC by kind, and PRO over all pictures."""
 
     kinds: dict[str, float]
     pro: float
 
     @property
     def objective(self) -> float:
-        """Finding the pictures and outlining the defects count alike."""
+        """Return the mean of image AUROC and PRO: detection and localisation count alike."""
         return (float(np.mean(list(self.kinds.values()))) + self.pro) / 2
 
     def replaces(self, other: "Quality") -> bool:
-        """Whether settings of this quality are taken in place of those of the `other`."""
+        """Return whether settings of this quality replace those of the `other`."""
         lost = max(other.kinds[kind] - image_auroc for kind, image_auroc in self.kinds.items())
         return self.objective > other.objective + LEAST_GAIN and lost <= MOST_LOST
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
-    """What a detector makes of a bench's pictures."""
-
-    detector: Detector
-    clean: Parts
-    spoilt: Parts
-    others: Parts
-
-
-@dataclass(frozen=True, eq=False)
 class Bench:
-    """Normal pictures (C, H, W) with their names, spoilt copies of them with kinds and masks (H, W), the pictures to learn references from, and
-    others that are compared as well, but judge nothing."""
+    """Normal pictures (C, H, W), copies with anomalies and their masks (H, W), and `others`, which do not count."""
 
     unseen: list[str]
     clean: list[Tensor]
-    spoilt: list[Tensor]
+    anomalous: list[Tensor]
     kinds: NDArray[np.str_]
     masks: list[NDArray[np.bool_]]
     learnt_from: ImageFolder
     others: list[Tensor] = field(default_factory=list)
 
 
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A calibrated detector, and the parts of a bench's pictures that it measured."""
+
+    detector: Detector
+    clean: list[Parts]
+    anomalous: list[Parts]
+    others: list[Parts]
+
+
+class TrialResult(NamedTuple):
+    """The setting that a trial changed, the trial's quality, and the best settings so far."""
+
+    setting: str
+    value: object
+    quality: Quality
+    taken: bool
+    best: Settings
+    trial: Trial
+
+    def log_line(self) -> str:
+        entry = {"setting": self.setting, "value": self.value, "objective": self.quality.objective, "taken": self.taken}
+        return json.dumps({**entry, "pro": self.quality.pro, "image_auroc": self.quality.kinds}) + "\n"
+
+
 def check_tuning(settings: Settings, output: Path | None = None) -> tuple[Path, ImageFolder, ImageFolder]:
-    """The folder of the results, all normal pictures, and those that training has not seen; raises what would stop the stage later."""
+    """Return the results folder, all normal pictures, and the unseen ones. Raise UserError for a wrong setting."""
     if settings.score.protocol != PER_IMAGE:
-        raise UserError(
-            "--tune judges by thresholds of single pictures, which score.protocol=published has not; set it to per_image"
-        )
-    folder, pictures = (
-        output or settings.results_folder,
-        ImageFolder(settings.category_dir, "train", View(**settings.view_arguments())),
-    )
+        reason = "--tune needs thresholds for single pictures, which score.protocol=published has not"
+        raise UserError(f"{reason}; set it to per_image")
+    folder = output or settings.results_folder
+    pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
     unseen = pictures.only(unseen_pictures(settings)).sample(PICTURES, settings.model.seed)
     if not len(unseen):
-        raise UserError(
-            f"training has seen all normal pictures of {settings.data.category}; --tune needs some: train with calibration.share above 0"
-        )
+        remedy = "--tune needs some: train with calibration.share above 0"
+        raise UserError(f"training has seen all normal pictures of {settings.data.category}; {remedy}")
     ensure_writable(folder, REMEDY)
     return folder, pictures, unseen
 
 
 def tune_settings(settings: Settings, output: Path | None = None) -> Path:
-    """Choose; leaves tuned.yaml and tuning.jsonl in a folder (results/<exp_name>/<category>), which is returned."""
+    """Choose settings; write tuned.yaml and tuning.jsonl to `output` (or the results folder), and return it."""
     folder, pictures, unseen = check_tuning(settings, output)
     with folder_lock.locked(folder, REMEDY):
         tune_category(settings, folder, pictures, unseen)
@@ -125,173 +137,169 @@ def tune_settings(settings: Settings, output: Path | None = None) -> Path:
 
 
 def tune_category(settings: Settings, folder: Path, pictures: ImageFolder, unseen: ImageFolder) -> None:
-    began, device = time.monotonic(), choose_device(settings.model.device)
-    _, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
+    began, device, category = time.monotonic(), choose_device(settings.model.device), settings.data.category
+    detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
     bench = prepare_bench(pictures, unseen, settings)
-    announce(
-        f"Tuning {settings.data.category}: {len(bench.clean)} normal pictures, {len(bench.spoilt)} made defects, half of them faint",
-        device,
-        settings.as_dict(),
-        {"reads": settings.category_dir / "train", **origins, "writes": folder},
-    )
-    chosen, tried = settings, []
-    for line, best, _ in choices(settings, bench, device):
-        tried.append(line)
-        chosen = best
-        print(
-            f"  {line['setting']} = {line['value']}: objective {line['objective']:.4f}{' *' if line['taken'] else ''}",
-            flush=True,
-        )
+    counts = f"{len(bench.clean)} normal pictures, {len(bench.anomalous)} synthetic anomalies, half of them faint"
+    places = {"reads": settings.category_dir / "train", **origins, "writes": folder}
+    announce(f"Tuning {category}: {counts}", device, settings.as_dict(), places)
+    best, lines = settings, []
+    for result in run_trials(detector, settings, bench):
+        best = result.best
+        mark = " *" if result.taken else ""
+        print(f"  {result.setting} = {result.value}: objective {result.quality.objective:.4f}{mark}", flush=True)
+        lines.append(result.log_line())
         with atomic_write(folder / LOG, REMEDY, "w") as file:
-            file.writelines(json.dumps(one) + "\n" for one in tried)
+            file.writelines(lines)
     with atomic_write(folder / TUNED, REMEDY, "w") as file:
-        yaml.safe_dump(chosen.as_dict(), file, sort_keys=False)
-    changed = [
-        f"{name}={setting_value(chosen, name)}"
-        for name in (*REBUILT, *SCORED, "model.DA_chp")
-        if setting_value(chosen, name) != setting_value(settings, name)
-    ]
-    print(
-        f"tuned {settings.data.category} in {(time.monotonic() - began) / 60:.1f} min: {', '.join(changed) or 'nothing gains'}"
-    )
-    print(f"use it with --config {shlex.quote(str(folder / TUNED))}; what was tried is in {folder / LOG}", flush=True)
+        yaml.safe_dump(best.as_dict(), file, sort_keys=False)
+    values = {name: setting_value(best, name) for name in (*RECONSTRUCTION_SETTINGS, *SCORE_SETTINGS, FEATURES)}
+    changed = [f"{name}={value}" for name, value in values.items() if value != setting_value(settings, name)]
+    print(f"tuned {category} in {(time.monotonic() - began) / 60:.1f} min: {', '.join(changed) or 'no value gains'}")
+    print(f"use it with --config {shlex.quote(str(folder / TUNED))}; all trials are in {folder / LOG}", flush=True)
 
 
 def prepare_bench(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> Bench:
-    """The pictures of all trials: every defect is made in full, and once more FAINT."""
+    """Return the pictures of all trials, with every anomaly in full and faint."""
     pixels = unseen.pixels(settings.model.num_workers)
     made = make_synthetic_anomalies(pixels, COPIES, settings.model.seed)
-    clean, spoilt = ([to_unit_range(one) for one in some] for some in (pixels, made.pictures))
-    faint = [clean[number % len(clean)].lerp(changed, FAINT) for number, changed in enumerate(spoilt)]
+    clean, full = ([to_unit_range(picture) for picture in group] for group in (pixels, made.pictures))
+    faint = [clean[number % len(clean)].lerp(changed, FAINT) for number, changed in enumerate(full)]
     kinds = np.r_[made.kinds, [f"{kind}, faint" for kind in made.kinds]]
-    return Bench(unseen.names(), clean, spoilt + faint, kinds, 2 * made.masks, pictures.without(unseen.names()))
+    return Bench(unseen.names(), clean, full + faint, kinds, 2 * made.masks, pictures.without(unseen.names()))
 
 
-def choices(settings: Settings, bench: Bench, device: torch.device) -> Iterator[tuple[dict[str, Any], Settings, Trial]]:
-    """What each trial gave, for the log, the best settings so far, and the trial."""
-    trial = try_settings(settings, bench, device)
+def run_trials(detector: Detector, settings: Settings, bench: Bench) -> Iterator[TrialResult]:
+    """Yield each trial's result; the first one is of the present settings."""
+    trial = try_detector(detector, bench, settings)
     best, quality = settings, measure_quality(trial, bench)
-    yield log_entry("present settings", None, quality, True), best, trial
-    for name, values in (REBUILT | {"model.DA_chp": features_to_try(settings, bench.unseen)} | SCORED).items():
+    yield TrialResult("present settings", None, quality, True, best, trial)
+    features = {FEATURES: features_to_try(settings, bench.unseen)}
+    for name, values in {**RECONSTRUCTION_SETTINGS, **features, **SCORE_SETTINGS}.items():
         for candidate in alternatives(settings, best, name, values):
-            if name in SCORED:
-                other = replace(trial, detector=scored_as(trial.detector, candidate))
+            changed = with_settings(trial.detector, candidate)
+            if name in SCORE_SETTINGS:
+                other = replace(trial, detector=changed)
+            elif name == FEATURES:
+                other = try_detector(with_features(changed, candidate), bench, candidate)
             else:
-                other = try_settings(candidate, bench, device, trial if name in REBUILT else None)
+                other = try_detector(changed, bench, candidate, trial)
             found = measure_quality(other, bench)
             taken = found.replaces(quality)
             if taken:
                 best, trial, quality = candidate, other, found
-            yield log_entry(name, setting_value(candidate, name), found, taken), best, other
+            yield TrialResult(name, setting_value(candidate, name), found, taken, best, other)
 
 
 def features_to_try(settings: Settings, unseen: Sequence[str]) -> list[int]:
-    """Other adaptation epochs of the same network, whose adaptation has not seen these pictures."""
-    there = checkpoint.epochs_in(settings.checkpoint_folder, checkpoint.FEATURES_PREFIX)
+    """Return other adaptation epochs of the same network, whose adaptation has not seen these pictures."""
+    model, epochs = settings.model, checkpoint.epochs_in(settings.checkpoint_folder, checkpoint.FEATURES_PREFIX)
     return [
         epoch
-        for epoch, path in sorted(there.items())
-        if epoch != settings.model.DA_chp
-        and checkpoint.extractor_name(path) == settings.model.feature_extractor
+        for epoch, path in sorted(epochs.items())
+        if epoch != model.DA_chp
+        and checkpoint.extractor_name(path) == model.feature_extractor
         and (epoch == 0 or set(unseen) <= set(checkpoint.held_out_names(path)))
     ]
 
 
-def alternatives(settings: Settings, best: Settings, name: str, values: Sequence[Any]) -> Iterator[Settings]:
-    """The best settings with each other value of a key with which they go together."""
-    for other in values:
-        candidate = with_setting(best, name, other)
-        if has_no_effect(name, best) or other == setting_value(settings, name):
+def alternatives(settings: Settings, best: Settings, name: str, values: Sequence[object]) -> Iterator[Settings]:
+    """Yield the best settings with each other value of a key that they allow."""
+    if has_no_effect(name, best):
+        return
+    for value in values:
+        candidate = with_setting(best, name, value)
+        if value == setting_value(settings, name):
             continue
         try:
             check_combinations(candidate)
-        except ValueError:
+        except UserError:
             continue
         yield candidate
 
 
 def has_no_effect(name: str, settings: Settings) -> bool:
-    """Whether the map does not depend on this setting."""
+    """Return whether the score does not depend on this setting."""
     parts = settings.score.parts
     if name == "model.v":
         return bool(parts)
     if name == "score.pooled_share":
         return settings.score.pooling == "maximum"
-    return name in REBUILT and bool(parts) and all(part in reference.DESCRIBED_BY for part in parts or ())
+    return name in RECONSTRUCTION_SETTINGS and bool(parts) and set(parts or ()) <= set(DESCRIBED_BY)
 
 
-def try_settings(settings: Settings, bench: Bench, device: torch.device, before: Trial | None = None) -> Trial:
-    """All pictures, by the detector of these settings; parts that look at the pictures alone are taken from a trial `before`."""
-    detector, settings, _ = load_detector(settings, settings.checkpoint_folder, device)
-    same = [part for part in detector.parts if before and part in reference.DESCRIBED_BY]
-    changing = replace(detector, parts=tuple(part for part in detector.parts if part not in same))
-    references = learn_references(changing, bench.learnt_from, settings)
+def with_settings(detector: Detector, settings: Settings) -> Detector:
+    """Return the detector with all tuned settings but the features; its networks stay in memory."""
+    model, score = settings.model, settings.score
+    networks = replace(detector.networks, w=model.w, start=model.test_trajectoy_steps, skip=model.skip)
+    return replace(detector, networks=networks, v=model.v, pooling=score.pooling, pooled_share=score.pooled_share)
 
-    def compared(pictures: list[Tensor], then: Parts | None) -> Parts:
-        parts = [one for picture in pictures for one in parts_of_batch(changing, picture[None], references)]
-        return [one | {part: old[part] for part in same} for one, old in zip(parts, then or parts, strict=True)]
 
-    clean, spoilt, others = (
-        compared(getattr(bench, some), getattr(before, some, None)) for some in ("clean", "spoilt", "others")
-    )
-    references |= {part: before.detector.known_normals.references[part] for part in same} if before else {}
-    known = build_calibration(detector, clean, references, held_out=True, made_with={}, settings={})
-    return Trial(replace(detector, calibration=known), clean, spoilt, others)
+def with_features(detector: Detector, settings: Settings) -> Detector:
+    """Return the detector with the features of another adaptation epoch."""
+    folder, model = settings.checkpoint_folder, settings.model
+    extractor, _ = checkpoint.restore_features(folder, model.DA_chp, model.feature_extractor, model.backbone_weights)
+    return replace(detector, networks=replace(detector.networks, extractor=prepare_network(extractor, detector.device)))
+
+
+def try_detector(detector: Detector, bench: Bench, settings: Settings, before: Trial | None = None) -> Trial:
+    """Measure and calibrate a detector; its memory parts, which need no reconstructions, come from `before`."""
+    taken_over = [part for part in detector.parts if before and part in DESCRIBED_BY]
+    measured = replace(detector, parts=tuple(part for part in detector.parts if part not in taken_over))
+    references = learn_references(measured, bench.learnt_from, settings)
+
+    def measure(pictures: Sequence[Tensor], earlier: Sequence[Parts]) -> list[Parts]:
+        parts = [parts_of_batch(measured, picture[None], references)[0] for picture in pictures]
+        pairs = zip(parts, earlier or parts, strict=True)
+        return [new | {part: old[part] for part in taken_over} for new, old in pairs]
+
+    clean = measure(bench.clean, before.clean if before else ())
+    anomalous = measure(bench.anomalous, before.anomalous if before else ())
+    others = measure(bench.others, before.others if before else ())
+    if before:
+        references |= {part: before.detector.required_calibration.references[part] for part in taken_over}
+    calibration = build_calibration(detector, clean, references)
+    return Trial(replace(detector, calibration=calibration), clean, anomalous, others)
 
 
 def measure_quality(trial: Trial, bench: Bench) -> Quality:
-    """How well the spoilt pictures are told from the others."""
-    detector, known = trial.detector, trial.detector.known_normals
-    found = [assemble(detector, parts, known.balance, known.scales) for parts in (*trial.clean, *trial.spoilt)]
-    scores, normals = np.array([finding.score for finding in found]), len(trial.clean)
-    maps = [detector.cropped(finding.anomaly).numpy() for finding in found]
-    spotless = [np.zeros(picture.shape[-2:], dtype=bool) for picture in bench.clean]
-    masks = [detector.cropped(torch.from_numpy(mask)).numpy() for mask in (*spotless, *bench.masks)]
-    kinds = by_kind(scores[:normals], scores[normals:], bench.kinds)
-    by_shape = [
-        [place for place, one in enumerate(maps) if one.shape == shape] for shape in {one.shape for one in maps}
+    """Return how well the trial separates synthetic anomalies from normal pictures, and outlines them."""
+    detector, calibration = trial.detector, trial.detector.required_calibration
+    predictions = [
+        detector.assemble(parts, calibration.balance, calibration.scales) for parts in (*trial.clean, *trial.anomalous)
     ]
-    pros = [
-        (
-            len(places),
-            metrics.pro(np.stack([maps[at] for at in places]), np.stack([masks[at] for at in places]), PRO_LIMIT),
-        )
-        for places in by_shape
-    ]
-    return Quality(kinds, sum(count * pro for count, pro in pros) / len(maps))
+    scores, normals = np.array([prediction.score for prediction in predictions]), len(trial.clean)
+    maps = [detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions]
+    empty = [np.zeros(picture.shape[-2:], dtype=bool) for picture in bench.clean]
+    masks = [detector.crop_maps(torch.from_numpy(mask)).numpy() for mask in (*empty, *bench.masks)]
+    kinds = auroc_by_kind(scores[:normals], scores[normals:], bench.kinds)
+    return Quality(kinds, mean_pro(maps, masks))
 
 
-def by_kind(normal: NDArray[np.float64], defective: NDArray[np.float64], kinds: NDArray[np.str_]) -> dict[str, float]:
-    """Image AUROC of each kind of defect against the normal pictures, from scores (N,) and (M,)."""
-    of = {str(kind): defective[kinds == kind] for kind in np.unique(kinds)}
+def mean_pro(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]) -> float:
+    """Return PRO, the mean over maps where they differ in shape; those of one shape are ranked together."""
+    total = 0.0
+    for shape in {values.shape for values in maps}:
+        same = [place for place, values in enumerate(maps) if values.shape == shape]
+        pro = metrics.pro(np.stack([maps[i] for i in same]), np.stack([masks[i] for i in same]), PRO_LIMIT)
+        total += len(same) * pro
+    return total / len(maps)
+
+
+def auroc_by_kind(normal: Scores, anomalous: Scores, kinds: NDArray[np.str_]) -> dict[str, float]:
+    """Return the image AUROC of each kind of anomaly against the normal pictures, from scores (N,) and (M,)."""
+    scores = {str(kind): anomalous[kinds == kind] for kind in np.unique(kinds)}
     return {
-        kind: metrics.image_auroc(np.r_[normal, some], np.repeat([False, True], [len(normal), len(some)]))
-        for kind, some in of.items()
+        kind: metrics.image_auroc(np.r_[normal, of_kind], np.repeat([False, True], [len(normal), len(of_kind)]))
+        for kind, of_kind in scores.items()
     }
 
 
-def scored_as(detector: Detector, settings: Settings) -> Detector:
-    return replace(
-        detector, v=settings.model.v, pooling=settings.score.pooling, pooled_share=settings.score.pooled_share
-    )
-
-
-def log_entry(name: str, tried_value: Any, quality: Quality, taken: bool) -> dict[str, Any]:
-    return {
-        "setting": name,
-        "value": tried_value,
-        "objective": quality.objective,
-        "taken": taken,
-        "pro": quality.pro,
-        "image_auroc": quality.kinds,
-    }
-
-
-def setting_value(settings: Settings, name: str) -> Any:
+def setting_value(settings: Settings, name: str) -> object:
     section, _, key = name.partition(".")
     return getattr(getattr(settings, section), key)
 
 
-def with_setting(settings: Settings, name: str, new: Any) -> Settings:
+def with_setting(settings: Settings, name: str, value: object) -> Settings:
     section, _, key = name.partition(".")
-    return replace(settings, **{section: replace(getattr(settings, section), **{key: new})})
+    return replace(settings, **{section: replace(getattr(settings, section), **{key: value})})

@@ -33,7 +33,7 @@ def seeded():
 def small_memories(monkeypatch):
     """Use small memory banks, which are chosen fast."""
     monkeypatch.setattr(reference, "BANK", 300)
-    monkeypatch.setattr(reference, "DRAWN", 10)
+    monkeypatch.setattr(reference, "SAMPLED_PER_KEPT", 10)
 
 
 @pytest.fixture

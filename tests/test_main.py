@@ -1,10 +1,8 @@
 """Whole runs through main.py."""
 
-import csv
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,24 +17,18 @@ import yaml
 from golden_weights import state_dict
 from official_config import OFFICIAL
 from PIL import Image
+from score_tables import read_rows
 
 import main
 import metrics
 import train
-from anomaly_map import resize_maps
 from config.load import load_settings
 from detection.calibration_file import CALIBRATION
-from detection.detector import Detector, Prediction
-from detection.evaluate import scored_map
+from detection.detector import Detector
 from reports.metric_summary import METRICS, interval_text
 from training import checkpoint
 
 ROOT = Path(__file__).parents[1]
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp_path):
@@ -49,7 +41,7 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
         *("2", "adaptation.jsonl", "calibration.json", "feat0", "feat1", "featlatest", "latest", "training.jsonl")
     ]
     assert "efficientnet_lite0 from" in out and "feat1" in out
-    table = rows(results)
+    table = read_rows(results)
     assert [(row["path"], row["label"]) for row in table] == [
         (f"test/{kind}/{number:03}.png", label)
         for kind, label in (("crack", "1"), ("good", "0"))
@@ -171,55 +163,6 @@ def test_save_model_false_saves_nothing(run_main, tmp_path):
     assert code == 0 and "nowhere" in out and not (tmp_path / "checkpoints").exists()
 
 
-def test_misclassifications_are_listed(run_main, tmp_path):
-    run_main("--train", "--detection", "score.protocol=published", "metrics.misclassifications=True")
-    with (tmp_path / "results" / "misclassifications.csv").open(encoding="utf-8", newline="") as file:
-        listed = {row["path"]: row["error"] for row in csv.DictReader(file)}
-    table = rows(tmp_path / "results")
-    threshold = metrics.youden_threshold([float(row["score"]) for row in table], [int(row["label"]) for row in table])
-    expected = {row["path"] for row in table if (float(row["score"]) >= threshold - 1e-9) != (row["label"] == "1")}
-    assert set(listed) == expected
-
-
-def test_the_calibrated_threshold_needs_no_defects(run_main, tmp_path, trained):
-    """Its verdicts agree with the p-values, and its counts with metrics.json."""
-    code, out, err = run_main("--detection", "metrics.misclassifications=True", "calibration.false_positive_rate=0.5")
-    assert code == 0, err
-    table, figures = rows(tmp_path / "results"), json.loads((tmp_path / "results" / "metrics.json").read_text())
-    assert {round(3 * float(row["p_value"]), 4) for row in table} <= {1, 2, 3}
-    anomalous = {row["path"] for row in table if row["anomalous"] == "1"}
-    assert anomalous == {row["path"] for row in table if float(row["p_value"]) <= 0.5}
-    wrong = {row["path"] for row in table if (row["path"] in anomalous) != (row["label"] == "1")}
-    with (tmp_path / "results" / "misclassifications.csv").open(encoding="utf-8", newline="") as file:
-        assert {row["path"] for row in csv.DictReader(file)} == wrong
-    point = figures["operating_point"]
-    assert point == figures["kinds"]["crack"]
-    assert point["true_positives"] + point["false_positives"] == len(anomalous)
-    assert point["false_negatives"] + point["false_positives"] == len(wrong)
-    assert "threshold" in out and "from 2 normal pictures: 33.3 % false alarms expected" in out
-    assert f"crack {point['true_positives']} of 3" in out
-
-
-def test_metrics_that_the_data_do_not_allow_are_omitted_with_a_message(run_main, tmp_path, category):
-    run_main("--train")
-    code, out, err = run_main("--detection", "data.mask=False")
-    assert code == 0, err
-    figures = json.loads((tmp_path / "results" / "metrics.json").read_text())
-    assert set(figures["intervals"]) == {"image_auroc", "image_ap", "image_f1_max"} <= set(figures) and not {
-        "pixel_auroc",
-        "pro",
-    } & set(figures)
-    assert "no masks: data.mask is False" in out
-    for path in (category / "test" / "good").iterdir():
-        path.unlink()
-    (category / "test" / "good").rmdir()
-    code, out, _ = run_main("--detection")
-    assert code == 0 and "needs normal and defective pictures" in out and "false alarms – (none)" in out
-    (category / "test" / "crack").rename(category / "test" / "good")
-    code, out, _ = run_main("--detection")
-    assert code == 0 and "needs normal and defective pixels" in out and "recall – (none)" in out
-
-
 @pytest.mark.parametrize("network", ["ddad_s_32"])
 def test_official_files_run_unchanged(tmp_path, category, golden, capsys, monkeypatch, network):
     """A released configuration, UNet and features adapt and detect; the same configuration then trains."""
@@ -256,7 +199,7 @@ def test_official_files_run_unchanged(tmp_path, category, golden, capsys, monkey
         and "resnet50 from checkpoints/MVTec/nut/feat3" in out
         and "checkpoint_name is accepted and has no effect" in out
     )
-    assert len(rows(Path("results/default/nut"))) == 6
+    assert len(read_rows(Path("results/default/nut"))) == 6
     assert main.main(["--train", "True"]) == 0
     assert (folder / "1").is_file()
 
@@ -264,25 +207,6 @@ def test_official_files_run_unchanged(tmp_path, category, golden, capsys, monkey
 def test_grey_input(run_main):
     code, _, err = run_main("--train", "--domain_adaptation", "--detection", "data.input_channel=1")
     assert code == 0, err
-
-
-def scores_of(run_main, tmp_path, *arguments):
-    code, _, err = run_main("--detection", *arguments)
-    assert code == 0, err
-    return {row["path"]: float(row["score"]) for row in rows(tmp_path / "results")}
-
-
-def test_a_score_does_not_depend_on_the_other_pictures(run_main, tmp_path, category, trained):
-    """Neither batch size nor number of threads nor other files change a score."""
-    scores = scores_of(run_main, tmp_path, "data.test_batch_size=6")
-    spread = max(scores.values())
-    for arguments in (["data.test_batch_size=1"], ["data.test_batch_size=4", "model.num_workers=0"]):
-        assert scores_of(run_main, tmp_path, *arguments) == pytest.approx(scores, abs=1e-5 * spread)
-    (category / "test" / "crack" / "001.png").rename(category / "test" / "good" / "000 moved.png")
-    (category / "test" / "good" / "002.png").unlink()
-    others = scores_of(run_main, tmp_path)
-    assert others.pop("test/good/000 moved.png") == pytest.approx(scores["test/crack/001.png"], abs=1e-5 * spread)
-    assert others == pytest.approx({path: scores[path] for path in others}, abs=1e-5 * spread)
 
 
 def test_a_released_feat0_is_not_overwritten(run_main, tmp_path, golden):
@@ -300,57 +224,6 @@ def test_errors_of_a_later_stage_stop_the_run_before_the_first(run_main, tmp_pat
     (category / "ground_truth" / "crack" / "001_mask.png").unlink()
     code, out, err = run_main("--train", "--detection")
     assert code == 2 and "no mask for" in err and "Training" not in out
-
-
-def test_published_scores_depend_on_the_batch(run_main, tmp_path, trained):
-    """The published protocol scales by batch maxima and draws one stream of noise."""
-    alone, together = (
-        scores_of(run_main, tmp_path, "score.protocol=published", f"data.test_batch_size={size}") for size in (1, 6)
-    )
-    assert max(abs(alone[path] - together[path]) for path in alone) > 1e-3
-
-
-def test_maps_are_averaged_over_draws(run_main, tmp_path, trained):
-    """The mean of four draws lies closer to the mean of five than a single draw does."""
-    one, four, five = (
-        np.array(list(scores_of(run_main, tmp_path, f"score.draws={count}").values())) for count in (1, 4, 5)
-    )
-    assert 0 < np.abs(four - five).max() < np.abs(one - five).max()
-
-
-def test_a_calibration_is_reused_until_something_that_affects_it_changes(run_main, tmp_path, category):
-    run_main("--train")
-    path = tmp_path / "checkpoints" / "nut" / "calibration.json"
-    out = run_main("--detection")[1]
-    before = path.read_bytes()
-    assert "from 2 normal pictures" in out and json.loads(before)["held_out"]
-    out = run_main("--detection", "data.test_batch_size=2", "calibration.false_positive_rate=0.4")[1]
-    after = json.loads(path.read_text())
-    assert (
-        "to be measured" not in out
-        and "33.3 % false alarms expected" in out
-        and after["scores"] == json.loads(before)["scores"]
-    )
-    assert Detector.load(path.parent).false_positive_rate == 0.4
-    assert (
-        "calibration is to be measured: w was 3.0, is 2.0" in run_main("--detection", "model.w=2")[1]
-        and path.read_bytes() != before
-    )
-    run_main("--train", "model.seed=7")
-    assert "to be measured: weights was" in run_main("--detection", "model.w=2")[1]
-    path.write_text("{")
-    code, _, err = run_main("--detection")
-    assert code == 2 and "calibration.json is damaged; remove it" in err
-    path.write_text('{"balance": 3.1, "pictures": 32, "fingerprint": "of an earlier version"}')
-    assert "no calibration.json of this version" in run_main("--detection")[1]
-    shutil.rmtree(category / "train")
-    assert run_main("--detection")[0] == 0
-    code, _, err = run_main("--detection", "model.w=4")
-    assert (
-        code == 2
-        and "calibration.json can't be used (w was 3.0, is 4.0), nor measured again" in err
-        and "put the pictures there" in err
-    )
 
 
 def test_no_stage_trains_on_held_out_pictures(run_main, tmp_path, category):
@@ -375,84 +248,9 @@ def test_no_stage_trains_on_held_out_pictures(run_main, tmp_path, category):
     assert all(any((a[key] != b[key]).any() for key in a) for a, b in zip(after, weights, strict=True))
 
 
-def test_features_adapted_on_held_out_pictures_are_reported(run_main):
-    run_main("--train", "--domain_adaptation", "score.protocol=published")
-    run_main("--train")
-    assert "training has seen these pictures" in run_main("--detection", "model.DA_chp=1")[1]
-    run_main("--domain_adaptation")
-    assert "training has seen" not in run_main("--detection", "model.DA_chp=1")[1]
-
-
-def test_calibrating_on_training_pictures_is_reported(run_main):
-    run_main("--train", "score.protocol=published")
-    out = run_main("--detection", "calibration.pictures=6")[1]
-    assert "from 6 normal pictures" in out and "training has seen these pictures" in out
-
-
-def test_a_detector_loads_from_a_moved_folder(run_main, tmp_path, category, trained):
-    run_main("--detection", "score.draws=2", "calibration.false_positive_rate=0.4")
-    scores = {row["path"]: row for row in rows(tmp_path / "results")}
-    moved = tmp_path / "moved"
-    shutil.copytree(tmp_path / "checkpoints" / "nut", moved)
-    shutil.rmtree(tmp_path / "checkpoints")
-    detector = Detector.load(moved, device="cpu")
-    for path, row in scores.items():
-        found = detector(category / path)
-        assert found.score == pytest.approx(float(row["score"]), rel=1e-5) and found.p_value == pytest.approx(
-            float(row["p_value"]), abs=1e-5
-        )
-        assert found.is_anomalous == (found.p_value <= 0.4) == bool(found.regions)
-    run_main("--train", "model.seed=9", f"model.checkpoint_dir={tmp_path}", "data.category=nut")
-    shutil.copy(tmp_path / "nut" / "2", moved / "20")
-    with pytest.raises(ValueError, match=r"calibration\.json is stale: weights was"):
-        Detector.load(moved, device="cpu")
-    (moved / "calibration.json").unlink()
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"no calibration\.json of this version in .*; run python main\.py --detection True first",
-    ):
-        Detector.load(moved)
-
-
-def test_raw_maps_on_request(run_main, tmp_path):
-    run_main("--train", "--detection", "metrics.raw_maps=True")
-    folder = tmp_path / "results" / "anomaly_maps" / "nut" / "test"
-    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tiff")) == [
-        f"{kind}/{number:03}.tiff" for kind in ("crack", "good") for number in range(3)
-    ]
-    assert tifffile.imread(folder / "crack" / "000.tiff").shape == (48, 48)
-
-
-def test_metrics_do_not_depend_on_the_size_of_the_maps(tiny_config):
-    """The same map at several sizes gives the same map at metrics.size."""
-    settings = load_settings(tiny_config, ["metrics.size=64", "metrics.centre_crop=0.75"])
-    small = torch.nn.functional.interpolate(torch.rand(1, 1, 4, 4), 16, mode="bilinear")
-    empty = torch.empty(0)
-    maps = [
-        scored_map(Prediction(empty, empty, empty, resize_maps(small, (size, size))[0, 0], 0.0), settings)
-        for size in (16, 32, 64)
-    ]
-    assert all(one.shape == (48, 48) for one in maps)
-    np.testing.assert_allclose(maps[0], maps[2], atol=1e-6)
-    np.testing.assert_allclose(maps[1], maps[2], atol=0.1)
-
-
 def test_an_interval_without_width_is_marked():
     assert interval_text((0.5, 0.75)) == "   [50.0, 75.0]" and interval_text(None) == ""
     assert "no interval" in interval_text((1.0, 1.0))
-
-
-def test_defects_that_vanish_at_the_metrics_size_are_counted(run_main, category, tmp_path):
-    dot = np.zeros((48, 48), np.uint8)
-    dot[24, 24] = 255
-    Image.fromarray(dot).save(category / "ground_truth" / "crack" / "001_mask.png")
-    code, out, err = run_main("--train", "--detection", "metrics.size=8")
-    assert (
-        code == 0
-        and "1 defective pictures count as normal for pixels: their masks hold no defect at this size and on the centre"
-        in out
-    ), err
-    assert json.loads((tmp_path / "results" / "metrics.json").read_text())["vanished_defects"] == 1
 
 
 def test_tiles_run_through_all_stages(run_main, tmp_path, category):
@@ -524,12 +322,6 @@ def test_an_infinite_loss_stops_the_run(run_main, tmp_path):
     code, _, err = run_main("--train", "model.learning_rate=1e30", "model.epochs=20")
     assert code == 2 and "lower model.learning_rate" in err
     assert [path.name for path in (tmp_path / "checkpoints" / "nut").iterdir()] == ["training.jsonl"]
-
-
-def test_maps_that_overflow_leave_no_results(run_main, tmp_path):
-    run_main("--train")
-    code, _, err = run_main("--detection", "model.w=1e300")
-    assert code == 2 and "lower model.w" in err and not list((tmp_path / "results").iterdir())
 
 
 def test_stopped_training_resumes_where_it_was(tiny_config, tmp_path, run_main):
@@ -651,13 +443,3 @@ def test_averaged_false_uses_the_raw_weights(run_main, tmp_path):
         run_main("--detection", f"model.averaged={averaged}")
         scores.append((tmp_path / "results" / "scores.csv").read_text())
     assert scores[0] != scores[1]
-
-
-def test_reduced_precision_changes_scores_little_and_needs_a_new_calibration(run_main, tmp_path):
-    run_main("--train", "speed.precision=bf16", "training.accumulate=2", "training.clip=1")
-    scores = []
-    for precision in ("fp32", "bf16"):
-        _, out, _ = run_main("--detection", f"speed.detection_precision={precision}", "score.draws=1")
-        scores.append([float(row["score"]) for row in rows(tmp_path / "results")])
-    assert "precision was fp32, is bf16" in out and scores[0] != scores[1]
-    np.testing.assert_allclose(scores[1], scores[0], rtol=0.1)

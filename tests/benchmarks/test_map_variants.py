@@ -7,7 +7,8 @@ from benchmarks import map_variants
 from config.keys import PARTS
 from config.load import load_settings
 from detection import reference
-from detection.tune import Quality, check_tuning, measure_quality, prepare_bench, try_settings
+from detection.detector import load_detector
+from detection.tune import Quality, check_tuning, measure_quality, prepare_bench, try_detector
 
 CHANGES = {
     **{
@@ -39,8 +40,9 @@ def test_maps_are_measured_as_tuning_measures_them(run_main, tiny_config, monkey
     settings = load_settings(tiny_config, [small, "score.parts=[memory]"])
     _, pictures, unseen = check_tuning(settings)
     bench = prepare_bench(pictures, unseen, settings)
+    detector, *_ = load_detector(settings, settings.checkpoint_folder, torch.device("cpu"))
     qualities = dict(map_variants.measure_maps(settings, ["memory", "memory, pixel", *CHANGES]))
-    assert qualities["memory"] == measure_quality(try_settings(settings, bench, torch.device("cpu")), bench)
+    assert qualities["memory"] == measure_quality(try_detector(detector, bench, settings), bench)
     runs = {"nut 0": qualities, "nut 1": qualities, "bolt 0": qualities | {"pixel": qualities["memory"]}}
     heading, *rows = list(map_variants.objective_table(runs))
     assert "| nut | bolt |" in heading and len(rows) == len(qualities) == 2 + len(CHANGES)

@@ -9,8 +9,8 @@ from detection import tune
 
 
 def test_the_regret_uses_the_image_auroc_of_detection(run_main, tiny_config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tune, "REBUILT", {"model.w": (1.0,)})
-    monkeypatch.setattr(tune, "SCORED", {"model.v": (4.0,)})
+    monkeypatch.setattr(tune, "RECONSTRUCTION_SETTINGS", {"model.w": (1.0,)})
+    monkeypatch.setattr(tune, "SCORE_SETTINGS", {"model.v": (4.0,)})
     run_main("--train")
     run_main("--detection")
     capsys.readouterr()

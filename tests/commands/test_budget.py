@@ -1,9 +1,6 @@
 import shutil
-from dataclasses import replace
 
 import pytest
-import torch
-import yaml
 from test_load import ROOT
 
 from benchmarks import accuracy
@@ -13,25 +10,7 @@ from config.checks import SPELLINGS
 from config.keys import PLANNED
 from config.load import build_settings, load_settings
 from config.presets import PRESETS
-from detection import tune
-from detection.calibrate import calibration_work
 from detection.detector import Detector
-from detection.tune import (
-    COPIES,
-    FAINT,
-    LEAST_GAIN,
-    MOST_LOST,
-    SCORED,
-    Quality,
-    check_tuning,
-    features_to_try,
-    measure_quality,
-    prepare_bench,
-    try_settings,
-    with_setting,
-)
-from feature_extractor import FeatureExtractor
-from training import checkpoint
 
 LAPTOP = (
     "preset=laptop",
@@ -160,115 +139,7 @@ def test_settings_of_a_budget_that_did_not_train_are_read_back(run_main, tiny_co
     assert code == 0 and "equal to the last bit" in out, err
 
 
-def test_tuning_writes_a_configuration_that_runs(run_main, monkeypatch, tmp_path):
-
-    monkeypatch.setattr(tune, "REBUILT", {"model.w": (1.0,)})
-    assert run_main("--train")[0] == 0
-    code, out, _ = run_main("--tune", "--output", str(tmp_path / "tuned"))
-    assert code == 0 and "present settings" in out and "model.w = 1.0" in out and "use it with --config" in out
-    content = yaml.safe_load((tmp_path / "tuned" / "tuned.yaml").read_text())
-    assert content["model"]["v"] in (1.0, *SCORED["model.v"])
-    assert (tmp_path / "tuned" / "tuning.jsonl").read_text().count("objective") >= 3
-    assert run_main("--detection", config=tmp_path / "tuned" / "tuned.yaml")[0] == 0
-    code, out, _ = run_main("--tune", "--output", str(tmp_path / "alone"), "score.parts=[memory]")
-    assert (
-        code == 0 and "score.pooling" in out and "model.w =" not in out and "model.v =" not in out
-    )  # which do not change the map
-
-
-def test_no_kind_of_defect_pays_for_what_others_gain():
-
-    before = Quality({"pit": 0.9, "worn": 0.5}, pro=0.8)
-    assert Quality({"pit": 0.9, "worn": 0.5 + 5 * LEAST_GAIN}, pro=0.8).replaces(before)
-    assert not Quality({"pit": 0.9, "worn": 0.5 + 3 * LEAST_GAIN}, pro=0.8).replaces(before)
-    assert Quality({"pit": 0.9 - 0.9 * MOST_LOST, "worn": 0.9}, pro=0.8).replaces(before)
-    assert not Quality({"pit": 0.9 - 1.1 * MOST_LOST, "worn": 0.9}, pro=0.9).replaces(before)
-
-
-def test_every_made_defect_is_tried_in_full_and_faint(run_main, tiny_config):
-
-    assert run_main("--train")[0] == 0
-    settings = load_settings(tiny_config)
-    _, pictures, unseen = check_tuning(settings)
-    bench = prepare_bench(pictures, unseen, settings)
-    made = len(bench.spoilt) // 2
-    assert len(bench.kinds) == len(bench.masks) == 2 * made == 2 * COPIES * len(unseen)
-    for number in range(made):
-        clean = bench.clean[number % len(unseen)]
-        torch.testing.assert_close(
-            bench.spoilt[made + number] - clean, FAINT * (bench.spoilt[number] - clean), rtol=0, atol=1e-6
-        )
-        assert (
-            bench.kinds[made + number] == f"{bench.kinds[number]}, faint"
-            and bench.masks[made + number] is bench.masks[number]
-        )
-        assert not torch.equal(bench.spoilt[number], clean)
-
-
-def test_false_alarms_on_normal_pictures_lower_the_outlines_of_tuning(run_main, tiny_config):
-
-    assert run_main("--train")[0] == 0
-    settings = load_settings(tiny_config)
-    _, pictures, unseen = check_tuning(settings)
-    bench = prepare_bench(pictures, unseen, settings)
-    trial = try_settings(settings, bench, torch.device("cpu"))
-    alarming = replace(trial, clean=[{part: 100 * maps for part, maps in parts.items()} for parts in trial.clean])
-    assert measure_quality(alarming, bench).pro < measure_quality(trial, bench).pro - 0.05
-
-
-def test_a_trial_that_takes_over_what_no_reconstruction_changes_is_a_whole_one(run_main, tiny_config):
-
-    parts = ("score.parts=[memory, wide_memory, pixel]", "model.unet_size=16")
-    assert run_main("--train", *parts)[0] == 0
-    settings, device = load_settings(tiny_config, parts), torch.device("cpu")
-    _, pictures, unseen = check_tuning(settings)
-    bench = prepare_bench(pictures, unseen, settings)
-    assert sorted(bench.learnt_from.names() + bench.unseen) == sorted(pictures.names())  # as detection does
-    before, other = try_settings(settings, bench, device), with_setting(settings, "model.w", 1.0)
-    whole, short = try_settings(other, bench, device), try_settings(other, bench, device, before)
-    assert measure_quality(whole, bench) == measure_quality(short, bench)
-    for one, two, old in zip(whole.spoilt, short.spoilt, before.spoilt, strict=True):
-        assert all(two[part] is old[part] for part in ("memory", "wide_memory")) and not torch.equal(
-            two["pixel"], old["pixel"]
-        )
-        torch.testing.assert_close(dict(one), dict(two), rtol=1e-5, atol=1e-5)
-
-
-def test_tuning_tries_features_of_the_same_network_that_have_not_seen_its_pictures(run_main, tiny_config):
-
-    assert run_main("--train")[0] == 0
-    settings = load_settings(tiny_config)
-    unseen = check_tuning(settings)[2].names()
-    own, other = (FeatureExtractor(name, "random") for name in ("efficientnet_lite0", "resnet50"))
-    for epoch, (extractor, held_out) in enumerate(((own, []), (own, unseen), (own, unseen[1:]), (other, unseen))):
-        checkpoint.save_features(settings.checkpoint_folder / f"feat{epoch}", extractor, held_out=held_out)
-    torch.save(other.network.state_dict(), settings.checkpoint_folder / "feat4")  # as released
-    assert features_to_try(settings, unseen) == [1]  # and feat0 is what it has
-
-
 def test_training_alone_times_no_detection(run_main, monkeypatch):
     monkeypatch.setattr(budget, "FEWEST_STEPS", 1)
     code, out, err = run_main("--train", *SHORT, "budget_minutes=5", "model.feature_extractor=timm/none")
     assert code == 0 and "0 pictures to compare" in out, err
-
-
-def test_tuning_without_unseen_pictures_says_what_it_needs(run_main):
-    assert run_main("--train", "calibration.share=0")[0] == 0
-    code, _, err = run_main("--tune")
-    assert code == 2 and "--tune needs some: train with calibration.share above 0" in err
-
-
-@pytest.mark.parametrize(
-    ("parts", "expected"),
-    [
-        ((), (60, 0)),
-        (("memory",), (60, 500)),
-        (("wide_memory",), (60, 500)),
-        (("pixel",), (60, 0)),
-        (("memory", "pixel"), (60, 500)),
-    ],
-)
-def test_the_plan_counts_what_normal_pictures_take(parts, expected):
-    assert calibration_work(parts, learnt=500, held_out=60, most=100) == expected
-    judged, looked_at = calibration_work(parts, learnt=40, held_out=0, most=100)  # half of them where there are parts
-    assert (judged, looked_at) == (20 if parts else 40, 20 if expected[1] else 0)

@@ -1,4 +1,5 @@
 import copy
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,34 +8,19 @@ import torch
 import torch.nn.functional as F
 from golden_weights import assert_golden, cosine_share, state_dict
 from PIL import Image
+from score_tables import read_rows
+from tiny_networks import SCHEDULE, Pyramid, Wavy, make_detector
 from torch import nn
 
 from anomaly_map import resize_maps
 from dataset import ImageFolder, View, to_unit_range
-from ddad import NoiseSchedule
-from detection import detector
-from detection.comparison import HELD, Networks, largest_batch
-from detection.detector import Detector, Prediction, predict_pictures, stream_noise
+from detection import Detector
+from detection.comparison import Networks
+from detection.detector import Prediction, predict_pictures, stream_noise
+from detection.reference import Scale
 from detection.threshold import PIXEL_RATES, Calibration
 from feature_extractor import FeatureExtractor
 from images.tiles import cut_tiles, merge_tiles
-
-SCHEDULE = NoiseSchedule()
-
-
-class Wavy(nn.Module):
-    """A noise predictor that mistakes some of the picture for noise."""
-
-    def forward(self, x, t):
-        return 0.9 * x + 0.1 * x.roll(3, dims=-1)
-
-
-class Pyramid(nn.Module):
-    """Three feature maps of any picture, of strides 1, 2 and 4."""
-
-    def forward(self, x):
-        features = torch.cat([x, x.square(), x.roll(1, dims=-2)], dim=1)
-        return [features, F.avg_pool2d(features, 2), F.avg_pool2d(features, 4)]
 
 
 @pytest.fixture
@@ -42,50 +28,34 @@ def folder(category):
     return ImageFolder(category, "test", View(32))
 
 
-CALIBRATION = Calibration(1.0, 1.0, (0.5, 0.6, 0.7), (0.3,) * len(PIXEL_RATES), True, {}, {})
-
-
-def detector(kept=CALIBRATION, draws=1, **changes):  # noqa: F811
-    networks = Networks(Wavy(), Pyramid(), SCHEDULE, w=3, start=100, skip=50, eta=1, draws=draws)
-    values = {"view": View(32), "v": 2, "blur_sigma": 0.5, "crop": 0.875, "seed": 5, "batch_size": 4} | changes
-    return Detector(networks, **values, device=torch.device("cpu"), calibration=kept)
-
-
-@pytest.mark.parametrize(
-    ("free", "pictures"), [(0, 1), (1, 1), (2.2, 2), (3.9, 2), (4.1, 4), (1e9, 32), (float("inf"), 32)]
-)
-def test_a_batch_is_what_half_of_the_free_memory_holds(free, pictures):
-    networks = Networks(Wavy(), nn.Conv2d(3, 10, 1), SCHEDULE, w=3, start=100, skip=50, eta=1)
-    picture = HELD * 4 * 10 * 8 * 8  # bytes
-    assert largest_batch(networks, View(8), free * 2 * picture, most=32) == pictures
-
-
-def test_the_noise_of_a_picture_does_not_depend_on_how_it_is_made_small(folder, monkeypatch):
-    """Whose last digits differ between machines."""
+def test_the_noise_of_a_picture_does_not_depend_on_its_resized_pixels(folder, monkeypatch):
+    """The last digits of resized pixels differ between machines."""
     shown = torch.stack([item.picture for item in next(folder.batches(2, 0))])
-    made, noises = detector(), []
-    made = replace(made, networks=replace(made.networks, size=16))
-    monkeypatch.setattr(
-        Networks, "reconstructions", lambda self, pictures, draw: noises.append(draw()) or pictures[None]
-    )
-    made.compared(shown, made.picture_noise)
+    detector, noises = make_detector(), []
+    detector = replace(detector, networks=replace(detector.networks, size=16))
+    monkeypatch.setattr(Networks, "reconstruct", lambda self, pictures, draw: noises.append(draw()) or pictures[None])
+    detector.compare_batch(shown, detector.picture_noise)
     monkeypatch.setattr("detection.detector.resize_maps", lambda maps, shape: resize_maps(maps, shape) + 1e-3)
-    made.compared(shown, made.picture_noise)
+    detector.compare_batch(shown, detector.picture_noise)
     assert noises[0].shape == (2, 3, 16, 16)
     torch.testing.assert_close(noises[1], noises[0], rtol=0, atol=0)
 
 
-def anomalies(made, folder, noise=None, workers=2):
+def anomalies(detector, folder, noise=None, workers=2):
     return torch.stack(
-        [finding.anomaly for _, finding in predict_pictures(made, folder, noise or made.picture_noise, workers)]
+        [
+            prediction.anomaly
+            for _, prediction in predict_pictures(detector, folder, noise or detector.picture_noise, workers)
+        ]
     )
 
 
 def test_the_published_protocol_is_one_stream_and_batch_maxima(folder):
-    """Against the method written out: noise, two steps, distances, batch maxima, blur, crop, maximum."""
-    made = detector(kept=None)
-    findings = [
-        finding for _, finding in predict_pictures(made, folder, stream_noise(5, torch.device("cpu")), workers=0)
+    """The reference is the method written out: noise, two steps, distances, batch maxima, blur, crop, maximum."""
+    detector = make_detector(calibration=None)
+    predictions = [
+        prediction
+        for _, prediction in predict_pictures(detector, folder, stream_noise(5, torch.device("cpu")), workers=0)
     ]
     stream = torch.Generator().manual_seed(5)
     expected = []
@@ -112,8 +82,10 @@ def test_the_published_protocol_is_one_stream_and_batch_maxima(folder):
         a_map = F.conv2d(F.pad(d_f + 2 * d_f.max() / d_p.max() * d_p, [2] * 4, mode="reflect"), kernel)
         expected.append(a_map[:, 0])
     expected = torch.cat(expected)
-    torch.testing.assert_close(torch.stack([finding.anomaly for finding in findings]), expected, rtol=1e-3, atol=1e-4)
-    scores = torch.tensor([finding.score for finding in findings])
+    torch.testing.assert_close(
+        torch.stack([prediction.anomaly for prediction in predictions]), expected, rtol=1e-3, atol=1e-4
+    )
+    scores = torch.tensor([prediction.score for prediction in predictions])
     torch.testing.assert_close(scores, expected[:, 2:30, 2:30].amax(dim=(1, 2)), rtol=1e-3, atol=1e-4)
 
 
@@ -140,88 +112,84 @@ def test_published_maps_of_a_batch_are_the_golden_ones(golden, tmp_path):
     networks = Networks(unet, features, SCHEDULE, w=0, start=25, skip=25, eta=1)
     share = cosine_share(expected["feature_distance"])
     for v in (1, 7):
-        made = replace(detector(kept=None, v=v, blur_sigma=4, batch_size=3, view=View(64)), networks=networks)
-        found = made.find(torch.from_numpy(expected["target"]), made.picture_noise)
-        assert_golden(torch.stack([finding.anomaly for finding in found])[:, None], expected[f"map_v{v}"], share)
+        detector = replace(
+            make_detector(calibration=None, v=v, blur_sigma=4, batch_size=3, view=View(64)), networks=networks
+        )
+        found = detector.predict_batch(torch.from_numpy(expected["target"]), detector.picture_noise)
+        assert_golden(torch.stack([prediction.anomaly for prediction in found])[:, None], expected[f"map_v{v}"], share)
 
 
 def test_maps_are_cropped_for_the_score_alone(folder):
-    made = detector(crop=0.5)
-    finding = next(finding for _, finding in predict_pictures(made, folder, made.picture_noise, workers=0))
-    assert finding.anomaly.shape == (32, 32) and finding.score == finding.anomaly[8:24, 8:24].max()
+    detector = make_detector(crop=0.5)
+    prediction = next(
+        prediction for _, prediction in predict_pictures(detector, folder, detector.picture_noise, workers=0)
+    )
+    assert prediction.anomaly.shape == (32, 32) and prediction.score == prediction.anomaly[8:24, 8:24].max()
 
 
 def test_a_map_is_the_pictures_own_in_any_company(folder):
-    """Alone, in batches, backwards, with and without threads, and with other pictures gone."""
-    alone = anomalies(detector(batch_size=1), folder)
+    """A map is the same alone, in batches, backwards, with and without threads, and without other pictures."""
+    alone = anomalies(make_detector(batch_size=1), folder)
     for size, workers in ((2, 0), (2, 2), (7, 2), (16, 0)):
         torch.testing.assert_close(
-            anomalies(detector(batch_size=size), folder, workers=workers), alone, rtol=0, atol=1e-5 * float(alone.max())
+            anomalies(make_detector(batch_size=size), folder, workers=workers),
+            alone,
+            rtol=0,
+            atol=1e-5 * float(alone.max()),
         )
     backwards = copy.copy(folder)
     backwards.samples = folder.samples[::-1]
-    torch.testing.assert_close(anomalies(detector(), backwards).flip(0), alone, rtol=0, atol=1e-5 * float(alone.max()))
     torch.testing.assert_close(
-        anomalies(detector(), folder.only(folder.names()[3:4])), alone[3:4], rtol=0, atol=1e-5 * float(alone.max())
+        anomalies(make_detector(), backwards).flip(0), alone, rtol=0, atol=1e-5 * float(alone.max())
+    )
+    torch.testing.assert_close(
+        anomalies(make_detector(), folder.only(folder.names()[3:4])), alone[3:4], rtol=0, atol=1e-5 * float(alone.max())
     )
 
 
 def test_published_maps_depend_on_the_company(folder):
     noise = lambda: stream_noise(5, torch.device("cpu"))  # noqa: E731
-    together, alone = (anomalies(detector(kept=None, batch_size=size), folder, noise()) for size in (6, 1))
+    together, alone = (anomalies(make_detector(calibration=None, batch_size=size), folder, noise()) for size in (6, 1))
     assert (together - alone).abs().max() > 1e-2 * alone.max()
-
-
-def test_maps_are_means_over_draws():
-    pictures = torch.rand(2, 3, 32, 32)
-    noise = [torch.randn(2, 3, 32, 32) for _ in range(6)]
-    networks = detector(draws=2).networks
-    both = networks.reconstructions(pictures, iter(noise).__next__)
-    apart = torch.cat([detector().networks.reconstructions(pictures, iter(noise[i : i + 3]).__next__) for i in (0, 3)])
-    torch.testing.assert_close(both, apart)
-    (f_1, p_1), (f_2, p_2) = (networks.compared(pictures, pictures, draw[None]).distances.values() for draw in both)
-    d_feature, d_pixel = networks.compared(pictures, pictures, both).distances.values()
-    torch.testing.assert_close(d_feature, (f_1 + f_2) / 2)
-    torch.testing.assert_close(d_pixel, (p_1 + p_2) / 2)
 
 
 def test_a_picture_in_any_form_gets_the_same_verdict(category):
     path = category / "test" / "crack" / "000.png"
-    made = detector()
+    detector = make_detector()
     by_path, by_name, by_image, by_array = (
-        made(form) for form in (path, str(path), Image.open(path), np.asarray(Image.open(path)))
+        detector(form) for form in (path, str(path), Image.open(path), np.asarray(Image.open(path)))
     )
-    for other in (by_name, by_image, by_array, made.detect([category / "test" / "good" / "000.png", path])[1]):
+    for other in (by_name, by_image, by_array, detector.detect([category / "test" / "good" / "000.png", path])[1]):
         assert other.score == pytest.approx(by_path.score, rel=1e-5) and other.regions == by_path.regions
         np.testing.assert_allclose(other.map, by_path.map, atol=1e-5)
     grey = np.asarray(Image.open(path))[..., 0]
-    assert made(grey).score == made(grey.astype(np.uint16) * 257).score == made(grey / 255).score
-    assert made.detect([]) == []
+    assert detector(grey).score == detector(grey.astype(np.uint16) * 257).score == detector(grey / 255).score
+    assert detector.detect([]) == []
 
 
-def test_a_picture_in_memory_is_turned_as_its_exif_says(category, tmp_path):
+def test_a_picture_in_memory_is_rotated_as_its_exif_says(category, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(category / "test" / "crack" / "000.png").save(tmp_path / "turned.png", exif=exif)
-    made = detector()
+    detector = make_detector()
     assert (
-        made(Image.open(tmp_path / "turned.png")).score
-        == made(tmp_path / "turned.png").score
-        != made(category / "test" / "crack" / "000.png").score
+        detector(Image.open(tmp_path / "turned.png")).score
+        == detector(tmp_path / "turned.png").score
+        != detector(category / "test" / "crack" / "000.png").score
     )
 
 
 @pytest.mark.parametrize(
     "thing", [None, torch.zeros(3, 8, 8), Image.fromarray(np.full((8, 8), -1, np.float32)), Image.new("L", (0, 8))]
 )
-def test_what_is_no_picture_is_refused(thing):
+def test_anything_but_a_picture_is_refused(thing):
     with pytest.raises(ValueError, match=r"is not a picture|neither 0…1 nor|no pixels"):
-        detector()(thing)
+        make_detector()(thing)
 
 
-def test_maps_that_are_not_finite_are_no_verdict(category):
+def test_maps_that_are_not_finite_are_refused(category):
     with pytest.raises(ValueError, match=r"not finite; lower model\.w"):
-        detector(v=float("nan"))(category / "test" / "crack" / "000.png")
+        make_detector(v=float("nan"))(category / "test" / "crack" / "000.png")
 
 
 @pytest.mark.parametrize(
@@ -234,29 +202,29 @@ def test_maps_that_are_not_finite_are_no_verdict(category):
         np.zeros((0, 4), np.uint8),
     ],
 )
-def test_an_array_that_is_no_picture_is_refused(array):
+def test_an_array_of_another_shape_or_type_is_refused(array):
     with pytest.raises(ValueError, match="is not a picture; give"):
-        detector()(array)
+        make_detector()(array)
 
 
 def test_without_a_calibration_there_is_no_verdict(category):
     with pytest.raises(ValueError, match=r"no calibration, hence no threshold; load it by Detector\.load"):
-        detector(kept=None)(category / "test" / "crack" / "000.png")
+        make_detector(calibration=None)(category / "test" / "crack" / "000.png")
 
 
-def judged(anomaly, size, crop=1.0, scores=(1.0,) * 99, pixel=0.5):
-    kept = Calibration(1.0, 1.0, tuple(scores), (pixel,) * len(PIXEL_RATES), True, {}, {})
-    made = detector(kept, crop=crop)
+def decide_on(anomaly, size, crop=1.0, scores=(1.0,) * 99, pixel=0.5):
+    calibration = Calibration(1.0, 1.0, tuple(scores), (pixel,) * len(PIXEL_RATES), True, {}, {})
+    detector = make_detector(calibration, crop=crop)
     empty = torch.empty(0)
-    return made.judge(Prediction(empty, empty, empty, anomaly, made.cropped(anomaly).max().item()), size)
+    return detector.decide(Prediction(empty, empty, empty, anomaly, detector.crop_maps(anomaly).max().item()), size)
 
 
-def test_regions_are_above_the_pixel_threshold_and_reach_that_of_the_picture():
+def test_regions_exceed_the_pixel_threshold_and_somewhere_the_image_threshold():
     anomaly = torch.zeros(32, 32)
-    anomaly[4:8, 4:12], anomaly[5, 6] = 0.7, 2.0  # reaches it
-    anomaly[20:24, 20:24] = 0.8  # does not
+    anomaly[4:8, 4:12], anomaly[5, 6] = 0.7, 2.0  # exceeds the image threshold
+    anomaly[20:24, 20:24] = 0.8  # does not exceed it
     anomaly[28, 2] = 1.5
-    found = judged(anomaly, (32, 32))
+    found = decide_on(anomaly, (32, 32))
     assert found.is_anomalous and found.p_value == 0.01 and found.score == 2
     assert [(region.box, region.area, region.peak) for region in found.regions] == [
         ((4, 4, 12, 8), 32, 2.0),
@@ -266,17 +234,20 @@ def test_regions_are_above_the_pixel_threshold_and_reach_that_of_the_picture():
 
 
 def test_a_normal_picture_has_no_regions():
-    found = judged(torch.full((32, 32), 0.9), (100, 50))
+    found = decide_on(torch.full((32, 32), 0.9), (100, 50))
     assert not found.is_anomalous and found.regions == [] and not found.mask.any() and found.map.shape == (50, 100)
 
 
-def test_what_is_not_scored_is_no_defect():
+def test_nothing_is_detected_outside_the_scored_area():
     anomaly = torch.zeros(32, 32)
     anomaly[0:2, 0:2] = 9.0
-    assert not judged(anomaly, (32, 32), crop=0.75).is_anomalous and judged(anomaly, (32, 32), crop=0.75).map.max() == 9
+    assert (
+        not decide_on(anomaly, (32, 32), crop=0.75).is_anomalous
+        and decide_on(anomaly, (32, 32), crop=0.75).map.max() == 9
+    )
     anomaly[16, 16] = 2.0
     for pixel in (0.5, -0.1):  # a region may reach below the mean of normal pictures
-        assert [region.box for region in judged(anomaly - 0.2, (32, 32), crop=0.75, pixel=pixel).regions] == [
+        assert [region.box for region in decide_on(anomaly - 0.2, (32, 32), crop=0.75, pixel=pixel).regions] == [
             (16, 16, 17, 17)
         ]
 
@@ -286,7 +257,7 @@ def test_an_anomalous_picture_has_a_region_at_any_size(size):
     for place in ((3, 3), (16, 9), (31, 0)):
         anomaly = torch.zeros(32, 32)
         anomaly[place] = 1.01
-        found = judged(anomaly, size)
+        found = decide_on(anomaly, size)
         (region,) = found.regions
         left, top, right, bottom = region.box
         x, y = (place[1] + 0.5) * size[0] / 32, (place[0] + 0.5) * size[1] / 32
@@ -294,18 +265,60 @@ def test_an_anomalous_picture_has_a_region_at_any_size(size):
 
 
 def test_a_tiled_picture_is_compared_whole(category):
-    """The reconstructions of its tiles, each made alone, are put together; then one map, in the picture's own size."""
+    """Each tile is reconstructed alone; the map is of the reconstructions put together."""
     paths = [category / "test" / kind / "000.png" for kind in ("good", "crack", "good")]
     picture = Image.fromarray(np.vstack([np.hstack([np.asarray(Image.open(path)) for path in paths])] * 2))
-    tiled, alone = detector(view=View(32, tiles=2)), detector()
+    tiled, alone = make_detector(view=View(32, tiles=2)), make_detector()
     shown = to_unit_range(tiled.view.pixels(picture))[None]
-    (found,) = tiled.find(shown, tiled.picture_noise)
-    parts = [alone.find(tile[None], alone.picture_noise)[0].reconstruction for tile in cut_tiles(shown, 32)]
+    (found,) = tiled.predict_batch(shown, tiled.picture_noise)
+    parts = [alone.predict_batch(tile[None], alone.picture_noise)[0].reconstruction for tile in cut_tiles(shown, 32)]
     expected = merge_tiles(torch.stack(parts), shown.shape)
     torch.testing.assert_close(found.reconstruction, expected[0], rtol=0, atol=1e-5)
-    d_feature, d_pixel = tiled.networks.compared(shown, shown, expected[None]).distances.values()
+    d_feature, d_pixel = tiled.networks.compare(shown, shown, expected[None]).distances.values()
     torch.testing.assert_close(found.d_feature, d_feature[0, 0], rtol=0, atol=1e-5)
     torch.testing.assert_close(found.d_pixel, d_pixel[0, 0], rtol=0, atol=1e-5)
     assert found.anomaly.shape == (64, 96) and tiled(picture).map.shape == (96, 144)
     both = tiled.detect([picture, picture.rotate(180)])
     np.testing.assert_allclose(both[0].map, tiled(picture).map, atol=1e-5)
+
+
+def test_a_detector_is_loaded_from_a_moved_folder(run_main, tmp_path, category, trained):
+    run_main("--detection", "score.draws=2", "calibration.false_positive_rate=0.4")
+    scores = {row["path"]: row for row in read_rows(tmp_path / "results")}
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "checkpoints" / "nut", moved)
+    shutil.rmtree(tmp_path / "checkpoints")
+    detector = Detector.load(moved, device="cpu")
+    for path, row in scores.items():
+        found = detector(category / path)
+        assert found.score == pytest.approx(float(row["score"]), rel=1e-5) and found.p_value == pytest.approx(
+            float(row["p_value"]), abs=1e-5
+        )
+        assert found.is_anomalous == (found.p_value <= 0.4) == bool(found.regions)
+    run_main("--train", "model.seed=9", f"model.checkpoint_dir={tmp_path}", "data.category=nut")
+    shutil.copy(tmp_path / "nut" / "2", moved / "20")
+    with pytest.raises(ValueError, match=r"calibration\.json is stale: weights was"):
+        Detector.load(moved, device="cpu")
+    (moved / "calibration.json").unlink()
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no calibration\.json of this version in .*; run python main\.py --detection True first",
+    ):
+        Detector.load(moved)
+
+
+def test_a_map_is_the_length_of_its_parts_in_their_units():
+    detector = Detector(None, View(4), 1.0, 0.0, 1.0, 0, 4, torch.device("cpu"), parts=("feature", "memory"))
+    parts = {
+        "feature": torch.zeros(1, 1, 4, 4),
+        "pixel": torch.zeros(1, 1, 4, 4),
+        "memory": torch.full((1, 1, 4, 4), 10.0),
+    }
+    parts["feature"][..., 0, 0], parts["memory"][..., 0, 0] = 6.0, 90.0
+    parts["feature"][..., 1, 1], parts["memory"][..., 1, 1] = -4.0, 30.0
+    parts["feature"][..., 2, 2], parts["memory"][..., 2, 2] = -4.0, 0.0
+    found = detector.assemble(parts, 1.0, {"feature": Scale(0, 2), "memory": Scale(10, 30)})
+    assert found.anomaly[0, 0] == found.score == 5  # of 3 and 4
+    assert (
+        found.anomaly[1, 1] == 1 and found.anomaly[2, 2] == -0.5 and found.anomaly[3, 3] == 0
+    )  # values below the mean do not count

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def pictures(category, tmp_path) -> Path:
-    """<tmp>/new pictures: two as in the test set, one larger, one broken, one of the same stem as another."""
+    """Return <tmp>/new pictures: two of the test set, a larger one with the stem of another, and a broken one."""
     folder = tmp_path / "new pictures"
     (folder / "sub").mkdir(parents=True)
     shutil.copy(category / "test" / "good" / "000.png", folder / "a.png")
@@ -33,19 +33,19 @@ def predictions(folder: Path) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def judged_once(tmp_path_factory) -> Path:
-    """A folder to keep in what the first test's detection has left."""
+def detected_once(tmp_path_factory) -> Path:
+    """Return a folder for what the first test's detection leaves."""
     return tmp_path_factory.mktemp("judged")
 
 
 @pytest.fixture
-def inspect(run_main, pictures, trained, judged_once, tmp_path):
-    """A trained network, and inspect(*arguments) → (code, out, err) of a run over `pictures` into <tmp>/found."""
-    if not list(judged_once.iterdir()):
+def inspect(run_main, pictures, trained, detected_once, tmp_path):
+    """Return inspect(*arguments) → (code, out, err), which runs a trained network over `pictures` into <tmp>/found."""
+    if not list(detected_once.iterdir()):
         assert run_main("--detection")[0] == 0
         for name in ("checkpoints", "results"):
-            shutil.copytree(tmp_path / name, judged_once / name)
-    shutil.copytree(judged_once, tmp_path, dirs_exist_ok=True)
+            shutil.copytree(tmp_path / name, detected_once / name)
+    shutil.copytree(detected_once, tmp_path, dirs_exist_ok=True)
     return lambda *arguments: run_main(
         "--detection",
         "--input",
@@ -57,7 +57,7 @@ def inspect(run_main, pictures, trained, judged_once, tmp_path):
     )
 
 
-def test_each_picture_gets_a_verdict_and_its_pictures(inspect, tmp_path):
+def test_each_picture_gets_a_verdict_and_its_maps(inspect, tmp_path):
     code, out, err = inspect("calibration.false_positive_rate=0.5")
     found = tmp_path / "found"
     assert code == 3 and err == "" and "1 unreadable" in out
@@ -120,11 +120,13 @@ def test_a_second_run_continues_only_when_asked_and_tries_unreadable_pictures_ag
         assert code == 2 and "of another detector, threshold or input" in err
 
 
-def test_what_is_replaced_leaves_no_pictures_and_large_ones_go_one_by_one(inspect, pictures, tmp_path, monkeypatch):
+def test_a_forced_run_removes_earlier_maps_and_takes_large_pictures_one_by_one(
+    inspect, pictures, tmp_path, monkeypatch
+):
     inspect()
     before = predictions(tmp_path / "found")
     (pictures / "sub" / "b.jpg").unlink()
-    monkeypatch.setattr(predict, "MOST_PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr(predict, "PIXELS_PER_BATCH", 1)
     inspect("--force")
     after = predictions(tmp_path / "found")
     assert set(before) - set(after) == {"sub/b.jpg"} and after["a.png"]["score"] == pytest.approx(

@@ -1,26 +1,20 @@
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from anomaly_map import image_score
 from config import keys
-from config.load import load_settings
-from dataset import ImageFolder, View
 from detection import reference
-from detection.calibrate import learn_references
-from detection.detector import Detector, load_detector
 from detection.reference import (
     Reference,
     build_memory,
-    descriptors,
     farthest_points,
     local_outlier_factor,
     measure_scale,
+    patch_descriptors,
     sample,
 )
 from images.synthetic_defects import ALL_DEFECTS, with_defect
@@ -48,7 +42,7 @@ def test_few_samples_give_finite_distances(count):
     ).all()
 
 
-def test_the_nearest_normal_descriptor_is_found_by_looking_at_all():
+def test_distances_are_those_of_an_exhaustive_search():
     samples, points = torch.randn(300, 6), torch.randn(2, 6, 4, 5)
     expected = torch.stack(
         [(samples - row).square().sum(dim=1).min().sqrt() for row in points.permute(0, 2, 3, 1).reshape(-1, 6)]
@@ -69,7 +63,7 @@ def test_a_local_outlier_factor_is_a_distance_in_units_of_the_neighbours_own():
     torch.testing.assert_close(found.flatten(), torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_usual_in_a_sparse_place_is_unusual_in_a_dense_one():
+def test_a_distance_that_is_usual_among_sparse_rows_is_unusual_among_dense_ones():
     dense, sparse = torch.randn(100, 2) * 0.1, torch.randn(100, 2) * 10 + 500
     two_away = torch.tensor([[2.0, 502.0], [0.0, 500.0]]).view(1, 2, 1, 2)  # 20 and 0.2 standard deviations
     reference = Reference(torch.eye(2), torch.cat([dense, sparse]))
@@ -80,11 +74,11 @@ def test_what_is_usual_in_a_sparse_place_is_unusual_in_a_dense_one():
 
 
 @pytest.mark.parametrize("bank", [torch.ones(1, 2), torch.ones(3, 2), torch.zeros(50, 2)])
-def test_memories_of_one_place_give_finite_factors(bank):
+def test_a_bank_of_equal_rows_gives_finite_factors(bank):
     assert torch.isfinite(local_outlier_factor(Reference(torch.eye(2), bank)).distance(torch.ones(1, 2, 3, 3))).all()
 
 
-def test_evening_out_goes_from_nothing_to_a_sphere():
+def test_whitening_goes_from_no_change_to_a_sphere():
     samples = torch.randn(5000, 3) * torch.tensor([8.0, 1.0, 2.0])
     for evened, expected in ((0, [8, 1, 2]), (0.5, [8**0.5, 1, 2**0.5]), (1, [1, 1, 1])):
         scales = (samples @ reference.whitening(samples, evened)).std(dim=0)
@@ -121,7 +115,7 @@ def test_a_distance_is_the_same_in_any_batch():
 
 
 def test_descriptors_stand_side_by_side_on_the_finer_grid():
-    found = descriptors([torch.zeros(2, 3, 16, 16), torch.ones(2, 4, 8, 8), torch.full((2, 5, 4, 4), 2.0)])
+    found = patch_descriptors([torch.zeros(2, 3, 16, 16), torch.ones(2, 4, 8, 8), torch.full((2, 5, 4, 4), 2.0)])
     assert found.shape == (2, 9, 8, 8)
     assert found[0, :4, 4, 4].eq(1).all() and found[0, 4:, 4, 4].eq(2).all()
 
@@ -138,7 +132,7 @@ def test_wide_descriptors_are_means_around_their_places(shape, expected):
         torch.testing.assert_close(found[0, :, 0, 31], maps[0, :, :3, 61:].mean(dim=(1, 2)))  # the border alone
 
 
-def test_places_are_drawn_without_repeats():
+def test_positions_are_sampled_without_repeats():
     maps = torch.arange(12.0).view(1, 3, 4)
     assert sorted(sample(maps, 99, 0).flatten().tolist()) == list(range(12))
     assert len(set(sample(maps, 5, 0).flatten().tolist())) == 5
@@ -168,29 +162,6 @@ PARTS = (
 )
 
 
-def test_a_detector_of_all_parts_is_kept_beside_the_weights(run_main, tmp_path, category):
-    assert run_main("--train", *PARTS)[0] == 0
-    code, out, _ = run_main("--detection", *PARTS)
-    assert code == 0 and "calibration is to be measured" in out and "image AUROC" in out
-    folder = tmp_path / "checkpoints" / "nut"
-    detector, paths = Detector.load(folder, device="cpu"), sorted((category / "test").rglob("*.png"))
-    for path, found in zip(paths, detector.detect(paths), strict=True):
-        alone = detector(Image.open(path))
-        assert alone.score == pytest.approx(found.score, rel=1e-4, abs=1e-4)
-        assert bool(found.regions) == found.is_anomalous
-    assert (
-        detector.known_normals.references.keys() == detector.known_normals.scales.keys() & reference.DESCRIBED_BY.keys()
-    )
-
-    assert "calibration is to be measured" not in run_main("--detection", *PARTS)[1]
-    (folder / "references").unlink()
-    out = run_main("--detection", *PARTS, "score.parts=[pixel, memory]")[1]
-    assert "calibration is to be measured: no calibration.json" in out
-    (folder / "references").write_bytes(b"no weights")
-    code, _, err = run_main("--detection", *PARTS, "score.parts=[pixel, memory]")
-    assert code == 2 and "references is not a file of weights" in err
-
-
 def test_parts_need_normal_pictures(run_main):
     code, _, err = run_main("--detection", "score.parts=[pixel]", "score.protocol=published")
     assert code == 2 and "set score.protocol=per_image, or score.parts=null" in err
@@ -198,34 +169,15 @@ def test_parts_need_normal_pictures(run_main):
     assert code == 2 and "did you mean pixel?" in err
 
 
-def test_a_map_is_the_length_of_its_parts_in_their_units():
-    detector = Detector(None, View(4), 1.0, 0.0, 1.0, 0, 4, torch.device("cpu"), parts=("feature", "memory"))
-    parts = {
-        "feature": torch.zeros(1, 1, 4, 4),
-        "pixel": torch.zeros(1, 1, 4, 4),
-        "memory": torch.full((1, 1, 4, 4), 10.0),
-    }
-    parts["feature"][..., 0, 0], parts["memory"][..., 0, 0] = 6.0, 90.0
-    parts["feature"][..., 1, 1], parts["memory"][..., 1, 1] = -4.0, 30.0
-    parts["feature"][..., 2, 2], parts["memory"][..., 2, 2] = -4.0, 0.0
-    found = detector.finding(
-        torch.empty(0), parts, 1.0, {"feature": reference.Scale(0, 2), "memory": reference.Scale(10, 30)}
-    )
-    assert found.anomaly[0, 0] == found.score == 5  # of 3 and 4
-    assert (
-        found.anomaly[1, 1] == 1 and found.anomaly[2, 2] == -0.5 and found.anomaly[3, 3] == 0
-    )  # what is below the usual does not count
-
-
 @pytest.mark.parametrize("part", ["wide_memory", "pixel"])
-def test_parts_that_blur_count_half_and_beyond_their_top_by_no_square(part):
+def test_blurred_parts_weigh_half_and_grow_linearly_above_their_top(part):
     sharp, blurred = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([0.5, 6.0, 8.0, -2.0])
     squares = reference.fuse_parts({"memory": sharp, part: blurred})[:3].square()
     torch.testing.assert_close(squares, torch.tensor([1 + 0.5 * 0.25, 1 + 0.5 * 6, 0.5 * 8]))
     assert reference.fuse_parts({"memory": sharp, part: blurred})[3] == -1
 
 
-def test_what_knows_of_no_place_lifts_the_highest_of_what_is_scored_and_leaves_what_is_0():
+def test_placeless_parts_boost_the_maximum_of_the_scored_area_and_keep_zeros():
     sharp, whole = torch.tensor([9.0, 2.0, 1.0, 0.0, -1.0]), torch.full((5,), 0.8)
     lifted = reference.fuse_parts({"memory": sharp, "whole_memory": whole}, lambda maps: maps[1:])
     assert lifted[1].item() == pytest.approx((4 + 0.5 * 0.64) ** 0.5)
@@ -239,16 +191,16 @@ def test_what_knows_of_no_place_lifts_the_highest_of_what_is_scored_and_leaves_w
     assert torch.equal(reference.fuse_parts({"whole_memory": whole}), whole)  # alone it is the map
 
 
-def test_a_whole_picture_is_described_once():
+def test_a_whole_picture_has_one_descriptor():
     maps = torch.randn(2, 3, 5, 7)
-    found = reference.picture_descriptors([torch.zeros(2, 1, 10, 14), maps])[reference.WHOLE]
-    torch.testing.assert_close(found[..., 0, 0], reference.descriptors([maps, maps]).mean(dim=(2, 3)))
+    found = reference.describe_pictures([torch.zeros(2, 1, 10, 14), maps], ["whole_memory"])[reference.WHOLE]
+    torch.testing.assert_close(found[..., 0, 0], reference.patch_descriptors([maps, maps]).mean(dim=(2, 3)))
 
 
 @pytest.mark.parametrize(
     ("kind", "shape"), [(kind, shape) for kind in ALL_DEFECTS for shape in ((64, 64), (60, 90, 3))]
 )
-def test_a_made_defect_changes_its_mask_alone(kind, shape):
+def test_a_synthetic_anomaly_changes_its_mask_alone(kind, shape):
     rng = np.random.default_rng(0)
     picture = rng.random(shape).astype(np.float32) * 0.5 + 0.25
     changed, mask = with_defect(picture, ALL_DEFECTS[kind], rng)
@@ -256,48 +208,24 @@ def test_a_made_defect_changes_its_mask_alone(kind, shape):
     assert (changed != picture)[mask].any() and not (changed != picture)[~mask].any()
 
 
-def test_where_training_saw_all_pictures_the_threshold_is_of_other_ones_than_the_memory(run_main, tmp_path):
-    """A memory that held them would find nothing unusual in them, and call all others."""
-    assert run_main("--train", "calibration.share=0")[0] == 0
-    code, out, _ = run_main("--detection", "calibration.share=0", "score.parts=[memory]")
-    assert code == 0 and "from 5 normal pictures" in out and "training has seen these pictures" in out
-    assert min(json.loads((tmp_path / "checkpoints" / "nut" / "calibration.json").read_text())["scores"]) > 0
-
-
 @pytest.mark.parametrize(
     ("transform", "bank"),
     [(torch.zeros(3), torch.zeros(3, 3)), (torch.zeros(3, 4), torch.zeros(5, 3)), ("text", torch.zeros(2, 2))],
 )
-def test_a_reference_of_anything_but_matrices_that_fit_is_refused(transform, bank):
+def test_a_reference_of_anything_but_two_matching_matrices_is_refused(transform, bank):
     with pytest.raises(ValueError, match="two matrices"):
         Reference(transform, bank)
 
 
 @pytest.mark.parametrize("spacing", ["text", torch.ones(3), torch.ones(2, 1)])
-def test_a_reference_whose_spacing_is_not_of_its_bank_is_refused(spacing):
+def test_a_spacing_of_another_length_than_the_bank_is_refused(spacing):
     with pytest.raises(ValueError, match="each of the 2 rows"):
         Reference(torch.eye(3), torch.zeros(2, 3), spacing)
 
 
-def test_what_is_learnt_of_a_part_is_the_same_beside_any_others(run_main, tiny_config):
-    run_main("--train", "model.unet_size=16")
-
-    def references(*parts: str) -> dict[str, Reference]:
-        loaded = load_settings(tiny_config, [f"score.parts=[{','.join(parts)}]", "model.unet_size=16"])
-        detector, loaded, _ = load_detector(loaded, loaded.checkpoint_folder, torch.device("cpu"))
-        return learn_references(detector, ImageFolder(loaded.category_dir, "train", detector.view), loaded)
-
-    beside_others = references(*reference.DESCRIBED_BY)
-    for part in reference.DESCRIBED_BY:
-        alone = references(part)[part]
-        assert torch.equal(alone.transform, beside_others[part].transform) and torch.equal(
-            alone.bank, beside_others[part].bank
-        )
-
-
-@pytest.mark.parametrize(("pictures", "rows"), [(2, 2 * reference.OF_A_PICTURE), (10, 300)])
-def test_a_memory_keeps_so_many_of_a_picture_and_no_more_than_a_bank_holds(pictures, rows):
+@pytest.mark.parametrize(("pictures", "rows"), [(2, 2 * reference.KEPT_PER_PICTURE), (10, 300)])
+def test_a_memory_bank_is_limited_per_picture_and_in_total(pictures, rows):
     described = {reference.PICTURE: list(torch.rand(pictures, 500, 4, generator=torch.Generator().manual_seed(0)))}
     memory = reference.build_references(described, ["memory"], 0)["memory"]
     assert memory.bank.shape == reference.placeholder(4, pictures).bank.shape == (rows, 4)
-    assert reference.samples_per_picture(pictures) == reference.DRAWN * rows // pictures
+    assert reference.samples_per_picture(pictures) == reference.SAMPLED_PER_KEPT * rows // pictures

@@ -19,7 +19,7 @@ def calibration(scores, pixels=None, held_out=True, made_with=None):
     return Calibration(2.0, 0.5, tuple(sorted(map(float, scores))), pixels, held_out, made_with or {}, {})
 
 
-def test_the_balance_lifts_a_normal_score_alike_by_both_distances():
+def test_the_balance_is_the_ratio_of_the_mean_maxima():
     assert mean_maxima(torch.tensor([[1.0, 0.1], [3.0, 0.3]])) == pytest.approx((2.0, 0.2))
     assert calibration([1]).balance == 4
 
@@ -38,16 +38,16 @@ def test_reconstructions_without_any_error_are_refused():
     st.sampled_from([0.01, 0.05, 0.1, 0.3, 0.5]),
 )
 def test_a_picture_is_anomalous_where_its_p_value_is_small_enough(scores, score, rate):
-    kept = calibration(scores, pixels=(0.0,) * len(PIXEL_RATES))
-    assert kept.p_value(score) == (1 + sum(normal >= score for normal in scores)) / (len(scores) + 1)
-    attained = kept.promise(rate).rate
-    assert (score > kept.threshold(rate)) == (kept.p_value(score) <= attained + 1e-12)
+    stored = calibration(scores, pixels=(0.0,) * len(PIXEL_RATES))
+    assert stored.p_value(score) == (1 + sum(normal >= score for normal in scores)) / (len(scores) + 1)
+    attained = stored.promise(rate).rate
+    assert (score > stored.threshold(rate)) == (stored.p_value(score) <= attained + 1e-12)
     assert attained <= rate + 1e-12 or attained == 1 / (len(scores) + 1)
 
 
 @pytest.mark.parametrize(("normals", "rate"), [(99, 0.01), (100, 0.05), (42, 0.1), (21, 0.01)])
 def test_the_promise_holds_over_many_draws_of_normal_pictures(normals, rate):
-    """False-positive rates of thresholds from uniform scores, whose rate over a threshold is 1 less it."""
+    """With uniform scores, the false-positive rate of a threshold is 1 − threshold."""
     rng = np.random.default_rng(0)
     rates = np.array(
         [1 - calibration(rng.random(normals), pixels=(0.0,) * len(PIXEL_RATES)).threshold(rate) for _ in range(3000)]
@@ -58,7 +58,7 @@ def test_the_promise_holds_over_many_draws_of_normal_pictures(normals, rate):
     assert (rates <= promise.at_most).mean() == pytest.approx(0.95, abs=0.015)
 
 
-def test_too_few_normal_pictures_are_owned_up_to():
+def test_too_few_normal_pictures_are_reported():
     few = calibration(np.arange(1, 22))
     assert few.promise(0.01).rate == pytest.approx(1 / 22) and few.threshold(0.01) == 21
     assert "too few for a rate of 1 %" in few.describe(0.01) and "4.5 % false alarms expected" in few.describe(0.01)
@@ -69,13 +69,13 @@ def test_too_few_normal_pictures_are_owned_up_to():
 @pytest.mark.parametrize("rate", [0.5, 0.1, 0.01, 0.001])
 def test_the_pixel_threshold_is_exceeded_by_its_share_of_normal_pixels(rate):
     maps = [np.random.default_rng(seed).random((40, 50)).astype(np.float32) for seed in range(10)]
-    kept = calibration([2, 3], pixels=pixel_quantiles(maps))
-    assert np.mean([values > kept.pixel_threshold(rate) for values in maps]) == pytest.approx(rate, rel=0.05)
+    stored = calibration([2, 3], pixels=pixel_quantiles(maps))
+    assert np.mean([values > stored.pixel_threshold(rate) for values in maps]) == pytest.approx(rate, rel=0.05)
 
 
-def test_the_pixel_threshold_is_not_above_that_of_pictures():
-    kept = calibration([0.1, 0.2], pixels=(5.0,) * len(PIXEL_RATES))
-    assert kept.pixel_threshold(0.01) == kept.threshold(0.01) == 0.2
+def test_the_pixel_threshold_is_at_most_the_image_threshold():
+    stored = calibration([0.1, 0.2], pixels=(5.0,) * len(PIXEL_RATES))
+    assert stored.pixel_threshold(0.01) == stored.threshold(0.01) == 0.2
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_a_calibration_of_wrong_numbers_is_refused(wrong):
 
 
 def test_a_stale_calibration_says_what_differs():
-    kept = calibration([1], made_with={"w": 3.0, "weights": "ab"})
-    assert kept.staleness({"w": 3.0, "weights": "ab"}) == ""
-    assert kept.staleness({"w": 4.0, "weights": "ab"}) == "w was 3.0, is 4.0"
+    stored = calibration([1], made_with={"w": 3.0, "weights": "ab"})
+    assert stored.staleness({"w": 3.0, "weights": "ab"}) == ""
+    assert stored.staleness({"w": 4.0, "weights": "ab"}) == "w was 3.0, is 4.0"
 
 
 def test_the_hash_changes_with_any_weight():
