@@ -157,8 +157,8 @@ def cell(found: Sequence[Prediction], pictures: Pictures, settings: Settings) ->
         np.array([finding.score for finding in found]),
         np.stack([scored_map(finding, settings) for finding in found]),
     )
-    low, high = metrics.intervals(scores, pictures.labels, seed=settings.model.seed)["auroc"]
-    ranking = metrics.rank(maps, pictures.masks)
+    low, high = metrics.bootstrap_intervals(scores, pictures.labels, seed=settings.model.seed)["auroc"]
+    ranking = metrics.rank_anomalies(maps, pictures.masks)
     values = (metrics.image_auroc(scores, pictures.labels), ranking.auroc(), ranking.pro(limit=PRO_LIMITS[0]))
     image, pixel, pro = (f"{100 * value:.1f}" for value in values)
     return f"{image} [{100 * low:.1f}, {100 * high:.1f}] / {pixel} / {pro}"

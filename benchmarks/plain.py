@@ -17,7 +17,7 @@ from sklearn.metrics import auc
 from torch import Tensor, nn
 
 from ddad import NoiseSchedule
-from unet import Dropout, ResidualBlock, SelfAttention, UNet
+from unet import ResidualBlock, SelfAttention, UNet, UniformDropout
 
 SCHEDULE = NoiseSchedule()
 EXTRACTOR = "wide_resnet101_2"
@@ -50,7 +50,7 @@ class PlainBlock(ResidualBlock):
         return self.skip_connection(self.resample(x)) + convolution(dropout(F.silu(norm(h))))
 
 
-class PlainDropout(Dropout):
+class PlainDropout(UniformDropout):
     """As torch has it."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def outcome(detector: Detector, folder: Path, data_dir: Path, every: int) -> dic
     judged = [(finding.score, item.label) for item, finding in count_progress(found, len(pictures), "detecting")]
     seconds = (time.process_time() - began) / len(pictures)
     scores, labels = (np.array(column) for column in zip(*judged, strict=True))
-    interval = metrics.intervals(scores, labels)["auroc"]
+    interval = metrics.bootstrap_intervals(scores, labels)["auroc"]
     return {
         "pictures": len(pictures),
         "auroc": metrics.image_auroc(scores, labels),

@@ -166,11 +166,11 @@ def summarise(
         asked = [metric for metric in wanted if metric.of == of]
         if not asked or truth is None or not truth.any() or truth.all():
             continue
-        ranking = metrics.rank(measured, truth)
+        ranking = metrics.rank_anomalies(measured, truth)
         values |= {metric.key: metric.measure(ranking) for metric in asked}
         lines |= curve_points(of, ranking, PRO_LIMITS[0])
         if resamples:
-            drawn = metrics.intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
+            drawn = metrics.bootstrap_intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
             intervals |= {metric.key: drawn[metric.drawn] for metric in asked}
     if threshold is None:
         return MetricSummary(values, intervals, lines, None, {})

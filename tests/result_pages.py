@@ -41,7 +41,7 @@ def write_tables(writer: Writer, scores: Mapping[str, tuple[bool, float]], thres
     labels, values = (np.array(column) for column in zip(*scores.values(), strict=True))
     content, lines = {}, {}
     if labels.any() and not labels.all():
-        ranking = metrics.rank(values, labels)
+        ranking = metrics.rank_anomalies(values, labels)
         content = {"image_auroc": ranking.auroc(), "intervals": {"image_auroc": [0.5, 1.0]}, "size": 256, "scored": 224}
         lines = curve_points("pictures", ranking, 0.3)
     if threshold is not None:

@@ -5,10 +5,20 @@ import re
 import numpy as np
 import pytest
 import torch
-from golden_weights import GOLDEN_SHARE, assert_golden, normal, rounding_share, state_dict, stream, uniform
+from golden_weights import (
+    GOLDEN_SHARE,
+    PUBLISHED,
+    assert_golden,
+    normal,
+    published_unet,
+    rounding_share,
+    state_dict,
+    stream,
+    uniform,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_unet import PUBLISHED, published_unet
+from torch.overrides import TorchFunctionMode
 
 from ddad import NoiseSchedule, loss_weights, noise_loss, noise_predictor, picture_draws, reconstruct, strides
 from runtime.device import autocast, resolve_dtype
@@ -29,6 +39,39 @@ def test_alpha_bar_is_the_product_of_what_is_left_of_the_signal():
     expected = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas)]))
     torch.testing.assert_close(SCHEDULE.alpha_bar(torch.arange(-1, 1000)), expected, rtol=1e-12, atol=0)
     assert SCHEDULE.alpha_bar(-1) == 1
+
+
+class CopyRecorder(TorchFunctionMode):
+    """Records the size of each tensor that `sqrt` computes, or `to` copies to another dtype or device."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.Tensor.sqrt, torch.Tensor.to) and result is not args[0]:
+            self.sizes.append(result.numel())
+        return result
+
+
+def test_the_second_step_neither_builds_nor_copies_a_table_of_square_roots():
+    schedule, x_0, t = NoiseSchedule(), uniform(1, 2, 3, 8, 8), torch.tensor([3, 700])
+    with CopyRecorder() as first:
+        x_t = schedule.add_noise(x_0, t, x_0)
+    with CopyRecorder() as second:
+        again = schedule.add_noise(x_0, t, x_0)
+        schedule.roots(0, x_0)
+    assert sum(size > schedule.steps for size in first.sizes) == 4 and not second.sizes
+    assert torch.equal(x_t, again)
+
+
+def test_tables_of_square_roots_have_the_dtype_of_the_picture():
+    schedule, x_0 = NoiseSchedule(), uniform(1, 2, 3, 8, 8)
+    expected = schedule.alpha_bar(5).sqrt()
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        signal, spread = schedule.roots(5, x_0.to(dtype))
+        assert signal.dtype == spread.dtype == dtype and signal.item() == expected.to(dtype).item()
 
 
 @pytest.mark.parametrize("t", [-2, 1000])

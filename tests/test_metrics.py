@@ -167,7 +167,7 @@ def test_scores_that_are_not_numbers_are_refused():
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1]])
 def test_all_figures_without_one_of_the_classes_say_so(labels):
-    for figure in (metrics.rank, metrics.intervals, metrics.youden_threshold, metrics.f1_max):
+    for figure in (metrics.rank_anomalies, metrics.bootstrap_intervals, metrics.youden_threshold, metrics.f1_max):
         with pytest.raises(
             ValueError, match=r"no (normal|defective) pictures; this metric needs both normal and defective"
         ):
@@ -176,32 +176,32 @@ def test_all_figures_without_one_of_the_classes_say_so(labels):
 
 @pytest.mark.parametrize("shape", [(0,), (0, 8, 8), (3, 0, 8)])
 def test_no_pictures_are_refused(shape):
-    for figure in (metrics.rank, metrics.intervals, metrics.average_precision):
+    for figure in (metrics.rank_anomalies, metrics.bootstrap_intervals, metrics.average_precision):
         with pytest.raises(ValueError, match="no scores"):
             figure(np.zeros(shape), np.zeros(shape))
 
 
 def test_shapes_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="do not match"):
-        metrics.rank(np.zeros(3), np.zeros(4))
+        metrics.rank_anomalies(np.zeros(3), np.zeros(4))
     with pytest.raises(ValueError, match=r"\(N, H, W\)"):
         metrics.pro(np.zeros(3), np.ones(3))
     with pytest.raises(ValueError, match="limit is 1.5"):
         metrics.pro(*random_case(0, 0), limit=1.5)
     with pytest.raises(ValueError, match="limit is 0"):
-        metrics.intervals(*random_case(0, 0), pro_limits=[0])
+        metrics.bootstrap_intervals(*random_case(0, 0), pro_limits=[0])
 
 
 @properties
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 2, 3, 7, 40]))
 def test_a_ranking_counts_what_it_says(seed, levels):
     maps, masks = random_case(seed, levels)
-    ranking = metrics.rank(maps, masks)
+    ranking = metrics.rank_anomalies(maps, masks)
     anomalous, normal = np.sort(maps[masks]), maps[~masks]
     np.testing.assert_array_equal(ranking.values, anomalous)
     np.testing.assert_array_equal(ranking.below, [(normal < value).sum() for value in anomalous])
     np.testing.assert_array_equal(ranking.up_to, [(normal <= value).sum() for value in anomalous])
-    np.testing.assert_array_equal(ranking.found, [(anomalous >= value).sum() for value in anomalous])
+    np.testing.assert_array_equal(ranking.true_positives, [(anomalous >= value).sum() for value in anomalous])
     assert ranking.normals == len(normal)
     expected = [
         (index, *np.sort(anomaly_map[numbered == number]))
@@ -223,7 +223,10 @@ def test_chunks_and_memory_maps_change_nothing(monkeypatch, tmp_path, chunk, lev
     masks[2, 5:] = False  # few anomalous pixels, or the chunks are as large as these
     maps = np.concatenate([maps, maps[:, ::-1] + 1]).astype(np.float32)
     masks = np.concatenate([masks, np.zeros_like(masks)])
-    whole, whole_intervals = metrics.rank(maps, masks), metrics.intervals(maps, masks, pro_limits=[0.3], resamples=20)
+    whole, whole_intervals = (
+        metrics.rank_anomalies(maps, masks),
+        metrics.bootstrap_intervals(maps, masks, pro_limits=[0.3], resamples=20),
+    )
     for name, array, dtype in (("maps", maps, np.float32), ("masks", 255 * masks, np.uint8)):
         np.memmap(tmp_path / name, dtype, "w+", shape=array.shape)[:] = array
     stored = (
@@ -233,27 +236,27 @@ def test_chunks_and_memory_maps_change_nothing(monkeypatch, tmp_path, chunk, lev
     monkeypatch.setattr(metrics, "CHUNK", chunk)
     monkeypatch.setattr(metrics, "RESAMPLES_AT_ONCE", 7)
     for arrays in ((maps, masks), stored):
-        ranking = metrics.rank(*arrays)
+        ranking = metrics.rank_anomalies(*arrays)
         for field in dataclasses.fields(metrics.Ranking):
             np.testing.assert_array_equal(getattr(ranking, field.name), getattr(whole, field.name))
-        for name, interval in metrics.intervals(*arrays, pro_limits=[0.3], resamples=20).items():
+        for name, interval in metrics.bootstrap_intervals(*arrays, pro_limits=[0.3], resamples=20).items():
             assert interval == pytest.approx(whole_intervals[name], abs=1e-12)
     maps[-1, -1, -1] = np.inf
     with pytest.raises(ValueError, match=f"1 of {maps.size} scores are not finite"):
-        metrics.rank(maps, masks)
+        metrics.rank_anomalies(maps, masks)
 
 
 LIMITS = (0.05, 0.3, 1.0)
 
 
 def exact_figures(values, truth, limits=LIMITS):
-    ranking = metrics.rank(values, truth)
+    ranking = metrics.rank_anomalies(values, truth)
     figures = {"auroc": ranking.auroc(), "average_precision": ranking.average_precision(), "f1_max": ranking.f1_max()}
     return figures | {f"pro_{limit:g}": ranking.pro(limit) for limit in limits}
 
 
 def resampled_figures(values, truth, multiplicities, limits=LIMITS):
-    figures = metrics.count_by_picture(values, truth).figures([multiplicities], limits)
+    figures = metrics.count_by_picture(values, truth).resample_metrics([multiplicities], limits)
     return {name: float(drawn[0]) for name, drawn in figures.items()}
 
 
@@ -304,9 +307,16 @@ def normal_scores(seed, pictures, distance=1.2):
 
 def test_intervals_hold_the_figure_repeat_by_seed_and_shrink_with_the_pictures():
     few, many = normal_scores(0, 40), normal_scores(0, 1000)
-    drawn = metrics.intervals(*few, resamples=300)
-    assert drawn == metrics.intervals(*few, resamples=300, seed=0) != metrics.intervals(*few, resamples=300, seed=1)
-    narrow, half = metrics.intervals(*many, resamples=300), metrics.intervals(*few, resamples=300, confidence=0.5)
+    drawn = metrics.bootstrap_intervals(*few, resamples=300)
+    assert (
+        drawn
+        == metrics.bootstrap_intervals(*few, resamples=300, seed=0)
+        != metrics.bootstrap_intervals(*few, resamples=300, seed=1)
+    )
+    narrow, half = (
+        metrics.bootstrap_intervals(*many, resamples=300),
+        metrics.bootstrap_intervals(*few, resamples=300, confidence=0.5),
+    )
     for name, figure in exact_figures(*few, ()).items():
         low, high = drawn[name]
         assert 0 <= low < figure < high <= 1
@@ -321,7 +331,7 @@ def test_an_interval_is_the_quantiles_of_repeated_sets():
     times[:, labels == 0] = rng.multinomial(10, np.full(10, 0.1), size=50)
     times[:, labels == 1] = rng.multinomial(10, np.full(10, 0.1), size=50)
     aurocs = [metrics.image_auroc(np.repeat(scores, row), np.repeat(labels, row)) for row in times]
-    drawn = metrics.intervals(scores, labels, resamples=50, confidence=0.8, seed=5)
+    drawn = metrics.bootstrap_intervals(scores, labels, resamples=50, confidence=0.8, seed=5)
     assert drawn["auroc"] == pytest.approx(np.quantile(aurocs, [0.1, 0.9]), abs=1e-12)
 
 
@@ -330,36 +340,38 @@ def test_intervals_cover_the_true_value_about_as_often_as_they_say():
     true_auroc = NormalDist().cdf(distance / math.sqrt(2))
     covered = 0
     for seed in range(sets):
-        low, high = metrics.intervals(*normal_scores(seed, 80, distance), resamples=200, confidence=0.9)["auroc"]
+        low, high = metrics.bootstrap_intervals(*normal_scores(seed, 80, distance), resamples=200, confidence=0.9)[
+            "auroc"
+        ]
         covered += low <= true_auroc <= high
     assert 0.83 <= covered / sets <= 0.96  # 0.9 within three standard errors
 
 
 def test_a_side_with_a_single_picture_leaves_the_other():
     scores, labels = np.array([0.35, 0.4, 0.3, 0.6, 0.2]), np.array([1, 0, 0, 0, 0])
-    low, high = metrics.intervals(scores, labels)["auroc"]
+    low, high = metrics.bootstrap_intervals(scores, labels)["auroc"]
     assert low < metrics.image_auroc(scores, labels) == 0.5 < high
-    assert metrics.intervals(scores[:2], labels[:2])["auroc"] == (0, 0)
-    both = metrics.intervals(*(array[:2] for array in random_case(0, 0)), pro_limits=[0.3])
+    assert metrics.bootstrap_intervals(scores[:2], labels[:2])["auroc"] == (0, 0)
+    both = metrics.bootstrap_intervals(*(array[:2] for array in random_case(0, 0)), pro_limits=[0.3])
     assert all(0 <= low <= high <= 1 for low, high in both.values())
 
 
 def test_defective_pictures_with_empty_masks_count_as_normal_in_maps():
     maps, masks = random_case(4, 0)
     masks[1:] = False
-    drawn = metrics.intervals(maps, masks, pro_limits=LIMITS, resamples=100)
+    drawn = metrics.bootstrap_intervals(maps, masks, pro_limits=LIMITS, resamples=100)
     assert set(drawn) == set(exact_figures(maps, masks))
     assert all(
         low <= figure <= high
         for (low, high), figure in zip(drawn.values(), exact_figures(maps, masks).values(), strict=True)
     )
     with pytest.raises(ValueError, match="no defective pixels"):
-        metrics.intervals(maps, np.zeros_like(masks))
+        metrics.bootstrap_intervals(maps, np.zeros_like(masks))
 
 
 def test_constant_maps_have_the_intervals_of_chance():
     _, masks = random_case(0, 0)
-    drawn = metrics.intervals(np.zeros(masks.shape), masks, pro_limits=[0.3], resamples=50)
+    drawn = metrics.bootstrap_intervals(np.zeros(masks.shape), masks, pro_limits=[0.3], resamples=50)
     assert drawn["auroc"] == pytest.approx((0.5, 0.5))
     assert drawn["pro_0.3"] == pytest.approx((0.15, 0.15))
 
@@ -368,16 +380,16 @@ def test_resamples_without_a_normal_pixel_are_left_out():
     masks = np.ones((2, 4, 4), bool)
     masks[1, 0] = False
     maps = np.random.default_rng(0).random(masks.shape)
-    assert np.isfinite(list(metrics.intervals(maps, masks, pro_limits=[0.3]).values())).all()
+    assert np.isfinite(list(metrics.bootstrap_intervals(maps, masks, pro_limits=[0.3]).values())).all()
     with pytest.raises(ValueError, match="none of 1 resamples holds a normal entry"):
         for seed in range(20):
-            metrics.intervals(maps, masks, resamples=1, seed=seed)
+            metrics.bootstrap_intervals(maps, masks, resamples=1, seed=seed)
 
 
 @pytest.mark.parametrize("wrong", [{"resamples": 0}, {"confidence": 1.0}, {"confidence": 0.0}])
 def test_intervals_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} "):
-        metrics.intervals([0.1, 0.2], [0, 1], **wrong)
+        metrics.bootstrap_intervals([0.1, 0.2], [0, 1], **wrong)
 
 
 def test_an_operating_point_by_hand():
@@ -432,7 +444,7 @@ HUGE, TINY = np.float32(3e38), np.float32(1e-45)
 def test_entries_that_are_counted_in_bins_are_those_that_lie_below(entries, values, bins, monkeypatch):
     monkeypatch.setattr(metrics, "BINS", bins)
     entries, values = np.asarray(entries), np.asarray(values)
-    lower, tied = metrics._lower_and_tied(entries, values)
+    lower, tied = metrics._count_lower_and_tied(entries, values)
     assert lower.tolist() == [(entries < value).sum() for value in values] and tied.tolist() == [
         (entries == value).sum() for value in values
     ]

@@ -1,19 +1,8 @@
 import pytest
 import torch
-from golden_weights import assert_golden, normal, rounding_share, state_dict
+from golden_weights import PUBLISHED, assert_golden, normal, published_unet, rounding_share, state_dict
 
-from unet import Dropout, EnlargingConv2d, UNet, published_multipliers
-
-PUBLISHED = {
-    "ddad_s_32": (32, 32, 2),
-    "ddad_s_64": (64, 32, 2),
-    "ddad_256": (256, 64, 4),
-}  # image_size, base_channels, heads
-
-
-def published_unet(network: str) -> UNet:
-    image_size, base_channels, heads = PUBLISHED[network]
-    return UNet(image_size, base_channels, heads=heads)
+from unet import UNet, UniformDropout, UpsamplingConv2d, published_multipliers
 
 
 def small_unet() -> UNet:
@@ -124,7 +113,7 @@ def test_multipliers_between_published_sizes_are_those_of_the_smaller():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_an_enlarging_convolution_is_one_of_the_enlarged_picture_with_its_gradients(layout):
-    convolution = EnlargingConv2d(5, 7, 3, padding=1).double().to(memory_format=layout)
+    convolution = UpsamplingConv2d(5, 7, 3, padding=1).double().to(memory_format=layout)
     torch.nn.init.normal_(convolution.weight, generator=torch.Generator().manual_seed(0))
     x = normal(1, 2, 5, 6, 9).double().to(memory_format=layout).requires_grad_()
     enlarged = torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest")
@@ -149,7 +138,7 @@ def test_what_is_done_in_place_changes_neither_the_input_nor_the_output():
 
 def test_dropout_takes_its_share_in_training_alone_and_scales_the_rest():
     torch.manual_seed(0)
-    x, dropout = torch.ones(200, 1000, requires_grad=True), Dropout(0.3)
+    x, dropout = torch.ones(200, 1000, requires_grad=True), UniformDropout(0.3)
     y = dropout(x)
     assert (
         torch.equal(dropout.eval()(x), x)
