@@ -30,12 +30,13 @@ from benchmarks.plain import (
     plain_reconstruct,
     plain_unet,
 )
-from dataset import ImageFolder, View, shuffled_batches
+from dataset import ImageFolder, View
 from ddad import NoisePredictor, NoiseSchedule, gaussian_draws, noise_loss, reconstruct
 from detection.comparison import Networks, prepare_network
 from feature_extractor import FeatureExtractor
 from runtime.device import autocast, computes_in_bf16
 from train import build_optimizer, ramped_average
+from training.batches import shuffled_batches
 from unet import UNet
 
 # what --ablation takes away

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dataset import MASK_ENDING, NORMAL
-from images.read import defective
+from images.read import read_full_mask
 from runtime.errors import UserError, UserFileError
 from runtime.progress import count_progress
 from storage import folder_lock
@@ -103,7 +103,7 @@ class CategoryPlan:
 
 def merge_masks(sources: tuple[Path, ...]) -> Mask:
     """(H, W), true where any of the masks marks a defect. Raises ValueError where they are not of one size."""
-    masks = [defective(source) for source in sources]
+    masks = [read_full_mask(source) for source in sources]
     for source, mask in zip(sources, masks, strict=True):
         if mask.shape != masks[0].shape:
             sizes = " and ".join(f"{one.shape[1]}×{one.shape[0]}" for one in (masks[0], mask))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from images.read import read_shown
+from images.read import read_reduced
 from storage.atomic_file import atomic_write
 
 SIDE, GAP, CAPTION = 128, 6, 22  # pixels
@@ -28,7 +28,7 @@ def write_contact_sheet(path: Path, category_dir: Path, rows: Mapping[str, Seque
 
 
 def small_picture(path: Path) -> Image.Image:
-    picture, _ = read_shown(path, 3, lambda width, height: (SIDE, SIDE))
+    picture, _ = read_reduced(path, 3, lambda width, height: (SIDE, SIDE))
     picture.thumbnail((SIDE, SIDE))
     return picture
 

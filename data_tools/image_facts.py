@@ -14,7 +14,7 @@ from PIL import Image
 from data_tools import similarity
 from dataset import MASK_ENDING, NORMAL, folders_in, is_picture, masks_in, read_ahead
 from images.bit_depth import UnusableError
-from images.read import LARGEST_LABEL, Size, mask_values, read_header, read_shown
+from images.read import LARGEST_LABEL, Size, read_header, read_mask_values, read_reduced
 from runtime.progress import count_progress
 
 AT_ONCE = 16  # pictures that are read ahead
@@ -93,7 +93,7 @@ def read_all_facts(category_dir: Path, workers: int) -> list[ImageFacts]:
 
 def read_facts(path: Path, look: ImageFacts) -> ImageFacts:
     try:
-        picture, size = read_shown(path, 3, lambda width, height: (similarity.SIDE, similarity.SIDE))
+        picture, size = read_reduced(path, 3, lambda width, height: (similarity.SIDE, similarity.SIDE))
     except (ValueError, OSError) as error:
         return ImageFacts(look.path, look.split, look.kind, problem=problem_of(error))
     seen = read_header(path)
@@ -119,7 +119,7 @@ def facts_of(look: ImageFacts, picture: Image.Image) -> ImageFacts:
 
 def read_mask_facts(path: Path, name: str, picture: ImageFacts) -> MaskFacts:
     try:
-        values, labels = mask_values(path)
+        values, labels = read_mask_values(path)
     except (ValueError, OSError) as error:
         return MaskFacts(name, picture.path, problem=problem_of(error))
     top, marked = int(values.max()), int(np.count_nonzero(values))

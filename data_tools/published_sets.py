@@ -14,7 +14,7 @@ from data_tools.archives import relative_path
 from data_tools.category_writer import TEST_GOOD, TRAIN_GOOD, CategoryPlan
 from data_tools.similarity import drawn_apart, groups_of_pictures
 from dataset import NORMAL, folders_in, masks_in, pictures_in
-from images.read import SUFFIXES, defective
+from images.read import SUFFIXES, read_full_mask
 from runtime.errors import MissingFileError, UserError
 
 COUNTS = Path(__file__).with_name("data_sets.csv")
@@ -246,7 +246,7 @@ def labelled_pairs(folder: Path, ending: str) -> Iterator[tuple[Path, Path]]:
 
 
 def is_marked(mask: Path) -> bool:
-    return bool(defective(mask).any())
+    return bool(read_full_mask(mask).any())
 
 
 def find_root(root: Path, sign: Callable[[Path], bool], what: str) -> list[Path]:

@@ -19,7 +19,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from dataset import read_ahead
-from images.read import read_shown
+from images.read import read_reduced
 from runtime.errors import UserError
 from runtime.progress import count_progress
 
@@ -124,7 +124,7 @@ def groups_of_pictures(normal: Sequence[Path], others: Sequence[Path] = ()) -> d
 
 
 def read_thumbnail(path: Path) -> Thumbnails:
-    return thumbnail(read_shown(path, 3, lambda width, height: (SIDE, SIDE))[0])
+    return thumbnail(read_reduced(path, 3, lambda width, height: (SIDE, SIDE))[0])
 
 
 def groups_of(thumbnails: Thumbnails, common: Common) -> list[int]:

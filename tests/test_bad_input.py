@@ -274,7 +274,7 @@ CASES = (
     Case("train/good missing", TRAIN, ("nut/train/good", "put the pictures there"), use(remove, "train/good")),
     Case("train/good empty", TRAIN, ("no pictures in", "nut/train/good", ".png"), use(emptied, "train/good")),
     Case("train/good empty, adapting", ADAPT, ("no pictures in", "nut/train/good", ".png"), use(emptied, "train/good")),
-    Case("test missing", DETECT, ("nut/test is not a folder", "put good and defective pictures"), use(remove, "test")),
+    Case("test missing", DETECT, ("nut/test is not a folder", "put them in subfolders"), use(remove, "test")),
     Case("test empty", DETECT, ("nut/test has no subfolders", "put normal pictures"), use(emptied, "test")),
     Case("one defect empty", DETECT, ("no pictures in", "nut/test/crack", ".png"), use(emptied, "test/crack")),
     Case(

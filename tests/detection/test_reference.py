@@ -23,7 +23,6 @@ from detection.reference import (
     measure_scale,
     sample,
 )
-from images.synthetic_defects import ALL_DEFECTS, with_defect
 
 torch.manual_seed(0)
 
@@ -243,17 +242,6 @@ def test_a_whole_picture_is_described_once():
     maps = torch.randn(2, 3, 5, 7)
     found = reference.picture_descriptors([torch.zeros(2, 1, 10, 14), maps])[reference.WHOLE]
     torch.testing.assert_close(found[..., 0, 0], reference.descriptors([maps, maps]).mean(dim=(2, 3)))
-
-
-@pytest.mark.parametrize(
-    ("kind", "shape"), [(kind, shape) for kind in ALL_DEFECTS for shape in ((64, 64), (60, 90, 3))]
-)
-def test_a_made_defect_changes_its_mask_alone(kind, shape):
-    rng = np.random.default_rng(0)
-    picture = rng.random(shape).astype(np.float32) * 0.5 + 0.25
-    changed, mask = with_defect(picture, ALL_DEFECTS[kind], rng)
-    assert mask.shape == shape[:2] and mask.any()
-    assert (changed != picture)[mask].any() and not (changed != picture)[~mask].any()
 
 
 def test_where_training_saw_all_pictures_the_threshold_is_of_other_ones_than_the_memory(run_main, tmp_path):
