@@ -36,16 +36,6 @@ def pro(maps: ArrayLike, masks: ArrayLike, limit: float = 0.3) -> float:
     return _rank_maps(maps, masks).pro(limit)
 
 
-def average_precision(values: ArrayLike, labels: ArrayLike) -> float:
-    """Return the area under the precision-recall curve, as a step function, of scores or of whole maps."""
-    return rank_anomalies(values, labels).average_precision()
-
-
-def f1_max(values: ArrayLike, labels: ArrayLike) -> float:
-    """Return the largest F1 over all thresholds, of scores or of whole maps."""
-    return rank_anomalies(values, labels).f1_max()
-
-
 def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
     """Return the score at which the true- minus the false-positive rate is largest (Youden 1950), as published.
 
@@ -53,8 +43,8 @@ def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
     """
     rank_anomalies(scores, labels)
     false_positive_rate, true_positive_rate, thresholds = roc_curve(np.asarray(labels) > 0, np.asarray(scores))
-    first = 1  # thresholds[0] is infinity
-    return float(thresholds[first + np.argmax((true_positive_rate - false_positive_rate)[first:])])
+    gain = (true_positive_rate - false_positive_rate)[1:]  # without the threshold of infinity
+    return float(thresholds[1:][np.argmax(gain)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,16 +234,13 @@ def operating_point(scores: ArrayLike, labels: ArrayLike, threshold: float) -> O
     flagged, defective = maps > threshold, masks > 0
     hits, alarms = int((flagged & defective).sum()), int((flagged & ~defective).sum())
     defects, normals = int(defective.sum()), int((~defective).sum())
-    return OperatingPoint(
-        threshold=float(threshold),
-        true_positives=hits,
-        false_positives=alarms,
-        true_negatives=normals - alarms,
-        false_negatives=defects - hits,
-        recall=hits / defects if defects else None,
-        false_positive_rate=alarms / normals if normals else None,
-        precision=hits / (hits + alarms) if hits + alarms else None,
-    )
+    counts = hits, alarms, normals - alarms, defects - hits
+    rates = _rate(hits, defects), _rate(alarms, normals), _rate(hits, hits + alarms)
+    return OperatingPoint(float(threshold), *counts, *rates)
+
+
+def _rate(part: int, total: int) -> float | None:
+    return part / total if total else None
 
 
 def _curve_metrics(

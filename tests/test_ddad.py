@@ -34,7 +34,7 @@ def network(request, golden):
     return unet, PUBLISHED[request.param][0], golden(f"diffusion_{request.param}")
 
 
-def test_alpha_bar_is_the_product_of_what_is_left_of_the_signal():
+def test_alpha_bar_is_the_product_of_one_minus_beta():
     betas = np.linspace(1e-4, 0.02, 1000)
     expected = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas)]))
     torch.testing.assert_close(SCHEDULE.alpha_bar(torch.arange(-1, 1000)), expected, rtol=1e-12, atol=0)
@@ -75,12 +75,12 @@ def test_tables_of_square_roots_have_the_dtype_of_the_picture():
 
 
 @pytest.mark.parametrize("t", [-2, 1000])
-def test_a_step_outside_the_schedule_is_named(t):
+def test_a_step_outside_the_schedule_is_refused(t):
     with pytest.raises(ValueError, match=f"step {t}"):
         SCHEDULE.alpha_bar(t)
 
 
-def test_loss_and_gradients_are_the_published_ones(network):
+def test_loss_and_gradients_have_the_golden_values(network):
     unet, size, expected = network
     loss = noise_loss(
         unet, uniform(13, 2, 3, size, size), torch.tensor([3, 612]), normal(14, 2, 3, size, size), SCHEDULE
@@ -101,7 +101,7 @@ def test_loss_and_gradients_are_the_published_ones(network):
         (torch.channels_last, "fp16", True),
     ],
 )
-def test_they_are_in_every_mode(golden, layout, precision, checkpointing):
+def test_output_loss_and_gradients_have_the_golden_values_in_every_mode(golden, layout, precision, checkpointing):
     unet, expected = published_unet("ddad_s_32"), golden("diffusion_ddad_s_32")
     unet.load_state_dict(state_dict(golden("unet_state_dict")["ddad_s_32"]))
     unet.to(memory_format=layout).checkpointing = checkpointing
@@ -118,7 +118,7 @@ def test_they_are_in_every_mode(golden, layout, precision, checkpointing):
     assert_golden(actual, np.array([norms[name] for name, _ in unet.named_parameters()], np.float32), share)
 
 
-def test_reconstructions_are_the_published_ones(network):
+def test_reconstructions_have_the_golden_values(network):
     unet, _, expected = network
     cases = [name for name in expected if name.startswith("rec_")]
     assert len(cases) == 5
@@ -191,16 +191,16 @@ def test_noise_is_drawn_once_at_the_start_and_once_a_step():
     assert len(drawn) == 11
 
 
-def test_the_network_is_told_the_published_steps():
-    told = []
+def test_the_network_is_called_with_the_published_steps():
+    steps = []
 
     def unet(x, t):
-        told.extend(t.tolist())
+        steps.extend(t.tolist())
         return x * 0
 
     zeros = torch.zeros(1, 3, 8, 8)
     reconstruct(unet, zeros, zeros, schedule=SCHEDULE, w=0, draw=lambda: zeros)
-    assert told == [225, 200, 175, 150, 125, 100, 75, 50, 25, 0]
+    assert steps == [225, 200, 175, 150, 125, 100, 75, 50, 25, 0]
 
 
 def test_a_picture_has_the_same_noise_in_any_batch():
@@ -219,7 +219,7 @@ def test_a_picture_has_the_same_noise_in_any_batch():
 
 
 @pytest.mark.parametrize("predicts", [None, "x0"])
-def test_a_network_may_predict_the_picture_in_place_of_the_noise(predicts):
+def test_a_network_may_predict_the_picture_instead_of_the_noise(predicts):
     x_0, noise, t = uniform(31, 3, 3, 8, 8).double(), normal(32, 3, 3, 8, 8).double(), torch.tensor([0, 250, 999])
     right = x_0 if predicts else noise
     x_t = SCHEDULE.add_noise(x_0, t, noise)

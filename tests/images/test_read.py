@@ -38,7 +38,7 @@ def saved(mode, **keywords):
 
 
 def deep_png(values, colour_type):
-    """16-bit PNG, which Pillow writes in grey alone."""
+    """Return a writer of 16-bit PNG, as Pillow writes it in grey only."""
 
     def write(path):
         def chunk(kind, content):
@@ -54,7 +54,7 @@ def deep_png(values, colour_type):
 
 
 def twelve_bit_tiff(path):
-    """Packed, two values in three bytes."""
+    """Write a TIFF with two values packed in three bytes."""
     left, right = (GREY.astype(int).ravel() * 4095 // 255).reshape(-1, 2).T
     packed = np.stack([left >> 4, (left & 15) << 4 | right >> 8, right & 255], axis=1).astype(np.uint8).tobytes()
     tags = [(256, 32), (257, 24), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 24), (279, len(packed))]
@@ -133,7 +133,7 @@ def test_every_format_is_read(tmp_path, suffix, write, expected, tolerance):
 
 
 @pytest.mark.parametrize("suffix", ["png", "PNG", "bmp", "tif", "TIFF", "webp"])
-def test_lossless_formats_in_any_case_give_the_same_read_pixels(tmp_path, suffix):
+def test_lossless_formats_in_any_case_give_the_same_pixels(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     Image.fromarray(COLOUR).save(
         path, format={"tif": "TIFF", "tiff": "TIFF"}.get(suffix.lower(), suffix.upper()), lossless=True
