@@ -26,8 +26,9 @@ from runtime.errors import MissingFileError, UserError
 
 NORMAL = "good"
 MASK_ENDING = "_mask"
-LONGEST = 50  # largest ratio of the sides of a picture that is tiled
-HASH_DIGITS, HASHED_AT_ONCE, HASHING_THREADS = 16, 2**20, 2
+LARGEST_RATIO = 50  # of the sides of a picture that is tiled
+HASH_DIGITS, HASHING_THREADS = 16, 2
+HASH_BLOCK = 2**20  # bytes
 
 Key = TypeVar("Key")
 Read = TypeVar("Read")
@@ -37,7 +38,7 @@ Read = TypeVar("Read")
 class View:
     """The form in which the network gets a picture: resized to a square of `size` pixels.
 
-    With `tiles` a picture keeps its proportions. Its shorter side is `tiles` squares of `size` pixels long.
+    With `tiles` a picture keeps its proportions; its shorter side becomes `tiles` · `size` pixels long.
     """
 
     size: int
@@ -48,7 +49,7 @@ class View:
         """Return the (width, height) to which a picture is resized. Raise UserError if it is too narrow for tiles."""
         if self.tiles is None:
             return self.size, self.size
-        if max(width, height) > LONGEST * min(width, height):
+        if max(width, height) > LARGEST_RATIO * min(width, height):
             remedy = "crop it, or set data.tiles=null"
             raise UserError(f"a picture of {width}×{height} is too narrow for data.tiles; {remedy}")
         shorter = self.size * self.tiles
@@ -175,15 +176,15 @@ def picture_fingerprint(samples: Iterable[Sample]) -> dict[str, int | str]:
 
 def content_hash(path: Path) -> str:
     facts = path.stat()
-    return hash_version(path, facts.st_size, facts.st_mtime_ns)
+    return hash_file(path, facts.st_size, facts.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=2**17)
-def hash_version(path: Path, size: int, changed: int) -> str:
+def hash_file(path: Path, size: int, changed: int) -> str:
     """Return the hash of a file's content; a file whose size and time of change stay is read once."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(HASHED_AT_ONCE):
+        while block := file.read(HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()
 

@@ -191,7 +191,7 @@ def load_in_order(network: nn.Module, state: dict[str, Tensor], whole: nn.Module
 
 
 def load_trunk(network: nn.Module, state: dict[str, Tensor], name: str, source: object) -> None:
-    """Load those entries of `state` that the network has. Raise UserError if one lacks or has another shape."""
+    """Load those entries of `state` that the network has. Raise UserError if one is missing or has another shape."""
     expected, bare = network.state_dict(), trunk_state(state)
     state = {key: bare[key] for key in expected if key in bare}
     for key, value in expected.items():

@@ -203,10 +203,8 @@ def bootstrap_intervals(
     if not len(multiplicities):
         raise ValueError(f"none of {resamples} resamples holds a normal entry; take more resamples")
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    quantiles = {
-        name: np.quantile(drawn, tails) for name, drawn in counts.resample_metrics(multiplicities, pro_limits).items()
-    }
-    return {name: (float(low), float(high)) for name, (low, high) in quantiles.items()}
+    drawn = counts.resample_metrics(multiplicities, pro_limits)
+    return {name: (float(low), float(high)) for name in drawn for low, high in [np.quantile(drawn[name], tails)]}
 
 
 @dataclass(frozen=True)

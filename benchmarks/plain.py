@@ -73,9 +73,9 @@ def plain_adam(unet: nn.Module) -> torch.optim.Optimizer:
 class PlainSchedule(NoiseSchedule):
     """alpha_bar from its product at each call."""
 
-    def add_noise(self, x0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
-        alpha_bar = plain_alpha_bar(t, x0.device).to(x0.dtype).view(-1, 1, 1, 1)
-        return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+    def add_noise(self, x_0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        alpha_bar = plain_alpha_bar(t, x_0.device).to(x_0.dtype).view(-1, 1, 1, 1)
+        return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
 
 
 def plain_alpha_bar(t: Tensor | int, device: torch.device) -> Tensor:

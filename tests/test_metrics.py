@@ -25,11 +25,11 @@ def slow_pro(maps, masks, limit):
     ]
     curve = [(0.0, 0.0)]
     for threshold in np.unique(maps)[::-1]:
-        found = maps >= threshold
+        flagged = maps >= threshold
         curve.append(
             (
-                (found & ~masks).sum() / (~masks).sum(),
-                np.mean([found[index][region].mean() for index, region in regions]),
+                (flagged & ~masks).sum() / (~masks).sum(),
+                np.mean([flagged[index][region].mean() for index, region in regions]),
             )
         )
     area = 0.0
@@ -77,11 +77,11 @@ def published_pro(maps, masks, thresholds=200, limit=0.3):
     ]
     curve = []
     for threshold in np.arange(maps.min(), maps.max(), (maps.max() - maps.min()) / thresholds):
-        found = maps > threshold
+        flagged = maps > threshold
         curve.append(
             (
-                (found & ~masks).sum() / (~masks).sum(),
-                np.mean([found[index][region].mean() for index, region in regions]),
+                (flagged & ~masks).sum() / (~masks).sum(),
+                np.mean([flagged[index][region].mean() for index, region in regions]),
             )
         )
     rate, overlap = np.array([point for point in curve if point[0] < limit]).T
@@ -225,7 +225,7 @@ def test_chunks_and_memory_maps_do_not_change_results(monkeypatch, tmp_path, chu
     masks[2, 5:] = False  # few anomalous pixels, or the chunks are as large as these
     maps = np.concatenate([maps, maps[:, ::-1] + 1]).astype(np.float32)
     masks = np.concatenate([masks, np.zeros_like(masks)])
-    whole, whole_intervals = (
+    all_at_once, all_at_once_intervals = (
         metrics.rank_anomalies(maps, masks),
         metrics.bootstrap_intervals(maps, masks, pro_limits=[0.3], resamples=20),
     )
@@ -240,9 +240,9 @@ def test_chunks_and_memory_maps_do_not_change_results(monkeypatch, tmp_path, chu
     for arrays in ((maps, masks), stored):
         ranking = metrics.rank_anomalies(*arrays)
         for field in dataclasses.fields(metrics.Ranking):
-            np.testing.assert_array_equal(getattr(ranking, field.name), getattr(whole, field.name))
+            np.testing.assert_array_equal(getattr(ranking, field.name), getattr(all_at_once, field.name))
         for name, interval in metrics.bootstrap_intervals(*arrays, pro_limits=[0.3], resamples=20).items():
-            assert interval == pytest.approx(whole_intervals[name], abs=1e-12)
+            assert interval == pytest.approx(all_at_once_intervals[name], abs=1e-12)
     maps[-1, -1, -1] = np.inf
     with pytest.raises(ValueError, match=f"1 of {maps.size} scores are not finite"):
         metrics.rank_anomalies(maps, masks)
@@ -253,13 +253,13 @@ LIMITS = (0.05, 0.3, 1.0)
 
 def exact_metrics(values, truth, limits=LIMITS):
     ranking = metrics.rank_anomalies(values, truth)
-    figures = {"auroc": ranking.auroc(), "average_precision": ranking.average_precision(), "f1_max": ranking.f1_max()}
-    return figures | {f"pro_{limit:g}": ranking.pro(limit) for limit in limits}
+    results = {"auroc": ranking.auroc(), "average_precision": ranking.average_precision(), "f1_max": ranking.f1_max()}
+    return results | {f"pro_{limit:g}": ranking.pro(limit) for limit in limits}
 
 
 def resampled_metrics(values, truth, multiplicities, limits=LIMITS):
-    figures = metrics.count_by_picture(values, truth).resample_metrics([multiplicities], limits)
-    return {name: float(drawn[0]) for name, drawn in figures.items()}
+    results = metrics.count_by_picture(values, truth).resample_metrics([multiplicities], limits)
+    return {name: float(drawn[0]) for name, drawn in results.items()}
 
 
 @properties
@@ -319,9 +319,9 @@ def test_intervals_contain_the_metric_follow_from_the_seed_and_shrink_with_more_
         metrics.bootstrap_intervals(*many, resamples=300),
         metrics.bootstrap_intervals(*few, resamples=300, confidence=0.5),
     )
-    for name, figure in exact_metrics(*few, ()).items():
+    for name, value in exact_metrics(*few, ()).items():
         low, high = drawn[name]
-        assert 0 <= low < figure < high <= 1
+        assert 0 <= low < value < high <= 1
         assert narrow[name][1] - narrow[name][0] < (high - low) / 2
         assert low < half[name][0] < half[name][1] < high
 
@@ -364,8 +364,8 @@ def test_defective_pictures_with_empty_masks_count_as_normal_in_maps():
     drawn = metrics.bootstrap_intervals(maps, masks, pro_limits=LIMITS, resamples=100)
     assert set(drawn) == set(exact_metrics(maps, masks))
     assert all(
-        low <= figure <= high
-        for (low, high), figure in zip(drawn.values(), exact_metrics(maps, masks).values(), strict=True)
+        low <= value <= high
+        for (low, high), value in zip(drawn.values(), exact_metrics(maps, masks).values(), strict=True)
     )
     with pytest.raises(ValueError, match="no defective pixels"):
         metrics.bootstrap_intervals(maps, np.zeros_like(masks))

@@ -92,7 +92,7 @@ def test_a_network_is_rebuilt_from_its_architecture():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ({"image_size": 100}, "image_size is 100"),
         ({"image_size": 16}, "image_size is 16"),
@@ -102,8 +102,8 @@ def test_a_network_is_rebuilt_from_its_architecture():
         ({"image_size": 64, "channel_multipliers": []}, "channel_multipliers is empty"),
     ],
 )
-def test_impossible_shapes_are_refused(arguments, words):
-    with pytest.raises(ValueError, match=words):
+def test_impossible_shapes_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
         UNet(**{"base_channels": 32, "heads": 2} | arguments)
 
 
@@ -155,9 +155,9 @@ def test_norms_are_computed_in_fp32_under_autocast(reduced, layout):
     expected = unet(x, t)
     norms.clear()
     with torch.autocast("cpu", reduced):
-        found = unet(x, t)
-    assert found.dtype == reduced
-    assert_golden(found.float(), expected.detach().numpy(), rounding_share(unet, reduced))
-    for norm, of, output in norms:
-        wanted = torch.nn.functional.group_norm(of.float(), norm.num_groups, norm.weight, norm.bias)
-        torch.testing.assert_close(output.float(), wanted, rtol=torch.finfo(output.dtype).eps, atol=1e-5)
+        actual = unet(x, t)
+    assert actual.dtype == reduced
+    assert_golden(actual.float(), expected.detach().numpy(), rounding_share(unet, reduced))
+    for norm, x_in, output in norms:
+        expected_output = torch.nn.functional.group_norm(x_in.float(), norm.num_groups, norm.weight, norm.bias)
+        torch.testing.assert_close(output.float(), expected_output, rtol=torch.finfo(output.dtype).eps, atol=1e-5)

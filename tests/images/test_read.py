@@ -227,12 +227,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("write", "words"), REFUSED.values(), ids=REFUSED)
-def test_an_unusable_file_is_refused_with_its_name_and_the_reason(tmp_path, write, words):
+@pytest.mark.parametrize(("write", "message"), REFUSED.values(), ids=REFUSED)
+def test_an_unusable_file_is_refused_with_its_name_and_the_reason(tmp_path, write, message):
     write(tmp_path / "x.tif")
     with pytest.raises(ValueError, match=r"x\.tif can't be read: ") as caught:
         read_picture(tmp_path / "x.tif")
-    assert words in str(caught.value) and str(caught.value).count("x.tif") == 1
+    assert message in str(caught.value) and str(caught.value).count("x.tif") == 1
 
 
 @pytest.mark.parametrize("values", [(0, 255), (0, 1), (0, 3)])
