@@ -288,7 +288,9 @@ def check_shape(
     if base_channels < 2 or base_channels % 2:
         raise ValueError(f"base_channels is {base_channels}; take an even number, which the time embedding needs")
     if min(widths) < 1:
-        raise ValueError(f"base_channels is {base_channels}, so a level has no channels; raise its channel_multipliers")
+        raise ValueError(
+            f"a level has no channels, as base_channels is {base_channels}; raise one of channel_multipliers"
+        )
     attended = {width for level, width in enumerate(widths) if image_size >> level in attention_sizes} | {widths[-1]}
     for width in sorted(attended):
         if width % heads:
