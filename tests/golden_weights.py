@@ -19,7 +19,7 @@ def published_unet(network: str) -> UNet:
 
 
 def fill(name: str, shape: list[int]) -> torch.Tensor:
-    """Return weights ~ N(0, 1/fan_in), scales ~ 1 + N(0, 0.1) or shifts ~ N(0, 0.1), as the golden numbers have them."""
+    """Return weights ~ N(0, 1/fan_in), scales ~ 1 + N(0, 0.1) or shifts ~ N(0, 0.1), as in the golden numbers."""
     rng = np.random.default_rng([SEED, zlib.crc32(name.encode())])
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
@@ -64,7 +64,7 @@ def rounding_share(unet: UNet, precision: torch.dtype) -> float:
 
     Each of the n residual additions in a row rounds its sum by at most half an eps of the format.
     Such roundings are independent: together they have a standard deviation of at most eps·√(n/12).
-    The bound eps·√n is 3.5 of these. It follows from the format and the depth, whatever processor adds in whatever order.
+    The bound eps·√n is 3.5 of these. It follows from the format and the depth, not from a processor.
     """
     additions = sum(isinstance(module, ResidualBlock | SelfAttention) for module in unet.modules())
     return torch.finfo(precision).eps * additions**0.5

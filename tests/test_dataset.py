@@ -142,7 +142,7 @@ CONTENTS = st.sampled_from([encoded((6, 4)), encoded((6, 4)), encoded((6, 4)), e
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.dictionaries(PLACES, CONTENTS, min_size=3), st.sampled_from(["train", "test"]), st.booleans())
 def test_any_layout_is_read_or_refused_in_one_line(files, split, masks):
-    """Each picture is in the place that the layout names, once, with the label of its folder and the mask of its name."""
+    """Each picture is where the layout says, once, with the label of its folder and the mask of its name."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "nut"
         root.mkdir()
