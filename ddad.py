@@ -1,16 +1,16 @@
-"""Denoising diffusion conditioned on a target picture: schedule, training loss and reconstruction (sections 3 and 4.1 of the paper).
+"""Denoising diffusion conditioned on a target picture: schedule, training loss and reconstruction (Sec. 3 and 4.1).
 
-| symbol      | name           | meaning                                                     |
-|-------------|----------------|-------------------------------------------------------------|
-| x_t         | noisy picture  | x_0 noised for t steps, in [−1, 1] before the noise          |
-| x_0         | reconstruction | the noise-free picture, given or predicted from x_t          |
-| y_0         | target         | the picture that the reconstruction is pulled towards        |
-| y_t         | noisy target   | y_0 under the noise that the network sees in x_t             |
-| eps         | noise          | the noise in x_t as the network predicts it                  |
-| alpha_bar   | signal share   | product of 1 − beta up to a step; 1 before the first         |
-| w           | strength       | how hard the pull is; 0 is plain denoising                   |
-| eta         | stochasticity  | 1 draws new noise at each step (DDPM), 0 none (DDIM)         |
-| t, s        | steps          | the present step and the next, earlier one (−1: no noise)    |
+| symbol    | name           | meaning                                                        |
+|-----------|----------------|----------------------------------------------------------------|
+| x_t       | noisy picture  | x_0 with noise of step t                                       |
+| x_0       | reconstruction | the picture without noise, in [−1, 1], given or predicted      |
+| y_0       | target         | the picture that the reconstruction is pulled towards          |
+| y_t       | noisy target   | y_0 with the noise that the network predicts in x_t            |
+| eps       | noise          | the noise in x_t, as the network predicts it                   |
+| alpha_bar | signal share   | product of 1 − beta over all steps up to t; 1 before the first |
+| w         | strength       | how hard the target pulls; 0 is plain denoising                |
+| eta       | stochasticity  | 1 draws new noise at each step (DDPM), 0 draws none (DDIM)     |
+| t, s      | steps          | the present step and the next, earlier one; −1 has no noise    |
 """
 
 import hashlib
@@ -21,77 +21,86 @@ import torch
 from torch import Tensor
 
 NoisePredictor = Callable[[Tensor, Tensor], Tensor]
-LEAST_SIGNAL = 1e-12  # of alpha_bar; below it dividing by its root says nothing
+LEAST_SIGNAL = 1e-12  # smallest alpha_bar whose root x_0 can be divided by
 
 
 class NoiseSchedule:
-    """Linear beta schedule; alpha_bar is computed once, in float64.
+    """Linear beta schedule. It computes alpha_bar once, in float64.
 
-    Raises ValueError unless steps ≥ 1 and 0 < beta_start ≤ beta_end < 1.
+    Raise ValueError unless steps ≥ 1 and 0 < beta_start ≤ beta_end < 1.
     """
 
     def __init__(self, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
+        name = f"schedule of {steps} steps from {beta_start} to {beta_end}"
         if steps < 1 or not 0 < beta_start <= beta_end < 1:
-            raise ValueError(
-                f"schedule of {steps} steps from {beta_start} to {beta_end}: need steps ≥ 1 and 0 < beta_start ≤ beta_end < 1"
-            )
+            raise ValueError(f"{name} is invalid; take steps ≥ 1 and 0 < beta_start ≤ beta_end < 1")
         self.steps = steps
         betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
-        self._alpha_bars = torch.cat(
-            [torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, dim=0)]
-        )  # index t + 1
-        if self._alpha_bars[-1] < LEAST_SIGNAL:
-            raise ValueError(
-                f"schedule of {steps} steps from {beta_start} to {beta_end} leaves no signal; lower beta_end or the number of steps"
-            )
+        alpha_bars = torch.cumprod(1 - betas, dim=0)
+        self._alpha_bars = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars])  # index t + 1
+        if alpha_bars[-1] < LEAST_SIGNAL:
+            raise ValueError(f"{name} leaves no signal; lower beta_end or the number of steps")
+        self._roots: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def alpha_bar(self, t: Tensor | int) -> Tensor:
-        """alpha_bar at t = −1…steps−1, float64 on the CPU, of t's shape; alpha_bar(−1) = 1. Raises ValueError for a step outside."""
+        """Return alpha_bar(t) in float64 on the CPU, of t's shape; t = −1…steps−1 and alpha_bar(−1) = 1.
+
+        Raise ValueError for a step outside the schedule.
+        """
         steps = torch.as_tensor(t).cpu()
         if not (steps.min() >= -1 and steps.max() < self.steps):
             raise ValueError(f"step {t} is outside −1…{self.steps - 1}")
         return self._alpha_bars[steps + 1]
 
-    def add_noise(self, x0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
-        """x_t = √alpha_bar(t)·x0 + √(1 − alpha_bar(t))·noise; x0 and noise (B, C, H, W), t (B,) or one step for all."""
-        signal, spread = self.shares(t, x0)
-        return signal * x0 + spread * noise
+    def add_noise(self, x_0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """Return x_t = √alpha_bar(t)·x_0 + √(1 − alpha_bar(t))·noise (Sec. 3).
 
-    def shares(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """√alpha_bar(t) and √(1 − alpha_bar(t)) of t (B,) or one step for all, both (B, 1, 1, 1) with dtype and device of a tensor."""
-        tables = (
-            table.to(like.dtype).to(like.device) for table in (self._alpha_bars.sqrt(), (1 - self._alpha_bars).sqrt())
-        )
-        signal, spread = (table[t + 1].view(-1, 1, 1, 1) for table in tables)
-        return signal, spread
+        x_0 and noise are (B, C, H, W); t is (B,), or one step for all.
+        """
+        signal, spread = self.roots(t, x_0)
+        return signal * x_0 + spread * noise
+
+    def roots(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return √alpha_bar(t) and √(1 − alpha_bar(t)), both (B, 1, 1, 1), with the dtype and device of `like`.
+
+        The tables of all steps are computed once for each dtype and device.
+        """
+        if (like.dtype, like.device) not in self._roots:
+            signals, spreads = self._alpha_bars.sqrt(), (1 - self._alpha_bars).sqrt()
+            tables = signals.to(like.dtype).to(like.device), spreads.to(like.dtype).to(like.device)
+            self._roots[like.dtype, like.device] = tables
+        signals, spreads = self._roots[like.dtype, like.device]
+        return signals[t + 1].view(-1, 1, 1, 1), spreads[t + 1].view(-1, 1, 1, 1)
 
 
 def noise_predictor(network: NoisePredictor, predicts: str | None, schedule: NoiseSchedule) -> NoisePredictor:
-    """Return a predictor of the noise for a network that predicts x_0 (`predicts` is "x0"), or the noise already (None)."""
+    """Return a predictor of the noise for a network that predicts x_0 ("x0") or already the noise (None)."""
 
     def from_x_0(x_t: Tensor, t: Tensor) -> Tensor:
-        signal, spread = schedule.shares(t, x_t)
+        signal, spread = schedule.roots(t, x_t)
         return (x_t - signal * network(x_t, t)) / spread
 
     return network if predicts is None else from_x_0
 
 
 def loss_weights(predicts: str | None, schedule: NoiseSchedule) -> Tensor | None:
-    """Return the weights (steps,) that turn the squared error of the noise into that of x_0; None where the network predicts the noise.
+    """Return weights (steps,) that turn the squared error of the noise into that of x_0; None if noise is predicted.
 
-    The weight is the inverse of the signal-to-noise ratio, alpha_bar / (1 − alpha_bar).
+    They are the inverse of the signal-to-noise ratio alpha_bar / (1 − alpha_bar).
     """
     alpha_bar = schedule.alpha_bar(torch.arange(schedule.steps))
     return None if predicts is None else 1 / (alpha_bar / (1 - alpha_bar))
 
 
 def noise_loss(
-    unet: NoisePredictor, x0: Tensor, t: Tensor, noise: Tensor, schedule: NoiseSchedule, weights: Tensor | None = None
+    unet: NoisePredictor, x_0: Tensor, t: Tensor, noise: Tensor, schedule: NoiseSchedule, weights: Tensor | None = None
 ) -> Tensor:
-    """Mean over the batch of ‖noise − unet(x_t, t)‖², summed over channels and pixels, times `weights` (steps,) at t, where there are any;
-    x0, noise (B, C, H, W), t (B,)."""
-    predicted = unet(schedule.add_noise(x0, t, noise), t)
-    errors = (noise - predicted).square().sum(dim=(1, 2, 3))
+    """Return the mean over the batch of weights[t]·‖noise − unet(x_t, t)‖², a sum over channels and pixels (Sec. 3).
+
+    x_0 and noise are (B, C, H, W), t is (B,), weights are (steps,) or None for 1.
+    """
+    predicted = unet(schedule.add_noise(x_0, t, noise), t)
+    errors = (noise - predicted).square().sum(dim=(1, 2, 3))  # (B,)
     return (errors if weights is None else weights.to(errors)[t] * errors).mean()
 
 
@@ -108,16 +117,16 @@ def reconstruct(
     eta: float = 1.0,
     draw: Callable[[], Tensor],
 ) -> Tensor:
-    """Noise x to step `start`, then denoise it in strides of `skip` while pulling it towards `target` (Algorithm 1).
+    """Add noise of step `start` to x, then denoise it in strides of `skip` while pulling it to `target` (Algorithm 1).
 
-    x and target are (B, C, H, W) in [−1, 1]; `draw()` gives noise of that shape: once at the start, then once a step.
-    As published, the first network call is told start − skip (for a multiple of it) although x was noised to `start`.
-    Pulling eps by w is the same as moving the predicted x_0 towards the target by w·(1 − alpha_bar).
+    x and target are (B, C, H, W) in [−1, 1]. `draw()` returns noise of that shape, once at the start and once a step.
+    As published, the first network call has t = start − skip (if skip divides start) although x_t has step `start`.
+    The pull of eps by w equals x_0 ← x_0 + w·(1 − alpha_bar(t))·(y_0 − x_0).
     """
     x_t, y_0 = schedule.add_noise(x, start, draw()), target
     for t, s in strides(start, skip):
         alpha_bar_t, alpha_bar_s = schedule.alpha_bar(t).item(), schedule.alpha_bar(s).item()
-        eps = unet(x_t, torch.full((len(x),), t, device=x.device)).to(x_t)  # from a reduced precision, if it was in one
+        eps = unet(x_t, torch.full((len(x),), t, device=x.device)).to(x_t)  # a network in bf16 or fp16 returns that
         y_t = math.sqrt(alpha_bar_t) * y_0 + math.sqrt(1 - alpha_bar_t) * eps
         eps = eps - w * math.sqrt(1 - alpha_bar_t) * (y_t - x_t)
         x_0 = (x_t - math.sqrt(1 - alpha_bar_t) * eps) / math.sqrt(alpha_bar_t)
@@ -127,27 +136,32 @@ def reconstruct(
     return x_t
 
 
+def strides(start: int, skip: int) -> list[tuple[int, int]]:
+    """Return (t, s) of each denoising step, latest first; t runs over the multiples of `skip` below `start`.
+
+    s is the next t, and −1 at the end.
+    """
+    times = list(range(0, start, skip))[::-1]
+    return list(zip(times, [*times[1:], -1], strict=True))
+
+
 def gaussian_draws(shape: torch.Size, generator: torch.Generator) -> Callable[[], Tensor]:
-    """draw() for `reconstruct`: standard normal tensors of `shape` from one stream, on the generator's device."""
+    """Return a draw() of standard normal tensors of `shape` from one stream, on the generator's device."""
     return lambda: torch.randn(shape, generator=generator, device=generator.device)
 
 
 def picture_draws(pictures: Tensor, seed: int, shape: Sequence[int] | None = None) -> Callable[[], Tensor]:
-    """draw() for `reconstruct`: each picture (of a batch (B, C, H, W) in [−1, 1], of 8-bit values) has a stream of its own, which follows from
-    `seed` and its content alone, so that its noise, of `shape` (C, H, W) or its own, is the same in any batch, under any name and on any device."""
+    """Return a draw() in which each picture has its own stream, which follows from `seed` and its content alone.
+
+    So its noise is the same in any batch, under any file name and on any device.
+    pictures are (B, C, H, W) in [−1, 1], of 8-bit values; the noise is (B, *shape), `shape` is theirs where None.
+    """
     generators = [torch.Generator().manual_seed(content_seed(picture, seed)) for picture in pictures]
-    wanted = list(pictures.shape[1:] if shape is None else shape)
-    return lambda: torch.stack([torch.randn(wanted, generator=generator) for generator in generators]).to(
-        pictures.device
-    )
+    size = list(pictures.shape[1:] if shape is None else shape)
+    return lambda: torch.stack([torch.randn(size, generator=each) for each in generators]).to(pictures.device)
 
 
 def content_seed(picture: Tensor, seed: int) -> int:
+    """Return a seed of 56 bits that follows from `seed` and the 8-bit values of a picture (C, H, W) in [−1, 1]."""
     content = ((picture + 1) * 127.5).round().byte().cpu().contiguous().numpy().tobytes()
     return int.from_bytes(hashlib.sha256(f"{seed} {tuple(picture.shape)} ".encode() + content).digest()[:7], "big")
-
-
-def strides(start: int, skip: int) -> list[tuple[int, int]]:
-    """(t, s) of each denoising step, latest first: the multiples of `skip` below `start`; s = −1 ends. n = start / skip steps."""
-    times = list(range(0, start, skip))[::-1]
-    return list(zip(times, [*times[1:], -1], strict=True))

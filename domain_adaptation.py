@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomaly_map import resize_maps
 from config.keys import Settings
-from dataset import ImageFolder, View, full_batches, picture_fingerprint, shuffled_batches
+from dataset import ImageFolder, View, picture_fingerprint
 from ddad import gaussian_draws, noise_predictor, reconstruct
 from feature_extractor import FeatureExtractor
 from runtime import distributed
@@ -21,6 +21,7 @@ from runtime.progress import Progress, announce, check_loss, follow_steps
 from storage.atomic_file import ensure_writable
 from storage.fingerprint import weights_hash
 from training import checkpoint
+from training.batches import full_batches, shuffled_batches
 from training.log import ADAPTATION, Log, check_log_kind
 from training.networks import build_schedule
 from training.pixel_cache import cached_pixels

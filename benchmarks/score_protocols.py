@@ -170,8 +170,8 @@ def image_scores(predictions: Sequence[Prediction]) -> np.ndarray:
 def metrics_cell(predictions: Sequence[Prediction], truth: GroundTruth, settings: Settings) -> str:
     """Return image AUROC with its 95 % interval, pixel AUROC and PRO, in percent."""
     scores = image_scores(predictions)
-    low, high = metrics.intervals(scores, truth.labels, seed=settings.model.seed)["auroc"]
-    ranking = metrics.rank(np.stack([scored_map(found, settings) for found in predictions]), truth.masks)
+    low, high = metrics.bootstrap_intervals(scores, truth.labels, seed=settings.model.seed)["auroc"]
+    ranking = metrics.rank_anomalies(np.stack([scored_map(found, settings) for found in predictions]), truth.masks)
     values = (metrics.image_auroc(scores, truth.labels), ranking.auroc(), ranking.pro(limit=PRO_LIMITS[0]))
     image, pixel, pro = (f"{100 * value:.1f}" for value in values)
     return f"{image} [{100 * low:.1f}, {100 * high:.1f}] / {pixel} / {pro}"

@@ -20,12 +20,13 @@ import metrics
 from anomaly_map import combine, feature_distance, pixel_distance, smooth
 from benchmarks import plain_forms as forms
 from benchmarks.plain_forms import EXTRACTOR, LEARNING_RATE, PRO_LIMIT, SCHEDULE, WEIGHT_DECAY
-from dataset import ImageFolder, View, shuffled_batches
+from dataset import ImageFolder, View
 from ddad import NoisePredictor, NoiseSchedule, gaussian_draws, noise_loss, reconstruct
 from detection.comparison import Networks, prepare_network
 from feature_extractor import FeatureExtractor
 from runtime.device import autocast, computes_in_bf16
 from train import build_optimizer, ramped_average
+from training.batches import shuffled_batches
 from unet import UNet
 
 DDAD_S, DDAD = "DDAD-S", "DDAD"
@@ -256,7 +257,7 @@ def time_metrics(count: int, side: int) -> TimedPair:
     maps[masks] += 0.3
 
     def fast() -> tuple[float, float]:
-        ranking = metrics.rank(maps, masks)
+        ranking = metrics.rank_anomalies(maps, masks)
         return ranking.auroc(), ranking.pro(PRO_LIMIT)
 
     def slow() -> tuple[float, float]:

@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 import train
 from config.keys import PLANNED, Settings
-from dataset import ImageFolder, View, full_batches
+from dataset import ImageFolder, View
 from detection.calibrate import calibration_work, image_descriptors, parts_of_batch, placeholder_references
 from detection.detector import build_detector, map_batches
 from runtime import distributed
 from runtime.device import choose_device
 from runtime.errors import UserError
 from training import checkpoint
+from training.batches import full_batches
 from training.networks import build_unet
 
 TIMED_STEPS, TIMED_PICTURES = 5, 8

@@ -16,7 +16,7 @@ from config.load import build_settings
 from dataset import ImageFolder, View
 from detection.calibrate import calibrate
 from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
-from images.read import defective, read_picture
+from images.read import read_full_mask, read_picture
 from reports import drawing
 from reports.reader import ScoredPicture as Scored
 from reports.reader import read_scores
@@ -150,7 +150,7 @@ def cells_of(picture: Image.Image, mask: Path | None, finding: Prediction, top: 
 
 def full_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     """(H, W) at the size (width, height)."""
-    return np.asarray(Image.fromarray(defective(path)).resize(size, Image.Resampling.NEAREST))
+    return np.asarray(Image.fromarray(read_full_mask(path)).resize(size, Image.Resampling.NEAREST))
 
 
 def draw_rows(rows: Sequence[FigureRow]) -> Figure:

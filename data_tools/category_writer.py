@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dataset import MASK_ENDING, NORMAL
-from images.read import defective
+from images.read import read_full_mask
 from runtime.errors import UserError, UserFileError
 from runtime.progress import count_progress
 from storage import folder_lock
@@ -114,7 +114,7 @@ class CategoryPlan:
 
 def merge_masks(sources: tuple[Path, ...]) -> Mask:
     """Return the union of the masks of one picture. Raise UserError where their sizes differ."""
-    masks = [defective(source) for source in sources]
+    masks = [read_full_mask(source) for source in sources]
     for source, mask in zip(sources, masks, strict=True):
         if mask.shape != masks[0].shape:
             sizes = f"{size_text(masks[0])} and {size_text(mask)}"

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_tools.image_facts import ImageFacts, group_by_key
 from dataset import NORMAL, masks_in
-from images.read import Size, read_shown
+from images.read import Size, read_reduced
 from storage.atomic_file import atomic_write
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
@@ -126,7 +126,7 @@ def write_contact_sheet(path: Path, category_dir: Path, rows: Mapping[str, Seque
         top = number * (CAPTION + SIDE + GAP) + GAP
         pen.text((GAP, top), caption, fill="black", font=font)
         for column, name in enumerate(names):
-            picture, _ = read_shown(category_dir / name, 3, lambda width, height: (SIDE, SIDE))
+            picture, _ = read_reduced(category_dir / name, 3, lambda width, height: (SIDE, SIDE))
             picture.thumbnail((SIDE, SIDE))
             sheet.paste(picture, (GAP + column * (SIDE + GAP), top + CAPTION))
     with atomic_write(path, "change --contact_sheet") as file:

@@ -14,7 +14,7 @@ from PIL import Image
 from data_tools import similarity
 from dataset import MASK_ENDING, NORMAL, folders_in, is_picture, masks_in, read_ahead
 from images.bit_depth import UnusableError
-from images.read import LARGEST_LABEL, Size, mask_values, read_header, read_shown
+from images.read import LARGEST_LABEL, Size, read_header, read_mask_values, read_reduced
 from runtime.progress import count_progress
 
 READ_AHEAD = 16  # pictures
@@ -94,7 +94,7 @@ def read_image_facts(category_dir: Path, workers: int) -> list[ImageFacts]:
 
 def read_picture_facts(path: Path, place: ImageFacts) -> ImageFacts:
     try:
-        picture, size = read_shown(path, 3, lambda width, height: (similarity.SIDE, similarity.SIDE))
+        picture, size = read_reduced(path, 3, lambda width, height: (similarity.SIDE, similarity.SIDE))
     except (ValueError, OSError) as error:
         return replace(place, problem=describe_problem(error))
     header = read_header(path)
@@ -126,7 +126,7 @@ def read_mask_facts(category_dir: Path, matches: MaskMatches, workers: int) -> l
 
 def measure_mask(path: Path, facts: MaskFacts) -> MaskFacts:
     try:
-        values, is_label = mask_values(path)
+        values, is_label = read_mask_values(path)
     except (ValueError, OSError) as error:
         return facts._replace(problem=describe_problem(error))
     highest, marked = int(values.max()), int(np.count_nonzero(values))

@@ -24,7 +24,7 @@ from data_tools.category_writer import (
 )
 from data_tools.similarity import draw_test_pictures
 from dataset import NORMAL, is_hidden, is_picture
-from images.read import defective, open_upright
+from images.read import open_upright, read_full_mask
 from runtime.errors import MissingFileError, UserError
 
 MASK_ENDINGS = ("_mask", "_label", "_gt", "_GT")
@@ -133,7 +133,7 @@ def plan_mask(source: MaskSource, picture: Path) -> PlannedFile:
 
 def read_mask_of(source: Path, picture: Path) -> Mask:
     """Return the mask of a picture. Raise UserError where their sizes differ."""
-    mask, (width, height) = defective(source), open_upright(picture).size
+    mask, (width, height) = read_full_mask(source), open_upright(picture).size
     if mask.shape != (height, width):
         sizes = f"mask {source} is {size_text(mask)}, its picture {picture} {width}×{height}"
         raise UserError(f"{sizes}; make them the same size")

@@ -13,7 +13,7 @@ from data_tools.archives import relative_path
 from data_tools.category_writer import TEST_GOOD, TRAIN_GOOD, UNNAMED_KIND, CategoryPlan, DataSetInfo
 from data_tools.similarity import draw_test_groups, draw_test_pictures
 from dataset import NORMAL, folders_in, masks_in, pictures_in
-from images.read import SUFFIXES, defective
+from images.read import SUFFIXES, read_full_mask
 from runtime.errors import MissingFileError, UserError
 
 COUNTS = Path(__file__).with_name("data_sets.csv")
@@ -182,7 +182,7 @@ def plan_ksdd(top: Path, seed: int) -> CategoryPlan:
     """Draw the normal parts of a fifth of the items to test with, so that no item is normal on both sides."""
     plan = CategoryPlan(KSDD, "commutator")
     labels = {part: mask for item in sorted(top.glob("kos*")) for part, mask in labelled_pairs(item, KSDD_LABEL)}
-    marked = {part for part, mask in labels.items() if defective(mask).any()}
+    marked = {part for part, mask in labels.items() if read_full_mask(mask).any()}
     items = {folder: number for number, folder in enumerate(sorted({part.parent for part in labels}))}
     test = draw_test_groups({part: items[part.parent] for part in labels if part not in marked}, top, seed)
     for part, mask in labels.items():
@@ -200,7 +200,7 @@ def plan_ksdd2(top: Path) -> CategoryPlan:
     plan, left_out = CategoryPlan(KSDD2, "surface"), 0
     for split in ("train", "test"):
         for picture, mask in labelled_pairs(top / split, KSDD2_LABEL):
-            if not defective(mask).any():
+            if not read_full_mask(mask).any():
                 plan.add_file(f"{split}/{NORMAL}", picture)
             elif split == "test":
                 plan.add_file(f"test/{UNNAMED_KIND}", picture)

@@ -19,7 +19,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from dataset import read_ahead
-from images.read import read_shown
+from images.read import read_reduced
 from runtime.errors import UserError
 from runtime.progress import count_progress
 
@@ -136,7 +136,7 @@ def group_near_duplicates(normal: Sequence[Path], defective: Sequence[Path] = ()
 
 
 def read_thumbnail(path: Path) -> Thumbnails:
-    return make_thumbnail(read_shown(path, 3, lambda width, height: (SIDE, SIDE))[0])
+    return make_thumbnail(read_reduced(path, 3, lambda width, height: (SIDE, SIDE))[0])
 
 
 # Split

@@ -1,1 +1,1 @@
-"""Pictures: read from any format and depth, cut into tiles, given synthetic defects."""
+"""Pictures: reading from any format and depth, tiles, and synthetic defects."""

@@ -1,14 +1,14 @@
-"""Pixels of any depth as 8 bits, by fixed scales.
+"""Pixels of any depth as 8 bits, on fixed scales.
 
-16 bits are scaled by 65535, or by what a TIFF says that it holds (12 bits: 4095). Floating-point values are scaled by the smallest of 1, 255
-and 65535 that holds them; never by the file's own range, which would make a picture's brightness depend on its brightest pixel.
+16 bits are divided by 65535, or by the largest value that a TIFF's tags declare (12 bits: 4095).
+Floating-point values are divided by the smallest of 1, 255 and 65535 that holds them. A picture's own range never
+counts, as its brightness would depend on its brightest pixel.
 """
 
 import math
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,104 +17,104 @@ from PIL import Image
 from runtime.errors import UserError
 
 WHITES = (1, 255, 65535)
-BEYOND = 0.01  # of white, by which resampled floating-point values may overshoot
+OVERSHOOT = 0.01  # of white; floating-point values may exceed it by this after a resize
 GREY_TYPES = (np.uint8, np.uint16, np.bool_)
-STRIP = 512  # rows that are worked on at once, as numbers of another type take several times the memory
+STRIP = 512  # rows that are converted at once, as wider numbers take several times the memory
 ORIENTATION, BITS, PHOTOMETRIC = 274, 258, 262  # TIFF tags
-WHITE_IS_ZERO = 0  # a value of the last
+WHITE_IS_ZERO = 0  # a value of PHOTOMETRIC
 
-SAID: set[str] = set()  # words of which one a run is enough
-SAYING = threading.Lock()
+PRINTED: set[str] = set()  # lines of `print_once`
+PRINTING = threading.Lock()
 
 
 class UnusableError(UserError):
-    """A picture that can't be read or used. The message may also name the file and the remedy, `reason` does not."""
+    """A picture that cannot be read or used. The message may also name the file and the remedy, `reason` does not."""
 
     def __init__(self, message: str, reason: str = ""):
-        super().__init__(message)  # alone in `args`, as worker processes rebuild an error of its message
+        super().__init__(message)  # one argument, as worker processes rebuild an error from its message
         self.reason = reason or message
 
 
-def unusable(reason: str, remedy: str) -> UnusableError:
+def unusable_error(reason: str, remedy: str) -> UnusableError:
     return UnusableError(f"{reason}; {remedy}", reason)
 
 
-def eight_bit(picture: Image.Image) -> Image.Image:
-    """The picture with deep grey scaled to 8 bits; others as they are. Raises ValueError for values beyond 16 bits."""
-    if picture.mode != "F" and not picture.mode.startswith("I"):  # 16-bit grey, which Pillow opens as I;16 or I
+def to_eight_bit(picture: Image.Image) -> Image.Image:
+    """Return deep grey scaled to 8 bits, and other pictures as they are. Raise UnusableError for more than 16 bits."""
+    if picture.mode != "F" and not picture.mode.startswith("I"):  # Pillow opens 16-bit grey as I;16 or I
         return picture
-    tags, bits = tags_of(picture), tags_of(picture).get(BITS, (16,))[0]
-    white = 2 ** min(bits, 16) - 1
+    white = 2 ** min(tiff_tag(picture, BITS, 16), 16) - 1
     if picture.mode in ("I", "F"):
-        extremes = [(strip.min(), strip.max()) for _, strip in strips(picture)]
+        extremes = [(strip.min(), strip.max()) for _, strip in iterate_strips(picture)]
         low, high = (np.array(values).astype(float) for values in zip(*extremes, strict=True))
         if picture.mode == "F":
-            white = white_of(low.min(), high.max())
+            white = white_level(low.min(), high.max())
         elif low.min() < 0 or high.max() > white:
-            raise beyond_sixteen_bits(low.min(), high.max())
+            raise too_deep_error(low.min(), high.max())
+    inverted = tiff_tag(picture, PHOTOMETRIC) == WHITE_IS_ZERO
     grey = Image.new("L", picture.size)
-    for top, strip in strips(picture):
-        grey.paste(
-            Image.fromarray(scaled_to_bytes(strip, white, inverted=tags.get(PHOTOMETRIC) == WHITE_IS_ZERO)), (0, top)
-        )
+    for top, strip in iterate_strips(picture):
+        scaled = scale_to_bytes(strip, white)
+        grey.paste(Image.fromarray(255 - scaled if inverted else scaled), (0, top))
     if ORIENTATION in picture.getexif():
         grey.getexif()[ORIENTATION] = picture.getexif()[ORIENTATION]
     return grey
 
 
-def strips(picture: Image.Image) -> Iterator[tuple[int, NDArray[Any]]]:
-    """(first row, its pixels) of STRIP rows each."""
+def iterate_strips(picture: Image.Image) -> Iterator[tuple[int, NDArray]]:
+    """Yield (first row, pixels) of STRIP rows each."""
     for top in range(0, picture.height, STRIP):
         yield top, np.asarray(picture.crop((0, top, picture.width, min(top + STRIP, picture.height))))
 
 
-def tags_of(picture: Image.Image) -> Mapping[int, Any]:
-    """Of a TIFF file; nothing of others."""
-    return getattr(picture, "tag_v2", {})
+def tiff_tag(picture: Image.Image, tag: int, default: int = -1) -> int:
+    """Return a tag's value, or the first of its values; `default` if it is not there or the file is no TIFF."""
+    value = getattr(picture, "tag_v2", {}).get(tag, default)
+    return value[0] if isinstance(value, tuple) else value
 
 
-def image_of(values: NDArray[Any]) -> Image.Image:
-    """(H, W) or (H, W, 1…4) of numbers that are not negative as a picture: grey, grey with alpha, colour, colour with alpha."""
+def image_from_array(values: NDArray) -> Image.Image:
+    """Return (H, W) or (H, W, 1 to 4), without negative numbers, as grey, grey + alpha, RGB or RGBA."""
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if values.dtype == np.uint16 and values.ndim == 3:
-        values = (values >> 8).astype(np.uint8)  # as Pillow reads files of that kind
+        values = (values >> 8).astype(np.uint8)  # as Pillow reads files of this kind
     if values.dtype not in GREY_TYPES:
-        values = scaled_to_bytes(values, white_of(values.min(), values.max()))
+        values = scale_to_bytes(values, white_level(values.min(), values.max()))
     return Image.fromarray(values)
 
 
-def white_of(low: float, high: float) -> int:
-    """The value of white: the smallest of 1, 255 and 65535 that holds all values of a picture, which go from `low` to `high`.
+def white_level(low: float, high: float) -> int:
+    """Return the value of white for values from `low` to `high`: the smallest of WHITES that holds them.
 
-    Raises ValueError where none does.
+    Raise UnusableError if none does.
     """
     for white in WHITES:
-        if -BEYOND * high <= low and high <= (1 + BEYOND) * white:
-            say_once("floating-point pictures: white is the smallest of 1, 255 and 65535 that holds a picture's values")
+        if -OVERSHOOT * high <= low and high <= (1 + OVERSHOOT) * white:
+            print_once("floating-point pictures: white is the smallest of 1, 255 and 65535 that holds all values")
             return white
     if not math.isfinite(low + high):
-        raise unusable("it holds values that are not finite", "save it with values of 0…1")
-    raise unusable(f"its values go from {low:g} to {high:g}, neither 0…1 nor 0…255 nor 0…65535", "scale them")
+        raise unusable_error("it holds values that are not finite", "save it with values of 0…1")
+    raise unusable_error(f"its values go from {low:g} to {high:g}, neither 0…1 nor 0…255 nor 0…65535", "scale them")
 
 
-def beyond_sixteen_bits(low: float, high: float) -> UnusableError:
-    return unusable(f"its values go from {low:.0f} to {high:.0f}, beyond 16 bits", "save it with 8 or 16 bits")
+def too_deep_error(low: float, high: float) -> UnusableError:
+    return unusable_error(f"its values go from {low:.0f} to {high:.0f}, beyond 16 bits", "save it with 8 or 16 bits")
 
 
-def scaled_to_bytes(values: NDArray[Any], white: float, inverted: bool = False) -> NDArray[np.uint8]:
-    """0…white → 0…255, rounded; what lies beyond is clipped. `inverted`: white…0."""
+def scale_to_bytes(values: NDArray, white: float) -> NDArray[np.uint8]:
+    """Return 0…white as 0…255, rounded and clipped."""
     scaled = np.empty(values.shape, np.uint8)
     for top in range(0, len(values), STRIP):
         part = slice(top, top + STRIP)
         scaled[part] = (values[part].astype(np.float32) / (white / 255)).clip(0, 255).round()
-    return 255 - scaled if inverted else scaled
+    return scaled
 
 
-def say_once(words: str) -> None:
-    """A line on standard error, the first time in a process."""
-    with SAYING:
-        new = words not in SAID
-        SAID.add(words)
-    if new:
-        print(words, file=sys.stderr, flush=True)
+def print_once(line: str) -> None:
+    """Print a line on standard error unless this process has printed it before."""
+    with PRINTING:
+        is_new = line not in PRINTED
+        PRINTED.add(line)
+    if is_new:
+        print(line, file=sys.stderr, flush=True)

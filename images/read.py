@@ -1,6 +1,6 @@
-"""One picture or one mask, whatever its format and mode: upright, 8 bit, grey or colour.
+"""Pictures and masks of any format and mode: upright, 8 bit, grey or colour.
 
-What Pillow reads is read by Pillow, other TIFF files (deep colour, floating-point numbers of 16 and 64 bits) by tifffile.
+Pillow reads what it can. tifffile reads other TIFF files: deep colour, floating-point numbers of 16 and 64 bits.
 """
 
 import math
@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tifffile
@@ -25,64 +24,61 @@ from images.bit_depth import (
     WHITE_IS_ZERO,
     WHITES,
     UnusableError,
-    beyond_sixteen_bits,
-    eight_bit,
-    image_of,
-    say_once,
-    tags_of,
-    unusable,
+    image_from_array,
+    print_once,
+    tiff_tag,
+    to_eight_bit,
+    too_deep_error,
+    unusable_error,
 )
 from runtime.errors import MissingFileError, UserError, UserFileError
 
+Size = tuple[int, int]  # (width, height)
+
 TIFF = {".tif", ".tiff"}
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
-PLAIN = {".pbm", ".pgm", ".ppm", ".pnm", ".pfm"}
-SUFFIXES = {".png", ".bmp", ".webp", ".gif", ".tga", ".jp2", ".j2k", ".avif", *JPEG, *TIFF, *PLAIN}
-LARGEST_LABEL = 127  # masks with no value above it hold labels 0…n, of which any but 0 is a defect
+NETPBM = {".pbm", ".pgm", ".ppm", ".pnm", ".pfm"}
+SUFFIXES = {".png", ".bmp", ".webp", ".gif", ".tga", ".jp2", ".j2k", ".avif", *JPEG, *TIFF, *NETPBM}
+LARGEST_LABEL = 127  # a mask without a value above it holds labels 0…n, of which all but 0 are defects
 
-MOST_PIXELS = 20_000**2  # more are refused: a file of kilobytes can claim any number
-LARGE = 178_956_970  # pixels that Pillow opens by itself; above, one is read at a time, and reduced by whole numbers before it is resized
-KEPT = 4  # times the pixels that it is shown with are left of each side by that
+MOST_PIXELS = 20_000**2  # larger pictures are refused: a file of kilobytes can claim any number of pixels
+LARGE = 178_956_970  # pixels (Pillow's own limit); larger pictures are read one at a time and reduced in strips
+REDUCED = 4  # times the final side; a large picture is reduced by whole numbers to this, then resized
 
-PLANES, APART = 284, 2  # a TIFF tag and its value for colours one after the other
-INKS = 5  # a value of PHOTOMETRIC
+PLANAR, SEPARATE = 284, 2  # a TIFF tag, and its value for colours in separate planes
+INKS = 5  # the value of PHOTOMETRIC for CMYK
 
 OPENING, READING = threading.Lock(), threading.Lock()
 
-UNREADABLE = (  # what Pillow and tifffile raise on a file that is spoilt or no picture
+UNREADABLE = (  # what Pillow and tifffile raise on a damaged file
     *(UnidentifiedImageError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, tifffile.TiffFileError),
-    *(
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        AssertionError,
-        RuntimeError,
-        Image.DecompressionBombError,
-    ),
+    *(LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
+    Image.DecompressionBombError,
 )
-
-Size = tuple[int, int]
 
 
 def read_picture(path: Path, channels: int = 3) -> Image.Image:
-    """The picture upright, as RGB or (channels = 1) grey, 8 bit."""
+    """Return a picture upright, 8 bit, as RGB or (channels = 1) grey."""
     picture = open_upright(path)
-    return read_named(path, lambda: to_channels(picture, channels))
+    with naming_file(path):
+        return to_channels(picture, channels)
 
 
-def read_shown(path: Path, channels: int, shown: Callable[[int, int], Size]) -> tuple[Image.Image, Size]:
-    """`read_picture` for what is to be resized to `shown(width, height)`, and its own (width, height): a large one comes reduced."""
-    seen = read_header(path)
-    with READING if seen and math.prod(seen[0]) > LARGE else nullcontext():
+def read_reduced(path: Path, channels: int, target: Callable[[int, int], Size]) -> tuple[Image.Image, Size]:
+    """Return `read_picture` for a resize to `target(width, height)`, and the picture's own (width, height).
+
+    A large picture comes reduced. Only its stored form is in memory as a whole.
+    """
+    header = read_header(path)
+    with READING if header and math.prod(header[0]) > LARGE else nullcontext():
         picture = open_upright(path)
-        return read_named(
-            path, lambda: reduced(picture, reduction(picture.size, shown(*picture.size)), channels)
-        ), picture.size
+        with naming_file(path):
+            factors = reduction_factors(picture.size, target(*picture.size))
+            return reduce_picture(picture, factors, channels), picture.size
 
 
 def as_image(picture: object, channels: int = 3) -> Image.Image:
-    """A picture given as a path, a PIL image or an array, as `read_picture` gives it. Raises ValueError for anything else."""
+    """Return a path, a PIL image or an array as `read_picture` does. Raise UserError for anything else."""
     if isinstance(picture, (str, Path)):
         return read_picture(Path(picture), channels)
     if isinstance(picture, Image.Image):
@@ -91,45 +87,42 @@ def as_image(picture: object, channels: int = 3) -> Image.Image:
         raise UserError(f"{type(picture).__name__} is not a picture; give a path, a PIL image or an array")
     shaped = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype != np.bool_)
     if not (shaped and (picture.dtype in GREY_TYPES or np.issubdtype(picture.dtype, np.floating))) or picture.size == 0:
-        raise UserError(
-            f"an array {picture.shape} of {picture.dtype} is not a picture; give (H, W) or (H, W, 3 or 4) of 8 or 16 bits, or of 0…1 as floats"
-        )
-    return to_channels(image_of(picture), channels)
+        remedy = "give (H, W) or (H, W, 3 or 4) of 8 or 16 bits, or of 0…1 as floats"
+        raise UserError(f"an array {picture.shape} of {picture.dtype} is not a picture; {remedy}")
+    return to_channels(image_from_array(picture), channels)
 
 
 def to_channels(picture: Image.Image, channels: int = 3) -> Image.Image:
-    """Upright as its EXIF says, RGB or (channels = 1) grey, 8 bit; deeper values are scaled, transparency is put on white.
+    """Return a picture turned as its EXIF says, 8 bit, RGB or (channels = 1) grey, transparency on white.
 
-    Raises ValueError for values beyond 16 bits, and where there are no pixels.
+    Raise UnusableError for values beyond 16 bits, and if there are no pixels.
     """
     if 0 in picture.size:
-        raise unusable("it has no pixels", "replace or remove it")
-    picture = ImageOps.exif_transpose(eight_bit(picture))
+        raise unusable_error("it has no pixels", "replace or remove it")
+    picture = ImageOps.exif_transpose(to_eight_bit(picture))
     return on_background(picture, "white").convert("L" if channels == 1 else "RGB")
 
 
-def reduction(own: Size, shown: Size) -> Size:
-    """By which whole numbers a picture's sides are divided before it is resized: (1, 1) for all but large ones, whose result is exact."""
-    if math.prod(own) <= LARGE:
+def reduction_factors(size: Size, target: Size) -> Size:
+    """Return the whole numbers that divide a picture's sides before the resize; (1, 1) unless it is large."""
+    if math.prod(size) <= LARGE:
         return 1, 1
-    across, down = (max(1, side // (KEPT * target)) for side, target in zip(own, shown, strict=True))
+    across, down = (max(1, side // (REDUCED * final)) for side, final in zip(size, target, strict=True))
     return across, down
 
 
-def reduced(picture: Image.Image, factors: Size, channels: int) -> Image.Image:
-    """`standardised(picture, channels).reduce(factors)`, with no second copy of the picture's size in memory."""
+def reduce_picture(picture: Image.Image, factors: Size, channels: int) -> Image.Image:
+    """Return `to_channels(picture, channels).reduce(factors)`, strip by strip to save memory."""
     if factors == (1, 1):
         return to_channels(picture, channels)
-    picture = eight_bit(picture)
+    picture = to_eight_bit(picture)
     rows = max(1, STRIP // factors[1]) * factors[1]
-    parts = [
-        to_channels(picture.crop((0, top, picture.width, min(top + rows, picture.height))), channels).reduce(factors)
-        for top in range(0, picture.height, rows)
-    ]
-    whole = Image.new(parts[0].mode, (parts[0].width, sum(part.height for part in parts)))
-    for number, part in enumerate(parts):
-        whole.paste(part, (0, number * rows // factors[1]))
-    return whole
+    boxes = [(0, top, picture.width, min(top + rows, picture.height)) for top in range(0, picture.height, rows)]
+    strips = [to_channels(picture.crop(box), channels).reduce(factors) for box in boxes]
+    reduced = Image.new(strips[0].mode, (strips[0].width, sum(strip.height for strip in strips)))
+    for number, strip in enumerate(strips):
+        reduced.paste(strip, (0, number * rows // factors[1]))
+    return reduced
 
 
 def on_background(picture: Image.Image, colour: str) -> Image.Image:
@@ -140,24 +133,29 @@ def on_background(picture: Image.Image, colour: str) -> Image.Image:
 
 
 def open_upright(path: Path) -> Image.Image:
-    """The picture as it is stored, turned as its EXIF says; of several frames or pages the first. Raises ValueError, FileNotFoundError."""
+    """Return a picture in its stored mode, turned as its EXIF says; of several frames or pages the first.
+
+    Raise UnusableError if it cannot be read, MissingFileError if there is no file.
+    """
     with reading_errors(path):
         with open_picture(path) as picture:
-            if (
-                getattr(picture, "is_animated", False) and picture.format != "MPO"
-            ):  # phones hide a second picture behind a JPEG
-                say_once(
-                    f"{path.suffix.lower()} files of several {'pages' if path.suffix.lower() in TIFF else 'frames'}: the first one is taken"
-                )
+            # a JPEG in MPO format holds a second picture, which phones add
+            if getattr(picture, "is_animated", False) and picture.format != "MPO":
+                report_first(path)
             picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
 
+def report_first(path: Path) -> None:
+    suffix = path.suffix.lower()
+    print_once(f"{suffix} files of several {'pages' if suffix in TIFF else 'frames'}: the first one is taken")
+
+
 def read_header(path: Path) -> tuple[Size, str] | None:
-    """(width, height) before it is turned, and Pillow's mode; None for a file that Pillow can't read."""
+    """Return the size before any turn and Pillow's mode; None for a file that Pillow cannot read."""
     try:
-        with unlimited_open(path) as picture:
+        with open_unlimited(path) as picture:
             return picture.size, picture.mode
     except (*UNREADABLE, OSError):
         return None
@@ -165,22 +163,22 @@ def read_header(path: Path) -> tuple[Size, str] | None:
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
-    """The picture with its header read, or all of it where Pillow can't hold it. Raises ValueError for more than MOST_PIXELS."""
+    """Yield a picture whose header is read. Raise UnusableError for more than MOST_PIXELS."""
     try:
-        picture: Image.Image = unlimited_open(path)
-        if tags_of(picture).get(PLANES) == APART and tags_of(picture).get(BITS, (8,))[0] > 8:  # which Pillow gets wrong
-            picture = first_page(path)
+        picture: Image.Image = open_unlimited(path)
+        if tiff_tag(picture, PLANAR) == SEPARATE and tiff_tag(picture, BITS, 8) > 8:  # Pillow reads these wrong
+            picture = read_first_page(path)
     except UnidentifiedImageError:
         if path.suffix.lower() not in TIFF or path.stat().st_size == 0:
             raise
-        picture = first_page(path)
+        picture = read_first_page(path)
     with picture:
         check_pixels(picture.size)
         yield picture
 
 
-def unlimited_open(path: Path) -> Image.Image:
-    """Pillow's own check, which is one for the whole process, warns of pictures that are read here; `check_pixels` follows at once."""
+def open_unlimited(path: Path) -> Image.Image:
+    """Open a picture without Pillow's limit, which holds for the whole process; `check_pixels` must follow."""
     with OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -191,40 +189,36 @@ def unlimited_open(path: Path) -> Image.Image:
 
 def check_pixels(size: Size) -> None:
     if math.prod(size) > MOST_PIXELS:
-        raise unusable(
-            f"its {size[0]:,}×{size[1]:,} pixels are more than the {MOST_PIXELS:,} that are read", "make it smaller"
-        )
+        reason = f"its {size[0]:,}×{size[1]:,} pixels are more than the {MOST_PIXELS:,} that are read"
+        raise unusable_error(reason, "make it smaller")
 
 
-def first_page(path: Path) -> Image.Image:
-    """The first page of a TIFF file that Pillow can't hold, as 8 bits. Raises ValueError for what is neither grey nor colour."""
+def read_first_page(path: Path) -> Image.Image:
+    """Return the first page of a TIFF file that Pillow cannot read. Raise UnusableError unless it is grey or colour."""
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
         if len(file.pages) > 1:
-            say_once(f"{path.suffix.lower()} files of several pages: the first one is taken")
-        axes = "".join(axis for axis, length in zip(page.axes, page.shape, strict=True) if length > 1 or axis in "YX")
+            report_first(path)
+        lengths = [
+            (axis, length) for axis, length in zip(page.axes, page.shape, strict=True) if length > 1 or axis in "YX"
+        ]
+        axes = "".join(axis for axis, _ in lengths)
         if axes not in ("YX", "YXS", "SYX") or page.samplesperpixel > 4 or page.dtype is None:
-            raise unusable(f"its pixels have {page.samplesperpixel} values", "save it as grey or colour")
+            raise unusable_error(f"its pixels have {page.samplesperpixel} values", "save it as grey or colour")
         check_pixels((page.imagewidth, page.imagelength))
-        values = page.asarray().reshape(
-            [length for length, axis in zip(page.shape, page.axes, strict=True) if length > 1 or axis in "YX"]
-        )
-        inverted, inks, orientation = (
-            page.photometric == WHITE_IS_ZERO,
-            page.photometric == INKS,
-            page.tags.get(ORIENTATION),
-        )
+        values = page.asarray().reshape([length for _, length in lengths])
+        photometric, orientation = page.photometric, page.tags.get(ORIENTATION)
     values = np.moveaxis(values, 0, 2) if axes == "SYX" else values
     if values.dtype.kind in "iu" and values.dtype.itemsize > 1:
         if values.min() < 0 or values.max() > WHITES[-1]:
-            raise beyond_sixteen_bits(values.min(), values.max())
+            raise too_deep_error(values.min(), values.max())
         values = values.astype(np.uint16)
     elif values.dtype == np.int8:
-        values = values.view(np.uint8)  # as Pillow reads grey of that kind
-    picture = image_of(values)
-    if inverted:
+        values = values.view(np.uint8)  # as Pillow reads grey of this kind
+    picture = image_from_array(values)
+    if photometric == WHITE_IS_ZERO:
         picture = ImageOps.invert(picture.convert("L"))
-    if inks:
+    if photometric == INKS:
         picture = Image.frombytes("CMYK", picture.size, picture.tobytes())
     if orientation is not None:
         picture.getexif()[ORIENTATION] = int(orientation.value)
@@ -233,7 +227,7 @@ def first_page(path: Path) -> Image.Image:
 
 @contextmanager
 def reading_errors(path: Path) -> Iterator[None]:
-    """Errors of Pillow and tifffile as one that names the file and the remedy."""
+    """Turn errors of Pillow and tifffile into one that names the file and the remedy."""
     try:
         yield
     except FileNotFoundError:
@@ -241,61 +235,66 @@ def reading_errors(path: Path) -> Iterator[None]:
     except PermissionError:
         raise UserFileError(f"no permission to read {path}; change it and run again") from None
     except UnusableError as error:
-        raise of_file(path, error) from None
+        raise name_file(path, error) from None
     except (*UNREADABLE, OSError) as error:
-        if "imagecodecs" in str(error):  # which tifffile asks for, but for deflate
-            raise of_file(path, unusable("its compression is not known here", "save it uncompressed")) from error
-        reason = (
-            "it is empty"
-            if path.stat().st_size == 0
-            else "it is cut short"
-            if "truncated" in str(error)
-            else "its content is not a picture"
-        )
-        raise of_file(path, unusable(reason, "replace or remove it")) from error
+        raise name_file(path, unusable_error(*explain_failure(path, error))) from error
 
 
-def read_named(path: Path, read: Callable[[], Image.Image]) -> Image.Image:
-    """Return what `read` gives. Raise its ValueError, of a picture's content, with the file's name."""
+def explain_failure(path: Path, error: Exception) -> tuple[str, str]:
+    """Return why Pillow or tifffile cannot read a file, and the remedy."""
+    if "imagecodecs" in str(error):  # tifffile needs this package for all compressions but deflate
+        return "its compression is not supported", "save it uncompressed"
+    if path.stat().st_size == 0:
+        return "it is empty", "replace or remove it"
+    return "it is cut short" if "truncated" in str(error) else "its content is not a picture", "replace or remove it"
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Put the file's name into a ValueError about its content."""
     try:
-        return read()
+        yield
     except ValueError as error:
-        raise of_file(path, error) from error
+        raise name_file(path, error) from error
 
 
-def of_file(path: Path, error: ValueError) -> UnusableError:
-    """Return the error with the file's name in its message."""
-    return UnusableError(
-        f"{path} can't be read: {error}", error.reason if isinstance(error, UnusableError) else str(error)
-    )
+def name_file(path: Path, error: ValueError) -> UnusableError:
+    reason = error.reason if isinstance(error, UnusableError) else str(error)
+    return UnusableError(f"{path} can't be read: {error}", reason)
 
 
 def read_mask(path: Path, picture_size: Size, picture_path: Path, size: int) -> NDArray[np.bool_]:
-    """(size, size), true where defective; binary after the resize, not before."""
-    values, labels = mask_values(path)
+    """Return a mask (size, size), true where defective; it becomes binary after the resize.
+
+    Raise UserError if the mask and its picture differ in size.
+    """
+    values, are_labels = read_mask_values(path)
     if values.shape[::-1] != picture_size:
-        raise UserError(
-            f"mask {path} is {values.shape[1]}×{values.shape[0]}, its picture {picture_path} {picture_size[0]}×{picture_size[1]}; "
-            "make them the same, or set data.mask=False"
+        sizes = (
+            f"is {values.shape[1]}×{values.shape[0]}, its picture {picture_path} {picture_size[0]}×{picture_size[1]}"
         )
-    resized = Image.fromarray(mask_levels(values, labels)).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized) > LARGEST_LABEL
+        raise UserError(f"mask {path} {sizes}; make them the same, or set data.mask=False")
+    levels = Image.fromarray(mask_levels(values, are_labels))
+    return np.asarray(levels.resize((size, size), Image.Resampling.BILINEAR)) > LARGEST_LABEL
 
 
-def defective(path: Path) -> NDArray[np.bool_]:
-    """(H, W) of a mask file, in its own size."""
-    return mask_levels(*mask_values(path)) > LARGEST_LABEL
+def read_full_mask(path: Path) -> NDArray[np.bool_]:
+    """Return a mask (H, W) in its own size, true where defective."""
+    return mask_levels(*read_mask_values(path)) > LARGEST_LABEL
 
 
-def mask_levels(values: NDArray[Any], labels: bool) -> NDArray[np.uint8]:
-    """(H, W), above LARGEST_LABEL where defective: grey as it stands, labels 0…n as 0 and 255."""
-    grey = values if not labels and values.max(initial=0) > LARGEST_LABEL else np.where(values > 0, 255, 0)
-    return grey.astype(np.uint8)
+def mask_levels(values: NDArray, are_labels: bool) -> NDArray[np.uint8]:
+    """Return (H, W), above LARGEST_LABEL where defective: grey as it is, labels 0…n as 0 and 255."""
+    is_grey = not are_labels and values.max(initial=0) > LARGEST_LABEL
+    return (values if is_grey else np.where(values > 0, 255, 0)).astype(np.uint8)
 
 
-def mask_values(path: Path) -> tuple[NDArray[Any], bool]:
-    """(H, W), and whether they are labels as they stand, of which any but 0 is a defect: palette indices and deep values are."""
+def read_mask_values(path: Path) -> tuple[NDArray, bool]:
+    """Return the values (H, W) of a mask, and whether they are labels, of which all but 0 are defects.
+
+    Palette indices and values of more than 8 bits are labels.
+    """
     mask = open_upright(path)
-    mask = eight_bit(mask) if mask.mode == "F" else mask
-    labels = mask.mode == "P" or mask.mode.startswith("I")
-    return np.asarray(mask if labels else on_background(mask, "black").convert("L")), labels
+    mask = to_eight_bit(mask) if mask.mode == "F" else mask
+    are_labels = mask.mode == "P" or mask.mode.startswith("I")
+    return np.asarray(mask if are_labels else on_background(mask, "black").convert("L")), are_labels

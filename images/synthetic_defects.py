@@ -1,6 +1,7 @@
-"""Made defects, each with a mask of exactly the pixels that it may change: for the sample set, and to choose settings without labels.
+"""Synthetic defects with exact masks, for the sample set and for tuning without labels.
 
-Pictures are (H, W) or (H, W, C), float32 in 0…1, squares; `other` is a surface that a piece may be taken from, at least as large.
+A defect takes a square picture (S, S) or (S, S, C), float32 in 0…1, another surface of this size or larger, and a
+random generator. It returns the changed picture and a mask (S, S) of the pixels that it may change.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +17,11 @@ from torch import Tensor
 Pixels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Defect = Callable[[Pixels, Pixels, np.random.Generator], tuple[Pixels, Mask]]
-REFERENCE_SIDE = 128  # pixels; widths are given for it
+REFERENCE_SIDE = 128  # pixels; the side for which docstrings give widths
 
 
 def scratch(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-    """A straight stroke, 3 or 4 pixels of 128 wide."""
+    """Add a straight stroke, 3 or 4 pixels of 128 wide."""
     side = len(picture)
     angle, length = rng.uniform(0, np.pi), rng.uniform(0.4, 0.7) * side
     middle = rng.uniform(0.35, 0.65, 2) * side
@@ -30,7 +31,7 @@ def scratch(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[P
 
 
 def bent_line(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-    """A wire or fibre, 3 to 5 pixels of 128 thick, bent into an arc or an S."""
+    """Add a wire or fibre, 3 to 5 pixels of 128 thick, bent into an arc or an S."""
     side, along = len(picture), np.linspace(-1, 1, 40)
     bend = rng.choice([along**2, along**3, np.sin(np.pi * along) / 2]) * rng.uniform(0.5, 1) * side / 4
     angle, middle = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 0.6, 2) * side
@@ -41,18 +42,16 @@ def bent_line(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple
 
 
 def stain(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-    """A blot with a frayed edge, through which the texture shows."""
+    """Add a translucent blot with a frayed edge."""
     side = len(picture)
     middle, radius = rng.uniform(0.3, 0.7, 2) * side, rng.uniform(0.10, 0.18) * side
-    rows, columns = np.mgrid[:side, :side]
-    distance = np.hypot(rows - middle[0], columns - middle[1]) / radius
     fray = gaussian(rng.standard_normal((side, side)), side / 24)
-    mask = distance + 0.3 * fray / fray.std() < 1
+    mask = distances(middle, side) / radius + 0.3 * fray / fray.std() < 1
     return paint(picture, mask, opacity=rng.uniform(0.6, 0.8)), mask
 
 
 def foreign_patch(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-    """A piece of another surface, in its own grain, lighter or darker."""
+    """Add a rectangle of another surface, lighter or darker."""
     side = len(picture)
     height, width = rng.integers(side // 6, side // 3, 2)
     top, left = rng.integers(side // 8, 7 * side // 8 - height), rng.integers(side // 8, 7 * side // 8 - width)
@@ -64,16 +63,15 @@ def foreign_patch(picture: Pixels, other: Pixels, rng: np.random.Generator) -> t
 
 
 def pit(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-    """A dark or light dot, 2 to 5 pixels of 128 across."""
+    """Add a dark or light dot, 2 to 5 pixels of 128 across."""
     side = len(picture)
     middle, radius = rng.uniform(0.25, 0.75, 2) * side, rng.uniform(1, 2.5) * side / 128
-    rows, columns = np.mgrid[:side, :side]
-    mask = np.hypot(rows - middle[0], columns - middle[1]) < max(radius, 1)
+    mask = distances(middle, side) < max(radius, 1)
     return paint(picture, mask, opacity=0.8), mask
 
 
 def crack(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-    """A thin line that wanders, a pixel of 128 wide."""
+    """Add a thin winding line, one pixel of 128 wide."""
     side = len(picture)
     turns, steps = rng.normal(0, 0.35, 25).cumsum() + rng.uniform(0, 2 * np.pi), rng.uniform(0.01, 0.03, 25) * side
     points = np.stack([np.cos(turns), np.sin(turns)], axis=1) * steps[:, None]
@@ -82,59 +80,62 @@ def crack(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pix
 
 
 def displaced(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-    """A round piece of the picture itself, from elsewhere and turned."""
+    """Replace a disc by another part of the picture, turned."""
     side = len(picture)
     middle, radius = rng.uniform(0.25, 0.75, 2) * side, rng.uniform(0.05, 0.12) * side
-    rows, columns = np.mgrid[:side, :side]
-    mask = np.hypot(rows - middle[0], columns - middle[1]) < radius
+    mask = distances(middle, side) < radius
     shift = rng.integers(side // 6, side // 2, 2) * rng.choice([-1, 1], 2)
     return lay_over(picture, np.rot90(np.roll(picture, shift, (0, 1)), int(rng.integers(1, 4))), mask), mask
 
 
 def worn(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-    """A large area, up to most of the picture, that loses half of its detail towards its middle, and is a little lighter or darker."""
+    """Blur a large disc by up to half towards its centre, and make it slightly lighter or darker."""
     side = len(picture)
     middle, radius = rng.uniform(0.2, 0.8, 2) * side, rng.uniform(0.25, 0.6) * side
-    rows, columns = np.mgrid[:side, :side]
-    depth = np.clip(2 - 2 * np.hypot(rows - middle[0], columns - middle[1]) / radius, 0, 1).astype(np.float32)
+    depth = np.clip(2 - 2 * distances(middle, side) / radius, 0, 1).astype(np.float32)
     mask, depth = depth > 0, depth.reshape(side, side, *[1] * (picture.ndim - 2))
     smooth = gaussian(picture, side / 64, channel_axis=-1 if picture.ndim > 2 else None)
     return lay_over(picture, picture + depth * ((smooth - picture) / 2 + rng.choice([-0.08, 0.08])), mask), mask
 
 
-def with_defect(picture: Pixels, spoil: Defect, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-    """A picture (H, W) or (H, W, C) of any proportions with a defect in one of its squares, foreign pieces being its own, turned over."""
+def with_defect(picture: Pixels, defect: Defect, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+    """Add a defect to a random square of a picture (H, W) or (H, W, C); the other surface is that square, turned."""
     height, width = picture.shape[:2]
     side, mask, changed = min(height, width), np.zeros((height, width), bool), picture.copy()
     top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
     place = (slice(top, top + side), slice(left, left + side))
-    changed[place], mask[place] = spoil(picture[place], np.rot90(picture[place], 2), rng)
+    changed[place], mask[place] = defect(picture[place], np.rot90(picture[place], 2), rng)
     return changed, mask
 
 
 def random_crop(surface: Pixels, side: int, rng: np.random.Generator) -> Pixels:
-    """A square of `side` pixels from a random place."""
+    """Return a square of `side` pixels from a random place."""
     top, left = (rng.integers(0, extent - side + 1) for extent in surface.shape[:2])
     return surface[top : top + side, left : left + side].copy()
 
 
+def distances(centre: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+    """Return the distance of each pixel of a square (side, side) from `centre` (row, column)."""
+    rows, columns = np.mgrid[:side, :side]
+    return np.hypot(rows - centre[0], columns - centre[1])
+
+
 def paint(picture: Pixels, mask: Mask, opacity: float) -> Pixels:
-    """Black or white, whichever is further from the greys that the surface shows, laid over what the mask marks."""
+    """Blend the masked pixels with black or white, whichever contrasts more with the picture."""
     darkest, brightest = np.percentile(picture, [1, 99])
     tone = 0.0 if darkest > 1 - brightest else 1.0
     return lay_over(picture, (1 - opacity) * picture + opacity * tone, mask)
 
 
 def lay_over(picture: Pixels, other: NDArray, mask: Mask) -> Pixels:
+    """Return `other` where the mask (S, S) is true, else the picture."""
     return np.where(mask.reshape(*mask.shape, *[1] * (picture.ndim - 2)), other, picture).astype(np.float32)
 
 
-def stroke(points: "list[NDArray] | NDArray", width: int, side: int) -> Mask:
-    """A line of `width` pixels of 128 through the points."""
-    canvas = Image.new("1", (side, side))
-    ImageDraw.Draw(canvas).line(
-        [tuple(point) for point in points], fill=1, width=max(1, round(width * side / REFERENCE_SIDE)), joint="curve"
-    )
+def stroke(points: Sequence[NDArray] | NDArray, width: int, side: int) -> Mask:
+    """Return the mask (side, side) of a line through points (x, y), `width` pixels of 128 wide."""
+    canvas, pixels = Image.new("1", (side, side)), max(1, round(width * side / REFERENCE_SIDE))
+    ImageDraw.Draw(canvas).line([tuple(point) for point in points], fill=1, width=pixels, joint="curve")
     return np.array(canvas)
 
 
@@ -143,7 +144,7 @@ ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit, "wo
 
 
 class SyntheticAnomalies(NamedTuple):
-    """Normal pictures (C, H, W) uint8 with a made defect each, its kind, and its mask (H, W)."""
+    """Pictures (C, H, W) uint8 with one synthetic defect each, the kinds of defects, and masks (H, W)."""
 
     pictures: list[Tensor]
     kinds: NDArray[np.str_]
@@ -151,13 +152,14 @@ class SyntheticAnomalies(NamedTuple):
 
 
 def make_synthetic_anomalies(normal: Sequence[Tensor], copies: int, seed: int) -> SyntheticAnomalies:
-    """`copies` of each normal picture (C, H, W) uint8; the kinds take turns, where a defect lies follows from the seed."""
+    """Add defects to `copies` of each normal picture (C, H, W) uint8; the kinds take turns.
+
+    The places of the defects follow from `seed`.
+    """
     rng, names = np.random.default_rng(seed), list(ALL_DEFECTS)
     kinds = [names[number % len(names)] for number in range(copies * len(normal))]
-    arrays = [pixels.permute(1, 2, 0).numpy().astype(np.float32) / np.float32(255) for pixels in normal]
-    made = [with_defect(arrays[number % len(arrays)], ALL_DEFECTS[kind], rng) for number, kind in enumerate(kinds)]
-    pixels = [
-        torch.from_numpy((changed.clip(0, 1) * 255).round().astype(np.uint8)).permute(2, 0, 1).contiguous()
-        for changed, _ in made
-    ]
-    return SyntheticAnomalies(pixels, np.array(kinds), [mask for _, mask in made])
+    arrays = [pixels.permute(1, 2, 0).numpy().astype(np.float32) / np.float32(255) for pixels in normal]  # (H, W, C)
+    pairs = [with_defect(arrays[number % len(arrays)], ALL_DEFECTS[kind], rng) for number, kind in enumerate(kinds)]
+    changed = [torch.from_numpy((pixels.clip(0, 1) * 255).round().astype(np.uint8)) for pixels, _ in pairs]
+    pictures = [pixels.permute(2, 0, 1).contiguous() for pixels in changed]
+    return SyntheticAnomalies(pictures, np.array(kinds), [mask for _, mask in pairs])

@@ -1,4 +1,4 @@
-"""Overlapping square tiles of pictures, put together again without seams."""
+"""Overlapping square tiles of pictures, and the seamless merge of their maps."""
 
 import math
 from collections.abc import Sequence
@@ -8,22 +8,24 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
-OVERLAP = 0.25  # of a tile's side that neighbours share, at least
+OVERLAP = 0.25  # smallest share of a tile's side that neighbours have in common
 
 
 def cut_tiles(pictures: Tensor, size: int) -> Tensor:
-    """(B, C, H, W) → (B·N, C, size, size), picture by picture and row by row; one of size × size is its only tile. Raises ValueError where
-    they are smaller."""
-    _, _, height, width = pictures.shape
-    places = tile_corners(height, width, size)
-    return torch.stack([pictures[..., top : top + size, left : left + size] for top, left in places], dim=1).flatten(
-        0, 1
-    )
+    """Cut pictures (B, C, H, W) into N tiles each: (B·N, C, size, size), picture by picture and row by row.
+
+    Raise UserError if the pictures are smaller than a tile.
+    """
+    corners = tile_corners(pictures.shape[-2], pictures.shape[-1], size)
+    tiles = [pictures[..., top : top + size, left : left + size] for top, left in corners]  # N times (B, C, size, size)
+    return torch.stack(tiles, dim=1).flatten(0, 1)
 
 
 def merge_tiles(tiles: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `cut`: (…, B·N, C, size, size) → (…, *shape), shape (B, C, H, W); each tile fades out towards its border where others
-    overlap it."""
+    """Merge the tiles of `cut_tiles`: (…, B·N, C, size, size) → (…, *shape) with shape (B, C, H, W).
+
+    Where tiles overlap, the result is their mean, weighted by `tile_weights`.
+    """
     size, (batch, _, height, width) = tiles.shape[-1], shape
     pieces = tiles.unflatten(-4, (batch, -1))  # (…, B, N, C, size, size)
     if (height, width) == (size, size):
@@ -37,12 +39,12 @@ def merge_tiles(tiles: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def tile_corners(height: int, width: int, size: int) -> list[tuple[int, int]]:
-    """(top, left) of each tile."""
+    """Return (top, left) of each tile, row by row."""
     return [(top, left) for top in tile_starts(height, size) for left in tile_starts(width, size)]
 
 
 def tile_starts(extent: int, size: int) -> list[int]:
-    """Where tiles begin along `extent` pixels: evenly, the first and the last at the border, neighbours sharing OVERLAP or more."""
+    """Return the evenly spaced first pixels of the tiles along `extent` pixels, from border to border."""
     if extent < size:
         raise UserError(f"{extent} pixels hold no tile of {size}; enlarge the picture")
     steps = math.ceil((extent - size) / max(1, math.floor(size * (1 - OVERLAP))))
@@ -50,9 +52,8 @@ def tile_starts(extent: int, size: int) -> list[int]:
 
 
 def tile_weights(size: int) -> Tensor:
-    """(size, size): 1 inside, falling linearly over the overlap towards the border, above 0 everywhere."""
-    distance = (
-        torch.minimum(torch.arange(size), torch.arange(size - 1, -1, -1)) + 0.5
-    )  # of each pixel's centre from the border
+    """Return weights (size, size): 1 inside, falling linearly over the overlap towards the border, never 0."""
+    pixel = torch.arange(size)
+    distance = torch.minimum(pixel, pixel.flip(0)) + 0.5  # from a pixel's centre to the border
     ramp = (distance / (OVERLAP * size)).clamp(max=1)
     return ramp[:, None] * ramp[None, :]

@@ -110,11 +110,13 @@ def summarise_metrics(
         chosen = [metric for metric in selected if metric.level == level]
         if not chosen or truth is None or not truth.any() or truth.all():
             continue
-        ranking = metrics.rank(measured, truth)
+        ranking = metrics.rank_anomalies(measured, truth)
         values |= {metric.key: metric.measure(ranking) for metric in chosen}
         curves |= build_curves(level, ranking)
         if resamples:
-            by_name = metrics.intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
+            by_name = metrics.bootstrap_intervals(
+                measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed
+            )
             intervals |= {metric.key: by_name[metric.interval] for metric in chosen}
     if threshold is None:
         return MetricSummary(values, intervals, curves)

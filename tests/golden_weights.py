@@ -1,4 +1,4 @@
-"""Weights that any machine makes again: the array of a state-dict entry follows from its name, shape and a seed."""
+"""Weights that are the same on any machine (each follows from its name, its shape and a seed), and golden bounds."""
 
 import zlib
 
@@ -9,10 +9,17 @@ from unet import ResidualBlock, SelfAttention, UNet
 
 SEED = 11
 GOLDEN_SHARE = 1e-4  # of the largest value; fp32 sums in another order differ by less
+PUBLISHED = {"ddad_s_32": (32, 32, 2), "ddad_s_64": (64, 32, 2), "ddad_256": (256, 64, 4)}  # size, channels, heads
+
+
+def published_unet(network: str) -> UNet:
+    """Return a UNet of the shape of one of the PUBLISHED networks, with random weights."""
+    image_size, base_channels, heads = PUBLISHED[network]
+    return UNet(image_size, base_channels, heads=heads)
 
 
 def fill(name: str, shape: list[int]) -> torch.Tensor:
-    """Convolution and linear weights ~ N(0, 1/fan_in), scales ~ 1 + N(0, 0.1), shifts ~ N(0, 0.1), as golden/README defines them."""
+    """Return weights ~ N(0, 1/fan_in), scales ~ 1 + N(0, 0.1) or shifts ~ N(0, 0.1), as in the golden numbers."""
     rng = np.random.default_rng([SEED, zlib.crc32(name.encode())])
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
@@ -41,13 +48,13 @@ def uniform(seed: int, *shape: int) -> torch.Tensor:
 
 
 def stream(seed: int, shape: tuple[int, ...]):
-    """draw() gives the next noise tensor of one generator."""
+    """Return a draw() for `reconstruct` that takes its noise from one generator."""
     rng = np.random.default_rng(seed)
     return lambda: torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
 
 
 def assert_golden(actual: torch.Tensor, expected: np.ndarray, share: float = GOLDEN_SHARE) -> None:
-    """Equal to this share of the largest absolute value."""
+    """Assert that no value differs by more than `share` of the largest expected one."""
     expected = torch.from_numpy(np.asarray(expected)).to(actual)
     torch.testing.assert_close(actual, expected, rtol=0, atol=share * float(expected.abs().max()))
 
@@ -57,7 +64,7 @@ def rounding_share(unet: UNet, precision: torch.dtype) -> float:
 
     Each of the n residual additions in a row rounds its sum by at most half an eps of the format.
     Such roundings are independent: together they have a standard deviation of at most eps·√(n/12).
-    The bound eps·√n is 3.5 of these. It follows from the format and the depth, whatever processor adds in whatever order.
+    The bound eps·√n is 3.5 of these. It follows from the format and the depth, not from a processor.
     """
     additions = sum(isinstance(module, ResidualBlock | SelfAttention) for module in unet.modules())
     return torch.finfo(precision).eps * additions**0.5

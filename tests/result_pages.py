@@ -38,7 +38,7 @@ def write_tables(writer: Writer, scores: Mapping[str, tuple[bool, float]], thres
     labels, values = (np.array(column) for column in zip(*scores.values(), strict=True))
     content, curves = {}, {}
     if labels.any() and not labels.all():
-        ranking = metrics.rank(values, labels)
+        ranking = metrics.rank_anomalies(values, labels)
         summary = MetricSummary({"image_auroc": ranking.auroc()}, {"image_auroc": (0.5, 1.0)})
         content = {**summary.as_stored(), "size": 256, "scored": 224}
         curves = build_curves("pictures", ranking)

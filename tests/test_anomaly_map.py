@@ -22,7 +22,7 @@ def resnet50(golden, tmp_path):
     return FeatureExtractor("resnet50", path).eval()
 
 
-def test_maps_are_the_published_ones(pair, resnet50):
+def test_maps_have_the_golden_values(pair, resnet50):
     reconstruction, target, expected = pair
     with torch.no_grad():
         for layer, feature_map in enumerate(resnet50.features((target + 1) / 2), start=1):
@@ -36,18 +36,18 @@ def test_maps_are_the_published_ones(pair, resnet50):
         assert_golden(smooth(combine(d_feature, d_pixel, v), 4), expected[f"map_v{v}"], share)
 
 
-def test_the_first_layer_does_not_count():
+def test_the_first_layer_is_ignored():
     a, b = ([torch.rand(1, 4, 8, 8), torch.rand(1, 8, 4, 4)] for _ in range(2))
     torch.testing.assert_close(feature_distance(a, b, 16), feature_distance([b[0], a[1]], b, 16))
 
 
-def test_patches_average_nine_positions_and_count_the_padding():
+def test_patches_average_nine_positions_including_the_padding():
     mean = patch_mean(torch.ones(1, 1, 4, 4))
     torch.testing.assert_close(mean[0, 0, 0], torch.tensor([4, 6, 6, 4]) / 9)
     assert mean[0, 0, 1, 1] == 1
 
 
-def test_the_published_balance_is_over_the_whole_batch():
+def test_the_published_ratio_is_that_of_the_whole_batch():
     d_feature, d_pixel = torch.rand(3, 1, 8, 8), torch.rand(3, 1, 8, 8)
     ratio = float(d_feature.max() / d_pixel.max())
     torch.testing.assert_close(combine(d_feature, d_pixel, 2), d_feature + 2 * ratio * d_pixel)
@@ -59,7 +59,7 @@ def test_a_perfect_reconstruction_has_no_anomaly():
     assert not combine(zeros, zeros, 1).any()
 
 
-def test_smoothing_is_a_gaussian_of_33_pixels_that_keeps_constants():
+def test_smoothing_is_a_gaussian_of_33_pixels_that_preserves_constants():
     impulse = torch.zeros(1, 1, 65, 65)
     impulse[..., 32, 32] = 1
     kernel = np.exp(-0.5 * (np.arange(-32, 33) / 4.0) ** 2) * (np.abs(np.arange(-32, 33)) <= 16)

@@ -276,7 +276,7 @@ CASES = (
     Case("train/good missing", TRAIN, ("nut/train/good", "put the pictures there"), use(remove, "train/good")),
     Case("train/good empty", TRAIN, ("no pictures in", "nut/train/good", ".png"), use(emptied, "train/good")),
     Case("train/good empty, adapting", ADAPT, ("no pictures in", "nut/train/good", ".png"), use(emptied, "train/good")),
-    Case("test missing", DETECT, ("nut/test is not a folder", "put good and defective pictures"), use(remove, "test")),
+    Case("test missing", DETECT, ("nut/test is not a folder", "put them in subfolders"), use(remove, "test")),
     Case("test empty", DETECT, ("nut/test has no subfolders", "put normal pictures"), use(emptied, "test")),
     Case("one defect empty", DETECT, ("no pictures in", "nut/test/crack", ".png"), use(emptied, "test/crack")),
     Case(
@@ -521,7 +521,7 @@ CASES = (
     Case(
         "no channels",
         (*TRAIN, "model.channel_multipliers=[1, 0.1]"),
-        ("channel_multipliers", "base_channels, 8", "raise one"),
+        ("channel_multipliers", "base_channels is 8", "raise one"),
     ),
     Case(
         "nothing in the centre",

@@ -5,10 +5,20 @@ import re
 import numpy as np
 import pytest
 import torch
-from golden_weights import GOLDEN_SHARE, assert_golden, normal, rounding_share, state_dict, stream, uniform
+from golden_weights import (
+    GOLDEN_SHARE,
+    PUBLISHED,
+    assert_golden,
+    normal,
+    published_unet,
+    rounding_share,
+    state_dict,
+    stream,
+    uniform,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_unet import PUBLISHED, published_unet
+from torch.overrides import TorchFunctionMode
 
 from ddad import NoiseSchedule, loss_weights, noise_loss, noise_predictor, picture_draws, reconstruct, strides
 from runtime.device import autocast, resolve_dtype
@@ -24,20 +34,53 @@ def network(request, golden):
     return unet, PUBLISHED[request.param][0], golden(f"diffusion_{request.param}")
 
 
-def test_alpha_bar_is_the_product_of_what_is_left_of_the_signal():
+def test_alpha_bar_is_the_product_of_one_minus_beta():
     betas = np.linspace(1e-4, 0.02, 1000)
     expected = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas)]))
     torch.testing.assert_close(SCHEDULE.alpha_bar(torch.arange(-1, 1000)), expected, rtol=1e-12, atol=0)
     assert SCHEDULE.alpha_bar(-1) == 1
 
 
+class CopyRecorder(TorchFunctionMode):
+    """Records the size of each tensor that `sqrt` computes, or `to` copies to another dtype or device."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.Tensor.sqrt, torch.Tensor.to) and result is not args[0]:
+            self.sizes.append(result.numel())
+        return result
+
+
+def test_the_second_step_neither_builds_nor_copies_a_table_of_square_roots():
+    schedule, x_0, t = NoiseSchedule(), uniform(1, 2, 3, 8, 8), torch.tensor([3, 700])
+    with CopyRecorder() as first:
+        x_t = schedule.add_noise(x_0, t, x_0)
+    with CopyRecorder() as second:
+        again = schedule.add_noise(x_0, t, x_0)
+        schedule.roots(0, x_0)
+    assert sum(size > schedule.steps for size in first.sizes) == 4 and not second.sizes
+    assert torch.equal(x_t, again)
+
+
+def test_tables_of_square_roots_have_the_dtype_of_the_picture():
+    schedule, x_0 = NoiseSchedule(), uniform(1, 2, 3, 8, 8)
+    expected = schedule.alpha_bar(5).sqrt()
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        signal, spread = schedule.roots(5, x_0.to(dtype))
+        assert signal.dtype == spread.dtype == dtype and signal.item() == expected.to(dtype).item()
+
+
 @pytest.mark.parametrize("t", [-2, 1000])
-def test_a_step_outside_the_schedule_is_named(t):
+def test_a_step_outside_the_schedule_is_refused(t):
     with pytest.raises(ValueError, match=f"step {t}"):
         SCHEDULE.alpha_bar(t)
 
 
-def test_loss_and_gradients_are_the_published_ones(network):
+def test_loss_and_gradients_have_the_golden_values(network):
     unet, size, expected = network
     loss = noise_loss(
         unet, uniform(13, 2, 3, size, size), torch.tensor([3, 612]), normal(14, 2, 3, size, size), SCHEDULE
@@ -58,7 +101,7 @@ def test_loss_and_gradients_are_the_published_ones(network):
         (torch.channels_last, "fp16", True),
     ],
 )
-def test_they_are_in_every_mode(golden, layout, precision, checkpointing):
+def test_output_loss_and_gradients_have_the_golden_values_in_every_mode(golden, layout, precision, checkpointing):
     unet, expected = published_unet("ddad_s_32"), golden("diffusion_ddad_s_32")
     unet.load_state_dict(state_dict(golden("unet_state_dict")["ddad_s_32"]))
     unet.to(memory_format=layout).checkpointing = checkpointing
@@ -75,7 +118,7 @@ def test_they_are_in_every_mode(golden, layout, precision, checkpointing):
     assert_golden(actual, np.array([norms[name] for name, _ in unet.named_parameters()], np.float32), share)
 
 
-def test_reconstructions_are_the_published_ones(network):
+def test_reconstructions_have_the_golden_values(network):
     unet, _, expected = network
     cases = [name for name in expected if name.startswith("rec_")]
     assert len(cases) == 5
@@ -148,16 +191,16 @@ def test_noise_is_drawn_once_at_the_start_and_once_a_step():
     assert len(drawn) == 11
 
 
-def test_the_network_is_told_the_published_steps():
-    told = []
+def test_the_network_is_called_with_the_published_steps():
+    steps = []
 
     def unet(x, t):
-        told.extend(t.tolist())
+        steps.extend(t.tolist())
         return x * 0
 
     zeros = torch.zeros(1, 3, 8, 8)
     reconstruct(unet, zeros, zeros, schedule=SCHEDULE, w=0, draw=lambda: zeros)
-    assert told == [225, 200, 175, 150, 125, 100, 75, 50, 25, 0]
+    assert steps == [225, 200, 175, 150, 125, 100, 75, 50, 25, 0]
 
 
 def test_a_picture_has_the_same_noise_in_any_batch():
@@ -176,7 +219,7 @@ def test_a_picture_has_the_same_noise_in_any_batch():
 
 
 @pytest.mark.parametrize("predicts", [None, "x0"])
-def test_a_network_may_predict_the_picture_in_place_of_the_noise(predicts):
+def test_a_network_may_predict_the_picture_instead_of_the_noise(predicts):
     x_0, noise, t = uniform(31, 3, 3, 8, 8).double(), normal(32, 3, 3, 8, 8).double(), torch.tensor([0, 250, 999])
     right = x_0 if predicts else noise
     x_t = SCHEDULE.add_noise(x_0, t, noise)

@@ -16,7 +16,7 @@ properties = settings(deadline=None, derandomize=True, max_examples=60)
 
 
 def slow_pro(maps, masks, limit):
-    """Every threshold in turn; between two of them rate and overlap are joined by a line."""
+    """Return PRO from a loop over all thresholds, with straight lines between the points of the curve."""
     regions = [
         (index, numbered == number)
         for index, mask in enumerate(masks)
@@ -25,11 +25,11 @@ def slow_pro(maps, masks, limit):
     ]
     curve = [(0.0, 0.0)]
     for threshold in np.unique(maps)[::-1]:
-        found = maps >= threshold
+        flagged = maps >= threshold
         curve.append(
             (
-                (found & ~masks).sum() / (~masks).sum(),
-                np.mean([found[index][region].mean() for index, region in regions]),
+                (flagged & ~masks).sum() / (~masks).sum(),
+                np.mean([flagged[index][region].mean() for index, region in regions]),
             )
         )
     area = 0.0
@@ -50,7 +50,7 @@ def random_case(seed, levels):
     ), masks
 
 
-def test_values_are_the_published_ones(golden):
+def test_metrics_have_the_golden_values(golden):
     expected = golden("metrics")
     assert metrics.image_auroc(expected["scores"], expected["labels"]) == pytest.approx(
         float(expected["image_auroc"]), rel=1e-4
@@ -68,7 +68,7 @@ def test_values_are_the_published_ones(golden):
 
 
 def published_pro(maps, masks, thresholds=200, limit=0.3):
-    """The released way: 200 thresholds, false-positive rates below the limit stretched to 1, trapezoids."""
+    """Return PRO as released: 200 thresholds, trapezoids, rates below the limit stretched to 1."""
     regions = [
         (index, numbered == number)
         for index, mask in enumerate(masks)
@@ -77,19 +77,19 @@ def published_pro(maps, masks, thresholds=200, limit=0.3):
     ]
     curve = []
     for threshold in np.arange(maps.min(), maps.max(), (maps.max() - maps.min()) / thresholds):
-        found = maps > threshold
+        flagged = maps > threshold
         curve.append(
             (
-                (found & ~masks).sum() / (~masks).sum(),
-                np.mean([found[index][region].mean() for index, region in regions]),
+                (flagged & ~masks).sum() / (~masks).sum(),
+                np.mean([flagged[index][region].mean() for index, region in regions]),
             )
         )
     rate, overlap = np.array([point for point in curve if point[0] < limit]).T
     return auc(rate / rate.max(), overlap)
 
 
-def test_the_exact_pro_stands_beside_the_published_one(golden):
-    """The loop of the release gives its golden value; the exact value is another."""
+def test_the_exact_pro_differs_from_the_published_one(golden):
+    """The released loop gives its golden value. The exact value differs."""
     expected = golden("metrics")
     maps, masks = expected["maps"], expected["masks"] > 0
     assert published_pro(maps, masks) == pytest.approx(float(expected["pro_200_thresholds"]), rel=1e-4)
@@ -99,14 +99,14 @@ def test_the_exact_pro_stands_beside_the_published_one(golden):
 
 @properties
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 2, 3, 7, 40]), limit=st.sampled_from([0.05, 0.3, 1.0]))
-def test_pro_is_the_area_under_the_curve_of_all_thresholds(seed, levels, limit):
+def test_pro_equals_the_area_under_the_curve_of_all_thresholds(seed, levels, limit):
     maps, masks = random_case(seed, levels)
     assert metrics.pro(maps, masks, limit) == pytest.approx(slow_pro(maps, masks, limit), abs=1e-12)
 
 
 @properties
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 2, 3, 40]))
-def test_auroc_is_that_of_scikit_learn(seed, levels):
+def test_auroc_equals_scikit_learns(seed, levels):
     maps, masks = random_case(seed, levels)
     expected = roc_auc_score(masks.ravel(), maps.ravel())
     assert metrics.pixel_auroc(maps, masks) == pytest.approx(expected, abs=1e-12)
@@ -116,14 +116,18 @@ def test_auroc_is_that_of_scikit_learn(seed, levels):
 
 @properties
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 2, 3, 40]))
-def test_average_precision_and_f1_max_are_those_of_scikit_learn(seed, levels):
+def test_average_precision_and_f1_max_equal_scikit_learns(seed, levels):
     maps, masks = random_case(seed, levels)
-    assert metrics.average_precision(maps, masks) == pytest.approx(
-        average_precision_score(masks.ravel(), maps.ravel()), abs=1e-12
-    )
+    ranking = metrics.rank_anomalies(maps, masks)
+    expected = average_precision_score(masks.ravel(), maps.ravel())
+    assert ranking.average_precision() == pytest.approx(expected, abs=1e-12)
     precision, recall, _ = precision_recall_curve(masks.ravel(), maps.ravel())
     expected = (2 * precision * recall / np.maximum(precision + recall, 1e-300)).max()
-    assert metrics.f1_max(maps.ravel(), masks.ravel()) == pytest.approx(expected, abs=1e-12)
+    assert (
+        ranking.f1_max()
+        == metrics.rank_anomalies(maps.ravel(), masks.ravel()).f1_max()
+        == pytest.approx(expected, abs=1e-12)
+    )
 
 
 def test_pro_of_perfect_inverted_and_constant_maps():
@@ -143,7 +147,7 @@ def test_pro_counts_a_small_defect_as_much_as_a_large_one():
     assert metrics.pro(maps, masks) == pytest.approx((1 + rest) / 2)
 
 
-def test_regions_that_touch_at_a_corner_are_one():
+def test_regions_that_touch_at_a_corner_are_one_region():
     masks = np.zeros((1, 8, 8), bool)
     masks[0, 2, 2] = masks[0, 3, 3] = masks[0, 6, 6] = True
     maps = np.zeros(masks.shape)
@@ -153,7 +157,7 @@ def test_regions_that_touch_at_a_corner_are_one():
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1]])
-def test_metrics_without_one_of_the_classes_say_so(labels):
+def test_auroc_and_pro_refuse_a_single_class(labels):
     with pytest.raises(ValueError, match="needs both normal and defective"):
         metrics.image_auroc([0.1, 0.2, 0.3], labels)
     with pytest.raises(ValueError, match="needs both normal and defective"):
@@ -166,42 +170,40 @@ def test_scores_that_are_not_numbers_are_refused():
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1]])
-def test_all_figures_without_one_of_the_classes_say_so(labels):
-    for figure in (metrics.rank, metrics.intervals, metrics.youden_threshold, metrics.f1_max):
-        with pytest.raises(
-            ValueError, match=r"no (normal|defective) pictures; this metric needs both normal and defective"
-        ):
-            figure([0.1, 0.2, 0.3], labels)
+def test_all_metrics_refuse_a_single_class(labels):
+    for function in (metrics.rank_anomalies, metrics.bootstrap_intervals, metrics.youden_threshold):
+        with pytest.raises(ValueError, match=r"no (normal|defective) pictures; this metric needs both"):
+            function([0.1, 0.2, 0.3], labels)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 8, 8), (3, 0, 8)])
 def test_no_pictures_are_refused(shape):
-    for figure in (metrics.rank, metrics.intervals, metrics.average_precision):
+    for function in (metrics.rank_anomalies, metrics.bootstrap_intervals, metrics.image_auroc):
         with pytest.raises(ValueError, match="no scores"):
-            figure(np.zeros(shape), np.zeros(shape))
+            function(np.zeros(shape), np.zeros(shape))
 
 
 def test_shapes_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="do not match"):
-        metrics.rank(np.zeros(3), np.zeros(4))
+        metrics.rank_anomalies(np.zeros(3), np.zeros(4))
     with pytest.raises(ValueError, match=r"\(N, H, W\)"):
         metrics.pro(np.zeros(3), np.ones(3))
     with pytest.raises(ValueError, match="limit is 1.5"):
         metrics.pro(*random_case(0, 0), limit=1.5)
     with pytest.raises(ValueError, match="limit is 0"):
-        metrics.intervals(*random_case(0, 0), pro_limits=[0])
+        metrics.bootstrap_intervals(*random_case(0, 0), pro_limits=[0])
 
 
 @properties
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 2, 3, 7, 40]))
-def test_a_ranking_counts_what_it_says(seed, levels):
+def test_a_ranking_has_the_counts_of_a_slow_loop(seed, levels):
     maps, masks = random_case(seed, levels)
-    ranking = metrics.rank(maps, masks)
+    ranking = metrics.rank_anomalies(maps, masks)
     anomalous, normal = np.sort(maps[masks]), maps[~masks]
     np.testing.assert_array_equal(ranking.values, anomalous)
     np.testing.assert_array_equal(ranking.below, [(normal < value).sum() for value in anomalous])
     np.testing.assert_array_equal(ranking.up_to, [(normal <= value).sum() for value in anomalous])
-    np.testing.assert_array_equal(ranking.found, [(anomalous >= value).sum() for value in anomalous])
+    np.testing.assert_array_equal(ranking.true_positives, [(anomalous >= value).sum() for value in anomalous])
     assert ranking.normals == len(normal)
     expected = [
         (index, *np.sort(anomaly_map[numbered == number]))
@@ -217,13 +219,16 @@ def test_a_ranking_counts_what_it_says(seed, levels):
 
 @pytest.mark.parametrize("chunk", [1, 99, 250])
 @pytest.mark.parametrize("levels", [0, 3])
-def test_chunks_and_memory_maps_change_nothing(monkeypatch, tmp_path, chunk, levels):
+def test_chunks_and_memory_maps_do_not_change_results(monkeypatch, tmp_path, chunk, levels):
     maps, masks = random_case(1, levels)
     masks[1] = False
     masks[2, 5:] = False  # few anomalous pixels, or the chunks are as large as these
     maps = np.concatenate([maps, maps[:, ::-1] + 1]).astype(np.float32)
     masks = np.concatenate([masks, np.zeros_like(masks)])
-    whole, whole_intervals = metrics.rank(maps, masks), metrics.intervals(maps, masks, pro_limits=[0.3], resamples=20)
+    all_at_once, all_at_once_intervals = (
+        metrics.rank_anomalies(maps, masks),
+        metrics.bootstrap_intervals(maps, masks, pro_limits=[0.3], resamples=20),
+    )
     for name, array, dtype in (("maps", maps, np.float32), ("masks", 255 * masks, np.uint8)):
         np.memmap(tmp_path / name, dtype, "w+", shape=array.shape)[:] = array
     stored = (
@@ -233,58 +238,58 @@ def test_chunks_and_memory_maps_change_nothing(monkeypatch, tmp_path, chunk, lev
     monkeypatch.setattr(metrics, "CHUNK", chunk)
     monkeypatch.setattr(metrics, "RESAMPLES_AT_ONCE", 7)
     for arrays in ((maps, masks), stored):
-        ranking = metrics.rank(*arrays)
+        ranking = metrics.rank_anomalies(*arrays)
         for field in dataclasses.fields(metrics.Ranking):
-            np.testing.assert_array_equal(getattr(ranking, field.name), getattr(whole, field.name))
-        for name, interval in metrics.intervals(*arrays, pro_limits=[0.3], resamples=20).items():
-            assert interval == pytest.approx(whole_intervals[name], abs=1e-12)
+            np.testing.assert_array_equal(getattr(ranking, field.name), getattr(all_at_once, field.name))
+        for name, interval in metrics.bootstrap_intervals(*arrays, pro_limits=[0.3], resamples=20).items():
+            assert interval == pytest.approx(all_at_once_intervals[name], abs=1e-12)
     maps[-1, -1, -1] = np.inf
     with pytest.raises(ValueError, match=f"1 of {maps.size} scores are not finite"):
-        metrics.rank(maps, masks)
+        metrics.rank_anomalies(maps, masks)
 
 
 LIMITS = (0.05, 0.3, 1.0)
 
 
-def exact_figures(values, truth, limits=LIMITS):
-    ranking = metrics.rank(values, truth)
-    figures = {"auroc": ranking.auroc(), "average_precision": ranking.average_precision(), "f1_max": ranking.f1_max()}
-    return figures | {f"pro_{limit:g}": ranking.pro(limit) for limit in limits}
+def exact_metrics(values, truth, limits=LIMITS):
+    ranking = metrics.rank_anomalies(values, truth)
+    results = {"auroc": ranking.auroc(), "average_precision": ranking.average_precision(), "f1_max": ranking.f1_max()}
+    return results | {f"pro_{limit:g}": ranking.pro(limit) for limit in limits}
 
 
-def resampled_figures(values, truth, multiplicities, limits=LIMITS):
-    figures = metrics.count_by_picture(values, truth).figures([multiplicities], limits)
-    return {name: float(drawn[0]) for name, drawn in figures.items()}
+def resampled_metrics(values, truth, multiplicities, limits=LIMITS):
+    results = metrics.count_by_picture(values, truth).resample_metrics([multiplicities], limits)
+    return {name: float(drawn[0]) for name, drawn in results.items()}
 
 
 @properties
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 2, 3, 7, 40]))
-def test_resampled_maps_are_maps_that_stand_there_as_often(seed, levels):
+def test_resampled_maps_equal_repeated_maps(seed, levels):
     maps, masks = random_case(seed, levels)
-    assert resampled_figures(maps, masks, [1, 1, 1]) == pytest.approx(exact_figures(maps, masks), abs=1e-12)
+    assert resampled_metrics(maps, masks, [1, 1, 1]) == pytest.approx(exact_metrics(maps, masks), abs=1e-12)
     times = np.random.default_rng(seed).integers(0, 4, len(maps))
     times[0] += 1
-    expected = exact_figures(np.repeat(maps, times, axis=0), np.repeat(masks, times, axis=0))
-    assert resampled_figures(maps, masks, times) == pytest.approx(expected, abs=1e-12)
+    expected = exact_metrics(np.repeat(maps, times, axis=0), np.repeat(masks, times, axis=0))
+    assert resampled_metrics(maps, masks, times) == pytest.approx(expected, abs=1e-12)
 
 
 @properties
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 2, 5, 40]))
-def test_resampled_scores_are_scores_that_stand_there_as_often(seed, levels):
+def test_resampled_scores_equal_repeated_scores(seed, levels):
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(30) % 3 > 0)
     scores = rng.random(30) + 0.3 * labels if levels == 0 else rng.integers(0, levels, 30)
-    assert resampled_figures(scores, labels, np.ones(30), ()) == pytest.approx(
-        exact_figures(scores, labels, ()), abs=1e-12
+    assert resampled_metrics(scores, labels, np.ones(30), ()) == pytest.approx(
+        exact_metrics(scores, labels, ()), abs=1e-12
     )
     times = rng.integers(0, 3, 30)
     times[[np.argmin(labels), np.argmax(labels)]] = 1
-    expected = exact_figures(np.repeat(scores, times), np.repeat(labels, times), ())
-    assert resampled_figures(scores, labels, times, ()) == pytest.approx(expected, abs=1e-12)
+    expected = exact_metrics(np.repeat(scores, times), np.repeat(labels, times), ())
+    assert resampled_metrics(scores, labels, times, ()) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.5, 4.0])
-def test_more_values_than_are_counted_at_change_little(strength):
+def test_counting_at_some_of_the_values_changes_metrics_little(strength):
     rng = np.random.default_rng(0)
     masks = np.zeros((12, 64, 64), bool)
     for index, size in enumerate([1, 2, 3, 12, 20, 25, 30, 40]):
@@ -293,8 +298,8 @@ def test_more_values_than_are_counted_at_change_little(strength):
     maps = rng.standard_normal(masks.shape) + strength * rng.random((12, 1, 1)) * masks
     assert len(np.unique(maps[masks])) > 3 * metrics.EDGES
     times = rng.integers(1, 4, len(maps))
-    expected = exact_figures(np.repeat(maps, times, axis=0), np.repeat(masks, times, axis=0))
-    assert resampled_figures(maps, masks, times) == pytest.approx(expected, abs=1e-3)
+    expected = exact_metrics(np.repeat(maps, times, axis=0), np.repeat(masks, times, axis=0))
+    assert resampled_metrics(maps, masks, times) == pytest.approx(expected, abs=1e-3)
 
 
 def normal_scores(seed, pictures, distance=1.2):
@@ -302,85 +307,94 @@ def normal_scores(seed, pictures, distance=1.2):
     return np.random.default_rng(seed).standard_normal(pictures) + distance * labels, labels
 
 
-def test_intervals_hold_the_figure_repeat_by_seed_and_shrink_with_the_pictures():
+def test_intervals_contain_the_metric_follow_from_the_seed_and_shrink_with_more_pictures():
     few, many = normal_scores(0, 40), normal_scores(0, 1000)
-    drawn = metrics.intervals(*few, resamples=300)
-    assert drawn == metrics.intervals(*few, resamples=300, seed=0) != metrics.intervals(*few, resamples=300, seed=1)
-    narrow, half = metrics.intervals(*many, resamples=300), metrics.intervals(*few, resamples=300, confidence=0.5)
-    for name, figure in exact_figures(*few, ()).items():
+    drawn = metrics.bootstrap_intervals(*few, resamples=300)
+    assert (
+        drawn
+        == metrics.bootstrap_intervals(*few, resamples=300, seed=0)
+        != metrics.bootstrap_intervals(*few, resamples=300, seed=1)
+    )
+    narrow, half = (
+        metrics.bootstrap_intervals(*many, resamples=300),
+        metrics.bootstrap_intervals(*few, resamples=300, confidence=0.5),
+    )
+    for name, value in exact_metrics(*few, ()).items():
         low, high = drawn[name]
-        assert 0 <= low < figure < high <= 1
+        assert 0 <= low < value < high <= 1
         assert narrow[name][1] - narrow[name][0] < (high - low) / 2
         assert low < half[name][0] < half[name][1] < high
 
 
-def test_an_interval_is_the_quantiles_of_repeated_sets():
-    """The same draws, made by hand: normal and defective pictures are drawn apart, each to their own number."""
+def test_an_interval_has_the_quantiles_of_resampled_sets():
+    """Normal and defective pictures are resampled separately."""
     scores, labels = normal_scores(3, 20)
     rng, times = np.random.default_rng(5), np.zeros((50, 20), int)
     times[:, labels == 0] = rng.multinomial(10, np.full(10, 0.1), size=50)
     times[:, labels == 1] = rng.multinomial(10, np.full(10, 0.1), size=50)
     aurocs = [metrics.image_auroc(np.repeat(scores, row), np.repeat(labels, row)) for row in times]
-    drawn = metrics.intervals(scores, labels, resamples=50, confidence=0.8, seed=5)
+    drawn = metrics.bootstrap_intervals(scores, labels, resamples=50, confidence=0.8, seed=5)
     assert drawn["auroc"] == pytest.approx(np.quantile(aurocs, [0.1, 0.9]), abs=1e-12)
 
 
-def test_intervals_cover_the_true_value_about_as_often_as_they_say():
+def test_intervals_cover_the_true_value_as_often_as_the_confidence():
     distance, sets = 1.2, 200
     true_auroc = NormalDist().cdf(distance / math.sqrt(2))
     covered = 0
     for seed in range(sets):
-        low, high = metrics.intervals(*normal_scores(seed, 80, distance), resamples=200, confidence=0.9)["auroc"]
+        low, high = metrics.bootstrap_intervals(*normal_scores(seed, 80, distance), resamples=200, confidence=0.9)[
+            "auroc"
+        ]
         covered += low <= true_auroc <= high
     assert 0.83 <= covered / sets <= 0.96  # 0.9 within three standard errors
 
 
-def test_a_side_with_a_single_picture_leaves_the_other():
+def test_a_class_of_one_picture_does_not_vary():
     scores, labels = np.array([0.35, 0.4, 0.3, 0.6, 0.2]), np.array([1, 0, 0, 0, 0])
-    low, high = metrics.intervals(scores, labels)["auroc"]
+    low, high = metrics.bootstrap_intervals(scores, labels)["auroc"]
     assert low < metrics.image_auroc(scores, labels) == 0.5 < high
-    assert metrics.intervals(scores[:2], labels[:2])["auroc"] == (0, 0)
-    both = metrics.intervals(*(array[:2] for array in random_case(0, 0)), pro_limits=[0.3])
+    assert metrics.bootstrap_intervals(scores[:2], labels[:2])["auroc"] == (0, 0)
+    both = metrics.bootstrap_intervals(*(array[:2] for array in random_case(0, 0)), pro_limits=[0.3])
     assert all(0 <= low <= high <= 1 for low, high in both.values())
 
 
 def test_defective_pictures_with_empty_masks_count_as_normal_in_maps():
     maps, masks = random_case(4, 0)
     masks[1:] = False
-    drawn = metrics.intervals(maps, masks, pro_limits=LIMITS, resamples=100)
-    assert set(drawn) == set(exact_figures(maps, masks))
+    drawn = metrics.bootstrap_intervals(maps, masks, pro_limits=LIMITS, resamples=100)
+    assert set(drawn) == set(exact_metrics(maps, masks))
     assert all(
-        low <= figure <= high
-        for (low, high), figure in zip(drawn.values(), exact_figures(maps, masks).values(), strict=True)
+        low <= value <= high
+        for (low, high), value in zip(drawn.values(), exact_metrics(maps, masks).values(), strict=True)
     )
     with pytest.raises(ValueError, match="no defective pixels"):
-        metrics.intervals(maps, np.zeros_like(masks))
+        metrics.bootstrap_intervals(maps, np.zeros_like(masks))
 
 
-def test_constant_maps_have_the_intervals_of_chance():
+def test_constant_maps_have_intervals_at_chance_level():
     _, masks = random_case(0, 0)
-    drawn = metrics.intervals(np.zeros(masks.shape), masks, pro_limits=[0.3], resamples=50)
+    drawn = metrics.bootstrap_intervals(np.zeros(masks.shape), masks, pro_limits=[0.3], resamples=50)
     assert drawn["auroc"] == pytest.approx((0.5, 0.5))
     assert drawn["pro_0.3"] == pytest.approx((0.15, 0.15))
 
 
-def test_resamples_without_a_normal_pixel_are_left_out():
+def test_resamples_without_a_normal_pixel_are_dropped():
     masks = np.ones((2, 4, 4), bool)
     masks[1, 0] = False
     maps = np.random.default_rng(0).random(masks.shape)
-    assert np.isfinite(list(metrics.intervals(maps, masks, pro_limits=[0.3]).values())).all()
+    assert np.isfinite(list(metrics.bootstrap_intervals(maps, masks, pro_limits=[0.3]).values())).all()
     with pytest.raises(ValueError, match="none of 1 resamples holds a normal entry"):
         for seed in range(20):
-            metrics.intervals(maps, masks, resamples=1, seed=seed)
+            metrics.bootstrap_intervals(maps, masks, resamples=1, seed=seed)
 
 
 @pytest.mark.parametrize("wrong", [{"resamples": 0}, {"confidence": 1.0}, {"confidence": 0.0}])
 def test_intervals_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} "):
-        metrics.intervals([0.1, 0.2], [0, 1], **wrong)
+        metrics.bootstrap_intervals([0.1, 0.2], [0, 1], **wrong)
 
 
-def test_an_operating_point_by_hand():
+def test_an_operating_point_has_the_counts_and_rates_of_its_threshold():
     point = metrics.operating_point(
         [0.1, 0.5, 0.6, 0.4, 0.5, 0.7, 0.8], [0, 0, 0, 1, 1, 1, 1], 0.5
     )  # 0.5 itself is not above
@@ -429,10 +443,10 @@ HUGE, TINY = np.float32(3e38), np.float32(1e-45)
     ],
 )
 @pytest.mark.parametrize("bins", [2, 4, 256, metrics.BINS])
-def test_entries_that_are_counted_in_bins_are_those_that_lie_below(entries, values, bins, monkeypatch):
+def test_entries_counted_in_a_histogram_equal_those_of_a_slow_loop(entries, values, bins, monkeypatch):
     monkeypatch.setattr(metrics, "BINS", bins)
     entries, values = np.asarray(entries), np.asarray(values)
-    lower, tied = metrics._lower_and_tied(entries, values)
+    lower, tied = metrics._count_lower_and_tied(entries, values)
     assert lower.tolist() == [(entries < value).sum() for value in values] and tied.tolist() == [
         (entries == value).sum() for value in values
     ]

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dataset import augment, full_batches, shuffled_batches
 from ddad import NoiseSchedule
 from train import LOSS_WINDOW, Losses, Trainer, build_optimizer, learning_rate_factor, ramped_average, training_steps
+from training.batches import augment, full_batches, shuffled_batches
 from training.resume import restore_trainer
 from unet import UNet
 

@@ -1,23 +1,12 @@
 import pytest
 import torch
-from golden_weights import assert_golden, normal, rounding_share, state_dict
+from golden_weights import PUBLISHED, assert_golden, normal, published_unet, rounding_share, state_dict
 
-from unet import Dropout, EnlargingConv2d, UNet, published_multipliers
-
-PUBLISHED = {
-    "ddad_s_32": (32, 32, 2),
-    "ddad_s_64": (64, 32, 2),
-    "ddad_256": (256, 64, 4),
-}  # image_size, base_channels, heads
-
-
-def published_unet(network: str) -> UNet:
-    image_size, base_channels, heads = PUBLISHED[network]
-    return UNet(image_size, base_channels, heads=heads)
+from unet import UNet, UniformDropout, UpsamplingConv2d, published_multipliers
 
 
 def small_unet() -> UNet:
-    """No weight of it is zero."""
+    """Return a network without zero weights."""
     unet = UNet(16, 8, channel_multipliers=[1, 2], blocks_per_level=1, attention_sizes=(8,), heads=2)
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
@@ -31,7 +20,7 @@ def test_parameters_have_the_published_names_and_shapes(network, golden):
 
 
 @pytest.mark.parametrize("network", ["ddad_s_32", "ddad_s_64"])
-def test_output_is_the_published_one(network, golden):
+def test_output_has_the_golden_values(network, golden):
     unet = published_unet(network).eval()
     unet.load_state_dict(state_dict(golden("unet_state_dict")[network]))
     size = PUBLISHED[network][0]
@@ -39,7 +28,7 @@ def test_output_is_the_published_one(network, golden):
         assert_golden(unet(normal(12, 2, 3, size, size), torch.tensor([7, 430])), golden(f"unet_{network}")["y"])
 
 
-def test_output_of_the_large_network_is_the_published_one(golden):
+def test_output_of_the_large_network_has_the_golden_values(golden):
     unet = published_unet("ddad_256").eval()
     unet.load_state_dict(state_dict(golden("unet_state_dict")["ddad_256"]))
     with torch.no_grad():
@@ -75,7 +64,7 @@ def test_published_shapes_take_any_size_that_their_levels_divide(image_size, in_
 
 
 def test_every_picture_of_a_batch_has_its_own_step():
-    """In groups of several channels; a group of one takes the time embedding out again (32 channels, as in DDAD-S)."""
+    """A norm of one channel per group would cancel the time embedding, so this network has two."""
     torch.manual_seed(0)
     unet = UNet(32, 64, channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=(16,), heads=2).eval()
     for parameter in unet.parameters():
@@ -86,7 +75,7 @@ def test_every_picture_of_a_batch_has_its_own_step():
     assert (unet(x[:1], t[:1]) - unet(x[:1], t[1:2])).abs().max() > 1e-3
 
 
-def test_its_architecture_rebuilds_it():
+def test_a_network_is_rebuilt_from_its_architecture():
     unet = UNet(
         32,
         8,
@@ -103,7 +92,7 @@ def test_its_architecture_rebuilds_it():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ({"image_size": 100}, "image_size is 100"),
         ({"image_size": 16}, "image_size is 16"),
@@ -113,56 +102,51 @@ def test_its_architecture_rebuilds_it():
         ({"image_size": 64, "channel_multipliers": []}, "channel_multipliers is empty"),
     ],
 )
-def test_impossible_shapes_are_named(arguments, words):
-    with pytest.raises(ValueError, match=words):
+def test_impossible_shapes_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
         UNet(**{"base_channels": 32, "heads": 2} | arguments)
 
 
-def test_multipliers_between_published_sizes_are_those_of_the_smaller():
+def test_sizes_between_published_ones_have_the_multipliers_of_the_smaller():
     assert published_multipliers(320) == published_multipliers(256) == (1, 1, 2, 2, 4, 4)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_an_enlarging_convolution_is_one_of_the_enlarged_picture_with_its_gradients(layout):
-    convolution = EnlargingConv2d(5, 7, 3, padding=1).double().to(memory_format=layout)
+def test_an_upsampling_convolution_equals_upsampling_then_convolution_with_gradients(layout):
+    convolution = UpsamplingConv2d(5, 7, 3, padding=1).double().to(memory_format=layout)
     torch.nn.init.normal_(convolution.weight, generator=torch.Generator().manual_seed(0))
     x = normal(1, 2, 5, 6, 9).double().to(memory_format=layout).requires_grad_()
     enlarged = torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest")
     plain = torch.nn.functional.conv2d(enlarged, convolution.weight, convolution.bias, padding=1)
-    found = convolution(x)
-    torch.testing.assert_close(found, plain)
-    wanted = (x, convolution.weight, convolution.bias)
-    cotangent = normal(2, 2, 7, 12, 18).double()
-    torch.testing.assert_close(
-        torch.autograd.grad(found, wanted, cotangent), torch.autograd.grad(plain, wanted, cotangent)
-    )
+    actual = convolution(x)
+    torch.testing.assert_close(actual, plain)
+    inputs, cotangent = (x, convolution.weight, convolution.bias), normal(2, 2, 7, 12, 18).double()
+    gradients = (torch.autograd.grad(output, inputs, cotangent) for output in (actual, plain))
+    torch.testing.assert_close(*gradients)
 
 
-def test_what_is_done_in_place_changes_neither_the_input_nor_the_output():
+def test_operations_in_place_change_neither_the_input_nor_the_output():
     unet, x, t = small_unet(), normal(3, 2, 3, 16, 16), torch.tensor([3, 200])
-    kept = x.clone()
+    before = x.clone()
     with torch.no_grad():
         expected = unet(x, t)
-    assert torch.equal(x, kept) and expected.any()
+    assert torch.equal(x, before) and expected.any()
     torch.testing.assert_close(unet(x.requires_grad_(), t), expected)
 
 
-def test_dropout_takes_its_share_in_training_alone_and_scales_the_rest():
+def test_dropout_drops_its_share_in_training_only_and_scales_the_rest():
     torch.manual_seed(0)
-    x, dropout = torch.ones(200, 1000, requires_grad=True), Dropout(0.3)
+    x, dropout = torch.ones(200, 1000, requires_grad=True), UniformDropout(0.3)
     y = dropout(x)
-    assert (
-        torch.equal(dropout.eval()(x), x)
-        and torch.equal(y != 0, y > 1.42)
-        and float(y.detach().max()) == pytest.approx(1 / 0.7)
-    )
+    assert torch.equal(dropout.eval()(x), x)
+    assert torch.equal(y != 0, y > 1.42) and float(y.detach().max()) == pytest.approx(1 / 0.7)
     assert float((y != 0).double().mean()) == pytest.approx(0.7, abs=0.005)  # five standard deviations
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], y)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("reduced", [torch.bfloat16, torch.float16])
-def test_norms_are_computed_in_fp32_where_the_rest_is_reduced(reduced, layout):
+def test_norms_are_computed_in_fp32_under_autocast(reduced, layout):
     unet, norms = small_unet().to(memory_format=layout), []
     for module in unet.modules():
         if isinstance(module, torch.nn.GroupNorm):
@@ -171,9 +155,9 @@ def test_norms_are_computed_in_fp32_where_the_rest_is_reduced(reduced, layout):
     expected = unet(x, t)
     norms.clear()
     with torch.autocast("cpu", reduced):
-        found = unet(x, t)
-    assert found.dtype == reduced
-    assert_golden(found.float(), expected.detach().numpy(), rounding_share(unet, reduced))
-    for norm, of, output in norms:
-        wanted = torch.nn.functional.group_norm(of.float(), norm.num_groups, norm.weight, norm.bias)
-        torch.testing.assert_close(output.float(), wanted, rtol=torch.finfo(output.dtype).eps, atol=1e-5)
+        actual = unet(x, t)
+    assert actual.dtype == reduced
+    assert_golden(actual.float(), expected.detach().numpy(), rounding_share(unet, reduced))
+    for norm, x_in, output in norms:
+        expected_output = torch.nn.functional.group_norm(x_in.float(), norm.num_groups, norm.weight, norm.bias)
+        torch.testing.assert_close(output.float(), expected_output, rtol=torch.finfo(output.dtype).eps, atol=1e-5)

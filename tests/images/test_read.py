@@ -1,4 +1,4 @@
-"""Every format, mode and depth, and sizes from 8 to 20,000 pixels; ordinary cases are in test_dataset.py."""
+"""Pictures and masks of every format, mode and depth, and of 8 to 20,000 pixels."""
 
 import struct
 import zlib
@@ -6,12 +6,13 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from conftest import write_picture
 from PIL import Image
 
 from dataset import View
 from images import read
-from images.bit_depth import SAID
-from images.read import SUFFIXES, as_image, read_mask, read_picture, read_shown, reduction
+from images.bit_depth import PRINTED
+from images.read import SUFFIXES, as_image, read_mask, read_picture, read_reduced, reduction_factors
 
 GREY = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 32 wide, 24 high
 COLOUR = np.stack([GREY, GREY[:, ::-1], np.full_like(GREY, 90)], axis=2)
@@ -20,8 +21,12 @@ DEEP_GREY, DEEP_COLOUR = GREY.astype(np.uint16) * 257, COLOUR.astype(np.uint16) 
 
 
 @pytest.fixture(autouse=True)
-def nothing_said():
-    SAID.clear()
+def forget_printed_lines():
+    PRINTED.clear()
+
+
+def read_pixels(path, channels=3):
+    return np.asarray(read_picture(path, channels))
 
 
 def tiff(values, **keywords):
@@ -33,7 +38,7 @@ def saved(mode, **keywords):
 
 
 def deep_png(values, colour_type):
-    """16-bit PNG, which Pillow writes in grey alone."""
+    """Return a writer of 16-bit PNG, as Pillow writes it in grey only."""
 
     def write(path):
         def chunk(kind, content):
@@ -49,7 +54,7 @@ def deep_png(values, colour_type):
 
 
 def twelve_bit_tiff(path):
-    """Packed, two values in three bytes."""
+    """Write a TIFF with two values packed in three bytes."""
     left, right = (GREY.astype(int).ravel() * 4095 // 255).reshape(-1, 2).T
     packed = np.stack([left >> 4, (left & 15) << 4 | right >> 8, right & 255], axis=1).astype(np.uint8).tobytes()
     tags = [(256, 32), (257, 24), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 24), (279, len(packed))]
@@ -118,7 +123,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize(("suffix", "write", "expected", "tolerance"), FORMATS.values(), ids=FORMATS)
-def test_formats(tmp_path, suffix, write, expected, tolerance):
+def test_every_format_is_read(tmp_path, suffix, write, expected, tolerance):
     path = tmp_path / f"x.{suffix}"
     write(path)
     assert path.suffix in SUFFIXES
@@ -127,15 +132,65 @@ def test_formats(tmp_path, suffix, write, expected, tolerance):
     assert read.shape == expected.shape and np.abs(read - expected).max() <= tolerance
 
 
-def test_a_choice_is_said_once(tmp_path, capsys):
+@pytest.mark.parametrize("suffix", ["png", "PNG", "bmp", "tif", "TIFF", "webp"])
+def test_lossless_formats_in_any_case_give_the_same_pixels(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(COLOUR).save(
+        path, format={"tif": "TIFF", "tiff": "TIFF"}.get(suffix.lower(), suffix.upper()), lossless=True
+    )
+    np.testing.assert_array_equal(read_pixels(path), COLOUR)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPG", "jpeg"])
+def test_jpeg_is_read_in_any_case(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(COLOUR).save(path, format="JPEG", quality=98)
+    assert np.abs(read_pixels(path).astype(int) - COLOUR).mean() < 3
+
+
+def test_grey_becomes_three_equal_channels_and_colour_becomes_grey(tmp_path):
+    write_picture(tmp_path / "grey.png", GREY)
+    np.testing.assert_array_equal(read_pixels(tmp_path / "grey.png"), np.repeat(GREY[..., None], 3, axis=2))
+    np.testing.assert_array_equal(read_pixels(tmp_path / "grey.png", channels=1), GREY)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    deep = (GREY.astype(np.uint16)) * 257
+    for name in ("deep.png", "deep.tif"):
+        Image.fromarray(deep).save(tmp_path / name)
+        np.testing.assert_array_equal(read_pixels(tmp_path / name, channels=1), GREY)
+
+
+def test_palette_and_opaque_alpha_do_not_change_colours(tmp_path):
+    Image.fromarray(COLOUR).quantize(8).save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(
+        read_pixels(tmp_path / "palette.png"), np.asarray(Image.fromarray(COLOUR).quantize(8).convert("RGB"))
+    )
+    Image.fromarray(np.dstack([COLOUR, np.full_like(GREY, 255)])).save(tmp_path / "rgba.png")
+    np.testing.assert_array_equal(read_pixels(tmp_path / "rgba.png"), COLOUR)
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    Image.fromarray(np.dstack([COLOUR, np.zeros_like(GREY)])).save(tmp_path / "clear.png")
+    assert (read_pixels(tmp_path / "clear.png") == 255).all()
+
+
+def test_exif_rotation_is_undone(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    Image.fromarray(COLOUR).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_pixels(tmp_path / "turned.png"), np.rot90(COLOUR, -1))
+
+
+def test_each_choice_is_printed_once(tmp_path, capsys):
     for name in ("a", "b"):
         pages(tmp_path / f"{name}.tif")
         frames(tmp_path / f"{name}.gif")
         tifffile.imwrite(tmp_path / f"{name} float.tif", GREY / 255)
     for path in sorted(tmp_path.iterdir()):
         read_picture(path)
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 3 and {line.split(":")[0] for line in said} == {
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and {line.split(":")[0] for line in lines} == {
         ".tif files of several pages",
         ".gif files of several frames",
         "floating-point pictures",
@@ -146,7 +201,7 @@ def test_a_choice_is_said_once(tmp_path, capsys):
     "values",
     [GREY / 255, (GREY / 255).astype(np.float16), GREY.astype(np.float32), DEEP_GREY, COLOUR / 255, DEEP_COLOUR],
 )
-def test_arrays_are_read_as_files_of_their_values(values, tmp_path):
+def test_arrays_are_read_like_files_with_the_same_values(values, tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", values, photometric="rgb" if values.ndim == 3 else "minisblack")
     np.testing.assert_array_equal(as_image(values), read_picture(tmp_path / "x.tif"))
 
@@ -172,12 +227,47 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("write", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_has_no_rule_is_refused_by_name(tmp_path, write, words):
+@pytest.mark.parametrize(("write", "message"), REFUSED.values(), ids=REFUSED)
+def test_an_unusable_file_is_refused_with_its_name_and_the_reason(tmp_path, write, message):
     write(tmp_path / "x.tif")
     with pytest.raises(ValueError, match=r"x\.tif can't be read: ") as caught:
         read_picture(tmp_path / "x.tif")
-    assert words in str(caught.value) and str(caught.value).count("x.tif") == 1
+    assert message in str(caught.value) and str(caught.value).count("x.tif") == 1
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0, 1), (0, 3)])
+def test_masks_are_binary_whatever_their_values(tmp_path, values):
+    mask = np.zeros((24, 32), np.uint8)
+    mask[:, 16:] = values[1]
+    write_picture(tmp_path / "m.png", mask)
+    actual = read_mask(tmp_path / "m.png", (32, 24), tmp_path / "x.png", 16)
+    np.testing.assert_array_equal(actual, np.tile(np.arange(16) >= 8, (16, 1)))
+
+
+def test_masks_are_binary_after_the_resize_not_before(tmp_path):
+    mask = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    write_picture(tmp_path / "m.png", mask)
+    resized = np.asarray(Image.fromarray(mask).resize((16, 16), Image.Resampling.BILINEAR))
+    binary = Image.fromarray((mask > 127).astype(np.uint8) * 255)
+    binary_first = np.asarray(binary.resize((16, 16), Image.Resampling.BILINEAR)) > 127
+    actual = read_mask(tmp_path / "m.png", (32, 32), tmp_path / "x.png", 16)
+    np.testing.assert_array_equal(actual, resized > 127)
+    assert (actual != binary_first).any()
+
+
+def test_masks_of_any_mode_are_read(tmp_path):
+    truth = np.tile(np.arange(32) >= 16, (24, 1))
+    palette = Image.new("P", (32, 24))
+    palette.putdata(truth.astype(np.uint8).ravel().tolist())
+    palette.putpalette([0, 0, 0, 40, 0, 0, 255, 255, 255])
+    palette.save(tmp_path / "palette.png")
+    Image.fromarray(truth.astype(np.uint16)).save(tmp_path / "deep labels.png")
+    Image.fromarray(truth.astype(np.uint16) * 65535).save(tmp_path / "deep.png")
+    Image.fromarray(truth).save(tmp_path / "bits.png")
+    Image.fromarray(np.repeat(truth[..., None] * np.uint8(255), 4, axis=2)).save(tmp_path / "clear.png")
+    for name in ("palette", "deep labels", "deep", "bits", "clear"):
+        actual = read_mask(tmp_path / f"{name}.png", (32, 24), tmp_path / "x.png", 16)
+        np.testing.assert_array_equal(actual, np.tile(np.arange(16) >= 8, (16, 1)), err_msg=name)
 
 
 def test_floating_point_masks_are_read(tmp_path):
@@ -190,7 +280,7 @@ def test_floating_point_masks_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_decompression_bombs_cost_a_word(tmp_path, suffix, monkeypatch):
+def test_decompression_bombs_are_refused(tmp_path, suffix, monkeypatch):
     """A file of 2 KB that claims 30,000 × 30,000 pixels."""
     path = tmp_path / f"x.{suffix}"
     if suffix == "png":
@@ -217,14 +307,14 @@ def test_pillow_keeps_its_own_limit_and_does_not_warn(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (20_000, 8), (8, 20_000), (9, 7)])
-def test_small_and_long_pictures(tmp_path, size):
+def test_small_and_long_pictures_are_read(tmp_path, size):
     Image.new("RGB", size, (10, 20, 30)).save(tmp_path / "x.png")
     pixels, own = View(16).read(tmp_path / "x.png")
     assert own == size and pixels.shape == (3, 16, 16) and pixels[:, 0, 0].tolist() == [10, 20, 30]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16", "F", "CMYK", "P"])
-def test_large_pictures_are_reduced_in_strips_to_what_the_whole_gives(tmp_path, mode, monkeypatch):
+def test_reducing_in_strips_equals_reducing_the_whole_picture(tmp_path, mode, monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr(read, "LARGE", 10_000)
     monkeypatch.setattr(read, "STRIP", 50)
@@ -244,6 +334,8 @@ def test_large_pictures_are_reduced_in_strips_to_what_the_whole_gives(tmp_path, 
 
 def test_ordinary_pictures_are_not_reduced(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "x.png")
-    picture, own = read_shown(tmp_path / "x.png", 3, lambda width, height: (4, 4))
+    picture, own = read_reduced(tmp_path / "x.png", 3, lambda width, height: (4, 4))
     assert picture.size == own == (32, 24)
-    assert reduction((13_000, 13_000), (32, 32)) == (1, 1) and reduction((20_000, 20_000), (256, 256)) == (19, 19)
+    assert reduction_factors((13_000, 13_000), (32, 32)) == (1, 1) and reduction_factors(
+        (20_000, 20_000), (256, 256)
+    ) == (19, 19)

@@ -12,7 +12,7 @@ properties = settings(deadline=None, derandomize=True, max_examples=60)
 
 @properties
 @given(height=st.integers(8, 70), width=st.integers(8, 70), size=st.sampled_from([8, 16]), count=st.integers(1, 3))
-def test_tiles_put_together_are_the_pictures(height, width, size, count):
+def test_merged_tiles_equal_the_pictures(height, width, size, count):
     pictures = torch.rand(count, 2, max(height, size), max(width, size))
     tiles = cut_tiles(pictures, size)
     assert tiles.shape[1:] == (2, size, size)
@@ -35,13 +35,13 @@ def test_tiles_reach_both_borders_and_share_their_overlap(extent, size):
     assert all(0 < gap <= max(1, size * (1 - OVERLAP)) for gap in gaps)
 
 
-def test_a_picture_of_one_tile_is_left_as_it_is():
+def test_a_picture_of_one_tile_does_not_change():
     pictures = torch.rand(2, 3, 16, 16)
     assert (merge_tiles(cut_tiles(pictures, 16), pictures.shape) == pictures).all()
 
 
 def test_there_are_no_seams():
-    """Where neighbouring tiles disagree by 1, the merged picture goes from one to the other in steps of a small share."""
+    """Two tiles of 0 and 1 merge into a ramp of small steps."""
     tiles = cut_tiles(torch.zeros(1, 1, 16, 28), 16)
     assert len(tiles) == 2
     merged = merge_tiles(torch.stack([torch.zeros(1, 16, 16), torch.ones(1, 16, 16)]), (1, 1, 16, 28))[0, 0]

@@ -17,7 +17,7 @@ def test_areas_under_the_curves_are_the_metrics(digits):
     masks = np.zeros((6, 40, 40), bool)
     masks[0, 3:9, 5:20], masks[1, 20:22, 20:22], masks[1, 30:38, 2:9] = True, True, True
     maps = (rng.normal(size=masks.shape) + 1.5 * masks).round(digits)
-    ranking = metrics.rank(maps, masks)
+    ranking = metrics.rank_anomalies(maps, masks)
     for points, metric, width in (
         (roc_curve(ranking), ranking.auroc(), 1),
         (pro_curve(ranking, 0.3), ranking.pro(0.3), 0.3),
@@ -29,7 +29,7 @@ def test_areas_under_the_curves_are_the_metrics(digits):
 
 
 def test_a_curve_of_few_points_is_exact():
-    ranking = metrics.rank([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+    ranking = metrics.rank_anomalies([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
     assert roc_curve(ranking) == [[0, 0], [0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
 
 

@@ -2,8 +2,7 @@ import os
 
 import pytest
 import torch
-from golden_weights import state_dict
-from test_unet import published_unet
+from golden_weights import published_unet, state_dict
 
 from feature_extractor import FeatureExtractor
 from training import checkpoint

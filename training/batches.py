@@ -1,0 +1,60 @@
+"""Batches for training and adaptation: random order, random crops and augmentation of pictures in memory.
+
+Pictures are (C, H, W) uint8. All random numbers come from the generator that is passed, and tensors are on its device.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from dataset import to_unit_range
+from runtime.errors import UserError
+
+
+def shuffled_batches(pictures: Sequence[Tensor], size: int, side: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield `random_squares` of all pictures in a random order, `size` at a time; drop the last incomplete batch."""
+    order = shuffled_order(len(pictures), size, generator)
+    for first in range(0, len(order), size):
+        yield random_squares([pictures[index] for index in order[first : first + size]], side, generator)
+
+
+def shuffled_order(count: int, size: int, generator: torch.Generator) -> list[int]:
+    """Return 0…count − 1 in a random order, cut to as many as fill batches of `size`."""
+    return torch.randperm(count, generator=generator, device=generator.device).tolist()[: count // size * size]
+
+
+def random_squares(pictures: Sequence[Tensor], side: int, generator: torch.Generator) -> Tensor:
+    """Return (N, C, side, side) in [−1, 1]: the pictures, or random crops if a picture is larger."""
+    if any(picture.shape[1:] != (side, side) for picture in pictures):
+        places = torch.rand(len(pictures), 2, generator=generator, device=generator.device).tolist()
+        pictures = [crop_square(picture, side, *place) for picture, place in zip(pictures, places, strict=True)]
+    return to_unit_range(torch.stack(list(pictures)).to(generator.device))
+
+
+def crop_square(picture: Tensor, side: int, down: float, across: float) -> Tensor:
+    """Return the square of `side` pixels whose corner is at these shares, 0…1, of its possible ways."""
+    extents = zip((down, across), picture.shape[1:], strict=True)
+    top, left = (int(share * (extent - side + 1)) for share, extent in extents)
+    return picture[:, top : top + side, left : left + side]
+
+
+def augment(squares: Tensor, augmentation: str | None, generator: torch.Generator) -> Tensor:
+    """Return squares (N, C, S, S), each mirrored at random ("flip"), or also turned by multiples of 90° ("rotate")."""
+    if augmentation is None:
+        return squares
+    mirrored, turns = (
+        torch.randint(high, (len(squares),), generator=generator, device=generator.device).tolist() for high in (2, 4)
+    )
+    if augmentation == "flip":
+        turns = [0] * len(squares)
+    turned = [square.rot90(times, (1, 2)) for square, times in zip(squares, turns, strict=True)]
+    return torch.stack([square.flip(2) if flip else square for square, flip in zip(turned, mirrored, strict=True)])
+
+
+def full_batches(pictures: int, size: int, key: str) -> int:
+    """Return the number of full batches of an epoch. Raise UserError, which names the setting `key`, if it is 0."""
+    if pictures < size:
+        shortage = f"{key} is {size}, but train/good holds {pictures} pictures to learn from"
+        raise UserError(f"{shortage}; set {key}={pictures} or less")
+    return pictures // size
