@@ -136,7 +136,7 @@ def time_machine(settings: Settings, pictures: ImageFolder, detects: bool) -> Co
         )
     ]
     trial = replace(settings, model=replace(settings.model, epochs=1))
-    steps = train.steps_of(train.build_trainer(trial, TIMED_STEPS, device), pixels, TIMED_STEPS, trial)
+    steps = train.training_loop(train.build_trainer(trial, TIMED_STEPS, device), pixels, TIMED_STEPS, trial)
     step = statistics.median(seconds_between(lambda: next(steps, None), TIMED_STEPS)[1:])
     if not detects:
         return Costs(step, 0, 0)

@@ -2,10 +2,11 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -22,9 +23,9 @@ from config.load import (
     settings_of_category,
 )
 from data_tools.sample_set import TEXTURES, ensure_sample_set
-from dataset import categories_in, pictures_below
+from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
-from detection.predict import check_prediction, predict_input
+from detection.predict import check_prediction, input_pictures, predict_input
 from domain_adaptation import adapt_features, check_adaptation
 from reports import tables
 from reports.html import PAGE, write_page
@@ -37,6 +38,7 @@ from training import checkpoint
 INCOMPLETE = 3  # exit code
 
 Explain = Callable[[Exception], str | None]
+StagePlan = TypeVar("StagePlan")
 
 
 class StageResult(NamedTuple):
@@ -46,11 +48,7 @@ class StageResult(NamedTuple):
     unreadable: int = 0
 
 
-class Stage(NamedTuple):
-    """One stage of a run: `check` raises what would stop `run` later."""
-
-    check: Callable[[], object]
-    run: Callable[[], StageResult]
+Stage = Callable[[], StageResult]  # a stage that is checked and ready to run
 
 
 class RunPlan(NamedTuple):
@@ -101,54 +99,41 @@ def provide_sample_set(content: Mapping[str, Any]) -> None:
 
 
 def run_category(settings: Settings, plan: RunPlan) -> StageResult:
-    """Run the plan's stages on one category; return what they left."""
+    """Run the plan's stages on one category; return what the last one leaves."""
     refuse_without_weights(settings, plan.stages)
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
-    judged = len(pictures_below(plan.source, [])) if plan.source else None
+    judged = len(input_pictures(settings, plan.source, plan.output)) if plan.source else None
     settings = fit_budget(settings, plan.stages, plan.resume, judged)
-    stages = planned_stages(settings, plan)
-    for stage in stages:
-        stage.check()
+    stages = list(checked_stages(settings, plan))
     distributed.group().wait()  # no process begins to write before all have checked
     result = StageResult()
-    for stage in stages:
-        result = stage.run()
+    for run_stage in stages:
+        result = run_stage()
         distributed.group().wait()  # the next stage finds what this one wrote
     return result
 
 
-def planned_stages(settings: Settings, plan: RunPlan) -> list[Stage]:
-    """Return the plan's stages in their order."""
-    stages = []
+def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
+    """Check the plan's stages in their order; yield each one. Raise UserError for what would stop one later."""
     if "train" in plan.stages:
-        stages.append(
-            Stage(lambda: check_training(settings, plan.resume), lambda: leave_weights(train_unet, settings, plan))
-        )
+        yield partial(leave_weights, train_unet, check_training(settings, plan.resume))
     if "domain_adaptation" in plan.stages:
-        stages.append(
-            Stage(
-                lambda: check_adaptation(settings, plan.resume), lambda: leave_weights(adapt_features, settings, plan)
-            )
-        )
-    if "detection" in plan.stages and plan.source is None:
-        stages.append(
-            Stage(
-                lambda: check_evaluation(settings, plan.output),
-                lambda: StageResult(folder=evaluate_category(settings, plan.output, plan.force)),
-            )
-        )
-    elif "detection" in plan.stages and plan.source is not None:
+        yield partial(leave_weights, adapt_features, check_adaptation(settings, plan.resume))
+    if "detection" not in plan.stages:
+        return
+    if plan.source is None:
+        check_evaluation(settings, plan.output)
+        yield lambda: StageResult(folder=evaluate_category(settings, plan.output, plan.force))
+    else:
         arguments = (settings, plan.source, plan.output, plan.resume, plan.force)
-        stages.append(
-            Stage(lambda: check_prediction(*arguments), lambda: StageResult(unreadable=predict_input(*arguments)))
-        )
-    return stages
+        check_prediction(*arguments)
+        yield lambda: StageResult(unreadable=predict_input(*arguments))
 
 
-def leave_weights(learn: Callable[[Settings, bool], None], settings: Settings, plan: RunPlan) -> StageResult:
+def leave_weights(learn: Callable[[StagePlan], None], plan: StagePlan) -> StageResult:
     """Run a stage that leaves weights but no results."""
-    learn(settings, plan.resume)
+    learn(plan)
     return StageResult()
 
 

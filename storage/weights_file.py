@@ -3,6 +3,7 @@
 import pickle
 import struct
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ def copy_into(network: nn.Module, state: dict[str, Tensor], source: object) -> N
         raise UserError(f"{source} holds tensors that are no weights: {error}; replace or remove it") from error
 
 
-def read_state(path: str | Path) -> dict[str, Any]:
+def read_state(path: str | Path, mapped: bool = False) -> dict[str, Any]:
+    """Return the content of a file of weights; with `mapped` tensors stay on disk until they are used."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message="Detected pickle protocol"
             )  # the error below says what to do about it
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise MissingFileError(f"no weights at {path}; check model.backbone_weights") from None
     except OSError as error:

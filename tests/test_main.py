@@ -137,7 +137,7 @@ def test_a_network_that_predicts_the_picture_is_used_as_it_was_trained(run_main)
     )
     assert code == 0, err
     code, _, err = run_main("--detection", "--force")
-    assert code == 2 and "is of another network: predicts is x0 in the file, None in the configuration" in err
+    assert code == 2 and "belongs to another network: predicts is x0 in the file, None in the configuration" in err
 
 
 def test_training_learns(run_main, tmp_path):
@@ -553,9 +553,9 @@ def test_training_that_is_stopped_goes_on_where_it_was(tiny_config, tmp_path, ru
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
-    assert process.returncode == 143 and "--resume goes on" in output
+    assert process.returncode == 143 and "--resume continues" in output
     _, said, _ = run_main("--train", "--resume", *settings, f"model.checkpoint_dir={broken}")
-    assert "going on behind step" in said and not state.exists()
+    assert "continuing after step" in said and not state.exists()
     ours, theirs = (torch.load(folder / "nut" / "16", weights_only=True) for folder in (broken, unbroken))
     for part in ("weights", "average"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
@@ -571,12 +571,12 @@ def test_training_that_is_stopped_goes_on_where_it_was(tiny_config, tmp_path, ru
 def test_a_state_of_other_settings_is_not_gone_on_with(run_main, tiny_config):
     settings = load_settings(tiny_config)
     folder = settings.checkpoint_folder
-    made_with = train.training_inputs(settings, train.check_training(settings)[0])
+    made_with = train.training_inputs(settings, train.check_training(settings).pictures)
     checkpoint.save_training_state(folder, {"made_with": {**made_with, "learning_rate": 0.5}})
     code, _, error = run_main("--train", "--resume")
     assert code == 2
     assert (
-        "is of another training: learning_rate was 0.5, is 0.0003; set that again, or remove the file to train anew"
+        "belongs to another training: learning_rate was 0.5, is 0.0003; set that again, or remove the file to start again"
         in error
     )
     assert "unfinished run" in run_main("--train")[1]
@@ -591,9 +591,11 @@ def test_weights_and_states_that_still_name_a_removed_key_are_gone_on_with(run_m
     checkpoint.save(folder / "2", weights)
     code, out, err = run_main("--train", "--resume", "training.min_snr=null")
     assert code == 0 and "nut is trained" in out and "training.min_snr is accepted and has no effect" in out, err
-    made_with = {**train.training_inputs(settings, train.check_training(settings)[0]), "min_snr": None}
+    made_with = {**train.training_inputs(settings, train.check_training(settings).pictures), "min_snr": None}
     checkpoint.save_training_state(folder, {"made_with": made_with, "trainer": {}})
-    assert checkpoint.load_training_state(folder, train.training_inputs(settings, train.check_training(settings)[0]))
+    assert checkpoint.load_training_state(
+        folder, train.training_inputs(settings, train.check_training(settings).pictures)
+    )
     checkpoint.remove_training_state(folder)
     for path in (folder / CALIBRATION, tmp_path / "results" / "manifest.json"):
         content = json.loads(path.read_text())
@@ -635,7 +637,7 @@ def test_other_pictures_under_the_same_names_are_learnt(run_main, category, tiny
 
 
 def train_names(tiny_config):
-    return [name.rpartition("/")[2] for name in train.check_training(load_settings(tiny_config))[0].names()]
+    return [name.rpartition("/")[2] for name in train.check_training(load_settings(tiny_config)).pictures.names()]
 
 
 def test_the_raw_weights_are_there_beside_the_average(run_main, tmp_path):

@@ -7,12 +7,21 @@ from torch.optim.swa_utils import AveragedModel
 
 from dataset import augment, full_batches, shuffled_batches
 from ddad import NoiseSchedule
-from train import LOSS_WINDOW, Losses, Trainer, build_optimizer, learning_rate_factor, ramped_average, training_steps
+from train import (
+    LOSS_WINDOW,
+    BatchSource,
+    Losses,
+    Trainer,
+    UpdateRule,
+    build_optimizer,
+    learning_rate_factor,
+    ramped_average,
+    training_steps,
+)
 from training.resume import restore_trainer
 from unet import UNet
 
 PIXELS = torch.randint(256, (9, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-LOOP = {"schedule": NoiseSchedule(), "batch_size": 4}
 
 
 def small_unet(**arguments) -> UNet:
@@ -30,9 +39,11 @@ def trainer_of(unet: nn.Module, average: bool = False) -> Trainer:
     return Trainer(unet, optimizer, rate, torch.Generator().manual_seed(0), averaged)
 
 
-def steps_of(trainer: Trainer, steps: int, window: int = 16, **arguments):
-    made = {**LOOP, "window": window, "highest_step": 1000, **arguments}
-    return list(training_steps(trainer, PIXELS, predict=trainer.unet, steps=steps, **made))
+def do_steps(trainer: Trainer, steps: int, window: int = 16, highest_step: int = 1000, predict=None, **rule):
+    """Train until `steps` are done, in batches of four of PIXELS; `rule` are fields of UpdateRule."""
+    source = BatchSource(PIXELS, 4, window, highest_step)
+    update = UpdateRule(NoiseSchedule(), predict or trainer.unet, **rule)
+    return list(training_steps(trainer, source, update, steps))
 
 
 def one_step(name: str) -> float:
@@ -107,7 +118,7 @@ def test_steps_stay_below_the_highest_and_epochs_end():
             told.extend(t.tolist())
             return self.weight * x
 
-    progress = steps_of(trainer_of(Spy()), 80, highest_step=50)
+    progress = do_steps(trainer_of(Spy()), 80, highest_step=50)
     assert [(p.step, p.epoch, p.epoch_ends) for p in progress[:3]] == [
         (1, 1, False),
         (2, 1, True),
@@ -132,15 +143,15 @@ def test_augmentation_shows_a_picture_as_it_is_mirrored_or_turned(augmentation, 
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stopped):
     """In the middle of an epoch and at its end, with dropout, a moving average, a learning rate that changes, and squares cut at random."""
     unbroken = trainer_of(small_unet(dropout=0.3), average=True)
-    losses = [progress.loss for progress in steps_of(unbroken, 9, window=12)]
+    losses = [progress.loss for progress in do_steps(unbroken, 9, window=12)]
     first = trainer_of(small_unet(dropout=0.3), average=True)
-    steps_of(first, stopped, window=12)
+    do_steps(first, stopped, window=12)
     torch.save(first.state_dict(), tmp_path / "state")
     second = trainer_of(small_unet(dropout=0.3), average=True)
     torch.rand(5)  # what came between
     second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     torch.testing.assert_close(
-        [progress.loss for progress in steps_of(second, 9, window=12)], losses[stopped:], rtol=0, atol=0
+        [progress.loss for progress in do_steps(second, 9, window=12)], losses[stopped:], rtol=0, atol=0
     )
     for part in ("unet", "average"):
         torch.testing.assert_close(
@@ -150,14 +161,16 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stopped):
 
 def test_a_state_of_another_device_is_not_called_damaged(tmp_path):
     state = {"trainer": trainer_of(small_unet()).state_dict() | {"device": "cuda"}, "losses": [1.0, [1.0]]}
-    with pytest.raises(ValueError, match="training.state is of a training on cuda, this one is on cpu; go on there"):
+    with pytest.raises(
+        ValueError, match="training.state belongs to a training on cuda, this one is on cpu; continue on cuda"
+    ):
         restore_trainer(trainer_of(small_unet()), state, tmp_path / "training.state", pictures=3, most_steps=9)
 
 
 def gradients(**arguments) -> dict[str, torch.Tensor]:
     unet = small_unet()
     unet.checkpointing = arguments.pop("checkpointing", False)
-    steps_of(trainer_of(unet), 1, **arguments)
+    do_steps(trainer_of(unet), 1, **arguments)
     return {name: parameter.grad for name, parameter in unet.named_parameters()}
 
 

@@ -62,7 +62,7 @@ def test_weights_that_do_not_say_what_they_predict_predict_the_noise(folder):
     folder.mkdir(parents=True)
     torch.save(UNet(**SMALL).state_dict(), folder / "2")
     with pytest.raises(
-        ValueError, match="2 is a released file, of a network that predicts the noise; set model.predicts=null"
+        ValueError, match="2 is an official file, whose network predicts the noise; set model.predicts=null"
     ):
         checkpoint.load_unet(folder / "2", UNet(**SMALL, predicts="x0"))
 
@@ -129,7 +129,7 @@ def test_an_untouched_feat0_of_another_network_is_passed_over(folder):
 def test_without_weights_at_hand_auto_takes_the_embedded_network_and_says_so(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     extractor, origin = checkpoint.restore_features(folder, 0, "auto")
-    assert extractor.name == "efficientnet_lite0" and "no weights of wide_resnet101_2 are at hand" in origin
+    assert extractor.name == "efficientnet_lite0" and "no weights of wide_resnet101_2" in origin
 
 
 def test_given_weights_go_before_feat0(folder, tmp_path):
@@ -149,5 +149,5 @@ def test_an_architecture_of_strange_values_is_of_another_network(folder, strange
     with pytest.raises(ValueError, match="(?s)base_channels is .* in the file, 8 in the configuration"):
         checkpoint.load_unet(folder / "1", unet)
     checkpoint.save(folder / "1", content | {"architecture": unet.architecture | {"base_channels": {(1, 2): 3}}})
-    with pytest.raises(ValueError, match="is damaged: it holds no plain values"):
+    with pytest.raises(ValueError, match="is damaged: it has no plain values"):
         checkpoint.load_unet(folder / "1", unet)
