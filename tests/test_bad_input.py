@@ -669,7 +669,7 @@ CASES = (
     Case(
         "features of another extractor",
         (*DETECT, "model.DA_chp=3"),
-        ("feat3 is of resnet50", "=resnet50 or adapt again"),
+        ("feat3 holds features of resnet50", "=resnet50, or adapt again"),
         foreign_features,
     ),
     Case(

@@ -1,3 +1,5 @@
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from golden_weights import assert_golden
 import domain_adaptation
 from domain_adaptation import adaptation_loss, adaptation_steps
 from feature_extractor import FeatureExtractor
+from training import checkpoint
 
 
 @pytest.mark.parametrize("distillation", [0.1, 0.01])
@@ -87,6 +90,30 @@ def test_adaptation_brings_the_features_of_reconstructions_closer(extractor):
         )
     )
     assert progress[-1].loss < 0.8 * progress[0].loss
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_adaptation_ends_after_its_step_and_says_what_is_lost(run_main, tmp_path, monkeypatch, number, code):
+    assert run_main("--train")[0] == 0
+    calls, loss = [], domain_adaptation.adaptation_loss
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return loss(*arguments)
+
+    monkeypatch.setattr(domain_adaptation, "adaptation_loss", interrupted)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    found, out, err = run_main("--domain_adaptation", "--detection", "model.DA_epochs=2")
+    assert (found, err) == (code, "stopped; files written so far are whole\n") and len(calls) == 3
+    assert (
+        "stopped after step 3 of 4; feat0 to feat1 are saved; later steps are lost" in out and "image AUROC" not in out
+    )
+    folder = tmp_path / "checkpoints" / "nut"
+    assert {path.name for path in folder.glob("feat*")} == {"feat0", "feat1", "featlatest"}
+    assert checkpoint.latest_epoch(folder, "feat") == 1
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
 def test_the_incomplete_batch_is_dropped_and_epochs_end(extractor):

@@ -554,7 +554,11 @@ def test_training_that_is_stopped_goes_on_where_it_was(tiny_config, tmp_path, ru
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == 143 and "--resume continues" in output
-    _, said, _ = run_main("--train", "--resume", *settings, f"model.checkpoint_dir={broken}")
+    loads, load = [], torch.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "load", lambda path, **how: loads.append((path, how["mmap"])) or load(path, **how))
+        _, said, _ = run_main("--train", "--resume", *settings, f"model.checkpoint_dir={broken}")
+    assert loads.count((state, False)) == 1  # the checks read only its notes
     assert "continuing after step" in said and not state.exists()
     ours, theirs = (torch.load(folder / "nut" / "16", weights_only=True) for folder in (broken, unbroken))
     for part in ("weights", "average"):

@@ -85,6 +85,13 @@ def test_the_moving_average_forgets_its_start_and_follows_the_weights():
     assert average.module.weight.item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_the_moving_average_interpolates_bit_for_bit():
+    averages, weights = ([torch.randn(3, 5), torch.randn(7)] for _ in range(2))
+    expected = [average.lerp(weight, 1 - 3 / 12) for average, weight in zip(averages, weights, strict=True)]
+    ramped_average(0.9)(averages, weights, torch.tensor(2))
+    torch.testing.assert_close(averages, expected, rtol=0, atol=0)
+
+
 def test_epochs_see_each_picture_once_but_for_the_incomplete_batch():
     pixels = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     generator = torch.Generator().manual_seed(0)

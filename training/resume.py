@@ -60,9 +60,9 @@ def check_state(ours: State, weights: list[nn.Parameter], theirs: State, picture
         check_same_kind(theirs[part], ours[part], part)
     check_same_kind(theirs["optimizer"]["param_groups"], ours["optimizer"]["param_groups"], "optimizer")
     for index, moments in theirs["optimizer"]["state"].items():
+        weight = weights[index]
         for name, value in moments.items():
-            expected = torch.zeros(()) if name == "step" else weights[index]
-            check_same_kind(value, expected, f"optimizer.{index}.{name}")
+            check_same_kind(value, torch.zeros(()) if name == "step" else weight, f"optimizer.{index}.{name}")
     in_order = all(type(index) is int and 0 <= index < pictures for index in theirs["order"])
     if not in_order or not 0 <= theirs["step"] <= most_steps:
         raise ValueError("this training has no such step or picture")

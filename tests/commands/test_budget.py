@@ -142,6 +142,16 @@ def test_a_budget_counts_the_pictures_to_judge_where_there_are_no_test_pictures(
     assert code == 0 and "8 pictures to compare" in out and "6 pictures in" in out, err
 
 
+def test_a_budget_does_not_count_pictures_that_an_earlier_run_left(run_main, monkeypatch, category):
+    monkeypatch.setattr(budget, "FEWEST_STEPS", 1)
+    source = category / "test"
+    arguments = ("--train", "--detection", "--input", str(source), "--output", str(source / "found"), "--force")
+    for _ in range(2):
+        code, out, err = run_main(*arguments, *SHORT, "budget_minutes=5", "metrics.visualisation=True")
+        assert code == 0 and "8 pictures to compare" in out and "6 pictures in" in out, err
+    assert len(list(source.rglob("heatmaps/**/*.png"))) == 6
+
+
 def test_settings_of_a_budget_that_did_not_train_are_read_back(run_main, tiny_config, tmp_path):
     """As --tune, calibrations and manifests keep them."""
     planned = load_settings(tiny_config, ["model.epochs=auto", "budget_minutes=5"])

@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from commands.paper_figure import FigureRow, choose_pictures, draw_rows, paths_of
+from commands.paper_figure import FigureRow, choose_pictures, draw_rows, figure_paths
 from reports.reader import ScoredPicture
 
 
@@ -40,7 +40,7 @@ def test_a_figure_is_drawn_for_print(run_main, tmp_path, category):
     assert (truth > 250).any() and (truth < 5).any()  # the mask of the first one
     assert (pixels[-400:-30, -450:-50] < 5).all()  # a normal picture has none
     code, _, err = run_main("--figure", str(results), "--choose", "best", "--choose", "none.png")
-    assert code == 2 and "holds a picture called none.png" in err
+    assert code == 2 and "has a picture called none.png" in err
     assert (
         run_main("--figure", str(results / "manifest.json"), "--choose", "test/good/001.png")[0] == 0
         and (results / "figure.pdf").is_file()
@@ -53,7 +53,7 @@ def test_a_figure_is_drawn_for_print(run_main, tmp_path, category):
 
 def test_where_a_figure_goes(tmp_path):
     def names(output):
-        return [path.relative_to(tmp_path).as_posix() for path in paths_of(output, tmp_path / "result")]
+        return [path.relative_to(tmp_path).as_posix() for path in figure_paths(output, tmp_path / "result")]
 
     assert names(None) == ["result/figure.png", "result/figure.pdf"]
     assert names(tmp_path / "a.pdf") == names(tmp_path / "a") == ["a.png", "a.pdf"] and names(tmp_path / "a.v2") == [

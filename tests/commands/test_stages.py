@@ -87,7 +87,8 @@ def test_what_the_category_may_be(run_main, tmp_path):
     assert "no categories in" in run_main("--train", "data.category=all", f"data.data_dir={tmp_path}")[2]
     assert "no data at" in run_main("--train", "data.category=all", f"data.data_dir={tmp_path / 'none'}")[2]
     assert (
-        "--input is judged by one category" in run_main("--detection", "--input", str(tmp_path), "data.category=all")[2]
+        "--input needs the detector of one category"
+        in run_main("--detection", "--input", str(tmp_path), "data.category=all")[2]
     )
 
 

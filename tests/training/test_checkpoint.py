@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 import torch
@@ -105,6 +106,37 @@ def test_a_copied_folder_has_the_same_latest(folder):
     for noted in (b"\xff", b"", b"12", b"9" * 9999):
         (folder / "latest").write_bytes(noted)
         assert checkpoint.find_weights(folder, "latest").name == "750"
+
+
+def test_weights_whose_writing_is_killed_are_not_the_latest(folder, monkeypatch):
+    """The earlier run's latest stays, not its older file of the epoch that was to be written."""
+    for epoch in (50, 100):
+        checkpoint.save_unet(folder / str(epoch), UNet(**SMALL))
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save_unet(folder / "50", UNet(**SMALL))
+    assert checkpoint.find_weights(folder, "latest").name == "100"
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_notes_are_read_without_the_weights_where_the_format_allows_it(folder, is_zip, monkeypatch):
+    folder.mkdir(parents=True)
+    content = {"held_out": ["train/good/1.png"], "weights": {"w": torch.ones(9)}}
+    torch.save(content, folder / "1", _use_new_zipfile_serialization=is_zip)
+    mapped, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, mmap, **rest: mapped.append(mmap) or load(*a, mmap=mmap, **rest))
+    assert checkpoint.held_out_names(folder / "1") == ["train/good/1.png"] and mapped == [is_zip]
+
+
+def test_features_are_loaded_by_their_path(folder):
+    ours, loaded, other = (FeatureExtractor(name, "random") for name in ("resnet50", "resnet50", "efficientnet_lite0"))
+    checkpoint.save_features(folder / "feat1", ours)
+    checkpoint.load_features(folder / "feat1", loaded)
+    torch.testing.assert_close(loaded.network.state_dict(), ours.network.state_dict())
+    with pytest.raises(
+        ValueError, match="feat1 holds features of resnet50, the configuration asks for efficientnet_lite0"
+    ):
+        checkpoint.load_features(folder / "feat1", other)
 
 
 def test_a_write_that_fails_leaves_the_earlier_file(folder, monkeypatch):

@@ -110,7 +110,7 @@ def test_what_was_used_longest_ago_makes_room(category, folder):
 def test_a_set_larger_than_the_bound_is_not_kept(category, folder, capsys):
     assert_same(cached(category, folder, limit=0.9 * KEPT_BYTES / BYTES_PER_GB), decoded(category))
     assert (
-        "decoded pictures are not kept: 3.07e-05 GB of them are more than speed.cache_limit, 2.76e-05 GB; raise it"
+        "decoded pictures are not kept: they take 3.07e-05 GB, speed.cache_limit is 2.76e-05 GB; raise it"
         in capsys.readouterr().out
     )
     assert entries(folder) == []
