@@ -37,46 +37,28 @@ Rebuild = Callable[[Tensor, Tensor], Tensor]  # (picture to start from, target) 
 
 
 @dataclass(frozen=True)
-class AdaptationPlan:
-    """An adaptation that passed `check_adaptation`: its settings and all of train/good."""
-
-    settings: Settings
-    pictures: ImageFolder
-    resume: bool
-
-
-@dataclass(frozen=True)
 class Adaptation:
-    """The networks and pictures of an adaptation. `weights` and `origin` say where the networks come from."""
+    """An adaptation that is ready to start: its networks, pictures and what its result depends on."""
 
     settings: Settings
-    pictures: ImageFolder  # those that the UNet has learned from
-    held_out: list[str]
+    device: torch.device
     unet: UNet
-    weights: Path
+    weights: Path  # file of the UNet
     tuned: FeatureExtractor
-    origin: Path | str
-    made_with: dict[str, object]  # all that the adapted features depend on
+    origin: Path | str  # of the extractor's weights
+    held_out: list[str]  # names of pictures that the UNet was not trained on
+    pictures: ImageFolder  # the others
+    made_with: dict[str, object]
 
     @property
     def steps(self) -> int:
         batch_size = self.settings.data.DA_batch_size
         return self.settings.model.DA_epochs * full_batches(len(self.pictures), batch_size, "data.DA_batch_size")
 
-    def is_done(self) -> bool:
-        """Return whether the features of the last epoch exist, made with the same network, settings and pictures."""
-        folder, epochs = self.settings.checkpoint_folder, self.settings.model.DA_epochs
-        return checkpoint.is_made_with(folder, epochs, self.made_with, FEATURES_PREFIX)
-
     def save_epoch(self, epoch: int) -> None:
-        checkpoint.save_features(
-            self.settings.checkpoint_folder / f"{FEATURES_PREFIX}{epoch}",
-            self.tuned,
-            held_out=self.held_out,
-            epoch=epoch,
-            settings=self.settings.as_dict(),
-            made_with=self.made_with,
-        )
+        path = self.settings.checkpoint_folder / f"{FEATURES_PREFIX}{epoch}"
+        notes = {"held_out": self.held_out, "epoch": epoch, "settings": self.settings.as_dict()}
+        checkpoint.save_features(path, self.tuned, **notes, made_with=self.made_with)
 
 
 def adaptation_loss(
@@ -88,7 +70,7 @@ def adaptation_loss(
 ) -> Tensor:
     """Return d(φ(x̂_0), φ(y_0)) + λ·[d(φ(y_0), ψ(y_0)) + d(φ(x̂_0), ψ(x̂_0))].
 
-    φ is the tuned network, ψ the frozen one, λ is `distillation`. Each list holds the feature maps (B, C_j, H_j, W_j) of all layers.
+    φ is the tuned network, ψ the frozen one, λ is `distillation`. Lists hold the maps (B, C_j, H_j, W_j) of all layers.
     """
     similarity = layer_distance(tuned_reconstruction, tuned_target)
     drift = layer_distance(tuned_target, frozen_target) + layer_distance(tuned_reconstruction, frozen_reconstruction)
@@ -96,7 +78,7 @@ def adaptation_loss(
 
 
 def layer_distance(a: Features, b: Features) -> Tensor:
-    """Return the cosine distance of whole, flattened feature maps: the mean over the batch, summed over the layers."""
+    """Return the cosine distance of flattened feature maps: mean over the batch, sum over the layers."""
     distances = [
         1 - F.cosine_similarity(map_a.flatten(1), map_b.flatten(1), dim=1).mean()
         for map_a, map_b in zip(a, b, strict=True)
@@ -104,8 +86,8 @@ def layer_distance(a: Features, b: Features) -> Tensor:
     return torch.stack(distances).sum()
 
 
-def check_adaptation(settings: Settings, resume: bool = False) -> AdaptationPlan:
-    """Return the adaptation that the settings describe. Raise UserError for what would stop it later."""
+def check_adaptation(settings: Settings) -> ImageFolder:
+    """Return all of train/good. Raise UserError for what would stop the stage later."""
     check_log_kind(settings.training.log)
     pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
     batch_size, processes = settings.data.DA_batch_size, distributed.group().size
@@ -116,59 +98,57 @@ def check_adaptation(settings: Settings, resume: bool = False) -> AdaptationPlan
         )
     if settings.model.save_model:
         ensure_writable(settings.checkpoint_folder, checkpoint.UNWRITABLE)
-    return AdaptationPlan(settings, pictures, resume)
+    return pictures
 
 
-def adapt_features(plan: AdaptationPlan) -> None:
-    """Fine-tune the feature extractor on train/good; save feat0 (not adapted) to feat<DA_epochs> in the checkpoint folder.
+def adapt_features(settings: Settings, pictures: ImageFolder, resume: bool = False) -> None:
+    """Fine-tune the feature extractor on train/good; save feat0 (not adapted) to feat<DA_epochs>.
 
-    A resumed plan does nothing where they exist already, made with this network, these settings and pictures.
+    With `resume` do nothing where they exist already, made with this network, these settings and pictures.
     """
-    model, folder = plan.settings.model, plan.settings.checkpoint_folder
-    with checkpoint.locked(folder, model.save_model):
-        device = choose_device(model.device)
-        torch.manual_seed(model.seed)
-        adaptation = load_adaptation(plan, device)
-        is_done = plan.resume and model.DA_epochs and adaptation.is_done()
-        if not is_done:
-            run_adaptation(adaptation, device)
-            return
-        last = folder / f"{FEATURES_PREFIX}{model.DA_epochs}"
-        category = plan.settings.data.category
-        print(f"{category} is adapted: {last} has this network and these settings and pictures", flush=True)
-        if model.save_model:
-            checkpoint.make_latest(last)
+    folder, epochs, saves = settings.checkpoint_folder, settings.model.DA_epochs, settings.model.save_model
+    with checkpoint.locked(folder, saves):
+        adaptation = prepare_adaptation(settings, pictures)
+        if resume and epochs and checkpoint.is_made_with(folder, epochs, adaptation.made_with, FEATURES_PREFIX):
+            last = folder / f"{FEATURES_PREFIX}{epochs}"
+            category = settings.data.category
+            print(f"{category} is adapted: {last} has this network and these settings and pictures", flush=True)
+            if saves:
+                checkpoint.make_latest(last)
+        else:
+            run_adaptation(adaptation)
 
 
-def load_adaptation(plan: AdaptationPlan, device: torch.device) -> Adaptation:
-    """Return the networks of an adaptation and the pictures that the UNet has learned from."""
-    settings, model, folder = plan.settings, plan.settings.model, plan.settings.checkpoint_folder
+def prepare_adaptation(settings: Settings, pictures: ImageFolder) -> Adaptation:
+    """Return the adaptation with the networks of the checkpoint folder."""
+    model, folder, device = settings.model, settings.checkpoint_folder, choose_device(settings.model.device)
+    torch.manual_seed(model.seed)
     weights = checkpoint.find_weights(folder, model.load_chp)
     held_out = checkpoint.held_out_names(weights)
     unet = checkpoint.restore_unet(weights, settings).to(device).eval()
     tuned, origin = checkpoint.restore_features(folder, 0, model.feature_extractor, model.backbone_weights)
-    pictures = plan.pictures.without(held_out)
+    pictures = pictures.without(held_out)
     made_with: dict[str, object] = {
         **settings.adaptation_arguments(),
         "weights": weights_hash([unet, tuned]),
         "features": tuned.name,
         "pictures": picture_fingerprint(pictures.samples),
     }
-    return Adaptation(settings, pictures, held_out, unet, weights, tuned, origin, made_with)
+    return Adaptation(settings, device, unet, weights, tuned, origin, held_out, pictures, made_with)
 
 
-def run_adaptation(adaptation: Adaptation, device: torch.device) -> None:
-    """Do all steps, from the first to the last line printed."""
-    settings, tuned = adaptation.settings, adaptation.tuned
-    model, folder = settings.model, settings.checkpoint_folder
+def run_adaptation(adaptation: Adaptation) -> None:
+    """Print what is adapted, do all steps, and print the result."""
+    settings, model, name = adaptation.settings, adaptation.settings.model, adaptation.tuned.name
+    folder, category = settings.checkpoint_folder, settings.data.category
     announce(
-        f"Adapting {tuned.name} to {settings.data.category}: {model.DA_epochs} epochs, {adaptation.steps} steps",
-        device,
+        f"Adapting {name} to {category}: {model.DA_epochs} epochs, {adaptation.steps} steps",
+        adaptation.device,
         settings.as_dict(),
         {
             "reads": f"{settings.category_dir / 'train'} ({len(adaptation.pictures)} pictures)",
             "unet": adaptation.weights,
-            "features": f"{tuned.name} from {adaptation.origin}",
+            "features": f"{name} from {adaptation.origin}",
             "writes": folder if model.save_model else "nothing",
         },
     )
@@ -176,67 +156,56 @@ def run_adaptation(adaptation: Adaptation, device: torch.device) -> None:
     if model.save_model:
         checkpoint.print_replaced(folder, range(1, model.DA_epochs + 1), FEATURES_PREFIX)
         if not isinstance(adaptation.origin, Path):
-            checkpoint.save_features(folder / f"{FEATURES_PREFIX}0", tuned, epoch=0)
-    loss = follow_adaptation(adaptation, device)
-    result = "not adapted" if loss is None else f"{model.DA_epochs} epochs, last loss {loss:.4g}"
-    minutes = (time.monotonic() - began) / SECONDS_PER_MINUTE
-    print(f"adapted {tuned.name} to {settings.data.category} in {minutes:.1f} min: {result}")
-    saved = (
-        f"in {folder}, feat0 to feat{model.DA_epochs}" if model.save_model else "nowhere (model.save_model is False)"
-    )
+            checkpoint.save_features(folder / f"{FEATURES_PREFIX}0", adaptation.tuned, epoch=0)
+    loss = follow_adaptation(adaptation)
+    result = "no epochs" if loss is None else f"{model.DA_epochs} epochs, last loss {loss:.4g}"
+    print(f"adapted {name} to {category} in {(time.monotonic() - began) / SECONDS_PER_MINUTE:.1f} min: {result}")
+    saved = f"in {folder}, feat0 to feat{model.DA_epochs}" if model.save_model else checkpoint.NOWHERE
     print(f"features {saved}", flush=True)
 
 
-def follow_adaptation(adaptation: Adaptation, device: torch.device) -> float | None:
-    """Do the steps, check and record each epoch; return the last loss. Ctrl-C and SIGTERM end it after the present step."""
+def follow_adaptation(adaptation: Adaptation) -> float | None:
+    """Do the steps, record each epoch, return the last loss.
+
+    Ctrl-C and SIGTERM end it after the present step.
+    """
     settings, steps, processes = adaptation.settings, adaptation.steps, distributed.group()
-    folder, saves = settings.checkpoint_folder, settings.model.save_model
-    pixels = cached_pixels(adaptation.pictures, **settings.cache_arguments())
-    loop = adaptation_loop(adaptation.tuned.to(device), adaptation.unet, pixels, settings, device)
-    log = Log(folder, ADAPTATION, settings.training.log) if saves and steps else None
-    losses: list[Tensor] = []
-    began, last = time.monotonic(), None
+    loop = adaptation_loop(adaptation)
+    saves = settings.model.save_model
+    log = Log(settings.checkpoint_folder, ADAPTATION, settings.training.log) if saves and steps else None
+    began, losses, last_loss = time.monotonic(), [], None
     with stop_requests() as stop:
         for progress in follow_steps(loop, steps, "adapting"):
             losses.append(progress.loss)
-            stopped = processes.any(stop.requested, device) and progress.step < steps
+            stopped = processes.any(stop.requested, adaptation.device) and progress.step < steps
             if progress.epoch_ends:
                 check_loss(progress, "lower model.DLlambda or model.w_DA")
-                last = progress.loss.item()
+                last_loss = progress.loss.item()
                 if log:
-                    pictures, loss = len(losses) * settings.data.DA_batch_size, torch.stack(losses).mean().item()
+                    loss, pictures = torch.stack(losses).mean().item(), len(losses) * settings.data.DA_batch_size
                     now = time.monotonic()
                     log.add(progress.step, progress.epoch, loss, LEARNING_RATE, pictures, now - began)
                     adaptation.save_epoch(progress.epoch)
                     began = now
                 losses = []
             if stopped:
-                print(
-                    f"stopped after step {progress.step} of {steps}; {remaining_features(progress, saves)}", flush=True
-                )
+                epoch = progress.epoch if progress.epoch_ends else progress.epoch - 1
+                rest = f"feat0 to feat{epoch} are saved, later steps are lost" if saves else "nothing is saved"
+                print(f"stopped after step {progress.step} of {steps}; {rest}", flush=True)
                 raise stop.as_exception()
-        if processes.any(stop.requested, device):  # while the last features were written
+        if processes.any(stop.requested, adaptation.device):  # while the last features were written
             raise stop.as_exception()
-    return last
+    return last_loss
 
 
-def remaining_features(progress: Progress, saves: bool) -> str:
-    """Return what a stopped adaptation keeps and what it loses."""
-    if not saves:
-        return "nothing is saved: model.save_model is False"
-    epoch = progress.epoch if progress.epoch_ends else progress.epoch - 1
-    return f"feat0 to feat{epoch} are saved; later steps are lost, and the same command starts again from feat0"
-
-
-def adaptation_loop(
-    tuned: FeatureExtractor, unet: UNet, pixels: Sequence[Tensor], settings: Settings, device: torch.device
-) -> Iterator[Progress]:
+def adaptation_loop(adaptation: Adaptation) -> Iterator[Progress]:
     """Return `adaptation_steps` with what the settings ask for; order and noise come from one random stream."""
-    generator = torch.Generator(device).manual_seed(settings.model.seed)
+    settings = adaptation.settings
+    generator = torch.Generator(adaptation.device).manual_seed(settings.model.seed)
     return adaptation_steps(
-        tuned,
-        rebuild_function(unet, settings, generator),
-        pixels,
+        adaptation.tuned.to(adaptation.device),
+        rebuild_function(adaptation.unet, settings, generator),
+        cached_pixels(adaptation.pictures, **settings.cache_arguments()),
         epochs=settings.model.DA_epochs,
         batch_size=settings.data.DA_batch_size,
         window=settings.data.image_size,
@@ -246,7 +215,7 @@ def adaptation_loop(
 
 
 def rebuild_function(unet: UNet, settings: Settings, generator: torch.Generator) -> Rebuild:
-    """Return the reconstruction at the UNet's size. Each process of a run does its share of a batch, and all get the whole."""
+    """Return the reconstruction at the UNet's size. Each process does its share of a batch, all get the result."""
     model, schedule, processes = settings.model, build_schedule(settings), distributed.group()
     predictor = noise_predictor(unet, model.predicts, schedule)
     size = (settings.unet_size, settings.unet_size)
@@ -281,9 +250,9 @@ def adaptation_steps(
     distillation: float,
     generator: torch.Generator,
 ) -> Iterator[Progress]:
-    """Yield each optimizer step of `tuned` on random squares of side `window` of `pixels`, each (C, H, W) uint8.
+    """Yield each optimizer step of `tuned` on random squares of `pixels`, (C, H, W) uint8 each.
 
-    The first half of a batch holds the targets, the second half the pictures to start from. Batch norm is in train mode.
+    The first half of a batch holds the targets, the second the pictures to start from. Batch norm is in train mode.
     """
     frozen = copy.deepcopy(tuned).eval().requires_grad_(False)
     tuned.train()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,12 +48,16 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A training that passed `check_training`: what it learns from, and what is held out for calibration."""
+    """A training that passed `check_training`; with `resume` it continues an unfinished one."""
 
     settings: Settings
     pictures: ImageFolder
-    held_out: ImageFolder
+    held_out: ImageFolder  # for calibration
     resume: bool
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.checkpoint_folder
 
     @property
     def batches(self) -> int:
@@ -70,7 +75,7 @@ class TrainingPlan:
 
 @dataclass
 class Trainer:
-    """All that a step changes. After `load_state_dict` the next step is the one that would have followed, bit for bit."""
+    """All that a step changes. After `load_state_dict` training continues bit for bit as if never stopped."""
 
     unet: UNet
     optimizer: torch.optim.Optimizer
@@ -141,13 +146,13 @@ class Losses:
 
 @dataclass(frozen=True)
 class BatchSource:
-    """What a batch is drawn from: random squares of side `window` of pictures, augmented and shrunk to a side of `size`."""
+    """Draws batches: random squares of pictures, augmented and shrunk, with steps t and noise."""
 
     pixels: Sequence[Tensor]  # each (C, H, W) uint8
     batch_size: int
-    window: int
+    window: int  # side of the squares
     highest_step: int  # t is drawn from 0…highest_step − 1
-    size: int | None = None  # None: `window`
+    size: int | None = None  # side after shrinking; None: `window`
     augmentation: str | None = None
 
     def draw_batch(self, order: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,12 +205,12 @@ def training_inputs(settings: Settings, pictures: ImageFolder) -> dict[str, obje
 
 
 def train_unet(plan: TrainingPlan) -> None:
-    """Train on train/good and save weights in the category's checkpoint folder; to resume is to continue an earlier run."""
-    folder, epochs = plan.settings.checkpoint_folder, plan.settings.model.epochs
-    saves = plan.settings.model.save_model
+    """Train on train/good and save weights in the category's checkpoint folder, unless they exist already."""
+    folder, epochs, saves = plan.folder, plan.settings.model.epochs, plan.settings.model.save_model
     with checkpoint.locked(folder, saves):
         if plan.resume and checkpoint.is_made_with(folder, epochs, plan.made_with):
-            print(f"{plan.settings.data.category} is trained: {folder / str(epochs)} has these settings and pictures")
+            category = plan.settings.data.category
+            print(f"{category} is trained: {folder / str(epochs)} has these settings and pictures", flush=True)
         else:
             run_training(plan)
         if saves:
@@ -214,14 +219,14 @@ def train_unet(plan: TrainingPlan) -> None:
 
 
 def run_training(plan: TrainingPlan) -> None:
-    """Do the steps that are left, from the first one to the last line printed."""
+    """Build or restore the trainer, print what is trained, do the steps that are left, and print the result."""
     settings, model = plan.settings, plan.settings.model
     device = choose_device(model.device)
     torch.manual_seed(model.seed)
     trainer, losses = build_trainer(settings, plan.steps, device), Losses()
-    state = checkpoint.load_training_state(settings.checkpoint_folder, plan.made_with) if plan.resume else None
+    state = checkpoint.load_training_state(plan.folder, plan.made_with) if plan.resume else None
     if state:
-        path = settings.checkpoint_folder / checkpoint.TRAINING_STATE
+        path = plan.folder / checkpoint.TRAINING_STATE
         losses = Losses(*restore_trainer(trainer, state, path, pictures=len(plan.pictures), most_steps=plan.steps))
     del state  # as large as network and optimizer
     announce_training(plan, trainer)
@@ -236,28 +241,22 @@ def run_training(plan: TrainingPlan) -> None:
         f"trained {settings.data.category} for {model.epochs} epochs in {minutes:.1f} min; "
         f"loss {losses.mean():.4g} (last {len(losses.last)} steps)"
     )
-    saved = (
-        settings.checkpoint_folder / str(model.epochs) if model.save_model else "nowhere (model.save_model is False)"
-    )
-    print(f"weights in {saved}", flush=True)
+    print(f"weights in {plan.folder / str(model.epochs) if model.save_model else checkpoint.NOWHERE}", flush=True)
 
 
 def announce_training(plan: TrainingPlan, trainer: Trainer) -> None:
     """Print what is trained, where, and what becomes of an earlier run."""
-    settings, folder, device = plan.settings, plan.settings.checkpoint_folder, trainer.generator.device
+    settings, folder, device = plan.settings, plan.folder, trainer.generator.device
     saves = settings.model.save_model
     precision = str(resolve_dtype(settings.speed.precision, device)).removeprefix("torch.")
     size = sum(weights.numel() for weights in trainer.unet.parameters())
-    held_out = f"{len(plan.held_out)} more are held out for calibration"
+    title = f"Training {settings.data.category}: {size:,} weights in {precision}, "
+    pictures = f"{len(plan.pictures)} pictures; {len(plan.held_out)} more are held out for calibration"
     announce(
-        f"Training {settings.data.category}: {size:,} weights in {precision}, "
-        f"{settings.model.epochs} epochs, {plan.steps} steps",
+        f"{title}{settings.model.epochs} epochs, {plan.steps} steps",
         device,
         settings.as_dict(),
-        {
-            "reads": f"{settings.category_dir / 'train'} ({len(plan.pictures)} pictures; {held_out})",
-            "writes": folder if saves else "nothing",
-        },
+        {"reads": f"{settings.category_dir / 'train'} ({pictures})", "writes": folder if saves else "nothing"},
     )
     if trainer.step:
         print(f"continuing after step {trainer.step}", flush=True)
@@ -269,7 +268,7 @@ def announce_training(plan: TrainingPlan, trainer: Trainer) -> None:
 
 
 def follow_training(plan: TrainingPlan, trainer: Trainer, losses: Losses, pixels: Sequence[Tensor]) -> None:
-    """Do the steps that are left, and check and record them. Ctrl-C and SIGTERM end it after the present step."""
+    """Do the steps that are left and record them. Ctrl-C and SIGTERM end it after the present step."""
     settings, device, processes = plan.settings, trainer.generator.device, distributed.group()
     recorder = Recorder(plan, trainer, losses) if settings.model.save_model else None
     checked_at = time.monotonic()
@@ -289,12 +288,8 @@ def follow_training(plan: TrainingPlan, trainer: Trainer, losses: Losses, pixels
                     recorder.save_state()
                 checked_at = time.monotonic()
             if stopped:
-                remedy = (
-                    "the same command with --resume continues"
-                    if recorder
-                    else "nothing is saved: model.save_model is False"
-                )
-                print(f"stopped after step {progress.step} of {plan.steps}; {remedy}", flush=True)
+                rest = "the same command with --resume continues" if recorder else "nothing is saved"
+                print(f"stopped after step {progress.step} of {plan.steps}; {rest}", flush=True)
                 raise stop.as_exception()
         if processes.any(stop.requested, device):  # while the last weights were written
             raise stop.as_exception()
@@ -305,8 +300,7 @@ class Recorder:
 
     def __init__(self, plan: TrainingPlan, trainer: Trainer, losses: Losses):
         self.plan, self.trainer, self.losses = plan, trainer, losses
-        self.folder = plan.settings.checkpoint_folder
-        self.log = Log(self.folder, TRAINING, plan.settings.training.log, trainer.step)
+        self.log = Log(plan.folder, TRAINING, plan.settings.training.log, trainer.step)
         self.logged_at, self.logged_step = time.monotonic(), trainer.step
 
     def end_epoch(self, epoch: int) -> None:
@@ -320,13 +314,13 @@ class Recorder:
             average = self.trainer.average.module if self.trainer.average is not None else None
             notes = {"epoch": epoch, "settings": settings.as_dict(), "held_out": self.plan.held_out.names()}
             notes |= {"made_with": self.plan.made_with, **settings.planning_arguments()}
-            checkpoint.save_unet(self.folder / str(epoch), self.trainer.unet, average=average, **notes)
+            checkpoint.save_unet(self.plan.folder / str(epoch), self.trainer.unet, average=average, **notes)
 
     def save_state(self) -> None:
         """Write all that --resume needs to continue after the present step."""
         state = {"trainer": self.trainer.state_dict(), "losses": [self.losses.lowest, self.losses.values()]}
         notes = {"made_with": self.plan.made_with, **self.plan.settings.planning_arguments()}
-        checkpoint.save_training_state(self.folder, {**state, **notes})
+        checkpoint.save_training_state(self.plan.folder, {**state, **notes})
 
 
 def build_trainer(settings: Settings, steps: int, device: torch.device) -> Trainer:
@@ -417,7 +411,7 @@ def build_optimizer(unet: nn.Module, name: str, learning_rate: float, weight_dec
 
 
 def learning_rate_factor(schedule: str, warmup_steps: int, steps: int) -> Callable[[int], float]:
-    """Return the factor on the learning rate by step: a linear rise over `warmup_steps`, then 1 or half a cosine to 0."""
+    """Return the learning rate's factor by step: a linear rise over `warmup_steps`, then 1 or a cosine to 0."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:

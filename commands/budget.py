@@ -31,7 +31,7 @@ SECONDS_PER_MINUTE = 60
 
 
 class Costs(NamedTuple):
-    """Seconds on this machine: for a training step, for a picture in detection, and for the descriptors of a picture."""
+    """Seconds on this machine: a training step, a picture in detection, the descriptors of a picture."""
 
     step: float
     picture: float = 0.0
@@ -121,9 +121,9 @@ def detection_work(plan: train.TrainingPlan, inputs: int | None) -> DetectionWor
 
 
 def steps_within(budget: float, step: float, others: float, most: int | None = None) -> int:
-    """Return the training steps of `step` seconds that fit into `budget` minutes beside `others` seconds, at most `most`.
+    """Return the training steps, at most `most`, that fit into `budget` minutes beside `others` seconds.
 
-    Training gets at least TRAINING_SHARE of the budget. Raise UserError where the steps are too few.
+    A step takes `step` seconds. Training gets at least TRAINING_SHARE of the budget. Raise UserError for too few steps.
     """
     seconds = budget * SECONDS_PER_MINUTE
     rest, least = RESERVE * seconds - others, TRAINING_SHARE * seconds

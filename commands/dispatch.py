@@ -1,4 +1,4 @@
-"""The commands of the command line, a function each: from its flags to the rooms that do the work, and to the exit code."""
+"""The commands of the command line, a function each: from flags to the packages that do the work."""
 
 import os
 import sys

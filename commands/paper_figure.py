@@ -1,4 +1,4 @@
-"""Draw a figure for papers: rows of pictures with reconstruction, anomaly map and ground truth, as PNG and PDF for print."""
+"""Draw a figure for papers, as PNG and PDF: pictures with reconstruction, anomaly map and ground truth."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,10 +49,10 @@ class FigureRow(NamedTuple):
 
 
 def draw_paper_figure(paths: Sequence[Path], choices: Sequence[str], output: Path | None = None) -> list[Path]:
-    """Draw pictures of these results folders into `output`.png and .pdf (figure in the first folder); return both paths.
+    """Draw pictures of results folders into `output`.png and .pdf (figure in the first one); return the paths.
 
-    `choices` are best, worst, or names of pictures in the category; without any, best. Weights and pictures are read again.
-    Raise UserError where they are missing or are not those of the results.
+    `choices` are best, worst, or names of pictures in the category; without any, best. Weights and pictures are read
+    again. Raise UserError where they are missing or are not those of the results.
     """
     results = [result for path in paths for result in results_in(path).values()]
     places = ", ".join(map(str, paths))
@@ -72,7 +72,7 @@ def draw_paper_figure(paths: Sequence[Path], choices: Sequence[str], output: Pat
 
 
 def figure_paths(output: Path | None, default: Path) -> list[Path]:
-    """Return `output` with the suffix of each format; figure.png and figure.pdf in a folder, or in `default` without output."""
+    """Return `output` with each format's suffix; figure.png and .pdf in it if it is a folder, else in `default`."""
     if output is None or output.is_dir():
         stem = (output or default) / "figure"
     else:
@@ -107,7 +107,8 @@ def detector_of_result(settings: Settings, weights: object, folder: Path) -> Det
     detector, settings, _ = load_detector(settings, settings.checkpoint_folder, choose_device(settings.model.device))
     if detector.networks.hash() != weights:
         raise UserError(
-            f"the weights in {settings.checkpoint_folder} are not those of {folder}; run --detection again for a new result"
+            f"the weights in {settings.checkpoint_folder} are not those of {folder}; "
+            "run --detection again for a new result"
         )
     if settings.score.protocol == PER_IMAGE:
         return calibrate(detector, settings)
@@ -118,8 +119,8 @@ def detector_of_result(settings: Settings, weights: object, folder: Path) -> Det
 def choose_pictures(scored: Sequence[ScoredPicture], choices: Sequence[str]) -> list[str]:
     """Return the names of the chosen pictures.
 
-    best: the defective pictures with the highest scores, of different kinds if possible. worst: the defective picture with
-    the lowest score and the normal one with the highest. Other choices are names; those not in `scored` are left out.
+    best: the defective pictures with the highest scores, of different kinds if possible. worst: the defective picture
+    with the lowest score and the normal one with the highest. Others are names; those not in `scored` are left out.
     """
     falling = sorted(scored, key=lambda row: -row.score)
     defective, normal = ([row for row in falling if row.defective == label] for label in (True, False))

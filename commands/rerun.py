@@ -16,10 +16,10 @@ SHOWN = 5  # names of pictures in a line
 
 
 def repeat_result(path: Path, overrides: list[str], plan: RunPlan) -> int:
-    """Repeat detection with a manifest's settings and `overrides`; print what differs; return 1 if metrics or scores do.
+    """Repeat detection with a manifest's settings and `overrides`; return 1 if metrics or scores differ.
 
-    If the plan has training, stage 1 is repeated too, and stage 2 if the result has adapted features. Their weights go to
-    the new folder: `plan.output`, or <folder>-rerun. Raise UserError for stage 2 alone.
+    If the plan has training, stage 1 is repeated too, and stage 2 if the result has adapted features. Their weights go
+    to the new folder: `plan.output`, or <folder>-rerun. Raise UserError for stage 2 alone.
     """
     before = manifest.load_manifest(path)
     earlier = path if path.is_dir() else path.parent
@@ -33,7 +33,8 @@ def repeat_result(path: Path, overrides: list[str], plan: RunPlan) -> int:
         stages = stages | {"domain_adaptation"} if model["DA_chp"] else stages
     elif "domain_adaptation" in stages:
         raise UserError(
-            "--rerun repeats stage 2 only together with stage 1, whose weights it needs; add --train True, or leave both out"
+            "--rerun repeats stage 2 only together with stage 1, whose weights it needs; "
+            "add --train True, or leave both out"
         )
     for line in keys_without_effect(content):
         print(line)

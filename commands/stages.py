@@ -1,4 +1,4 @@
-"""Run stages on one category or on several: check them all first, report failures at the end, skip what is done already."""
+"""Run stages on one category or several: all are checked first; what is done is skipped; failures are listed last."""
 
 import sys
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -38,7 +38,6 @@ from training import checkpoint
 INCOMPLETE = 3  # exit code
 
 Content = Mapping[str, Any]  # sections of a configuration, as config.yaml has them
-CheckedPlan = TypeVar("CheckedPlan")
 
 
 class StageResult(NamedTuple):
@@ -52,7 +51,7 @@ Stage = Callable[[], StageResult]  # a stage that is checked and ready to run
 
 
 class RunPlan(NamedTuple):
-    """The stages of a run, the pictures of --input (None: the test pictures), and the folder of the results.
+    """The stages of a run, the pictures of --input (None: the test pictures), the folder of the results.
 
     `resume` continues what an earlier run left, `force` repeats and replaces it.
     """
@@ -116,7 +115,7 @@ def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
     if "train" in plan.stages:
         yield partial(leave_weights, train_unet, check_training(settings, plan.resume))
     if "domain_adaptation" in plan.stages:
-        yield partial(leave_weights, adapt_features, check_adaptation(settings, plan.resume))
+        yield partial(leave_weights, adapt_features, settings, check_adaptation(settings), plan.resume)
     if "detection" not in plan.stages:
         return
     if plan.source is None:
@@ -128,14 +127,14 @@ def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
         yield lambda: StageResult(unreadable=predict_input(*arguments))
 
 
-def leave_weights(learn: Callable[[CheckedPlan], None], plan: CheckedPlan) -> StageResult:
+def leave_weights(learn: Callable[..., None], *arguments: object) -> StageResult:
     """Run a stage that leaves weights but no results."""
-    learn(plan)
+    learn(*arguments)
     return StageResult()
 
 
 def refuse_without_weights(settings: Settings, stages: frozenset[str]) -> None:
-    """Raise MissingFileError, before hours of training, for weights that a stage needs and that no stage before it makes."""
+    """Raise MissingFileError, before hours of training, for weights that no stage makes before they are needed."""
     model, folder = settings.model, settings.checkpoint_folder
     trained: set[object] = {LATEST, *settings.saved_epochs} if "train" in stages and model.save_model else set()
     if stages > {"train"} and model.load_chp not in trained and model.epochs != PLANNED:

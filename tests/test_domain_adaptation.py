@@ -108,7 +108,7 @@ def test_a_stopped_adaptation_ends_after_its_step_and_says_what_is_lost(run_main
     found, out, err = run_main("--domain_adaptation", "--detection", "model.DA_epochs=2")
     assert (found, err) == (code, "stopped; files written so far are whole\n") and len(calls) == 3
     assert (
-        "stopped after step 3 of 4; feat0 to feat1 are saved; later steps are lost" in out and "image AUROC" not in out
+        "stopped after step 3 of 4; feat0 to feat1 are saved, later steps are lost" in out and "image AUROC" not in out
     )
     folder = tmp_path / "checkpoints" / "nut"
     assert {path.name for path in folder.glob("feat*")} == {"feat0", "feat1", "featlatest"}

@@ -1,14 +1,14 @@
 """Save and load weights: files of the official release, and our own, which also describe their network.
 
-    <checkpoint_dir>/<category>/2000              UNet after epoch 2000 (2000.zip is the same file)
-    <checkpoint_dir>/<category>/feat3             feature extractor after adaptation epoch 3; feat0 is not adapted
-    <checkpoint_dir>/<category>/latest, featlatest    the epochs written last: copying a folder changes the times of its files
-    <checkpoint_dir>/<category>/calibration.json
-    <checkpoint_dir>/<category>/references        reference data of the calibration, where score.parts need any
-    <checkpoint_dir>/<category>/training.state    state of an unfinished training, for --resume; removed when the training is done
+<checkpoint_dir>/<category>/ holds
+    2000                  UNet after epoch 2000 (2000.zip is the same file)
+    feat3                 feature extractor after adaptation epoch 3; feat0 is not adapted
+    latest, featlatest    the epochs written last: copies of a folder have other file times
+    calibration.json, references    the calibration, and the data that its score parts compare with
+    training.state        an unfinished training, for --resume; removed when it is done
 
-An official file is a state dict; its names may begin with `module.`. Ours is a dict with `format`, `network`, `weights` and more.
-torch's weights_only loader reads the files: it runs no code. Files are written under a temporary name, then renamed.
+An official file is a state dict, whose names may begin with `module.`. Ours has `format`, `network`, `weights` and more.
+torch's weights_only loader reads the files; it runs no code. Files are written under a temporary name, then renamed.
 """
 
 import errno
@@ -36,6 +36,7 @@ FEATURES_PREFIX = "feat"
 TRAINING_STATE, TRAINING_FORMAT = "training.state", "ddad-training-1"
 PUBLISHED_EXTRACTOR = "wide_resnet101_2"
 REMEDY = "change model.checkpoint_dir"
+NOWHERE = "nowhere (model.save_model is False)"
 UNWRITABLE = f"{REMEDY}, or set model.save_model=False"
 WITHOUT_WEIGHTS = {"dropout"}  # parts of the architecture that do not change what a trained network computes
 
@@ -45,7 +46,7 @@ Notes = Mapping[str, object]  # plain values beside the weights
 
 @contextmanager
 def locked(folder: Path, wanted: bool) -> Iterator[None]:
-    """Keep other runs from writing into the folder, and remove temporary files of killed runs; do nothing unless `wanted`."""
+    """Keep other runs out of the folder and remove what killed runs left half-written, if `wanted`."""
     if not wanted:
         yield
         return
@@ -83,7 +84,7 @@ def save_training_state(folder: Path, state: State) -> None:
 
 
 def check_training_state(folder: Path, made_with: Notes) -> None:
-    """Raise UserError where the folder holds an unfinished training with other settings or pictures than `made_with`."""
+    """Raise UserError where the folder's unfinished training was not made with `made_with`."""
     path = folder / TRAINING_STATE
     if not path.exists():
         return
@@ -99,7 +100,7 @@ def check_training_state(folder: Path, made_with: Notes) -> None:
 
 
 def load_training_state(folder: Path, made_with: Notes) -> State | None:
-    """Return the state of the unfinished training, None where there is none. Raise UserError as `check_training_state`."""
+    """Return the unfinished training, None where there is none. Raise UserError if `made_with` differs."""
     check_training_state(folder, made_with)
     if not has_training_state(folder):
         return None
@@ -221,11 +222,11 @@ def extractor_name(path: Path) -> str | None:
 def restore_features(
     folder: Path, epoch: int | str, name: str, weights: Path | None = None
 ) -> tuple[FeatureExtractor, Path | str]:
-    """Return the feature extractor after adaptation epoch `epoch` ('latest': written last) and the origin of its weights.
+    """Return the feature extractor of adaptation epoch `epoch` ('latest': written last) and its origin.
 
-    Epochs above 0 are read from feat{epoch}. Epoch 0 is the pretrained network: from the file `weights`, from feat0 if that
-    holds the wanted network, or else with ImageNet weights. The name 'auto' takes the network of feat{epoch}; without one
-    wide_resnet101_2 if its weights are on this machine, else efficientnet_lite0 from its package.
+    Epochs above 0 are read from feat{epoch}. Epoch 0 is the pretrained network: from the file `weights`, from feat0 if
+    that is the same network, or else with ImageNet weights. The name 'auto' takes the network of feat{epoch}; without
+    one wide_resnet101_2 if its weights are on this machine, else efficientnet_lite0 from its package.
     """
     if epoch == LATEST:
         epoch = latest_epoch(folder, FEATURES_PREFIX) or 0
@@ -255,7 +256,8 @@ def find_weights(folder: Path, epoch: int | str, prefix: str = "") -> Path:
     stage, key = ("domain_adaptation", "DA_chp") if prefix else ("train", "load_chp")
     names = ", ".join(f"{prefix}{number}" for number in sorted(available)) or "none"
     raise MissingFileError(
-        f"no weights {prefix}{epoch} in {folder}; it has {names}; run --{stage} True first, or set model.{key} to one it has"
+        f"no weights {prefix}{epoch} in {folder}; it has {names}; "
+        f"run --{stage} True first, or set model.{key} to one it has"
     )
 
 
@@ -272,7 +274,7 @@ def epochs_in(folder: Path, prefix: str = "") -> dict[int, Path]:
 
 
 def latest_epoch(folder: Path, prefix: str = "") -> int | None:
-    """Return the epoch that the folder notes as written last, or else the one of the newest file; None without files."""
+    """Return the epoch noted as written last, or else that of the newest file; None without files."""
     available = epochs_in(folder, prefix)
     with suppress(OSError, ValueError):
         noted = int((folder / f"{prefix}{LATEST}").read_text(encoding="ascii"))
@@ -282,7 +284,7 @@ def latest_epoch(folder: Path, prefix: str = "") -> int | None:
 
 
 def make_latest(path: Path) -> None:
-    """Note that these weights are the latest. Done after they are written: earlier, a kill would leave an old file noted."""
+    """Note that these weights, which are written already, are the latest."""
     prefix = FEATURES_PREFIX if path.name.startswith(FEATURES_PREFIX) else ""
     with atomic_write(path.with_name(f"{prefix}{LATEST}"), REMEDY, "w") as file:
         file.write(f"{epoch_of(path)}\n")

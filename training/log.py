@@ -1,4 +1,4 @@
-"""Write and read the log of a stage: a line of JSON for each epoch, and scalars for TensorBoard if training.log asks for them.
+"""Write and read the log of a stage: a line of JSON for each epoch, and scalars for TensorBoard if wanted.
 
 <checkpoint_dir>/<category>/training.jsonl, adaptation.jsonl    loss, learning rate, seconds, pictures per second
 <checkpoint_dir>/<category>/tensorboard/training, adaptation    the same, for `tensorboard --logdir <checkpoint_dir>`
@@ -31,7 +31,7 @@ def check_log_kind(kind: str) -> None:
 
 
 class Log:
-    """The log of a stage, written epoch by epoch. It keeps the lines of an earlier run up to `step`, where this one continues."""
+    """The log of a stage, written by epoch. Of an earlier run it keeps the lines up to `step`."""
 
     def __init__(self, folder: Path, stage: str, kind: str, step: int = 0):
         self.path = log_path(folder, stage)

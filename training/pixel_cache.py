@@ -104,7 +104,7 @@ def write_entry(path: Path, pictures: ImageFolder, workers: int, limit: float) -
 
 
 def make_room(folder: Path, size: int, limit: float) -> None:
-    """Remove the entries used longest ago until they and `size` bytes fit `limit`. Raise TooLargeError where `size` does not."""
+    """Remove the entries used longest ago until `size` bytes fit `limit` too. Raise TooLargeError if they can't."""
     free = limit - size
     if free < 0:
         raise TooLargeError(

@@ -55,7 +55,7 @@ def restore_trainer(
 
 
 def check_state(ours: State, weights: list[nn.Parameter], theirs: State, pictures: int, most_steps: int) -> None:
-    """Raise one of MISFITS where a state has other parts, shapes or types than `ours`, or an impossible step or order."""
+    """Raise one of MISFITS where a state has other parts, shapes or types than `ours`, or an impossible step."""
     for part in ours.keys() - {"optimizer", "order", "device"}:
         check_same_kind(theirs[part], ours[part], part)
     check_same_kind(theirs["optimizer"]["param_groups"], ours["optimizer"]["param_groups"], "optimizer")
