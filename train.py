@@ -48,7 +48,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A training that passed `check_training`; with `resume` it continues an unfinished one."""
+    """What a training works on; with `resume` it continues an unfinished one."""
 
     settings: Settings
     pictures: ImageFolder
@@ -61,7 +61,7 @@ class TrainingPlan:
 
     @property
     def batches(self) -> int:
-        """Steps of an epoch."""
+        """Steps of an epoch. Raise UserError where the pictures do not fill one batch."""
         return full_batches(len(self.pictures), self.settings.data.batch_size, "data.batch_size")
 
     @property
@@ -70,7 +70,9 @@ class TrainingPlan:
 
     @cached_property
     def made_with(self) -> dict[str, object]:
-        return training_inputs(self.settings, self.pictures)
+        """All that the weights depend on."""
+        pictures = "{files}, {hash}".format(**picture_fingerprint(self.pictures.samples))
+        return {**self.settings.training_arguments(), "pictures": pictures}
 
 
 @dataclass
@@ -179,13 +181,16 @@ class UpdateRule:
     exchanged: Callable[[bool], AbstractContextManager[object]] = lambda now: nullcontext()
 
 
-def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:
-    """Return the training that the settings describe. Raise UserError for all that would stop it later."""
+def plan_training(settings: Settings, resume: bool = False) -> TrainingPlan:
+    """Return the training that the settings describe, unchecked. Raise MissingFileError without pictures."""
     pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
-    plan = TrainingPlan(settings, *pictures.split(**settings.split_arguments()), resume)
-    full_batches(len(plan.pictures), settings.data.batch_size, "data.batch_size")
-    processes = distributed.group()
-    if settings.data.batch_size % processes.size:
+    return TrainingPlan(settings, *pictures.split(**settings.split_arguments()), resume)
+
+
+def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:
+    """Return the training that the settings describe. Raise UserError for what would stop it later."""
+    plan, processes = plan_training(settings, resume), distributed.group()
+    if plan.batches and settings.data.batch_size % processes.size:
         raise UserError(
             f"data.batch_size is {settings.data.batch_size}, which {processes.size} processes do not divide; "
             "change one of them"
@@ -196,12 +201,6 @@ def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:
     if resume:
         checkpoint.check_training_state(settings.checkpoint_folder, plan.made_with)
     return plan
-
-
-def training_inputs(settings: Settings, pictures: ImageFolder) -> dict[str, object]:
-    """Return all that the weights depend on."""
-    fingerprint = picture_fingerprint(pictures.samples)
-    return {**settings.training_arguments(), "pictures": "{files}, {hash}".format(**fingerprint)}
 
 
 def train_unet(plan: TrainingPlan) -> None:

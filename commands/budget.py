@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import train
 from config.keys import PLANNED, Settings
-from dataset import ImageFolder, View
+from dataset import ImageFolder
 from detection.calibrate import calibration_work, image_descriptors, parts_of_batch, placeholder_references
 from detection.detector import assemble_detector, in_batches
 from runtime import distributed
@@ -70,15 +70,10 @@ def fit_budget(settings: Settings, stages: Collection[str], resume: bool, inputs
 def epochs_planned_before(settings: Settings) -> int | None:
     """Return the epochs of the checkpoint folder's training, if it has these settings, pictures and minutes."""
     try:
-        learned, _ = train_pictures(settings).split(**settings.split_arguments())
+        plan = train.plan_training(settings)
     except MissingFileError:  # a category that is only detected
         return None
-    made_with = train.training_inputs(settings, learned)
-    return checkpoint.epochs_of_training(settings.checkpoint_folder, made_with, settings.planning_arguments())
-
-
-def train_pictures(settings: Settings) -> ImageFolder:
-    return ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
+    return checkpoint.epochs_of_training(plan.folder, plan.made_with, settings.planning_arguments())
 
 
 def plan_epochs(settings: Settings, stages: Collection[str], inputs: int | None) -> int:
@@ -86,11 +81,10 @@ def plan_epochs(settings: Settings, stages: Collection[str], inputs: int | None)
     budget, batch_size = settings.training.budget_minutes, settings.data.batch_size
     if budget is None:
         raise UserError("model.epochs is auto for a budget, which is not given; set budget_minutes")
-    began, normal = time.monotonic(), train_pictures(settings)
-    plan = train.TrainingPlan(settings, *normal.split(**settings.split_arguments()), resume=False)
+    began, plan = time.monotonic(), train.plan_training(settings)
     batches, detects = plan.batches, "detection" in stages
     print(f"timing this machine, to fit {settings.data.category} into {budget:g} minutes", flush=True)
-    costs = distributed.group().broadcast(time_machine(settings, normal, detects))
+    costs = distributed.group().broadcast(time_machine(plan, detects))
     work = detection_work(plan, inputs) if detects else DetectionWork()
     others = work.seconds(costs) + time.monotonic() - began
     fitting = steps_within(budget, costs.step, others, settings.training.most_steps)
@@ -142,22 +136,22 @@ def steps_within(budget: float, step: float, others: float, most: int | None = N
     return min(most or fitting, fitting)
 
 
-def time_machine(settings: Settings, pictures: ImageFolder, detects: bool) -> Costs:
-    """Return the seconds of steps and, if the run `detects`, of pictures, with networks of these settings."""
-    device, batch_size = choose_device(settings.model.device), settings.data.batch_size
-    few = pictures.only(pictures.names()[:TIMED_PICTURES])
-    pixels = list(itertools.islice(itertools.cycle(few.pixels(settings.model.num_workers)), batch_size))
-    trial = replace(settings, model=replace(settings.model, epochs=1))
+def time_machine(plan: train.TrainingPlan, detects: bool) -> Costs:
+    """Return the seconds of steps and, if the run `detects`, of pictures, with untrained networks."""
+    settings, model = plan.settings, plan.settings.model
+    device, batch_size = choose_device(model.device), settings.data.batch_size
+    few = plan.pictures.only(plan.pictures.names()[:TIMED_PICTURES])
+    pixels = list(itertools.islice(itertools.cycle(few.pixels(model.num_workers)), batch_size))
+    trial = replace(settings, model=replace(model, epochs=1))
     steps = train.training_loop(train.build_trainer(trial, TIMED_STEPS, device), pixels, TIMED_STEPS, trial)
     step = statistics.median(time_calls(lambda: next(steps, None), TIMED_STEPS)[1:])
     if not detects:
         return Costs(step)
-    model = settings.model
     extractor, _ = checkpoint.restore_features(
         settings.checkpoint_folder, 0, model.feature_extractor, model.backbone_weights
     )
     detector = assemble_detector(settings, build_unet(settings), extractor, device)
-    references = placeholder_references(detector, next(few.batches(1, 0))[0].picture[None], len(pictures))
+    references = placeholder_references(detector, next(few.batches(1, 0))[0].picture[None], len(plan.pictures))
 
     def compare() -> object:
         return list(in_batches(detector, few, lambda batch: parts_of_batch(detector, batch, references), 0))

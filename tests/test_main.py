@@ -575,7 +575,7 @@ def test_training_that_is_stopped_goes_on_where_it_was(tiny_config, tmp_path, ru
 def test_a_state_of_other_settings_is_not_gone_on_with(run_main, tiny_config):
     settings = load_settings(tiny_config)
     folder = settings.checkpoint_folder
-    made_with = train.training_inputs(settings, train.check_training(settings).pictures)
+    made_with = train.check_training(settings).made_with
     checkpoint.save_training_state(folder, {"made_with": {**made_with, "learning_rate": 0.5}})
     code, _, error = run_main("--train", "--resume")
     assert code == 2
@@ -595,11 +595,9 @@ def test_weights_and_states_that_still_name_a_removed_key_are_gone_on_with(run_m
     checkpoint.save(folder / "2", weights)
     code, out, err = run_main("--train", "--resume", "training.min_snr=null")
     assert code == 0 and "nut is trained" in out and "training.min_snr is accepted and has no effect" in out, err
-    made_with = {**train.training_inputs(settings, train.check_training(settings).pictures), "min_snr": None}
-    checkpoint.save_training_state(folder, {"made_with": made_with, "trainer": {}})
-    assert checkpoint.load_training_state(
-        folder, train.training_inputs(settings, train.check_training(settings).pictures)
-    )
+    made_with = train.check_training(settings).made_with
+    checkpoint.save_training_state(folder, {"made_with": {**made_with, "min_snr": None}, "trainer": {}})
+    assert checkpoint.load_training_state(folder, made_with)
     checkpoint.remove_training_state(folder)
     for path in (folder / CALIBRATION, tmp_path / "results" / "manifest.json"):
         content = json.loads(path.read_text())

@@ -92,7 +92,7 @@ def check_training_state(folder: Path, made_with: Notes) -> None:
     if notes.get("format") != TRAINING_FORMAT:
         raise UserError(f"{path} is not the state of a training of this version; remove it to start again")
     check_complete(path, notes, "made_with")
-    differing = describe_differences(plain_values(path, notes["made_with"]), as_stored(made_with))
+    differing = changes_since(path, made_with)
     if differing:
         raise UserError(
             f"{path} belongs to another training: {differing}; set that again, or remove the file to start again"
@@ -122,16 +122,19 @@ def read_notes(path: Path) -> State:
     return read_state(path, mapped=True)
 
 
+def changes_since(path: Path, made_with: Notes) -> str | None:
+    """Return how `made_with` differs from the settings and pictures that a file names; None where it names none."""
+    theirs = read_notes(path).get("made_with")
+    return describe_differences(plain_values(path, theirs), as_stored(made_with)) if isinstance(theirs, dict) else None
+
+
 def is_made_with(folder: Path, epoch: int, made_with: Notes, prefix: str = "") -> bool:
     """Return whether this epoch's weights exist and were made with these settings and pictures; print what differs."""
     path = epochs_in(folder, prefix).get(epoch)
-    theirs = read_notes(path).get("made_with") if path else None
-    if path is None or not isinstance(theirs, dict):
-        return False
-    differing = describe_differences(plain_values(path, theirs), as_stored(made_with))
+    differing = changes_since(path, made_with) if path else None
     if differing:
         print(f"{path} has other settings or pictures and is made again: {differing}", flush=True)
-    return not differing
+    return differing == ""
 
 
 def epochs_of_training(folder: Path, made_with: Notes, planned_by: Notes) -> int | None:
@@ -139,22 +142,14 @@ def epochs_of_training(folder: Path, made_with: Notes, planned_by: Notes) -> int
 
     None where it was not made with `made_with`, epochs aside, or not planned by `planned_by`.
     """
-    last = latest_epoch(folder)
-    if has_training_state(folder):
-        path = folder / TRAINING_STATE
-    elif last is not None:
-        path = epochs_in(folder)[last]
-    else:
-        return None
-    notes = read_notes(path)
+    path = folder / TRAINING_STATE if has_training_state(folder) else epochs_in(folder).get(latest_epoch(folder) or 0)
+    notes = read_notes(path) if path else {}
     theirs = notes.get("made_with")
-    if not isinstance(theirs, dict) or any(notes.get(name, value) != value for name, value in planned_by.items()):
+    epochs = theirs.get("epochs") if isinstance(theirs, dict) else None
+    if path is None or not isinstance(epochs, int) or epochs <= 0:
         return None
-    theirs = plain_values(path, theirs)
-    epochs = theirs.get("epochs")
-    if not isinstance(epochs, int) or epochs <= 0:
-        return None
-    return None if describe_differences(theirs, {**as_stored(made_with), "epochs": epochs}) else epochs
+    planned_otherwise = any(notes.get(name, value) != value for name, value in planned_by.items())
+    return None if planned_otherwise or changes_since(path, {**made_with, "epochs": epochs}) else epochs
 
 
 def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:

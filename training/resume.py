@@ -10,14 +10,8 @@ from torch import Tensor, nn
 from runtime.errors import UserError
 from training.checkpoint import State
 
-MISFITS = (
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    RuntimeError,
-    OverflowError,
-)  # loading a wrong state raises them
+# what loading a state that does not fit raises
+MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 
 
 class Resumable(Protocol):
