@@ -1,10 +1,10 @@
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from test_load import ROOT
 
 from benchmarks import accuracy
 from commands import budget
@@ -31,6 +31,7 @@ from detection.tune import (
 from feature_extractor import FeatureExtractor
 from training import checkpoint
 
+ROOT = Path(__file__).parents[2]
 LAPTOP = (
     "preset=laptop",
     "model.unet_size=16",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import gradients
+from small_training import gradients
 
 from runtime import distributed
 from training.log import ADAPTATION, read_log
@@ -19,7 +19,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.p
 SCRIPT = """
 import contextlib, sys, torch, main
 from runtime import distributed
-from test_train import do_steps, small_unet, trainer_of
+from small_training import do_steps, small_unet, trainer_of
 
 with distributed.process_group() as group:
     unet = small_unet()
