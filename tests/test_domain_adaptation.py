@@ -12,7 +12,7 @@ from training import checkpoint
 
 
 @pytest.mark.parametrize("distillation", [0.1, 0.01])
-def test_loss_is_the_published_one(distillation, golden):
+def test_the_loss_equals_the_published_one(distillation, golden):
     expected = golden("anomaly_map_resnet50_64")
     lists = [[torch.from_numpy(expected[f"da_{j}_{layer}"]) for layer in range(3)] for j in range(4)]
     assert_golden(adaptation_loss(*lists, distillation), expected[f"da_loss_{distillation}"])
@@ -49,7 +49,7 @@ def steps(extractor, rebuild, epochs):
     )
 
 
-def test_the_first_half_of_a_batch_is_the_target_the_second_the_start(extractor, monkeypatch):
+def test_the_first_half_of_a_batch_is_the_target_the_second_half_the_start(extractor, monkeypatch):
     seen = []
 
     def rebuild(start_from, target):
@@ -121,7 +121,7 @@ def test_the_incomplete_batch_is_dropped_and_epochs_end(extractor):
     assert [(p.step, p.epoch, p.epoch_ends) for p in progress] == [(1, 1, True), (2, 2, True)]
 
 
-def test_the_tuned_network_is_in_train_mode_and_the_frozen_one_stays_as_it_was(extractor, monkeypatch):
+def test_the_tuned_network_is_in_train_mode_and_the_frozen_one_does_not_change(extractor, monkeypatch):
     before = {name: value.clone() for name, value in extractor.network.state_dict().items()}
     modes, loss = [], domain_adaptation.adaptation_loss
     originals = []

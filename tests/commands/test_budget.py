@@ -44,7 +44,7 @@ LAPTOP += ("training.most_steps=4",)
 SHORT = (*LAPTOP, "score.draws=1", "model.skip=125")
 
 
-def test_a_budget_holds_what_its_seconds_hold():
+def test_training_gets_the_seconds_that_detection_leaves():
     assert steps_within(10, step=0.5, others=240) == (0.9 * 600 - 240) / 0.5
     assert (
         steps_within(1000, step=0.1, others=0) == 540_000 and steps_within(1000, step=0.1, others=0, most=4000) == 4000
@@ -111,7 +111,7 @@ def test_the_laptop_preset_plans_trains_and_detects(run_main, monkeypatch, tmp_p
     assert code == 2 and "budget_minutes is 0.0001, which leaves 0 training steps; set it to 1 or more" in err
 
 
-def test_epochs_of_another_training_are_no_plan(run_main, monkeypatch):
+def test_epochs_of_another_training_are_not_taken_over(run_main, monkeypatch):
     monkeypatch.setattr(budget, "FEWEST_STEPS", 1)
     assert run_main("--train", *LAPTOP, "model.epochs=3", "budget_minutes=5")[0] == 0
     assert (
@@ -125,9 +125,7 @@ def test_epochs_of_another_training_are_no_plan(run_main, monkeypatch):
     assert "plan: 4 training steps" in run_main("--train", "--resume", *LAPTOP, "budget_minutes=5")[1]
 
 
-def test_a_budget_counts_the_pictures_to_judge_where_there_are_no_test_pictures(
-    run_main, monkeypatch, category, tmp_path
-):
+def test_a_budget_counts_the_pictures_of_input(run_main, monkeypatch, category, tmp_path):
     monkeypatch.setattr(budget, "FEWEST_STEPS", 1)
     shutil.move(category / "test", tmp_path / "new")
     code, out, err = run_main(
@@ -153,7 +151,7 @@ def test_a_budget_does_not_count_pictures_that_an_earlier_run_left(run_main, mon
     assert len(list(source.rglob("heatmaps/**/*.png"))) == 6
 
 
-def test_settings_of_a_budget_that_did_not_train_are_read_back(run_main, tiny_config, tmp_path):
+def test_settings_whose_epochs_are_not_planned_are_read_back(run_main, tiny_config, tmp_path):
     """As --tune, calibrations and manifests keep them."""
     planned = load_settings(tiny_config, ["model.epochs=auto", "budget_minutes=5"])
     again = build_settings(planned.as_dict())

@@ -5,7 +5,7 @@ from commands.paper_figure import FigureRow, choose_pictures, draw_rows, figure_
 from reports.reader import ScoredPicture
 
 
-def test_which_pictures_are_chosen():
+def test_best_worst_and_named_pictures_are_chosen():
     defective = {"test/a/1": 3.0, "test/a/2": 5.0, "test/b/1": 4.0, "test/b/2": 1.0}
     normal = {"test/good/1": 2.0, "test/good/2": 0.5}
     scores = [ScoredPicture(name, name in defective, score, None) for name, score in (defective | normal).items()]
@@ -51,7 +51,7 @@ def test_a_figure_is_drawn_for_print(run_main, tmp_path, category):
     assert code == 2 and "are not those of" in err
 
 
-def test_where_a_figure_goes(tmp_path):
+def test_a_figure_gets_one_path_for_each_format(tmp_path):
     def names(output):
         return [path.relative_to(tmp_path).as_posix() for path in figure_paths(output, tmp_path / "result")]
 

@@ -11,13 +11,13 @@ QUICK = ("model.epochs=1", "metrics.resamples=20")
 
 @pytest.fixture
 def result(run_main, tmp_path):
-    """The results folder of a detection, and main with the manifest repeated."""
+    """Return the results folder of a detection."""
     folder = tmp_path / "found"
     assert run_main("--train", "--detection", "--output", str(folder), *QUICK)[0] == 0
     return folder
 
 
-def test_a_manifest_says_how_a_result_was_made(result, tmp_path):
+def test_a_manifest_records_how_a_result_was_made(result, tmp_path):
     made = manifest.load_manifest(result)
     assert (made["category"], made["data_set"], made["seed"]) == ("nut", "own", 42)
     assert (
@@ -74,13 +74,13 @@ def test_a_rerun_with_training_adapts_where_the_result_is_of_adapted_features(ru
 
 
 @pytest.mark.parametrize("flags", [["--rerun", "folder"], ["--tune"]])
-def test_what_one_process_does_is_refused_to_several(flags, run_main, monkeypatch):
+def test_commands_of_a_single_process_refuse_several(flags, run_main, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = run_main(*flags)
     assert code == 2 and "needs a single process, and torchrun has started 2" in err
 
 
-def test_a_rerun_names_what_differs(result, run_main, category):
+def test_a_rerun_prints_what_differs(result, run_main, category):
     code, out, _ = run_main("--rerun", str(result), "model.w=4")
     assert (
         code == 1
@@ -107,7 +107,7 @@ def test_a_rerun_names_what_differs(result, run_main, category):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "ddad-manifest-1"}', "\0", "[" * 10**5])
-def test_what_is_no_manifest_is_refused(run_main, tmp_path, content):
+def test_a_file_that_is_not_a_manifest_is_refused(run_main, tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     code, _, err = run_main("--rerun", str(tmp_path))
     assert code == 2 and f"{tmp_path / 'manifest.json'} is not a manifest" in err

@@ -42,7 +42,7 @@ def test_released_features_load_though_they_are_a_whole_resnet(golden, tmp_path)
         torch.testing.assert_close(value, weights[name])
 
 
-def test_own_weights_come_back_with_the_shape_of_their_network(folder):
+def test_saved_weights_rebuild_their_network(folder):
     unet = UNet(**SMALL)
     checkpoint.save_unet(folder / "7", unet, epoch=7)
     content = checkpoint.read_state(folder / "7")
@@ -59,7 +59,7 @@ def test_the_moving_average_is_kept_beside_the_raw_weights_and_preferred(folder)
     torch.testing.assert_close(checkpoint.read_state(folder / "1")["weights"], unet.state_dict())
 
 
-def test_weights_that_do_not_say_what_they_predict_predict_the_noise(folder):
+def test_an_official_file_is_refused_for_a_network_that_predicts_x_0(folder):
     folder.mkdir(parents=True)
     torch.save(UNet(**SMALL).state_dict(), folder / "2")
     with pytest.raises(
@@ -97,7 +97,7 @@ def test_latest_is_the_one_written_last(folder):
     assert checkpoint.find_weights(folder, "latest").name == "50"
 
 
-def test_a_copied_folder_has_the_same_latest(folder):
+def test_a_copied_folder_keeps_its_latest(folder):
     """Copies have times of their own."""
     for epoch in (750, 1000):
         checkpoint.save_unet(folder / str(epoch), UNet(**SMALL))
@@ -152,19 +152,19 @@ def test_a_write_that_fails_leaves_the_earlier_file(folder, monkeypatch):
     assert (folder / "1").read_bytes() == before and [path.name for path in folder.iterdir()] == ["1"]
 
 
-def test_an_untouched_feat0_of_another_network_is_passed_over(folder):
+def test_feat0_of_another_network_is_ignored(folder):
     checkpoint.save_features(folder / "feat0", FeatureExtractor("resnet50", "random"))
     assert checkpoint.restore_features(folder, 0, "efficientnet_lite0")[0].name == "efficientnet_lite0"
     assert checkpoint.restore_features(folder, 0, "auto")[0].name == "resnet50"
 
 
-def test_without_weights_at_hand_auto_takes_the_embedded_network_and_says_so(folder, tmp_path, monkeypatch):
+def test_without_weights_on_this_machine_auto_takes_the_embedded_network(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     extractor, origin = checkpoint.restore_features(folder, 0, "auto")
     assert extractor.name == "efficientnet_lite0" and "no weights of wide_resnet101_2" in origin
 
 
-def test_given_weights_go_before_feat0(folder, tmp_path):
+def test_a_file_of_weights_takes_precedence_over_feat0(folder, tmp_path):
     source = FeatureExtractor("resnet50", "random")
     torch.save(source.network.state_dict(), tmp_path / "weights")
     checkpoint.save_features(folder / "feat0", FeatureExtractor("resnet50", "random"))
@@ -174,7 +174,7 @@ def test_given_weights_go_before_feat0(folder, tmp_path):
 
 
 @pytest.mark.parametrize("strange", [torch.zeros(2, 2), (torch.zeros(2),), "8", None])
-def test_an_architecture_of_strange_values_is_of_another_network(folder, strange):
+def test_an_architecture_of_strange_values_is_refused(folder, strange):
     unet = UNet(**SMALL)
     content = {"format": checkpoint.FORMAT, "network": "unet", "weights": unet.state_dict()}
     checkpoint.save(folder / "1", content | {"architecture": unet.architecture | {"base_channels": strange}})
