@@ -1,4 +1,4 @@
-"""Stage 2: fine-tune the feature extractor to ignore what a reconstruction changes in normal pictures (section 4.3)."""
+"""Stage 2: fine-tune the features to ignore what a reconstruction changes in normal pictures (Sec. 4.3)."""
 
 import copy
 import time
@@ -199,7 +199,7 @@ def follow_adaptation(adaptation: Adaptation) -> float | None:
 
 
 def adaptation_loop(adaptation: Adaptation) -> Iterator[Progress]:
-    """Return `adaptation_steps` with what the settings ask for; order and noise come from one random stream."""
+    """Return `adaptation_steps` of the settings; order and noise come from one random stream."""
     settings = adaptation.settings
     generator = torch.Generator(adaptation.device).manual_seed(settings.model.seed)
     return adaptation_steps(
@@ -215,7 +215,7 @@ def adaptation_loop(adaptation: Adaptation) -> Iterator[Progress]:
 
 
 def rebuild_function(unet: UNet, settings: Settings, generator: torch.Generator) -> Rebuild:
-    """Return the reconstruction at the UNet's size. Each process does its share of a batch, all get the result."""
+    """Return the reconstruction; each process does its share of a batch, all get the result."""
     model, schedule, processes = settings.model, build_schedule(settings), distributed.group()
     predictor = noise_predictor(unet, model.predicts, schedule)
     size = (settings.unet_size, settings.unet_size)

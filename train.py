@@ -1,4 +1,4 @@
-"""Stage 1: train the UNet to predict the noise in normal pictures (DDPM's simple loss; section 3 of the paper).
+"""Stage 1: train the UNet to predict the noise in normal pictures (DDPM's simple loss).
 
 <checkpoint_dir>/<category>/training.state    one file, replaced as training goes on, from which --resume continues
 """
@@ -119,7 +119,7 @@ class Trainer:
 
 
 class Losses:
-    """The losses of the last steps. They are fetched from the device only on demand: steps need not wait for it."""
+    """The losses of the last steps, fetched from the device only on demand: steps need not wait."""
 
     def __init__(self, lowest: float = math.inf, last: Sequence[float] = ()):
         self.lowest = lowest
@@ -167,9 +167,10 @@ class BatchSource:
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """How a batch changes the weights. It passes the network in `parts`, whose gradients add up to the batch's.
+    """How a batch changes the weights.
 
-    All processes of a run draw the same batch, learn from their `share` of it and exchange gradients once a batch.
+    The batch passes the network in `parts`, whose gradients add up to the batch's. All processes of a run draw the same
+    batch, learn from their `share` of it and exchange gradients once a batch.
     """
 
     schedule: NoiseSchedule
@@ -218,7 +219,7 @@ def train_unet(plan: TrainingPlan) -> None:
 
 
 def run_training(plan: TrainingPlan) -> None:
-    """Build or restore the trainer, print what is trained, do the steps that are left, and print the result."""
+    """Do the steps that are left, from the trainer's restoration to the last line printed."""
     settings, model = plan.settings, plan.settings.model
     device = choose_device(model.device)
     torch.manual_seed(model.seed)
@@ -323,7 +324,7 @@ class Recorder:
 
 
 def build_trainer(settings: Settings, steps: int, device: torch.device) -> Trainer:
-    """Return the untrained network on its device, in the form that trains fastest there, with all that trains it."""
+    """Return the untrained network, in the form that trains fastest on its device, and its optimizer."""
     model, training, speed = settings.model, settings.training, settings.speed
     unet = build_unet(settings).to(device)
     if device.type == "cuda":  # on a CPU training in channels_last was 4 % slower, though detection is faster
@@ -370,7 +371,7 @@ def training_loop(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settin
 
 
 def training_steps(trainer: Trainer, source: BatchSource, rule: UpdateRule, steps: int) -> Iterator[Progress]:
-    """Yield each optimizer step until `trainer` has done `steps`; the last incomplete batch of an epoch is dropped."""
+    """Yield each optimizer step up to `steps`; drop the last incomplete batch of an epoch."""
     trainer.unet.train()
     batches = len(source.pixels) // source.batch_size
     while trainer.step < steps:
@@ -404,13 +405,13 @@ def learn_batch(trainer: Trainer, batch: tuple[Tensor, Tensor, Tensor], rule: Up
 
 
 def build_optimizer(unet: nn.Module, name: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return `adam`, whose decay is part of the gradient as published, or `adamw`, whose decay is decoupled."""
+    """Return `adam`, whose decay is part of the gradient, as published, or `adamw`."""
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return kinds[name](unet.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def learning_rate_factor(schedule: str, warmup_steps: int, steps: int) -> Callable[[int], float]:
-    """Return the learning rate's factor by step: a linear rise over `warmup_steps`, then 1 or a cosine to 0."""
+    """Return the learning rate's factor by step: a linear rise, then 1 or half a cosine down to 0."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:

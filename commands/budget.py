@@ -1,6 +1,7 @@
-"""Plan how many epochs fit into training.budget_minutes on this machine, from the times of a few steps and pictures.
+"""Plan how many epochs fit into training.budget_minutes on this machine.
 
-Detection is planned first, with all that it does on normal and test pictures; training gets the rest.
+A few steps and pictures are timed. Detection is planned first, with all its work on normal and test pictures;
+training gets the rest.
 """
 
 import itertools
@@ -51,7 +52,7 @@ class DetectionWork(NamedTuple):
 
 
 def fit_budget(settings: Settings, stages: Collection[str], resume: bool, inputs: int | None = None) -> Settings:
-    """Return the settings with as many epochs as fit training.budget_minutes, if model.epochs is auto for it.
+    """Return the settings with as many epochs as fit the budget, if model.epochs is auto for it.
 
     A run that resumes or does not train gets the epochs planned earlier. `inputs` is the number of pictures of --input;
     None: detection scores the test pictures. Raise UserError where the budget holds no useful training.
@@ -68,7 +69,7 @@ def fit_budget(settings: Settings, stages: Collection[str], resume: bool, inputs
 
 
 def epochs_planned_before(settings: Settings) -> int | None:
-    """Return the epochs of the checkpoint folder's training, if it has these settings, pictures and minutes."""
+    """Return the epochs of the folder's training, if it has these settings, pictures and minutes."""
     try:
         plan = train.plan_training(settings)
     except MissingFileError:  # a category that is only detected

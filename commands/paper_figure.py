@@ -1,4 +1,4 @@
-"""Draw a figure for papers, as PNG and PDF: pictures with reconstruction, anomaly map and ground truth."""
+"""Draw a figure for papers: pictures, reconstructions, anomaly maps and ground truth, as PNG and PDF."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ class FigureRow(NamedTuple):
 
 
 def draw_paper_figure(paths: Sequence[Path], choices: Sequence[str], output: Path | None = None) -> list[Path]:
-    """Draw pictures of results folders into `output`.png and .pdf (figure in the first one); return the paths.
+    """Draw pictures of results folders into `output`.png and .pdf; return the paths.
 
     `choices` are best, worst, or names of pictures in the category; without any, best. Weights and pictures are read
     again. Raise UserError where they are missing or are not those of the results.
@@ -72,7 +72,7 @@ def draw_paper_figure(paths: Sequence[Path], choices: Sequence[str], output: Pat
 
 
 def figure_paths(output: Path | None, default: Path) -> list[Path]:
-    """Return `output` with each format's suffix; figure.png and .pdf in it if it is a folder, else in `default`."""
+    """Return `output` with each format's suffix; in a folder, or else in `default`, figure.png and .pdf."""
     if output is None or output.is_dir():
         stem = (output or default) / "figure"
     else:

@@ -76,7 +76,7 @@ def rounded(value: object) -> str:
 
 
 def score_differences(before: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
-    """Yield lines: the pictures that only one side has, and the scores that changed, the largest change first."""
+    """Yield a line for pictures that only one side has, and for the scores that changed most."""
     for title, names in (("only before", before.keys() - now.keys()), ("only now", now.keys() - before.keys())):
         if names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

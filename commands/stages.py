@@ -1,4 +1,4 @@
-"""Run stages on one category or several: all are checked first; what is done is skipped; failures are listed last."""
+"""Run stages on one category or several; all stages of a category are checked before the first runs."""
 
 import sys
 import time
@@ -41,7 +41,7 @@ Content = Mapping[str, Any]  # sections of a configuration, as config.yaml has t
 
 
 class StageResult(NamedTuple):
-    """What a stage leaves: the folder of its results, if any, and the number of pictures that it could not read."""
+    """What a stage leaves: the folder of its results, if any, and the number of unreadable pictures."""
 
     folder: Path | None = None
     unreadable: int = 0
@@ -76,7 +76,7 @@ def run_plan(content: Content, plan: RunPlan) -> int:
 
 
 def category_folders(path: str, overrides: Iterable[str]) -> tuple[list[Path], dict[str, Any], dict[str, Any]]:
-    """Return the folders of the categories, and the checked sections data and model, in which `auto` stays."""
+    """Return the categories' folders, and the checked sections data and model, in which `auto` stays."""
     content = read_sections(path, overrides)
     provide_sample_set(content)
     names = category_names(content, categories_in)
@@ -111,7 +111,7 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
 
 
 def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
-    """Check the plan's stages in their order; yield each one. Raise UserError for what would stop one later."""
+    """Yield the plan's stages in order, each checked. Raise UserError for what would stop one later."""
     if "train" in plan.stages:
         yield partial(leave_weights, train_unet, check_training(settings, plan.resume))
     if "domain_adaptation" in plan.stages:
@@ -134,7 +134,7 @@ def leave_weights(learn: Callable[..., None], *arguments: object) -> StageResult
 
 
 def refuse_without_weights(settings: Settings, stages: frozenset[str]) -> None:
-    """Raise MissingFileError, before hours of training, for weights that no stage makes before they are needed."""
+    """Raise MissingFileError, before hours of training, for needed weights that no stage will make."""
     model, folder = settings.model, settings.checkpoint_folder
     trained: set[object] = {LATEST, *settings.saved_epochs} if "train" in stages and model.save_model else set()
     if stages > {"train"} and model.load_chp not in trained and model.epochs != PLANNED:
@@ -167,7 +167,7 @@ def run_categories(content: Content, names: list[str], plan: RunPlan) -> int:
 
 
 def try_category(content: Content, name: str, plan: RunPlan) -> Outcome:
-    """Run the plan on one category; return its results folder or the user's error, which does not stop the others."""
+    """Run the plan on one category; return its results folder or the user's error."""
     output = plan.output and plan.output / name
     try:
         return Outcome(name, run_category(settings_of_category(content, name), plan._replace(output=output)).folder)

@@ -113,7 +113,7 @@ def test_augmentation_keeps_mirrors_or_turns_pictures(augmentation, kinds):
 
 @pytest.mark.parametrize("stopped", [1, 2, 5])
 def test_a_stopped_training_continues_bit_for_bit(tmp_path, stopped):
-    """In the middle and at the end of an epoch, with dropout, moving average, changing learning rate and random squares."""
+    """With dropout, a moving average, a changing learning rate and random squares, within an epoch and at its end."""
     unbroken = trainer_of(small_unet(dropout=0.3), average=True)
     losses = [progress.loss for progress in do_steps(unbroken, 9, window=12)]
     first = trainer_of(small_unet(dropout=0.3), average=True)

@@ -1,4 +1,4 @@
-"""Save and load weights: files of the official release, and our own, which also describe their network.
+"""Save and load weights: the official release's files, and our own, which describe their network.
 
 <checkpoint_dir>/<category>/ holds
     2000                  UNet after epoch 2000 (2000.zip is the same file)
@@ -7,7 +7,7 @@
     calibration.json, references    the calibration, and the data that its score parts compare with
     training.state        an unfinished training, for --resume; removed when it is done
 
-An official file is a state dict, whose names may begin with `module.`. Ours has `format`, `network`, `weights` and more.
+An official file is a state dict, whose names may begin with `module.`. Ours has format, network, weights and notes.
 torch's weights_only loader reads the files; it runs no code. Files are written under a temporary name, then renamed.
 """
 
@@ -65,7 +65,7 @@ def save(path: str | Path, state: State) -> None:
 
 
 def save_unet(path: str | Path, unet: UNet, *, average: nn.Module | None = None, **notes: object) -> None:
-    """Write the UNet, its architecture, its moving average if there is one, and `notes`; it becomes the latest."""
+    """Write the UNet, its architecture, its moving average if any, and `notes`; it is the latest then."""
     state = {"format": FORMAT, "network": "unet", "architecture": unet.architecture, "weights": unet.state_dict()}
     averaged = {"average": average.state_dict()} if average is not None else {}
     save(path, {**state, **as_stored(notes), **averaged})
@@ -73,7 +73,7 @@ def save_unet(path: str | Path, unet: UNet, *, average: nn.Module | None = None,
 
 
 def save_features(path: str | Path, extractor: FeatureExtractor, **notes: object) -> None:
-    """Write the feature extractor and `notes`; it becomes the latest."""
+    """Write the feature extractor and `notes`; it is the latest then."""
     state = {"format": FORMAT, "network": "features", "extractor": extractor.name}
     save(path, {**state, "weights": extractor.network.state_dict(), **notes})
     make_latest(Path(path))
@@ -123,13 +123,13 @@ def read_notes(path: Path) -> State:
 
 
 def changes_since(path: Path, made_with: Notes) -> str | None:
-    """Return how `made_with` differs from the settings and pictures that a file names; None where it names none."""
+    """Return how `made_with` differs from a file's settings and pictures; None where it names none."""
     theirs = read_notes(path).get("made_with")
     return describe_differences(plain_values(path, theirs), as_stored(made_with)) if isinstance(theirs, dict) else None
 
 
 def is_made_with(folder: Path, epoch: int, made_with: Notes, prefix: str = "") -> bool:
-    """Return whether this epoch's weights exist and were made with these settings and pictures; print what differs."""
+    """Return whether this epoch's weights exist and were made with `made_with`; print what differs."""
     path = epochs_in(folder, prefix).get(epoch)
     differing = changes_since(path, made_with) if path else None
     if differing:
@@ -153,9 +153,10 @@ def epochs_of_training(folder: Path, made_with: Notes, planned_by: Notes) -> int
 
 
 def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:
-    """Load an official file or our own; of ours the moving average, if it has one, unless `averaged` is False.
+    """Load an official file or our own.
 
-    Raise UserError where the file belongs to another network; the message names both sides.
+    Of ours the moving average is taken, if it has one, unless `averaged` is False. Raise UserError, which names both
+    sides, where the file belongs to another network.
     """
     weights = content = read_state(path)
     if content.get("format") == FORMAT:
@@ -201,7 +202,7 @@ def restore_unet(path: Path, settings: Settings) -> UNet:
 
 
 def held_out_names(path: Path) -> list[str]:
-    """Return the pictures of train/good that were held out of this file's training; official files name none."""
+    """Return the pictures held out of this file's training; official files name none."""
     names = read_notes(path).get("held_out", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path} is damaged: its held_out is not a list of names; replace or remove it")
@@ -240,7 +241,7 @@ def restore_features(
 
 
 def find_weights(folder: Path, epoch: int | str, prefix: str = "") -> Path:
-    """Return the file of `epoch` ('latest': written last) in a category's checkpoint folder, with or without .zip.
+    """Return the file of `epoch` ('latest': written last), with or without .zip.
 
     Raise MissingFileError where there is none.
     """
@@ -302,7 +303,7 @@ def check_complete(path: str | Path, content: Notes, *parts: str) -> None:
 
 
 def plain_values(path: str | Path, part: Notes) -> dict[str, object]:
-    """Return a part of a file with plain values, to compare with ours. Raise UserError where it has others."""
+    """Return a part of a file, to compare with ours. Raise UserError where its values are not plain."""
     try:
         return as_stored(part)
     except (TypeError, ValueError, RecursionError) as error:  # RecursionError: it contains itself
@@ -321,7 +322,7 @@ def compare_architectures(path: str | Path, theirs: Notes, ours: Notes) -> None:
 
 
 def load_strictly(path: str | Path, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights into a network. Raise UserError, which names both sides, where a name or a shape differs."""
+    """Load weights. Raise UserError, which names both sides, where a name or a shape differs."""
     ours = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     theirs = {
         name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

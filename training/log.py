@@ -1,4 +1,4 @@
-"""Write and read the log of a stage: a line of JSON for each epoch, and scalars for TensorBoard if wanted.
+"""Write and read the log of a stage: a line of JSON per epoch, and scalars for TensorBoard if wanted.
 
 <checkpoint_dir>/<category>/training.jsonl, adaptation.jsonl    loss, learning rate, seconds, pictures per second
 <checkpoint_dir>/<category>/tensorboard/training, adaptation    the same, for `tensorboard --logdir <checkpoint_dir>`

@@ -2,8 +2,8 @@
 
 <speed.cache>/<key>.pixels   a list of pictures: uint8 values one after the other, then shapes and a checksum
 
-The key follows from the path, size and time of each file and from the view: changed pictures give another entry. New entries
-replace those used longest ago. If an entry can't be written, a line says so and the pictures are only decoded.
+The key follows from path, size and time of each file and from the view: changed pictures give another entry.
+New entries replace those used longest ago. If an entry can't be written, a line says so, and pictures are decoded.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class TooLargeError(Exception):
 
 
 def cached_pixels(pictures: ImageFolder, workers: int, folder: Path | None, limit: float) -> Sequence[Tensor]:
-    """Return `pictures.pixels(workers)`, kept in `folder` (None: nowhere), whose entries take at most `limit` GB."""
+    """Return `pictures.pixels(workers)`, kept in `folder` (None: nowhere) within `limit` GB."""
     if folder is None:
         return pictures.pixels(workers)
     path = folder / f"{entry_key(pictures)}{SUFFIX}"
@@ -55,7 +55,7 @@ def entry_key(pictures: ImageFolder) -> str:
 
 
 def load_pixels(path: Path) -> list[Tensor]:
-    """Return the pictures of an entry, each (C, H, W) uint8; none where it is missing or, with a line, damaged."""
+    """Return the pictures of an entry, (C, H, W) uint8 each; none where it is missing or damaged."""
     try:
         content = np.memmap(path, np.uint8, mode="c").data
         body, (length, checksum) = content[: -TAIL.size], TAIL.unpack(content[-TAIL.size :])
@@ -104,7 +104,7 @@ def write_entry(path: Path, pictures: ImageFolder, workers: int, limit: float) -
 
 
 def make_room(folder: Path, size: int, limit: float) -> None:
-    """Remove the entries used longest ago until `size` bytes fit `limit` too. Raise TooLargeError if they can't."""
+    """Remove the entries used longest ago until `size` bytes fit. Raise TooLargeError if they can't."""
     free = limit - size
     if free < 0:
         raise TooLargeError(

@@ -1,4 +1,4 @@
-"""Check that the state of an unfinished training fits the training that continues it, before any of it is used."""
+"""Check that the state of an unfinished training fits the one that continues it, and load it."""
 
 import math
 from pathlib import Path
@@ -28,7 +28,7 @@ class Resumable(Protocol):
 def restore_trainer(
     trainer: Resumable, state: State, path: Path, *, pictures: int, most_steps: int
 ) -> tuple[float, list[float]]:
-    """Load a training state; return its lowest mean loss and its last losses. Raise UserError where it does not fit."""
+    """Load a training state; return its lowest and its last losses. Raise UserError where it misfits."""
     ours = trainer.state_dict()
     device = state["trainer"].get("device", ours["device"])
     if device != ours["device"]:
@@ -49,7 +49,7 @@ def restore_trainer(
 
 
 def check_state(ours: State, weights: list[nn.Parameter], theirs: State, pictures: int, most_steps: int) -> None:
-    """Raise one of MISFITS where a state has other parts, shapes or types than `ours`, or an impossible step."""
+    """Raise one of MISFITS where a state differs from `ours` in parts, shapes or types, or in its range."""
     for part in ours.keys() - {"optimizer", "order", "device"}:
         check_same_kind(theirs[part], ours[part], part)
     check_same_kind(theirs["optimizer"]["param_groups"], ours["optimizer"]["param_groups"], "optimizer")
