@@ -161,9 +161,7 @@ def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:
     weights = content = read_state(path)
     if content.get("format") == FORMAT:
         if content.get("network") != "unet":
-            raise UserError(
-                f"{path} holds features; a UNet's file is named after its epoch alone: rename it to {FEATURES_PREFIX}…"
-            )
+            raise UserError(f"{path} holds feature weights, but its name is a UNet's; rename it to {FEATURES_PREFIX}…")
         check_complete(path, content, "architecture", "weights")
         compare_architectures(path, content["architecture"], unet.architecture)
         part = "average" if averaged and "average" in content else "weights"
@@ -182,7 +180,7 @@ def load_features(path: str | Path, extractor: FeatureExtractor) -> None:
     weights = content = read_state(path)
     if content.get("format") == FORMAT:
         if content.get("network") != "features":
-            raise UserError(f"{path} holds a UNet, not features; rename it to its epoch, or adapt again")
+            raise UserError(f"{path} holds a UNet, not feature weights; rename it to its epoch, or adapt again")
         theirs = content.get("extractor")
         if theirs != extractor.name:
             raise UserError(
