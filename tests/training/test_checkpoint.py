@@ -1,5 +1,4 @@
 import os
-import signal
 
 import pytest
 import torch
@@ -112,7 +111,11 @@ def test_weights_whose_writing_is_killed_are_not_the_latest(folder, monkeypatch)
     """The earlier run's latest stays, not its older file of the epoch that was to be written."""
     for epoch in (50, 100):
         checkpoint.save_unet(folder / str(epoch), UNet(**SMALL))
-    monkeypatch.setattr(checkpoint, "save", lambda path, state: signal.raise_signal(signal.SIGINT))
+
+    def killed(path, state):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save_unet(folder / "50", UNet(**SMALL))
     assert checkpoint.find_weights(folder, "latest").name == "100"
