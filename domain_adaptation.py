@@ -1,8 +1,9 @@
-"""Stage 2: the features learn to overlook what a reconstruction changes on normal pictures (section 4.3 of the paper)."""
+"""Stage 2: fine-tune the features to ignore what a reconstruction changes in normal pictures (Sec. 4.3)."""
 
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,20 +18,48 @@ from feature_extractor import FeatureExtractor
 from runtime import distributed
 from runtime.device import choose_device
 from runtime.errors import UserError
+from runtime.interrupt import stop_requests
 from runtime.progress import Progress, announce, check_loss, follow_steps
 from storage.atomic_file import ensure_writable
 from storage.fingerprint import weights_hash
 from training import checkpoint
 from training.batches import full_batches, shuffled_batches
+from training.checkpoint import FEATURES_PREFIX
 from training.log import ADAPTATION, Log, check_log_kind
 from training.networks import build_schedule
 from training.pixel_cache import cached_pixels
 from unet import UNet
 
 LEARNING_RATE = 1e-4  # AdamW, as published
+SECONDS_PER_MINUTE = 60
 
 Features = Sequence[Tensor]
 Rebuild = Callable[[Tensor, Tensor], Tensor]  # (picture to start from, target) → reconstruction
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """An adaptation that is ready to start: its networks, pictures and what its result depends on."""
+
+    settings: Settings
+    device: torch.device
+    unet: UNet
+    weights: Path  # file of the UNet
+    tuned: FeatureExtractor
+    origin: Path | str  # of the extractor's weights
+    held_out: list[str]  # names of pictures that the UNet was not trained on
+    pictures: ImageFolder  # the others
+    made_with: dict[str, object]
+
+    @property
+    def steps(self) -> int:
+        batch_size = self.settings.data.DA_batch_size
+        return self.settings.model.DA_epochs * full_batches(len(self.pictures), batch_size, "data.DA_batch_size")
+
+    def save_epoch(self, epoch: int) -> None:
+        path = self.settings.checkpoint_folder / f"{FEATURES_PREFIX}{epoch}"
+        notes = {"held_out": self.held_out, "epoch": epoch, "settings": self.settings.as_dict()}
+        checkpoint.save_features(path, self.tuned, **notes, made_with=self.made_with)
 
 
 def adaptation_loss(
@@ -40,9 +69,9 @@ def adaptation_loss(
     frozen_reconstruction: Features,
     distillation: float,
 ) -> Tensor:
-    """d(φ(x̂_0), φ(y_0)) + λ·[d(φ(y_0), ψ(y_0)) + d(φ(x̂_0), ψ(x̂_0))]: tuned φ, frozen ψ, λ = `distillation`.
+    """Return d(φ(x̂_0), φ(y_0)) + λ·[d(φ(y_0), ψ(y_0)) + d(φ(x̂_0), ψ(x̂_0))].
 
-    Each argument is a list of feature maps (B, C_j, H_j, W_j), all layers.
+    φ is the tuned network, ψ the frozen one, λ is `distillation`. Lists hold the maps (B, C_j, H_j, W_j) of all layers.
     """
     similarity = layer_distance(tuned_reconstruction, tuned_target)
     drift = layer_distance(tuned_target, frozen_target) + layer_distance(tuned_reconstruction, frozen_reconstruction)
@@ -50,7 +79,7 @@ def adaptation_loss(
 
 
 def layer_distance(a: Features, b: Features) -> Tensor:
-    """Sum over the layers of the batch mean of the cosine distance between whole, flattened feature maps."""
+    """Return the cosine distance of flattened feature maps: mean over the batch, sum over the layers."""
     distances = [
         1 - F.cosine_similarity(map_a.flatten(1), map_b.flatten(1), dim=1).mean()
         for map_a, map_b in zip(a, b, strict=True)
@@ -58,126 +87,147 @@ def layer_distance(a: Features, b: Features) -> Tensor:
     return torch.stack(distances).sum()
 
 
-def check_adaptation(settings: Settings, resume: bool = False) -> ImageFolder:
-    """All of train/good; raises what would stop the stage later."""
+def check_adaptation(settings: Settings) -> ImageFolder:
+    """Return all of train/good. Raise UserError for what would stop the stage later."""
     check_log_kind(settings.training.log)
-    whole = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
-    full_batches(len(whole.split(**settings.split_arguments())[0]), settings.data.DA_batch_size, "data.DA_batch_size")
-    processes, half = distributed.group().size, settings.data.DA_batch_size // 2
-    if half % processes:
+    pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
+    batch_size, processes = settings.data.DA_batch_size, distributed.group().size
+    full_batches(len(pictures.split(**settings.split_arguments())[0]), batch_size, "data.DA_batch_size")
+    if batch_size // 2 % processes:
         raise UserError(
-            f"data.DA_batch_size is {settings.data.DA_batch_size}, whose half {processes} processes do not divide; change one of them"
+            f"data.DA_batch_size is {batch_size}, whose half {processes} processes do not divide; change one of them"
         )
     if settings.model.save_model:
         ensure_writable(settings.checkpoint_folder, checkpoint.UNWRITABLE)
-    return whole
+    return pictures
 
 
-def adapt_features(settings: Settings, resume: bool = False) -> None:
-    """Fine-tune the feature extractor on train/good; leave feat0 (untouched) to feat<DA_epochs> in the category's checkpoint folder.
+def adapt_features(settings: Settings, pictures: ImageFolder, resume: bool = False) -> None:
+    """Fine-tune the feature extractor on train/good; save feat0 (not adapted) to feat<DA_epochs>.
 
-    With `resume` nothing is done where they are there, of this network and these settings and pictures.
+    With `resume` do nothing where they exist already, made with this network, these settings and pictures.
     """
-    with checkpoint.locked(settings.checkpoint_folder, settings.model.save_model):
-        adapt_category(settings, resume)
+    folder, epochs, saves = settings.checkpoint_folder, settings.model.DA_epochs, settings.model.save_model
+    with checkpoint.locked(folder, saves):
+        adaptation = prepare_adaptation(settings, pictures)
+        if resume and epochs and checkpoint.is_made_with(folder, epochs, adaptation.made_with, FEATURES_PREFIX):
+            last = folder / f"{FEATURES_PREFIX}{epochs}"
+            category = settings.data.category
+            print(f"{category} is adapted: {last} has this network and these settings and pictures", flush=True)
+            if saves:
+                checkpoint.make_latest(last)
+        else:
+            run_adaptation(adaptation)
 
 
-def adapt_category(settings: Settings, resume: bool) -> None:
-    data, model, folder = settings.data, settings.model, settings.checkpoint_folder
-    device = choose_device(model.device)
+def prepare_adaptation(settings: Settings, pictures: ImageFolder) -> Adaptation:
+    """Return the adaptation with the networks of the checkpoint folder."""
+    model, folder, device = settings.model, settings.checkpoint_folder, choose_device(settings.model.device)
     torch.manual_seed(model.seed)
-    whole = check_adaptation(settings)
     weights = checkpoint.find_weights(folder, model.load_chp)
-    unseen = checkpoint.held_out_names(weights)
-    pictures = whole.without(unseen)
+    held_out = checkpoint.held_out_names(weights)
     unet = checkpoint.restore_unet(weights, settings).to(device).eval()
     tuned, origin = checkpoint.restore_features(folder, 0, model.feature_extractor, model.backbone_weights)
-    made_with = {
+    pictures = pictures.without(held_out)
+    made_with: dict[str, object] = {
         **settings.adaptation_arguments(),
         "weights": weights_hash([unet, tuned]),
         "features": tuned.name,
         "pictures": picture_fingerprint(pictures.samples),
     }
-    if (
-        resume
-        and model.DA_epochs
-        and checkpoint.is_made_with(folder, model.DA_epochs, made_with, checkpoint.FEATURES_PREFIX)
-    ):
-        print(
-            f"{data.category} is adapted: {folder / f'feat{model.DA_epochs}'} is of this network and these settings and pictures",
-            flush=True,
-        )
-        if model.save_model:
-            checkpoint.make_latest(folder / f"{checkpoint.FEATURES_PREFIX}{model.DA_epochs}")
-        return
-    steps = model.DA_epochs * full_batches(len(pictures), data.DA_batch_size, "data.DA_batch_size")
+    return Adaptation(settings, device, unet, weights, tuned, origin, held_out, pictures, made_with)
+
+
+def run_adaptation(adaptation: Adaptation) -> None:
+    """Print what is adapted, do all steps, and print the result."""
+    settings, model, name = adaptation.settings, adaptation.settings.model, adaptation.tuned.name
+    folder, category = settings.checkpoint_folder, settings.data.category
     announce(
-        f"Adapting {tuned.name} to {data.category}: {model.DA_epochs} epochs, {steps} steps",
-        device,
+        f"Adapting {name} to {category}: {model.DA_epochs} epochs, {adaptation.steps} steps",
+        adaptation.device,
         settings.as_dict(),
         {
-            "reads": f"{settings.category_dir / 'train'} ({len(pictures)} pictures)",
-            "unet": weights,
-            "features": f"{tuned.name} from {origin}",
+            "reads": f"{settings.category_dir / 'train'} ({len(adaptation.pictures)} pictures)",
+            "unet": adaptation.weights,
+            "features": f"{name} from {adaptation.origin}",
             "writes": folder if model.save_model else "nothing",
         },
     )
     began = time.monotonic()
     if model.save_model:
-        checkpoint.print_replaced(folder, range(1, model.DA_epochs + 1), checkpoint.FEATURES_PREFIX)
-    if model.save_model and not isinstance(origin, Path):
-        checkpoint.save_features(folder / "feat0", tuned, epoch=0)
-    loop = adaptation_loop(
-        tuned.to(device), unet, cached_pixels(pictures, **settings.cache_arguments()), settings, device
-    )
-    log = Log(folder, ADAPTATION, settings.training.log) if model.save_model and steps else None
-    losses, shown_at = [], began
-    result = "untouched"
-    for progress in follow_steps(loop, steps, "adapting"):
-        losses.append(progress.loss)
-        if not progress.epoch_ends:
-            continue
-        check_loss(progress, "lower model.DLlambda or model.w_DA")
-        result = f"{model.DA_epochs} epochs, last loss {progress.loss:.4g}"
-        if log:
-            now, loss = time.monotonic(), torch.stack(losses).mean().item()
-            log.add(
-                progress.step, progress.epoch, loss, LEARNING_RATE, len(losses) * data.DA_batch_size, now - shown_at
-            )
-            losses, shown_at = [], now
-            notes = {
-                "held_out": unseen,
-                "epoch": progress.epoch,
-                "settings": settings.as_dict(),
-                "made_with": made_with,
-            }
-            checkpoint.save_features(folder / f"feat{progress.epoch}", tuned, **notes)
-    print(f"adapted {tuned.name} to {data.category} in {(time.monotonic() - began) / 60:.1f} min: {result}")
-    saved = (
-        f"in {folder}, feat0 to feat{model.DA_epochs}" if model.save_model else "nowhere (model.save_model is False)"
-    )
+        checkpoint.print_replaced(folder, range(1, model.DA_epochs + 1), FEATURES_PREFIX)
+        if not isinstance(adaptation.origin, Path):
+            checkpoint.save_features(folder / f"{FEATURES_PREFIX}0", adaptation.tuned, epoch=0)
+    loss = follow_adaptation(adaptation)
+    result = "no epochs" if loss is None else f"{model.DA_epochs} epochs, last loss {loss:.4g}"
+    print(f"adapted {name} to {category} in {(time.monotonic() - began) / SECONDS_PER_MINUTE:.1f} min: {result}")
+    saved = f"in {folder}, feat0 to feat{model.DA_epochs}" if model.save_model else checkpoint.NOWHERE
     print(f"features {saved}", flush=True)
 
 
-def adaptation_loop(
-    tuned: FeatureExtractor, unet: UNet, pixels: Sequence[Tensor], settings: Settings, device: torch.device
-) -> Iterator[Progress]:
-    """`adaptation_steps` as the settings want it; order and noise come from one stream. Of several processes each reconstructs its share of a
-    batch, and all learn from the whole of it alike."""
-    model, schedule = settings.model, build_schedule(settings)
-    generator = torch.Generator(device).manual_seed(model.seed)
+def follow_adaptation(adaptation: Adaptation) -> float | None:
+    """Do the steps, record each epoch, return the last loss.
 
-    processes, predictor = distributed.group(), noise_predictor(unet, model.predicts, schedule)
+    Ctrl-C and SIGTERM end it after the present step.
+    """
+    settings, steps, processes = adaptation.settings, adaptation.steps, distributed.group()
+    loop = adaptation_loop(adaptation)
+    saves = settings.model.save_model
+    log = Log(settings.checkpoint_folder, ADAPTATION, settings.training.log) if saves and steps else None
+    began, losses, last_loss = time.monotonic(), [], None
+    with stop_requests() as stop:
+        for progress in follow_steps(loop, steps, "adapting"):
+            losses.append(progress.loss)
+            stopped = processes.any(stop.requested, adaptation.device) and progress.step < steps
+            if progress.epoch_ends:
+                check_loss(progress, "lower model.DLlambda or model.w_DA")
+                last_loss = progress.loss.item()
+                if log:
+                    loss, pictures = torch.stack(losses).mean().item(), len(losses) * settings.data.DA_batch_size
+                    now = time.monotonic()
+                    log.add(progress.step, progress.epoch, loss, LEARNING_RATE, pictures, now - began)
+                    adaptation.save_epoch(progress.epoch)
+                    began = now
+                losses = []
+            if stopped:
+                epoch = progress.epoch if progress.epoch_ends else progress.epoch - 1
+                rest = f"feat0 to feat{epoch} are saved, later steps are lost" if saves else "nothing is saved"
+                print(f"stopped after step {progress.step} of {steps}; {rest}", flush=True)
+                raise stop.as_exception()
+        if processes.any(stop.requested, adaptation.device):  # while the last features were written
+            raise stop.as_exception()
+    return last_loss
+
+
+def adaptation_loop(adaptation: Adaptation) -> Iterator[Progress]:
+    """Return `adaptation_steps` of the settings; order and noise come from one random stream."""
+    settings = adaptation.settings
+    generator = torch.Generator(adaptation.device).manual_seed(settings.model.seed)
+    return adaptation_steps(
+        adaptation.tuned.to(adaptation.device),
+        rebuild_function(adaptation.unet, settings, generator),
+        cached_pixels(adaptation.pictures, **settings.cache_arguments()),
+        epochs=settings.model.DA_epochs,
+        batch_size=settings.data.DA_batch_size,
+        window=settings.data.image_size,
+        distillation=settings.model.DLlambda,
+        generator=generator,
+    )
+
+
+def rebuild_function(unet: UNet, settings: Settings, generator: torch.Generator) -> Rebuild:
+    """Return the reconstruction; each process does its share of a batch, all get the result."""
+    model, schedule, processes = settings.model, build_schedule(settings), distributed.group()
+    predictor = noise_predictor(unet, model.predicts, schedule)
+    size = (settings.unet_size, settings.unet_size)
 
     def rebuild(start_from: Tensor, target: Tensor) -> Tensor:
-        seen_start, seen_target = (
-            resize_maps(pictures, (settings.unet_size,) * 2) for pictures in (start_from, target)
-        )
-        draw = gaussian_draws(seen_target.shape, generator)
+        small_start, small_target = resize_maps(start_from, size), resize_maps(target, size)
+        draw = gaussian_draws(small_target.shape, generator)
         rebuilt = reconstruct(
             predictor,
-            processes.share(seen_start),
-            processes.share(seen_target),
+            processes.share(small_start),
+            processes.share(small_target),
             schedule=schedule,
             w=model.w_DA,
             start=model.test_trajectoy_steps_DA,
@@ -187,16 +237,7 @@ def adaptation_loop(
         )
         return resize_maps(processes.all_gather(rebuilt), target.shape[-2:])
 
-    return adaptation_steps(
-        tuned,
-        rebuild,
-        pixels,
-        epochs=model.DA_epochs,
-        batch_size=settings.data.DA_batch_size,
-        window=settings.data.image_size,
-        distillation=model.DLlambda,
-        generator=generator,
-    )
+    return rebuild
 
 
 def adaptation_steps(
@@ -210,10 +251,9 @@ def adaptation_steps(
     distillation: float,
     generator: torch.Generator,
 ) -> Iterator[Progress]:
-    """One optimisation step of `tuned` a turn. `pixels` are (C, H, W) uint8, of which squares of side `window` serve;
-    `rebuild(x, target)` gives the reconstruction.
+    """Yield each optimizer step of `tuned` on random squares of `pixels`, (C, H, W) uint8 each.
 
-    The first half of a batch is the targets, the second the pictures to start from; batch norm is in train mode.
+    The first half of a batch holds the targets, the second the pictures to start from. Batch norm is in train mode.
     """
     frozen = copy.deepcopy(tuned).eval().requires_grad_(False)
     tuned.train()

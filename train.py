@@ -1,6 +1,6 @@
-"""Stage 1: the UNet learns what normal pictures look like (DDPM's simple loss).
+"""Stage 1: train the UNet to predict the noise in normal pictures (DDPM's simple loss).
 
-<checkpoint_dir>/<category>/training.state   all that a step changes, so that --resume goes on where a run was stopped; one file, replaced
+<checkpoint_dir>/<category>/training.state    one file, replaced as training goes on, from which --resume continues
 """
 
 import math
@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from anomaly_map import resize_maps
 from config.keys import Settings
@@ -30,23 +31,54 @@ from runtime.progress import Progress, announce, follow_steps
 from storage.atomic_file import ensure_writable
 from training import checkpoint
 from training.batches import augment, full_batches, random_squares, shuffled_order
+from training.checkpoint import State
 from training.log import TRAINING, Log, check_log_kind
 from training.networks import build_schedule, build_unet
 from training.pixel_cache import cached_pixels
 from training.resume import restore_trainer
 from unet import UNet
 
-LOSS_WINDOW = 100  # steps over which the shown loss is averaged
+LOSS_WINDOW = 100  # steps over which the printed loss is averaged
 SECONDS_PER_MINUTE = 60
-SPIKE = 5.0  # a windowed loss so many times the lowest one ends the run
+SPIKE = 5.0  # a mean loss that is so many times the lowest one ends the run
 AVERAGE_RAMP = 10  # steps; a young moving average forgets faster: decay = min(ema, (1 + n) / (10 + n))
+CLIP_REMEDY = "lower model.learning_rate, or set training.clip=1"
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training works on; with `resume` it continues an unfinished one."""
+
+    settings: Settings
+    pictures: ImageFolder
+    held_out: ImageFolder  # for calibration
+    resume: bool
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.checkpoint_folder
+
+    @property
+    def batches(self) -> int:
+        """Steps of an epoch. Raise UserError where the pictures do not fill one batch."""
+        return full_batches(len(self.pictures), self.settings.data.batch_size, "data.batch_size")
+
+    @property
+    def steps(self) -> int:
+        return self.settings.model.epochs * self.batches
+
+    @cached_property
+    def made_with(self) -> dict[str, object]:
+        """All that the weights depend on."""
+        pictures = "{files}, {hash}".format(**picture_fingerprint(self.pictures.samples))
+        return {**self.settings.training_arguments(), "pictures": pictures}
+
+
 @dataclass
 class Trainer:
-    """All that a step changes: after `load_state_dict` the next step is the one that would have followed, bit for bit on the same machine."""
+    """All that a step changes. After `load_state_dict` training continues bit for bit as if never stopped."""
 
     unet: UNet
     optimizer: torch.optim.Optimizer
@@ -55,25 +87,21 @@ class Trainer:
     average: AveragedModel | None = None
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
     step: int = 0
-    order: list[int] = field(default_factory=list)  # pictures that the epoch has yet to show
+    order: list[int] = field(default_factory=list)  # pictures that are left in the epoch
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors."""
+    def state_dict(self) -> State:
+        """Return plain values and tensors."""
         device = self.generator.device
-        places = {
-            "step": self.step,
-            "order": self.order,
-            "random": self.generator.get_state(),
-            "dropout": torch.get_rng_state(),
-        }
-        places["device"] = device.type
-        if device.type == "cuda":  # of several processes all draw as many numbers
-            places["dropout_there"] = torch.cuda.get_rng_state(device)
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        state |= {"step": self.step, "order": self.order, "random": self.generator.get_state()}
+        state |= {"dropout": torch.get_rng_state(), "device": device.type}
+        if device.type == "cuda":  # all processes of a run draw as many numbers
+            state["dropout_there"] = torch.cuda.get_rng_state(device)
         elif device.type == "mps":
-            places["dropout_there"] = torch.mps.get_rng_state()
-        return {name: part.state_dict() for name, part in self.parts().items()} | places
+            state["dropout_there"] = torch.mps.get_rng_state()
+        return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
         self.step, self.order = state["step"], list(state["order"])
@@ -86,190 +114,218 @@ class Trainer:
             torch.mps.set_rng_state(state["dropout_there"])
 
     def parts(self) -> dict[str, Any]:
-        parts = {
-            "unet": self.unet,
-            "optimizer": self.optimizer,
-            "rate": self.rate,
-            "scaler": self.scaler,
-            "average": self.average,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
+        """Return the parts that have a state of their own."""
+        parts = {"unet": self.unet, "optimizer": self.optimizer, "rate": self.rate, "scaler": self.scaler}
+        return parts if self.average is None else {**parts, "average": self.average}
 
 
 class Losses:
-    """The last losses. They are fetched from the device only when asked for, so that steps need not wait for it."""
+    """The losses of the last steps, fetched from the device only on demand: steps need not wait."""
 
     def __init__(self, lowest: float = math.inf, last: Sequence[float] = ()):
         self.lowest = lowest
         self.last: deque[Tensor | float] = deque(last, maxlen=LOSS_WINDOW)
 
     def values(self) -> list[float]:
-        self.last = deque((float(loss) for loss in self.last), maxlen=LOSS_WINDOW)
-        return [float(loss) for loss in self.last]
+        values = [float(loss) for loss in self.last]
+        self.last = deque(values, maxlen=LOSS_WINDOW)
+        return values
 
     def mean(self, count: int = LOSS_WINDOW) -> float:
-        """Of the last `count` steps, LOSS_WINDOW at most."""
+        """Return the mean of the last `count` losses, at most LOSS_WINDOW."""
         recent = self.values()[-count:]
         return sum(recent) / len(recent)
 
     def check(self, epoch: int) -> None:
-        """Raises ValueError where the training is lost: the loss is not finite, or far above what it was."""
-        now = self.mean()
-        if not math.isfinite(now):
-            raise UserError(
-                f"the loss is {self.values()[-1]} after epoch {epoch}; lower model.learning_rate, or set training.clip=1"
-            )
-        if len(self.last) == LOSS_WINDOW and now > SPIKE * self.lowest:
-            raise UserError(
-                f"the loss rose from {self.lowest:.4g} to {now:.4g} in epoch {epoch}; lower model.learning_rate, or set training.clip=1"
-            )
+        """Raise UserError where the loss is not finite, or far above its lowest mean."""
+        mean = self.mean()
+        if not math.isfinite(mean):
+            raise UserError(f"the loss is {self.values()[-1]} after epoch {epoch}; {CLIP_REMEDY}")
         if len(self.last) == LOSS_WINDOW:
-            self.lowest = min(self.lowest, now)
+            if mean > SPIKE * self.lowest:
+                raise UserError(f"the loss rose from {self.lowest:.4g} to {mean:.4g} in epoch {epoch}; {CLIP_REMEDY}")
+            self.lowest = min(self.lowest, mean)
 
 
-def check_training(settings: Settings, resume: bool = False) -> tuple[ImageFolder, ImageFolder]:
-    """The pictures to learn from, and those held out for calibration; raises what would stop the stage later."""
-    whole = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
-    pictures, kept = whole.split(**settings.split_arguments())
-    full_batches(len(pictures), settings.data.batch_size, "data.batch_size")
-    processes = distributed.group().size
-    if settings.data.batch_size % processes:
+@dataclass(frozen=True)
+class BatchSource:
+    """Draws batches: random squares of pictures, augmented and shrunk, with steps t and noise."""
+
+    pixels: Sequence[Tensor]  # each (C, H, W) uint8
+    batch_size: int
+    window: int  # side of the squares
+    highest_step: int  # t is drawn from 0…highest_step − 1
+    size: int | None = None  # side after shrinking; None: `window`
+    augmentation: str | None = None
+
+    def draw_batch(self, order: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x_0 (B, C, S, S), t (B,) and noise (B, C, S, S) for the pictures with these indices."""
+        squares = random_squares([self.pixels[index] for index in order], self.window, generator)
+        x_0 = resize_maps(augment(squares, self.augmentation, generator), [self.size or self.window] * 2)
+        t = torch.randint(self.highest_step, (self.batch_size,), generator=generator, device=generator.device)
+        return x_0, t, torch.randn(x_0.shape, generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """How a batch changes the weights.
+
+    The batch passes the network in `parts`, whose gradients add up to the batch's. All processes of a run draw the same
+    batch, learn from their `share` of it and exchange gradients once a batch.
+    """
+
+    schedule: NoiseSchedule
+    predict: NoisePredictor  # the trainer's network in the form in which it is called
+    weights: Tensor | None = None  # of the loss at each step t
+    parts: int = 1
+    clip: float | None = None  # longest gradient
+    share: Callable[[Tensor], Tensor] = lambda batch: batch
+    exchanged: Callable[[bool], AbstractContextManager[object]] = lambda now: nullcontext()
+
+
+def plan_training(settings: Settings, resume: bool = False) -> TrainingPlan:
+    """Return the training that the settings describe, unchecked. Raise MissingFileError without pictures."""
+    pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
+    return TrainingPlan(settings, *pictures.split(**settings.split_arguments()), resume)
+
+
+def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:
+    """Return the training that the settings describe. Raise UserError for what would stop it later."""
+    plan, processes = plan_training(settings, resume), distributed.group()
+    if plan.batches and settings.data.batch_size % processes.size:
         raise UserError(
-            f"data.batch_size is {settings.data.batch_size}, which {processes} processes do not divide; change one of them"
+            f"data.batch_size is {settings.data.batch_size}, which {processes.size} processes do not divide; "
+            "change one of them"
         )
     check_log_kind(settings.training.log)
-    if settings.model.save_model and distributed.group().is_main:
+    if settings.model.save_model and processes.is_main:
         ensure_writable(settings.checkpoint_folder, checkpoint.UNWRITABLE)
     if resume:
-        checkpoint.load_training_state(settings.checkpoint_folder, training_inputs(settings, pictures))
-    return pictures, kept
+        checkpoint.check_training_state(settings.checkpoint_folder, plan.made_with)
+    return plan
 
 
-def training_inputs(settings: Settings, pictures: ImageFolder) -> dict[str, Any]:
-    """All that the weights depend on."""
-    return settings.training_arguments() | {
-        "pictures": "{files}, {hash}".format(**picture_fingerprint(pictures.samples))
-    }
+def train_unet(plan: TrainingPlan) -> None:
+    """Train on train/good and save weights in the category's checkpoint folder, unless they exist already."""
+    folder, epochs, saves = plan.folder, plan.settings.model.epochs, plan.settings.model.save_model
+    with checkpoint.locked(folder, saves):
+        if plan.resume and checkpoint.is_made_with(folder, epochs, plan.made_with):
+            category = plan.settings.data.category
+            print(f"{category} is trained: {folder / str(epochs)} has these settings and pictures", flush=True)
+        else:
+            run_training(plan)
+        if saves:
+            checkpoint.make_latest(folder / str(epochs))
+            checkpoint.remove_training_state(folder)
 
 
-def train_unet(settings: Settings, resume: bool = False) -> None:
-    """Train on train/good and leave weights in the category's checkpoint folder; with `resume` go on where an earlier run was stopped."""
-    with checkpoint.locked(settings.checkpoint_folder, settings.model.save_model):
-        train_category(settings, resume)
-
-
-def train_category(settings: Settings, resume: bool) -> None:
-    data, model, folder = settings.data, settings.model, settings.checkpoint_folder
+def run_training(plan: TrainingPlan) -> None:
+    """Do the steps that are left, from the trainer's restoration to the last line printed."""
+    settings, model = plan.settings, plan.settings.model
     device = choose_device(model.device)
     torch.manual_seed(model.seed)
-    pictures, kept = check_training(settings)
-    made = training_inputs(settings, pictures)
-    if resume and checkpoint.is_made_with(folder, model.epochs, made):
-        print(f"{data.category} is trained: {folder / str(model.epochs)} is of these settings and pictures", flush=True)
-        if model.save_model:
-            checkpoint.remove_training_state(folder)  # of a run that was killed between its last two writes
-            checkpoint.make_latest(folder / str(model.epochs))
-        return
-    steps = model.epochs * full_batches(len(pictures), data.batch_size, "data.batch_size")
-    trainer, losses = build_trainer(settings, steps, device), Losses()
-    earlier = checkpoint.load_training_state(folder, made) if resume else None
-    if earlier:
-        path = folder / checkpoint.TRAINING_STATE
-        losses = Losses(*restore_trainer(trainer, earlier, path, pictures=len(pictures), most_steps=steps))
+    trainer, losses = build_trainer(settings, plan.steps, device), Losses()
+    state = checkpoint.load_training_state(plan.folder, plan.made_with) if plan.resume else None
+    if state:
+        path = plan.folder / checkpoint.TRAINING_STATE
+        losses = Losses(*restore_trainer(trainer, state, path, pictures=len(plan.pictures), most_steps=plan.steps))
+    del state  # as large as network and optimizer
+    announce_training(plan, trainer)
+    began = time.monotonic()
+    pixels = cached_pixels(plan.pictures, **settings.cache_arguments())
+    shown = [picture.numpy() for picture in pixels]
+    for line in brief_findings(quick_check(settings.category_dir, plan.pictures.names(), shown)):
+        print(line, flush=True)
+    follow_training(plan, trainer, losses, pixels)
+    minutes = (time.monotonic() - began) / SECONDS_PER_MINUTE
+    print(
+        f"trained {settings.data.category} for {model.epochs} epochs in {minutes:.1f} min; "
+        f"loss {losses.mean():.4g} (last {len(losses.last)} steps)"
+    )
+    print(f"weights in {plan.folder / str(model.epochs) if model.save_model else checkpoint.NOWHERE}", flush=True)
+
+
+def announce_training(plan: TrainingPlan, trainer: Trainer) -> None:
+    """Print what is trained, where, and what becomes of an earlier run."""
+    settings, folder, device = plan.settings, plan.folder, trainer.generator.device
+    saves = settings.model.save_model
     precision = str(resolve_dtype(settings.speed.precision, device)).removeprefix("torch.")
     size = sum(weights.numel() for weights in trainer.unet.parameters())
+    title = f"Training {settings.data.category}: {size:,} weights in {precision}, "
+    pictures = f"{len(plan.pictures)} pictures; {len(plan.held_out)} more are held out for calibration"
     announce(
-        f"Training {data.category}: {size:,} weights in {precision}, {model.epochs} epochs, {steps} steps",
+        f"{title}{settings.model.epochs} epochs, {plan.steps} steps",
         device,
         settings.as_dict(),
-        {
-            "reads": f"{settings.category_dir / 'train'} ({len(pictures)} pictures; {len(kept)} more are held out for calibration)",
-            "writes": folder if model.save_model else "nothing",
-        },
+        {"reads": f"{settings.category_dir / 'train'} ({pictures})", "writes": folder if saves else "nothing"},
     )
-    if earlier:
-        print(f"going on behind step {trainer.step}", flush=True)
-    elif checkpoint.has_training_state(folder):
-        print(
-            f"starting anew; the unfinished run in {folder}, which --resume would go on with, is replaced", flush=True
-        )
-    if model.save_model and not earlier:
+    if trainer.step:
+        print(f"continuing after step {trainer.step}", flush=True)
+        return
+    if checkpoint.has_training_state(folder):
+        print(f"starting again; the unfinished run in {folder}, which --resume would continue, is replaced", flush=True)
+    if saves:
         checkpoint.print_replaced(folder, settings.saved_epochs)
-    began = time.monotonic()
-    saved: Path | str = "nowhere (model.save_model is False)"
-    pixels = cached_pixels(pictures, **settings.cache_arguments())
-    notes = {"held_out": kept.names(), "made_with": made, **settings.planning_arguments()}
-    shown = [picture.numpy() for picture in pixels]
-    for line in brief_findings(quick_check(settings.category_dir, pictures.names(), shown)):
-        print(line, flush=True)
-    for path in save_during(trainer, losses, pixels, steps, notes, settings):
-        saved = path
-    if model.save_model:
-        checkpoint.remove_training_state(folder)
-    minutes = (time.monotonic() - began) / 60
-    print(
-        f"trained {data.category} for {model.epochs} epochs in {minutes:.1f} min; loss {losses.mean():.4g} (last {len(losses.last)} steps)"
-    )
-    print(f"weights in {saved}", flush=True)
 
 
-def save_during(
-    trainer: Trainer, losses: Losses, pixels: Sequence[Tensor], steps: int, notes: dict[str, Any], settings: Settings
-) -> Iterator[Path]:
-    """Do the steps that are left; yields the files of weights as they are written, and writes the log and the state to go on from.
-
-    Ctrl-C and SIGTERM end it behind the present step, its state kept.
-    """
-    model, training, folder = settings.model, settings.training, settings.checkpoint_folder
-    batches, processes = steps // model.epochs, distributed.group()
-    log = Log(folder, TRAINING, training.log, trainer.step) if model.save_model else None
-    kept_at = shown_at = time.monotonic()
-    shown_step = trainer.step
+def follow_training(plan: TrainingPlan, trainer: Trainer, losses: Losses, pixels: Sequence[Tensor]) -> None:
+    """Do the steps that are left and record them. Ctrl-C and SIGTERM end it after the present step."""
+    settings, device, processes = plan.settings, trainer.generator.device, distributed.group()
+    recorder = Recorder(plan, trainer, losses) if settings.model.save_model else None
+    checked_at = time.monotonic()
     with stop_requests() as stop:
-        for progress in follow_steps(steps_of(trainer, pixels, steps, settings), steps, "training", trainer.step):
+        steps = training_loop(trainer, pixels, plan.steps, settings)
+        for progress in follow_steps(steps, plan.steps, "training", trainer.step):
             losses.last.append(progress.loss)
-            stopped = processes.any(stop.requested, trainer.generator.device) and progress.step < steps
-            due = stopped or time.monotonic() - kept_at > SECONDS_PER_MINUTE * training.checkpoint_minutes
+            stopped = processes.any(stop.requested, device) and progress.step < plan.steps
+            waited = time.monotonic() - checked_at
+            due = stopped or waited > SECONDS_PER_MINUTE * settings.training.checkpoint_minutes
             if progress.epoch_ends or due:
                 losses.check(progress.epoch)
-            if progress.epoch_ends and log:
-                done, now = (progress.step - shown_step) * settings.data.batch_size, time.monotonic()
-                rate = trainer.optimizer.param_groups[0]["lr"]
-                log.add(progress.step, progress.epoch, losses.mean(batches), rate, done, now - shown_at)
-                shown_at, shown_step = now, progress.step
-            if progress.epoch_ends and model.save_model and progress.epoch in settings.saved_epochs:
-                yield save_weights(trainer, progress.epoch, notes, settings)
-            if due and model.save_model:
-                state = {"trainer": trainer.state_dict(), "losses": [losses.lowest, losses.values()]}
-                checkpoint.save_training_state(
-                    folder, state | {"made_with": notes["made_with"], **settings.planning_arguments()}
-                )
-                kept_at = time.monotonic()
+            if recorder and progress.epoch_ends:
+                recorder.end_epoch(progress.epoch)
+            if due:
+                if recorder:
+                    recorder.save_state()
+                checked_at = time.monotonic()
             if stopped:
-                remedy = (
-                    "the same command with --resume goes on"
-                    if model.save_model
-                    else "nothing is kept, as model.save_model is False"
-                )
-                print(f"stopped behind step {progress.step} of {steps}; {remedy}", flush=True)
+                rest = "the same command with --resume continues" if recorder else "nothing is saved"
+                print(f"stopped after step {progress.step} of {plan.steps}; {rest}", flush=True)
                 raise stop.as_exception()
-        if processes.any(
-            stop.requested, trainer.generator.device
-        ):  # as the last weights were written: what would follow is not done
+        if processes.any(stop.requested, device):  # while the last weights were written
             raise stop.as_exception()
 
 
-def save_weights(trainer: Trainer, epoch: int, notes: dict[str, Any], settings: Settings) -> Path:
-    path, average = (
-        settings.checkpoint_folder / str(epoch),
-        trainer.average.module if trainer.average is not None else None,
-    )
-    checkpoint.save_unet(path, trainer.unet, average=average, epoch=epoch, settings=settings.as_dict(), **notes)
-    return path
+class Recorder:
+    """Writes the log, the weights and the training state of a run."""
+
+    def __init__(self, plan: TrainingPlan, trainer: Trainer, losses: Losses):
+        self.plan, self.trainer, self.losses = plan, trainer, losses
+        self.log = Log(plan.folder, TRAINING, plan.settings.training.log, trainer.step)
+        self.logged_at, self.logged_step = time.monotonic(), trainer.step
+
+    def end_epoch(self, epoch: int) -> None:
+        """Write the epoch's line of the log, and its weights where they are to be saved."""
+        step, settings = self.trainer.step, self.plan.settings
+        loss, rate = self.losses.mean(self.plan.batches), self.trainer.optimizer.param_groups[0]["lr"]
+        pictures, now = (step - self.logged_step) * settings.data.batch_size, time.monotonic()
+        self.log.add(step, epoch, loss, rate, pictures, now - self.logged_at)
+        self.logged_at, self.logged_step = now, step
+        if epoch in settings.saved_epochs:
+            average = self.trainer.average.module if self.trainer.average is not None else None
+            notes = {"epoch": epoch, "settings": settings.as_dict(), "held_out": self.plan.held_out.names()}
+            notes |= {"made_with": self.plan.made_with, **settings.planning_arguments()}
+            checkpoint.save_unet(self.plan.folder / str(epoch), self.trainer.unet, average=average, **notes)
+
+    def save_state(self) -> None:
+        """Write all that --resume needs to continue after the present step."""
+        state = {"trainer": self.trainer.state_dict(), "losses": [self.losses.lowest, self.losses.values()]}
+        notes = {"made_with": self.plan.made_with, **self.plan.settings.planning_arguments()}
+        checkpoint.save_training_state(self.plan.folder, {**state, **notes})
 
 
 def build_trainer(settings: Settings, steps: int, device: torch.device) -> Trainer:
-    """The network as it is at the start, on its device and as it trains fastest there."""
+    """Return the untrained network, in the form that trains fastest on its device, and its optimizer."""
     model, training, speed = settings.model, settings.training, settings.speed
     unet = build_unet(settings).to(device)
     if device.type == "cuda":  # on a CPU training in channels_last was 4 % slower, though detection is faster
@@ -277,107 +333,86 @@ def build_trainer(settings: Settings, steps: int, device: torch.device) -> Train
     unet.checkpointing = speed.activation_checkpointing
     average = AveragedModel(unet, multi_avg_fn=ramped_average(training.ema)) if training.ema else None
     optimizer = build_optimizer(unet, training.optimizer, model.learning_rate, model.weight_decay)
+    factor = learning_rate_factor(training.schedule, training.warmup_steps, steps)
     return Trainer(
         unet,
         optimizer,
-        torch.optim.lr_scheduler.LambdaLR(
-            optimizer, learning_rate_factor(training.schedule, training.warmup_steps, steps)
-        ),
+        torch.optim.lr_scheduler.LambdaLR(optimizer, factor),
         torch.Generator(device).manual_seed(model.seed),
         average,
         torch.amp.GradScaler(device.type, enabled=resolve_dtype(speed.precision, device) == torch.float16),
     )
 
 
-def steps_of(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settings: Settings) -> Iterator[Progress]:
-    """`training_steps` as the settings want it."""
-    training, device, processes = settings.training, trainer.generator.device, distributed.group()
-    schedule, predicts = build_schedule(settings), settings.model.predicts
+def training_loop(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settings: Settings) -> Iterator[Progress]:
+    """Return `training_steps` with what the settings ask for."""
+    data, model, training = settings.data, settings.model, settings.training
+    device, processes = trainer.generator.device, distributed.group()
+    schedule = build_schedule(settings)
     shared, exchanged = processes.share_gradients(trainer.unet)
     network = compile_network(autocast(shared, settings.speed.precision, device), settings.speed.compile, device)
-    return training_steps(
-        trainer,
+    source = BatchSource(
         pixels,
-        schedule,
-        noise_predictor(network, predicts, schedule),
-        steps=steps,
-        batch_size=settings.data.batch_size,
-        window=settings.data.image_size,
+        data.batch_size,
+        data.image_size,
+        highest_step=training.highest_step or model.trajectory_steps,
         size=settings.unet_size,
-        highest_step=training.highest_step or settings.model.trajectory_steps,
-        weights=loss_weights(predicts, schedule),
         augmentation=training.augmentation,
+    )
+    rule = UpdateRule(
+        schedule,
+        noise_predictor(network, model.predicts, schedule),
+        weights=loss_weights(model.predicts, schedule),
         parts=training.accumulate,
         clip=training.clip,
         share=processes.share,
         exchanged=exchanged,
     )
+    return training_steps(trainer, source, rule, steps)
 
 
-def training_steps(
-    trainer: Trainer,
-    pixels: Sequence[Tensor],
-    schedule: NoiseSchedule,
-    predict: NoisePredictor,
-    *,
-    steps: int,
-    batch_size: int,
-    window: int,
-    size: int | None = None,
-    highest_step: int,
-    weights: Tensor | None = None,
-    augmentation: str | None = None,
-    parts: int = 1,
-    clip: float | None = None,
-    share: Callable[[Tensor], Tensor] = lambda batch: batch,
-    exchanged: Callable[[bool], AbstractContextManager[Any]] = lambda now: nullcontext(),
-) -> Iterator[Progress]:
-    """One optimisation step a turn, until `trainer` has done `steps`. `pixels` are (C, H, W) uint8, of which squares of side `window` are
-    learnt, shrunk to a side of `size` (None: their own) and `augmented`; the last incomplete batch of an epoch is dropped. `predict` is the
-    trainer's network as it is to be called.
-
-    Steps t are drawn from 0…highest_step − 1, at which losses count by `weights`. A batch goes through the network in `parts`, whose gradients
-    add up to the batch's; `clip` is the longest gradient. All processes of a run draw the same batch, of which each learns its `share`, and
-    exchange gradients once a batch.
-    """
-    unet, generator, batches = trainer.unet.train(), trainer.generator, len(pixels) // batch_size
+def training_steps(trainer: Trainer, source: BatchSource, rule: UpdateRule, steps: int) -> Iterator[Progress]:
+    """Yield each optimizer step up to `steps`; drop the last incomplete batch of an epoch."""
+    trainer.unet.train()
+    batches = len(source.pixels) // source.batch_size
     while trainer.step < steps:
-        trainer.order = trainer.order or shuffled_order(len(pixels), batch_size, generator)
-        chosen, trainer.order = trainer.order[:batch_size], trainer.order[batch_size:]
-        squares = random_squares([pixels[index] for index in chosen], window, generator)
-        x_0 = resize_maps(augment(squares, augmentation, generator), [size or window] * 2)
-        t = torch.randint(highest_step, (batch_size,), generator=generator, device=generator.device)
-        noise = torch.randn(x_0.shape, generator=generator, device=generator.device)
-        total = torch.zeros((), device=generator.device)
-        trainer.optimizer.zero_grad()
-        chunks = list(zip(*(share(tensor).chunk(parts) for tensor in (x_0, t, noise)), strict=True))
-        for number, part in enumerate(chunks, start=1):
-            with exchanged(number == len(chunks)):
-                loss = noise_loss(predict, part[0], part[1], part[2], schedule, weights) * (
-                    len(part[0]) / len(share(t))
-                )
-                trainer.scaler.scale(loss).backward()
-            total += loss.detach()
-        if clip is not None:
-            trainer.scaler.unscale_(trainer.optimizer)
-            nn.utils.clip_grad_norm_(unet.parameters(), clip)
-        trainer.scaler.step(trainer.optimizer)
-        trainer.scaler.update()
-        trainer.rate.step()
-        if trainer.average is not None:
-            trainer.average.update_parameters(unet)
+        trainer.order = trainer.order or shuffled_order(len(source.pixels), source.batch_size, trainer.generator)
+        chosen, trainer.order = trainer.order[: source.batch_size], trainer.order[source.batch_size :]
+        loss = learn_batch(trainer, source.draw_batch(chosen, trainer.generator), rule)
         trainer.step += 1
-        yield Progress(trainer.step, math.ceil(trainer.step / batches), trainer.step % batches == 0, total)
+        yield Progress(trainer.step, math.ceil(trainer.step / batches), trainer.step % batches == 0, loss)
+
+
+def learn_batch(trainer: Trainer, batch: tuple[Tensor, Tensor, Tensor], rule: UpdateRule) -> Tensor:
+    """Do one optimizer step on x_0, t and noise; return the loss of this process's share of the batch."""
+    shares = [rule.share(tensor) for tensor in batch]
+    parts = list(zip(*(tensor.chunk(rule.parts) for tensor in shares), strict=True))
+    total = torch.zeros((), device=trainer.generator.device)
+    trainer.optimizer.zero_grad()
+    for number, (x_0, t, noise) in enumerate(parts, start=1):
+        with rule.exchanged(number == len(parts)):
+            loss = noise_loss(rule.predict, x_0, t, noise, rule.schedule, rule.weights) * (len(t) / len(shares[1]))
+            trainer.scaler.scale(loss).backward()
+        total += loss.detach()
+    if rule.clip is not None:
+        trainer.scaler.unscale_(trainer.optimizer)
+        nn.utils.clip_grad_norm_(trainer.unet.parameters(), rule.clip)
+    trainer.scaler.step(trainer.optimizer)
+    trainer.scaler.update()
+    trainer.rate.step()
+    if trainer.average is not None:
+        trainer.average.update_parameters(trainer.unet)
+    return total
 
 
 def build_optimizer(unet: nn.Module, name: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """`adam`: L2 inside the gradient, as published; `adamw`: decoupled decay."""
+    """Return `adam`, whose decay is part of the gradient, as published, or `adamw`."""
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return kinds[name](unet.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def learning_rate_factor(schedule: str, warmup_steps: int, steps: int) -> Callable[[int], float]:
-    """Factor on the learning rate at a step: a linear rise over `warmup_steps`, then constant or half a cosine down to zero."""
+    """Return the learning rate's factor by step: a linear rise, then 1 or half a cosine down to 0."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -390,11 +425,10 @@ def learning_rate_factor(schedule: str, warmup_steps: int, steps: int) -> Callab
 
 
 def ramped_average(ema: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Exponential moving average for AveragedModel."""
+    """Return an exponential moving average for AveragedModel."""
 
-    @torch.no_grad()
     def update(averages: Tensors, weights: Tensors, count: Tensor | int) -> None:
         decay = min(ema, (1 + int(count)) / (AVERAGE_RAMP + int(count)))
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        get_ema_multi_avg_fn(decay)(averages, weights, count)
 
     return update

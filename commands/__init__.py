@@ -1,1 +1,1 @@
-"""What the command line can be asked for: stages, reruns, budgets of minutes and the figure for a paper."""
+"""The commands of the command line: stages, reruns, budgets of minutes and the figure for a paper."""

@@ -1,4 +1,4 @@
-"""What the command line can be asked for, a function each: from its flags to the rooms that do it, and to the exit code."""
+"""The commands of the command line, a function each: from flags to the packages that do the work."""
 
 import os
 import sys
@@ -17,50 +17,52 @@ from detection.tune import tune_settings
 from reports import tables
 from runtime import distributed
 from runtime.device import keep_memory
-from runtime.errors import UserError, explain_error
+from runtime.errors import UserError
 
-PREPARE = "prepare_"  # the flags of the data sets begin with it
+PREPARE = "prepare_"  # prefix of the flags that prepare data sets
 
 
-def run_command(name: str, options: Namespace) -> int:
-    """Run the command that the flag `name` asks for; return the exit code."""
+def run_command(flag: str, options: Namespace) -> int:
+    """Run the command that a flag asks for; return the exit code."""
     keep_memory()
-    if name.startswith(PREPARE):
-        return prepare_data(name.removeprefix(PREPARE), options)
-    return COMMANDS[name](options)
+    if flag.startswith(PREPARE):
+        return prepare_data(flag.removeprefix(PREPARE), options)
+    return COMMANDS[flag](options)
 
 
 def run_stages(options: Namespace) -> int:
-    """The stages asked for, of one category or several."""
+    """Run stages on one category or several."""
     with distributed.process_group() as group:
-        if not group.is_main:  # of several processes the first one speaks
+        if not group.is_main:  # of several processes only one prints
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-        return run_plan(read_sections(options.config, settings_of(options)), plan_of_options(options), explain_error)
+        return run_plan(read_sections(options.config, overrides_of(options)), plan_of(options))
 
 
 def rerun(options: Namespace) -> int:
     refuse_several("rerun")
-    return repeat_result(options.rerun, settings_of(options), plan_of_options(options))
+    return repeat_result(options.rerun, overrides_of(options), plan_of(options))
 
 
 def refuse_several(flag: str) -> None:
-    """Raises ValueError where torchrun has started several processes."""
-    if distributed.group().size > 1:
+    """Raise UserError where torchrun has started several processes."""
+    processes = distributed.group().size
+    if processes > 1:
         raise UserError(
-            f"--{flag} is one process's, and torchrun has started {distributed.group().size}; run python main.py --{flag}"
+            f"--{flag} needs a single process, and torchrun has started {processes}; run python main.py --{flag}"
         )
 
 
-def plan_of_options(options: Namespace) -> RunPlan:
+def plan_of(options: Namespace) -> RunPlan:
     stages = frozenset(stage for stage in STAGES if getattr(options, stage))
     return RunPlan(stages, options.input, options.output, options.resume, options.force)
 
 
-def settings_of(options: Namespace) -> list[str]:
+def overrides_of(options: Namespace) -> list[str]:
+    """Return the settings of the command line, --log among them."""
     return [*options.settings, *([f"training.log={options.log}"] if options.log else [])]
 
 
-def show_comparison(options: Namespace) -> int:
+def compare_results(options: Namespace) -> int:
     print(tables.compare_results(options.compare))
     return 0
 
@@ -70,7 +72,7 @@ def draw_figure(options: Namespace) -> int:
     return 0
 
 
-def show_paper_table(options: Namespace) -> int:
+def print_paper_table(options: Namespace) -> int:
     print(tables.published_table(options.table))
     return 0
 
@@ -80,7 +82,7 @@ def tune(options: Namespace) -> int:
     content = read_sections(options.config, options.settings)
     provide_sample_set(content)
     if names_several(content):
-        raise UserError("--tune chooses for one category; set data.category to its name")
+        raise UserError("--tune chooses settings for one category; set data.category to its name")
     tune_settings(build_settings(content), options.output)
     return 0
 
@@ -91,25 +93,19 @@ def check_data(options: Namespace) -> int:
 
 
 def prepare_data(kind: str, options: Namespace) -> int:
-    """Make a data set of this kind ready."""
-    split = options.split or ONE_CLASS
-    source = getattr(options, f"{PREPARE}{kind}")
-    prepare_data_set(
-        PrepareRequest(kind, source, options.output, options.defects, options.masks, split),
-        options.config,
-        options.settings,
-    )
+    """Prepare a data set of this kind for training."""
+    source, split = getattr(options, f"{PREPARE}{kind}"), options.split or ONE_CLASS
+    request = PrepareRequest(kind, source, options.output, options.defects, options.masks, split)
+    prepare_data_set(request, options.config, options.settings)
     return 0
 
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     **dict.fromkeys(STAGES, run_stages),
-    **{
-        "tune": tune,
-        "rerun": rerun,
-        "compare": show_comparison,
-        "figure": draw_figure,
-        "table": show_paper_table,
-        "check": check_data,
-    },
+    "tune": tune,
+    "rerun": rerun,
+    "compare": compare_results,
+    "figure": draw_figure,
+    "table": print_paper_table,
+    "check": check_data,
 }

@@ -1,4 +1,4 @@
-"""A figure for papers: rows of pictures with reconstruction, anomaly map and ground truth, at print resolution, as PNG and PDF."""
+"""Draw a figure for papers: pictures, reconstructions, anomaly maps and ground truth, as PNG and PDF."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +18,7 @@ from detection.calibrate import calibrate
 from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
 from images.read import read_full_mask, read_picture
 from reports import drawing
-from reports.reader import ScoredPicture as Scored
-from reports.reader import read_scores
+from reports.reader import ScoredPicture, read_scores
 from reports.tables import results_in
 from reports.writer import SCORES
 from runtime.device import choose_device
@@ -27,44 +26,44 @@ from runtime.errors import UserError
 from storage.atomic_file import atomic_write
 
 BEST, WORST = "best", "worst"
-CHOSEN = 2  # pictures of a category, where none are named
+CHOSEN = 2  # pictures of a category, unless --choose names some
 COLUMNS = ("input", "reconstruction", "anomaly map", "ground truth")
-WIDTH = 7.0  # inches, the text of a page
+WIDTH = 7.0  # inches, of a page's text
 LABEL = 0.3  # inches, for a row's name
 GAP = 0.04  # inches
 TITLE = 0.22  # inches
+CELL = (WIDTH - LABEL) / len(COLUMNS)  # inches, width of a column
 DOTS_PER_INCH = 300
 FONT_SIZE = 8  # points
 REMEDY = "choose another place with --output"
 FORMATS = ("png", "pdf")
+
+Pixels = NDArray[np.uint8]
 
 
 class FigureRow(NamedTuple):
     """A picture of the figure: its name, and its columns as pixels (H, W, 3) of one size."""
 
     label: str
-    cells: list[NDArray[np.uint8]]
+    cells: list[Pixels]
 
 
 def draw_paper_figure(paths: Sequence[Path], choices: Sequence[str], output: Path | None = None) -> list[Path]:
-    """Draw pictures of these results folders into `output`.png and .pdf (figure in the first one); returns both paths.
+    """Draw pictures of results folders into `output`.png and .pdf; return the paths.
 
-    `choices` are best, worst, or pictures by their path in the category; without one, best. Weights and pictures are read again from where the
-    manifests say. Raises FileNotFoundError or ValueError where they are not there, or are not those of the results.
+    `choices` are best, worst, or names of pictures in the category; without any, best. Weights and pictures are read
+    again. Raise UserError where they are missing or are not those of the results.
     """
     results = [result for path in paths for result in results_in(path).values()]
+    places = ", ".join(map(str, paths))
     known = {BEST, WORST}.union(*({row.path for row in read_scores(result.folder / SCORES)} for result in results))
     unknown = [choice for choice in choices if choice not in known]
     if unknown:
-        raise UserError(
-            f"none of {', '.join(map(str, paths))} holds a picture called {' or '.join(unknown)}; scores.csv lists their names"
-        )
+        raise UserError(f"none of {places} has a picture called {' or '.join(unknown)}; scores.csv lists their names")
     rows = [row for result in results for row in figure_rows(result.folder, result.manifest, choices or [BEST])]
     if not rows:
-        raise UserError(
-            f"{', '.join(map(str, paths))} hold no defective picture, of which the figure would be; name others with --choose"
-        )
-    figure, written = draw_rows(rows), paths_of(output, results[0].folder)
+        raise UserError(f"{places} have no defective picture to draw; name others with --choose")
+    figure, written = draw_rows(rows), figure_paths(output, results[0].folder)
     for path in written:
         with atomic_write(path, REMEDY) as file, matplotlib.rc_context({"pdf.fonttype": 42}):
             figure.savefig(file, format=path.suffix[1:], dpi=DOTS_PER_INCH)
@@ -72,112 +71,99 @@ def draw_paper_figure(paths: Sequence[Path], choices: Sequence[str], output: Pat
     return written
 
 
-def paths_of(output: Path | None, otherwise: Path) -> list[Path]:
-    """`output` with each format's suffix; of a folder, or of none, figure.png and figure.pdf within it or `otherwise`."""
+def figure_paths(output: Path | None, default: Path) -> list[Path]:
+    """Return `output` with each format's suffix; in a folder, or else in `default`, figure.png and .pdf."""
     if output is None or output.is_dir():
-        stem = (output or otherwise) / "figure"
+        stem = (output or default) / "figure"
     else:
         stem = output.with_suffix("") if output.suffix[1:].lower() in FORMATS else output
     return [stem.with_name(f"{stem.name}.{kind}") for kind in FORMATS]
 
 
-def figure_rows(folder: Path, made: Mapping[str, Any], choices: Sequence[str]) -> Iterator[FigureRow]:
-    """The chosen pictures of a result, reconstructed again."""
-    settings = build_settings(made["settings"])
+def figure_rows(folder: Path, manifest: Mapping[str, Any], choices: Sequence[str]) -> Iterator[FigureRow]:
+    """Yield the chosen pictures of a result, reconstructed again."""
+    settings = build_settings(manifest["settings"])
     names = choose_pictures(list(read_scores(folder / SCORES)), choices)
-    detector = detector_of(settings, made["weights"], folder)
-    pictures = ImageFolder(
-        settings.category_dir, "test", View(**settings.view_arguments()), masks=settings.data.mask
-    ).only(names)
+    detector = detector_of_result(settings, manifest["weights"], folder)
+    view, masks = View(**settings.view_arguments()), settings.data.mask
+    pictures = ImageFolder(settings.category_dir, "test", view, masks=masks).only(names)
     noise = detector.picture_noise if detector.calibration else stream_noise(settings.model.seed, detector.device)
-    found = list(predict_pictures(detector, pictures, noise, settings.model.num_workers))
-    top = (
-        drawing.HOTTEST * detector.threshold
-        if detector.calibration
-        else max((float(finding.anomaly.max()) for _, finding in found), default=1.0)
-    )
-    for item, finding in sorted(found, key=lambda pair: names.index(pair[0].path)):
+    predictions = list(predict_pictures(detector, pictures, noise, settings.model.num_workers))
+    if detector.calibration:
+        hottest = drawing.HOTTEST * detector.threshold
+    else:
+        hottest = max((float(prediction.anomaly.max()) for _, prediction in predictions), default=1.0)
+    for item, prediction in sorted(predictions, key=lambda pair: names.index(pair[0].path)):
         sample = pictures.only([item.path]).samples[0]
-        yield FigureRow(
-            f"{settings.data.category}\n{item.kind}", cells_of(read_picture(sample.picture), sample.mask, finding, top)
-        )
+        cells = cells_of(read_picture(sample.picture), sample.mask, prediction, hottest)
+        yield FigureRow(f"{settings.data.category}\n{item.kind}", cells)
 
 
-def detector_of(settings: Settings, weights: str, folder: Path) -> Detector:
-    """The detector that a result was made with; without a calibration where its scores were published ones."""
+def detector_of_result(settings: Settings, weights: object, folder: Path) -> Detector:
+    """Return the detector of a result, calibrated unless its scores are the published ones.
+
+    Raise UserError where the checkpoint folder has other weights by now.
+    """
     detector, settings, _ = load_detector(settings, settings.checkpoint_folder, choose_device(settings.model.device))
     if detector.networks.hash() != weights:
         raise UserError(
-            f"the weights in {settings.checkpoint_folder} are not those of {folder}; run --detection again for a new result"
+            f"the weights in {settings.checkpoint_folder} are not those of {folder}; "
+            "run --detection again for a new result"
         )
     if settings.score.protocol == PER_IMAGE:
         return calibrate(detector, settings)
-    print(f"{folder}: maps are weighed by the maxima of the chosen pictures, as score.protocol is published")
+    print(f"{folder}: the maxima of the chosen pictures weigh the maps, as score.protocol is published")
     return detector
 
 
-def choose_pictures(scored: Sequence[Scored], choices: Sequence[str]) -> list[str]:
-    """Names of pictures: `best` are the defective ones that score highest, of several kinds where there are; `worst` the defective one
-    that scores lowest and the normal one that scores highest; others are themselves, where they are there."""
+def choose_pictures(scored: Sequence[ScoredPicture], choices: Sequence[str]) -> list[str]:
+    """Return the names of the chosen pictures.
+
+    best: the defective pictures with the highest scores, of different kinds if possible. worst: the defective picture
+    with the lowest score and the normal one with the highest. Others are names; those not in `scored` are left out.
+    """
     falling = sorted(scored, key=lambda row: -row.score)
     defective, normal = ([row for row in falling if row.defective == label] for label in (True, False))
     kinds = [row.kind for row in defective]
-    in_turns = sorted(range(len(kinds)), key=lambda place: kinds[:place].count(kinds[place]))
-    meant = {
-        BEST: [defective[place].path for place in in_turns[:CHOSEN]],
-        WORST: [row.path for row in (*defective[-1:], *normal[:1])],
-    }
-    names = {row.path for row in scored}
-    return list(dict.fromkeys(name for choice in choices for name in meant.get(choice, [choice]) if name in names))
+    in_turns = sorted(range(len(kinds)), key=lambda rank: kinds[:rank].count(kinds[rank]))
+    names = {row.path: [row.path] for row in scored}
+    names[BEST] = [defective[rank].path for rank in in_turns[:CHOSEN]]
+    names[WORST] = [row.path for row in (*defective[-1:], *normal[:1])]
+    return list(dict.fromkeys(name for choice in choices for name in names.get(choice, [])))
 
 
-def cells_of(picture: Image.Image, mask: Path | None, finding: Prediction, top: float) -> list[NDArray[np.uint8]]:
-    """A picture's columns, all as large as they are printed."""
-    width = round((WIDTH - LABEL) / len(COLUMNS) * DOTS_PER_INCH)
+def cells_of(picture: Image.Image, mask: Path | None, prediction: Prediction, hottest: float) -> list[Pixels]:
+    """Return a picture's columns, (H, W, 3) each, in the size in which they are printed."""
+    width = round(CELL * DOTS_PER_INCH)
     size = (width, max(1, round(width * picture.height / picture.width)))
     pixels = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
-    reconstruction = np.asarray(
-        Image.fromarray(drawing.as_pixels(finding.reconstruction)).resize(size, Image.Resampling.BICUBIC)
-    )
-    anomaly = resize_maps(finding.anomaly[None, None], size[::-1])[0, 0].numpy()
-    truth = (
-        np.zeros_like(pixels)
-        if mask is None
-        else np.repeat((full_mask(mask, size) * np.uint8(255))[..., None], 3, axis=2)
-    )
-    return [pixels, reconstruction, drawing.overlay_heat(pixels, anomaly, top), truth]
-
-
-def full_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(H, W) at the size (width, height)."""
-    return np.asarray(Image.fromarray(read_full_mask(path)).resize(size, Image.Resampling.NEAREST))
+    small = Image.fromarray(drawing.as_pixels(prediction.reconstruction))
+    reconstruction = np.asarray(small.resize(size, Image.Resampling.BICUBIC))
+    anomaly = resize_maps(prediction.anomaly[None, None], size[::-1])[0, 0].numpy()
+    truth = np.zeros_like(pixels)
+    if mask is not None:
+        truth[np.asarray(Image.fromarray(read_full_mask(mask)).resize(size, Image.Resampling.NEAREST))] = 255
+    return [pixels, reconstruction, drawing.overlay_heat(pixels, anomaly, hottest), truth]
 
 
 def draw_rows(rows: Sequence[FigureRow]) -> Figure:
-    """Rows below each other, under the names of the columns."""
-    width = (WIDTH - LABEL) / len(COLUMNS)
-    heights = [width * row.cells[0].shape[0] / row.cells[0].shape[1] for row in rows]
+    """Return a figure of the rows, below the titles of the columns."""
+    heights = [CELL * row.cells[0].shape[0] / row.cells[0].shape[1] for row in rows]
     total = TITLE + sum(heights)
     figure = Figure(figsize=(WIDTH, total))
-    below = total - TITLE
     for column, title in enumerate(COLUMNS):
-        middle = (LABEL + (column + 0.5) * width) / WIDTH
+        middle = (LABEL + (column + 0.5) * CELL) / WIDTH
         figure.text(middle, 1 - TITLE / 2 / total, title, ha="center", va="center", fontsize=FONT_SIZE)
+    bottom = total - TITLE
     for row, height in zip(rows, heights, strict=True):
-        below -= height
-        figure.text(
-            LABEL / 2 / WIDTH,
-            (below + height / 2) / total,
-            row.label,
-            ha="center",
-            va="center",
-            rotation=90,
-            fontsize=FONT_SIZE,
-            parse_math=False,
-        )
+        bottom -= height
+        middle = (bottom + height / 2) / total
+        name = figure.text(LABEL / 2 / WIDTH, middle, row.label, ha="center", va="center", fontsize=FONT_SIZE)
+        name.set(rotation=90, parse_math=False)
         for column, pixels in enumerate(row.cells):
-            box = (LABEL + column * width + GAP / 2, below + GAP / 2, width - GAP, height - GAP)
-            axes = figure.add_axes((box[0] / WIDTH, box[1] / total, box[2] / WIDTH, box[3] / total))
+            left = LABEL + column * CELL
+            box = (left + GAP / 2) / WIDTH, (bottom + GAP / 2) / total, (CELL - GAP) / WIDTH, (height - GAP) / total
+            axes = figure.add_axes(box)
             axes.imshow(pixels, interpolation="none", aspect="auto")
             axes.set_axis_off()
     return figure

@@ -1,8 +1,7 @@
-"""A result repeated from its manifest, and what differs."""
+"""Repeat a result from its manifest, and print what differs."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from commands.stages import RunPlan, run_category
 from config.checks import keys_without_effect
@@ -18,76 +17,77 @@ SHOWN = 5  # names of pictures in a line
 
 
 def repeat_result(path: Path, overrides: list[str], plan: RunPlan) -> int:
-    """Repeat detection as the manifest says, settings in `overrides` on top, and say what differs; the exit code is 1 where figures do.
+    """Repeat detection with a manifest's settings and `overrides`; return 1 if metrics or scores differ.
 
-    Training is repeated if `plan` has it, and stage 2 where the result has adapted features, with weights of their own in the new folder:
-    `plan.output`, or <folder>-rerun. Raises ValueError for stage 2 alone.
+    If the plan has training, stage 1 is repeated too, and stage 2 if the result has adapted features. Their weights go
+    to the new folder: `plan.output`, or <folder>-rerun. Raise UserError for stage 2 alone.
     """
-    then = manifest.load_manifest(path)
+    before = manifest.load_manifest(path)
     earlier = path if path.is_dir() else path.parent
     folder = next_free_folder(plan.output or beside(earlier, "-rerun"))
-    content = with_overrides(then["settings"], overrides)
-    stages = plan.stages | {"detection"}
+    content, stages = with_overrides(before["settings"], overrides), plan.stages | {"detection"}
+    model = content["model"]
     if "train" in stages:
-        model = content["model"]
         model["checkpoint_dir"] = str(folder / "checkpoints")
-        if model["epochs"] == AUTO:  # detection alone, of weights whose training a budget had planned
+        if model["epochs"] == AUTO:  # detection alone, with weights whose training a budget had planned
             model["epochs"] = model["load_chp"]
         stages = stages | {"domain_adaptation"} if model["DA_chp"] else stages
     elif "domain_adaptation" in stages:
         raise UserError(
-            "--rerun repeats stage 2 with stage 1, whose weights it has for itself; add --train True, or leave both away"
+            "--rerun repeats stage 2 only together with stage 1, whose weights it needs; "
+            "add --train True, or leave both out"
         )
     for line in keys_without_effect(content):
         print(line)
-    plan = plan._replace(stages=stages, output=folder, force=True)
-    run_category(build_settings(content), plan)
+    run_category(build_settings(content), plan._replace(stages=stages, output=folder, force=True))
+    print(f"\nrerun of {earlier / manifest.MANIFEST}, made {before.get('created')}")
+    return compare_with(earlier, before, folder)
+
+
+def compare_with(earlier: Path, before: Mapping[str, object], folder: Path) -> int:
+    """Print how a result differs from the earlier one, whose manifest is `before`; return the exit code."""
     now = manifest.load_manifest(folder)
-    print(f"\nrerun of {earlier / manifest.MANIFEST}, made {then.get('created')}")
-    print_differences(
-        "made with something else",
-        list(manifest.differences(then, now)),
-        "made with the same settings, versions, pictures and weights",
-    )
-    before, after = scores_by_picture(earlier), scores_by_picture(folder)
-    found = [*figure_differences(then["metrics"], now["metrics"]), *score_differences(before, after)]
-    print_differences("figures differ", found, f"all figures and {len(after)} scores are equal to the last bit")
-    return DIFFERS if found else 0
+    inputs = list(manifest.differences(before, now))
+    print_differences("inputs differ", inputs, "made with the same settings, versions, pictures and weights")
+    old, new = scores_by_picture(earlier), scores_by_picture(folder)
+    results = [*metric_differences(before["metrics"], now["metrics"]), *score_differences(old, new)]
+    print_differences("results differ", results, f"all metrics and {len(new)} scores are equal to the last bit")
+    return DIFFERS if results else 0
 
 
 def print_differences(title: str, lines: list[str], otherwise: str) -> None:
     print("\n".join([f"{title}:", *(f"  {line}" for line in lines)]) if lines else otherwise, flush=True)
 
 
-def figure_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """'image_auroc 0.98 → 0.971 (−0.009)'."""
-    before, after = dict(manifest.flatten_values("", then)), dict(manifest.flatten_values("", now))
-    for name in {**before, **after}:
-        old, new = before.get(name), after.get(name)
-        if old != new:
-            by = f" ({new - old:+.3g})" if isinstance(old, float) and isinstance(new, float) else ""
-            yield f"{name.removeprefix('.')} {round_figures(old)} → {round_figures(new)}{by}"
+def metric_differences(before: object, now: object) -> Iterator[str]:
+    """Yield a line for each metric that differs: 'image_auroc 0.98 → 0.971 (-0.009)'."""
+    old, new = dict(manifest.flatten_values("", before)), dict(manifest.flatten_values("", now))
+    for name in old | new:
+        then, value = old.get(name), new.get(name)
+        if then != value:
+            change = f" ({value - then:+.3g})" if isinstance(then, float) and isinstance(value, float) else ""
+            yield f"{name.removeprefix('.')} {rounded(then)} → {rounded(value)}{change}"
 
 
-def round_figures(value: Any) -> str:
+def rounded(value: object) -> str:
+    """Return a value with six digits, for print."""
     if isinstance(value, list):
-        return f"[{', '.join(map(round_figures, value))}]"
+        return f"[{', '.join(map(rounded, value))}]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def score_differences(then: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
-    """How many scores changed, which most, and which pictures only one side has."""
-    for title, names in (("only before", then.keys() - now.keys()), ("only now", now.keys() - then.keys())):
+def score_differences(before: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
+    """Yield a line for pictures that only one side has, and for the scores that changed most."""
+    for title, names in (("only before", before.keys() - now.keys()), ("only now", now.keys() - before.keys())):
         if names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            yield f"pictures that were there {title}: {', '.join(sorted(names)[:SHOWN])}{more}"
-    changed = sorted(
-        (name for name in then.keys() & now.keys() if then[name] != now[name]),
-        key=lambda name: (-abs(now[name] - then[name]), name),
-    )
-    if changed:
-        most = ", ".join(f"{name} {then[name]:.6g} → {now[name]:.6g}" for name in changed[:SHOWN])
-        yield f"scores of {len(changed)} of {len(then.keys() & now.keys())} pictures changed, most: {most}"
+            yield f"pictures that exist {title}: {', '.join(sorted(names)[:SHOWN])}{more}"
+    common = before.keys() & now.keys()
+    changes = {name: abs(now[name] - before[name]) for name in common if before[name] != now[name]}
+    if changes:
+        largest = sorted(changes, key=lambda name: (-changes[name], name))[:SHOWN]
+        scores = ", ".join(f"{name} {before[name]:.6g} → {now[name]:.6g}" for name in largest)
+        yield f"scores of {len(changes)} of {len(common)} pictures changed, most: {scores}"
 
 
 def scores_by_picture(folder: Path) -> dict[str, float]:

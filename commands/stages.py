@@ -1,9 +1,10 @@
-"""The stages asked for, over one category or several: what fails is reported at the end, what is done already is not done again."""
+"""Run stages on one category or several; all stages of a category are checked before the first runs."""
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,41 +15,37 @@ from config.checks import check_sections, keys_without_effect
 from config.keys import LATEST, PLANNED, Settings
 from config.load import SAMPLE, build_settings, category_names, names_several, read_sections, settings_of_category
 from data_tools.sample_set import TEXTURES, ensure_sample_set
-from dataset import categories_in, pictures_below
+from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
-from detection.predict import check_prediction, predict_input
+from detection.predict import check_prediction, input_pictures, predict_input
 from domain_adaptation import adapt_features, check_adaptation
 from reports import tables
 from reports.html import PAGE, write_page
 from reports.tables import Outcome
 from runtime import distributed
-from runtime.errors import UserError
+from runtime.errors import UserError, explain_error
 from train import check_training, train_unet
 from training import checkpoint
 
 INCOMPLETE = 3  # exit code
 
-Explain = Callable[[Exception], str | None]
+Content = Mapping[str, Any]  # sections of a configuration, as config.yaml has them
 
 
 class StageResult(NamedTuple):
-    """What a stage leaves: the folder of its results, if any, and the number of pictures that it could not read."""
+    """What a stage leaves: the folder of its results, if any, and the number of unreadable pictures."""
 
     folder: Path | None = None
     unreadable: int = 0
 
 
-class Stage(NamedTuple):
-    """One stage of a run: `check` raises what would stop `run` later."""
-
-    check: Callable[[], object]
-    run: Callable[[], StageResult]
+Stage = Callable[[], StageResult]  # a stage that is checked and ready to run
 
 
 class RunPlan(NamedTuple):
-    """What is asked for: stages, pictures without labels to judge in place of the test pictures, and where results go.
+    """The stages of a run, the pictures of --input (None: the test pictures), the folder of the results.
 
-    `resume` goes on with what an earlier run left, `force` does again what is done and replaces it.
+    `resume` continues what an earlier run left, `force` repeats and replaces it.
     """
 
     stages: frozenset[str]
@@ -58,23 +55,20 @@ class RunPlan(NamedTuple):
     force: bool = False
 
 
-def run_plan(content: Mapping[str, Any], plan: RunPlan, explain: Explain) -> int:
-    """Do the plan with the settings `content` (plain sections); returns the exit code.
-
-    `explain` gives an error's line, None for one that is a fault of this program.
-    """
+def run_plan(content: Content, plan: RunPlan) -> int:
+    """Run the plan with these settings; return the exit code."""
     provide_sample_set(content)
     for line in keys_without_effect(content):
         print(line)
     if not names_several(content):
         return INCOMPLETE if run_category(build_settings(content), plan).unreadable else 0
     if plan.source is not None:
-        raise UserError("--input is judged by one category; set data.category to its name")
-    return run_all(content, category_names(content, categories_in), plan._replace(resume=not plan.force), explain)
+        raise UserError("--input needs the detector of one category; set data.category to its name")
+    return run_categories(content, category_names(content, categories_in), plan._replace(resume=not plan.force))
 
 
 def category_folders(path: str, overrides: Iterable[str]) -> tuple[list[Path], dict[str, Any], dict[str, Any]]:
-    """The categories' folders, and the sections data and model, checked; `auto` stays, as what looks at files needs nothing published."""
+    """Return the categories' folders, and the checked sections data and model, in which `auto` stays."""
     content = read_sections(path, overrides)
     provide_sample_set(content)
     names = category_names(content, categories_in)
@@ -82,8 +76,8 @@ def category_folders(path: str, overrides: Iterable[str]) -> tuple[list[Path], d
     return [sections["data"]["data_dir"] / name for name in names], sections["data"], sections["model"]
 
 
-def provide_sample_set(content: Mapping[str, Any]) -> None:
-    """Make the sample set where it is asked for and is not there."""
+def provide_sample_set(content: Content) -> None:
+    """Create the sample set if the settings name it and it does not exist."""
     data = content.get("data")
     if isinstance(data, Mapping) and data.get("name") == SAMPLE:
         settings = settings_of_category(content, TEXTURES[0])
@@ -93,59 +87,46 @@ def provide_sample_set(content: Mapping[str, Any]) -> None:
 
 
 def run_category(settings: Settings, plan: RunPlan) -> StageResult:
-    """Run the plan's stages on one category; return what they left."""
+    """Run the plan's stages on one category; return what the last one leaves."""
     refuse_without_weights(settings, plan.stages)
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
-    judged = len(pictures_below(plan.source, [])) if plan.source else None
-    settings = fit_budget(settings, plan.stages, plan.resume, judged)
-    stages = planned_stages(settings, plan)
-    for stage in stages:
-        stage.check()
+    inputs = len(input_pictures(settings, plan.source, plan.output)) if plan.source else None
+    settings = fit_budget(settings, plan.stages, plan.resume, inputs)
+    stages = list(checked_stages(settings, plan))
     distributed.group().wait()  # no process begins to write before all have checked
     result = StageResult()
-    for stage in stages:
-        result = stage.run()
+    for run_stage in stages:
+        result = run_stage()
         distributed.group().wait()  # the next stage finds what this one wrote
     return result
 
 
-def planned_stages(settings: Settings, plan: RunPlan) -> list[Stage]:
-    """Return the plan's stages in their order."""
-    stages = []
+def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
+    """Yield the plan's stages in order, each checked. Raise UserError for what would stop one later."""
     if "train" in plan.stages:
-        stages.append(
-            Stage(lambda: check_training(settings, plan.resume), lambda: leave_weights(train_unet, settings, plan))
-        )
+        yield partial(leave_weights, train_unet, check_training(settings, plan.resume))
     if "domain_adaptation" in plan.stages:
-        stages.append(
-            Stage(
-                lambda: check_adaptation(settings, plan.resume), lambda: leave_weights(adapt_features, settings, plan)
-            )
-        )
-    if "detection" in plan.stages and plan.source is None:
-        stages.append(
-            Stage(
-                lambda: check_evaluation(settings, plan.output),
-                lambda: StageResult(folder=evaluate_category(settings, plan.output, plan.force)),
-            )
-        )
-    elif "detection" in plan.stages and plan.source is not None:
+        yield partial(leave_weights, adapt_features, settings, check_adaptation(settings), plan.resume)
+    if "detection" not in plan.stages:
+        return
+    if plan.source is None:
+        check_evaluation(settings, plan.output)
+        yield lambda: StageResult(folder=evaluate_category(settings, plan.output, plan.force))
+    else:
         arguments = (settings, plan.source, plan.output, plan.resume, plan.force)
-        stages.append(
-            Stage(lambda: check_prediction(*arguments), lambda: StageResult(unreadable=predict_input(*arguments)))
-        )
-    return stages
+        check_prediction(*arguments)
+        yield lambda: StageResult(unreadable=predict_input(*arguments))
 
 
-def leave_weights(learn: Callable[[Settings, bool], None], settings: Settings, plan: RunPlan) -> StageResult:
+def leave_weights(learn: Callable[..., None], *arguments: object) -> StageResult:
     """Run a stage that leaves weights but no results."""
-    learn(settings, plan.resume)
+    learn(*arguments)
     return StageResult()
 
 
 def refuse_without_weights(settings: Settings, stages: frozenset[str]) -> None:
-    """Raises FileNotFoundError, before hours of training, where a stage will look for weights that are neither there nor made before it."""
+    """Raise MissingFileError, before hours of training, for needed weights that no stage will make."""
     model, folder = settings.model, settings.checkpoint_folder
     trained: set[object] = {LATEST, *settings.saved_epochs} if "train" in stages and model.save_model else set()
     if stages > {"train"} and model.load_chp not in trained and model.epochs != PLANNED:
@@ -153,52 +134,47 @@ def refuse_without_weights(settings: Settings, stages: frozenset[str]) -> None:
     adapted = range(1, model.DA_epochs + 1) if "domain_adaptation" in stages and model.save_model else ()
     if "detection" in stages and model.DA_chp not in (0, LATEST, *adapted):
         if "train" not in stages:
-            checkpoint.find_weights(folder, model.load_chp)  # without a network it is not the features that are missed
+            checkpoint.find_weights(folder, model.load_chp)  # a missing network is reported before its features
         checkpoint.find_weights(folder, model.DA_chp, checkpoint.FEATURES_PREFIX)
 
 
-def run_all(content: Mapping[str, Any], names: Iterable[str], plan: RunPlan, explain: Explain) -> int:
-    """One category after the other, then the table of all."""
-    names, outcomes, began = list(names), [], time.monotonic()
+def run_categories(content: Content, names: list[str], plan: RunPlan) -> int:
+    """Run the plan on one category after the other and write the table of all; return the exit code."""
+    outcomes, began = [], time.monotonic()
     for number, name in enumerate(names, start=1):
-        print(
-            f"[{number} of {len(names)}] {name}{remaining_time(time.monotonic() - began, number - 1, len(names))}",
-            flush=True,
-        )
-        outcomes.append(run_one(content, name, plan, explain))
-    failed = [one for one in outcomes if one.error]
-    folders = [one.folder for one in outcomes if one.folder]
+        remaining = remaining_time(time.monotonic() - began, number - 1, len(names))
+        print(f"[{number} of {len(names)}] {name}{remaining}", flush=True)
+        outcomes.append(try_category(content, name, plan))
+    failed = [outcome for outcome in outcomes if outcome.error]
+    folders = [outcome.folder for outcome in outcomes if outcome.folder]
     if folders and distributed.group().is_main:
         print(f"\n{tables.write_summary(folders[0].parent, outcomes)}\n")
         write_page(folders[0].parent / PAGE, folders)
         print(f"summary.csv, .json, .md, .tex and {PAGE} in {folders[0].parent}")
-    for one in failed:
-        print(f"{one.category} failed: {one.error}")
-    print(
-        f"{len(names) - len(failed)} of {len(names)} categories done in {tqdm.format_interval(time.monotonic() - began)}",
-        flush=True,
-    )
+    for outcome in failed:
+        print(f"{outcome.category} failed: {outcome.error}")
+    elapsed = tqdm.format_interval(time.monotonic() - began)
+    print(f"{len(names) - len(failed)} of {len(names)} categories done in {elapsed}", flush=True)
     return INCOMPLETE if failed else 0
 
 
-def run_one(content: Mapping[str, Any], name: str, plan: RunPlan, explain: Explain) -> Outcome:
-    """What comes of a category, whose error does not stop the others."""
+def try_category(content: Content, name: str, plan: RunPlan) -> Outcome:
+    """Run the plan on one category; return its results folder or the user's error."""
+    output = plan.output and plan.output / name
     try:
-        result = run_category(
-            settings_of_category(content, name), plan._replace(output=plan.output and plan.output / name)
-        )
+        return Outcome(name, run_category(settings_of_category(content, name), plan._replace(output=output)).folder)
     except BrokenPipeError:
         raise
     except Exception as error:
-        line = explain(error)
+        line = explain_error(error)
         if line is None or distributed.group().size > 1:  # the other processes would wait for this one
             raise
         print(f"error: {name}: {line}", file=sys.stderr, flush=True)
         return Outcome(name, None, line)
-    return Outcome(name, result.folder)
 
 
 def remaining_time(seconds: float, done: int, total: int) -> str:
+    """Return ' (about 02:30 left for 5)'; nothing before the first category is done."""
     if not done:
         return ""
     return f" (about {tqdm.format_interval(seconds / done * (total - done))} left for {total - done})"

@@ -39,19 +39,28 @@ def check_prediction(
     if settings.score.protocol != PER_IMAGE:
         reason = "score.protocol is published, whose scores depend on the batch and have no threshold"
         raise UserError(f"{reason}; set score.protocol=per_image for --input")
-    folder = output or settings.results_folder / "predictions"
-    inside = source.resolve() in folder.resolve().parents
-    leave_out = [folder] if inside else [folder / kind for kind in SUBFOLDERS]
-    pictures = {
-        path.name if path == source else path.relative_to(source).as_posix(): path
-        for path in pictures_below(source, leave_out)
-    }
-    writer = Writer(folder)
+    pictures = input_pictures(settings, source, output)
+    writer = Writer(predictions_folder(settings, output))
     if distributed.group().is_main:
         writer.refuse_locked()
     if not (resume or force):
-        Predictions.refuse_existing(folder)
+        Predictions.refuse_existing(writer.folder)
     return pictures, writer
+
+
+def input_pictures(settings: Settings, source: Path, output: Path | None = None) -> dict[str, Path]:
+    """Return the pictures by their names in `source`, without those that earlier runs wrote."""
+    folder = predictions_folder(settings, output)
+    inside = source.resolve() in folder.resolve().parents
+    leave_out = [folder] if inside else [folder / kind for kind in SUBFOLDERS]
+    return {
+        path.name if path == source else path.relative_to(source).as_posix(): path
+        for path in pictures_below(source, leave_out)
+    }
+
+
+def predictions_folder(settings: Settings, output: Path | None) -> Path:
+    return output or settings.results_folder / "predictions"
 
 
 def predict_input(

@@ -3,6 +3,7 @@
 import pickle
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ def copy_into(network: nn.Module, state: Mapping[str, Tensor], source: object) -
         raise UserError(f"{source} holds tensors that are no weights: {error}; replace or remove it") from error
 
 
-def read_state(path: str | Path) -> dict[str, Any]:
-    """Return the content of a file of weights. Raise UserError where it is damaged or holds more than tensors."""
+def read_state(path: str | Path, mapped: bool = False) -> dict[str, Any]:
+    """Return the content of a file of weights; with `mapped` its tensors stay on disk until they are used.
+
+    Raise UserError where it is damaged or holds more than tensors.
+    """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # the error below says it better
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise MissingFileError(f"no weights at {path}; check model.backbone_weights") from None
     except OSError as error:

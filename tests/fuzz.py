@@ -328,7 +328,7 @@ class Extractor(nn.Module):
 
 
 def read_features(path: Path) -> object:
-    checkpoint.load_feature_state(path, checkpoint.read_state(path), Extractor())  # type: ignore[arg-type]
+    checkpoint.load_features(path, Extractor())  # type: ignore[arg-type]
     return checkpoint.held_out_names(path)
 
 
@@ -346,18 +346,9 @@ TRAINING: dict[str, Any] = {
 
 def one_step(trainer: train.Trainer) -> None:
     pixels = [torch.zeros(3, 8, 8, dtype=torch.uint8)] * 4
-    next(
-        train.training_steps(
-            trainer,
-            pixels,
-            train.NoiseSchedule(),
-            trainer.unet,
-            steps=trainer.step + 1,
-            batch_size=2,
-            window=8,
-            highest_step=10,
-        )
-    )
+    source = train.BatchSource(pixels, batch_size=2, window=8, highest_step=10)
+    rule = train.UpdateRule(train.NoiseSchedule(), trainer.unet)
+    next(train.training_steps(trainer, source, rule, trainer.step + 1))
 
 
 def training_state() -> bytes:

@@ -1,3 +1,5 @@
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -6,10 +8,11 @@ from golden_weights import assert_golden
 import domain_adaptation
 from domain_adaptation import adaptation_loss, adaptation_steps
 from feature_extractor import FeatureExtractor
+from training import checkpoint
 
 
 @pytest.mark.parametrize("distillation", [0.1, 0.01])
-def test_loss_is_the_published_one(distillation, golden):
+def test_the_loss_equals_the_published_one(distillation, golden):
     expected = golden("anomaly_map_resnet50_64")
     lists = [[torch.from_numpy(expected[f"da_{j}_{layer}"]) for layer in range(3)] for j in range(4)]
     assert_golden(adaptation_loss(*lists, distillation), expected[f"da_loss_{distillation}"])
@@ -46,7 +49,7 @@ def steps(extractor, rebuild, epochs):
     )
 
 
-def test_the_first_half_of_a_batch_is_the_target_the_second_the_start(extractor, monkeypatch):
+def test_the_first_half_of_a_batch_is_the_target_the_second_half_the_start(extractor, monkeypatch):
     seen = []
 
     def rebuild(start_from, target):
@@ -89,12 +92,36 @@ def test_adaptation_brings_the_features_of_reconstructions_closer(extractor):
     assert progress[-1].loss < 0.8 * progress[0].loss
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_adaptation_ends_after_its_step_and_says_what_is_lost(run_main, tmp_path, monkeypatch, number, code):
+    assert run_main("--train")[0] == 0
+    calls, loss = [], domain_adaptation.adaptation_loss
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return loss(*arguments)
+
+    monkeypatch.setattr(domain_adaptation, "adaptation_loss", interrupted)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    found, out, err = run_main("--domain_adaptation", "--detection", "model.DA_epochs=2")
+    assert (found, err) == (code, "stopped; all files written so far are complete\n") and len(calls) == 3
+    assert (
+        "stopped after step 3 of 4; feat0 to feat1 are saved, later steps are lost" in out and "image AUROC" not in out
+    )
+    folder = tmp_path / "checkpoints" / "nut"
+    assert {path.name for path in folder.glob("feat*")} == {"feat0", "feat1", "featlatest"}
+    assert checkpoint.latest_epoch(folder, "feat") == 1
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
 def test_the_incomplete_batch_is_dropped_and_epochs_end(extractor):
     progress = steps(extractor, lambda start_from, target: target, epochs=2)  # 5 pictures, batches of 4
     assert [(p.step, p.epoch, p.epoch_ends) for p in progress] == [(1, 1, True), (2, 2, True)]
 
 
-def test_the_tuned_network_is_in_train_mode_and_the_frozen_one_stays_as_it_was(extractor, monkeypatch):
+def test_the_tuned_network_is_in_train_mode_and_the_frozen_one_does_not_change(extractor, monkeypatch):
     before = {name: value.clone() for name, value in extractor.network.state_dict().items()}
     modes, loss = [], domain_adaptation.adaptation_loss
     originals = []

@@ -351,7 +351,7 @@ def test_a_training_state_that_does_not_fit_is_refused_with_its_name(run_main, t
         state = torch.load(path, weights_only=True)
         damage(state)
         trainer = train.build_trainer(settings, 400, torch.device("cpu"))
-        with pytest.raises(ValueError, match="is damaged: .*remove it to train anew"):
+        with pytest.raises(ValueError, match="is damaged: .*remove it to start again"):
             restore_trainer(trainer, state, path, pictures=8, most_steps=400)
             pytest.fail(name)
     torch.save(state, path)
@@ -359,7 +359,7 @@ def test_a_training_state_that_does_not_fit_is_refused_with_its_name(run_main, t
     code, _, err = run_main("--train", "--resume", *arguments)
     assert (
         code == 2
-        and f"{path} is damaged: rate.last_epoch is of another kind than in this training; remove it" in err
+        and f"{path} is damaged: rate.last_epoch has another type or shape than in this training; remove it" in err
         and err.count("\n") == 1
     )
     assert path.read_bytes() == before

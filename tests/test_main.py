@@ -129,7 +129,7 @@ def test_an_x0_network_runs_and_is_refused_as_a_noise_network(run_main):
     )
     assert code == 0, err
     code, _, err = run_main("--detection", "--force")
-    assert code == 2 and "is of another network: predicts is x0 in the file, None in the configuration" in err
+    assert code == 2 and "belongs to another network: predicts is x0 in the file, None in the configuration" in err
 
 
 def test_training_lowers_the_loss(run_main, tmp_path):
@@ -351,9 +351,9 @@ def test_stopped_training_resumes_where_it_was(tiny_config, tmp_path, run_main):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
-    assert process.returncode == 143 and "--resume goes on" in output
+    assert process.returncode == 143 and "--resume continues" in output
     _, out, _ = run_main("--train", "--resume", *settings, f"model.checkpoint_dir={broken}")
-    assert "going on behind step" in out and not state.exists()
+    assert "continuing after step" in out and not state.exists()
     ours, theirs = (torch.load(folder / "nut" / "16", weights_only=True) for folder in (broken, unbroken))
     for part in ("weights", "average"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
@@ -369,12 +369,12 @@ def test_stopped_training_resumes_where_it_was(tiny_config, tmp_path, run_main):
 def test_a_training_state_of_other_settings_is_not_resumed(run_main, tiny_config):
     settings = load_settings(tiny_config)
     folder = settings.checkpoint_folder
-    made_with = train.training_inputs(settings, train.check_training(settings)[0])
+    made_with = train.check_training(settings).made_with
     checkpoint.save_training_state(folder, {"made_with": {**made_with, "learning_rate": 0.5}})
     code, _, error = run_main("--train", "--resume")
     assert code == 2
     assert (
-        "is of another training: learning_rate was 0.5, is 0.0003; set that again, or remove the file to train anew"
+        "belongs to another training: learning_rate was 0.5, is 0.0003; set that again, or remove the file to start again"
         in error
     )
     assert "unfinished run" in run_main("--train")[1]
@@ -389,9 +389,9 @@ def test_weights_and_states_with_a_removed_key_are_resumed(run_main, tiny_config
     checkpoint.save(folder / "2", weights)
     code, out, err = run_main("--train", "--resume", "training.min_snr=null")
     assert code == 0 and "nut is trained" in out and "training.min_snr is accepted and has no effect" in out, err
-    made_with = {**train.training_inputs(settings, train.check_training(settings)[0]), "min_snr": None}
-    checkpoint.save_training_state(folder, {"made_with": made_with, "trainer": {}})
-    assert checkpoint.load_training_state(folder, train.training_inputs(settings, train.check_training(settings)[0]))
+    made_with = train.check_training(settings).made_with
+    checkpoint.save_training_state(folder, {"made_with": {**made_with, "min_snr": None}, "trainer": {}})
+    assert checkpoint.load_training_state(folder, made_with)
     checkpoint.remove_training_state(folder)
     for path in (folder / CALIBRATION, tmp_path / "results" / "manifest.json"):
         content = json.loads(path.read_text())
@@ -433,7 +433,7 @@ def test_new_pictures_under_old_names_are_trained_on(run_main, category, tiny_co
 
 
 def train_names(tiny_config):
-    return [name.rpartition("/")[2] for name in train.check_training(load_settings(tiny_config))[0].names()]
+    return [name.rpartition("/")[2] for name in train.check_training(load_settings(tiny_config)).pictures.names()]
 
 
 def test_averaged_false_uses_the_raw_weights(run_main, tmp_path):

@@ -2,41 +2,17 @@ import math
 
 import pytest
 import torch
+from small_training import PIXELS, do_steps, gradients, small_unet, trainer_of
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ddad import NoiseSchedule
-from train import LOSS_WINDOW, Losses, Trainer, build_optimizer, learning_rate_factor, ramped_average, training_steps
+from train import LOSS_WINDOW, Losses, build_optimizer, learning_rate_factor, ramped_average
 from training.batches import augment, full_batches, shuffled_batches
 from training.resume import restore_trainer
-from unet import UNet
-
-PIXELS = torch.randint(256, (9, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-LOOP = {"schedule": NoiseSchedule(), "batch_size": 4}
-
-
-def small_unet(**arguments) -> UNet:
-    torch.manual_seed(0)
-    unet = UNet(16, 8, channel_multipliers=[1, 2], blocks_per_level=1, attention_sizes=(8,), heads=2, **arguments)
-    for parameter in unet.parameters():  # zeros at initialisation hide differences
-        nn.init.normal_(parameter, std=0.1)
-    return unet
-
-
-def trainer_of(unet: nn.Module, average: bool = False) -> Trainer:
-    optimizer = build_optimizer(unet, "adamw", 1e-3, 0.01)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor("cosine", 2, 9))
-    averaged = AveragedModel(unet, multi_avg_fn=ramped_average(0.9)) if average else None
-    return Trainer(unet, optimizer, rate, torch.Generator().manual_seed(0), averaged)
-
-
-def steps_of(trainer: Trainer, steps: int, window: int = 16, **arguments):
-    made = {**LOOP, "window": window, "highest_step": 1000, **arguments}
-    return list(training_steps(trainer, PIXELS, predict=trainer.unet, steps=steps, **made))
 
 
 def one_step(name: str) -> float:
-    """Weight after one step from 1.0 without a gradient of the loss: what the decay alone does."""
+    """Return the weight after a step from 1.0 with weight decay and a loss without gradient."""
     layer = nn.Linear(1, 1, bias=False)
     nn.init.ones_(layer.weight)
     optimizer = build_optimizer(layer, name, learning_rate=0.1, weight_decay=0.5)
@@ -45,7 +21,7 @@ def one_step(name: str) -> float:
     return layer.weight.item()
 
 
-def test_weight_decay_is_inside_the_gradient_as_published_and_decoupled_in_adamw():
+def test_weight_decay_is_part_of_the_gradient_in_adam_and_decoupled_in_adamw():
     assert one_step("adam") == pytest.approx(
         1 - 0.1, abs=1e-6
     )  # Adam scales any gradient to a step of the learning rate
@@ -74,7 +50,14 @@ def test_the_moving_average_forgets_its_start_and_follows_the_weights():
     assert average.module.weight.item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_epochs_see_each_picture_once_but_for_the_incomplete_batch():
+def test_the_moving_average_interpolates_bit_for_bit():
+    averages, weights = ([torch.randn(3, 5), torch.randn(7)] for _ in range(2))
+    expected = [average.lerp(weight, 1 - 3 / 12) for average, weight in zip(averages, weights, strict=True)]
+    ramped_average(0.9)(averages, weights, torch.tensor(2))
+    torch.testing.assert_close(averages, expected, rtol=0, atol=0)
+
+
+def test_an_epoch_shows_each_picture_once_except_the_incomplete_batch():
     pixels = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     generator = torch.Generator().manual_seed(0)
     epochs = [
@@ -86,7 +69,7 @@ def test_epochs_see_each_picture_once_but_for_the_incomplete_batch():
     assert epochs[0] != epochs[1]
 
 
-def test_a_set_smaller_than_a_batch_is_refused():
+def test_fewer_pictures_than_a_batch_are_refused():
     assert full_batches(10, 4, "data.batch_size") == 2
     with pytest.raises(
         ValueError,
@@ -95,8 +78,8 @@ def test_a_set_smaller_than_a_batch_is_refused():
         full_batches(10, 16, "data.batch_size")
 
 
-def test_steps_stay_below_the_highest_and_epochs_end():
-    told = []
+def test_t_stays_below_the_highest_step_and_epochs_end():
+    seen = []
 
     class Spy(nn.Module):
         def __init__(self):
@@ -104,20 +87,20 @@ def test_steps_stay_below_the_highest_and_epochs_end():
             self.weight = nn.Parameter(torch.zeros(()))
 
         def forward(self, x, t):
-            told.extend(t.tolist())
+            seen.extend(t.tolist())
             return self.weight * x
 
-    progress = steps_of(trainer_of(Spy()), 80, highest_step=50)
+    progress = do_steps(trainer_of(Spy()), 80, highest_step=50)
     assert [(p.step, p.epoch, p.epoch_ends) for p in progress[:3]] == [
         (1, 1, False),
         (2, 1, True),
         (3, 2, False),
     ] and len(progress) == 80
-    assert min(told) == 0 and max(told) == 49
+    assert min(seen) == 0 and max(seen) == 49
 
 
 @pytest.mark.parametrize(("augmentation", "kinds"), [(None, 1), ("flip", 2), ("rotate", 8)])
-def test_augmentation_shows_a_picture_as_it_is_mirrored_or_turned(augmentation, kinds):
+def test_augmentation_keeps_mirrors_or_turns_pictures(augmentation, kinds):
     picture = PIXELS[0].float()
     alike = {
         tuple(one.rot90(turns, (1, 2)).flatten().tolist()) for one in (picture, picture.flip(2)) for turns in range(4)
@@ -129,18 +112,18 @@ def test_augmentation_shows_a_picture_as_it_is_mirrored_or_turned(augmentation, 
 
 
 @pytest.mark.parametrize("stopped", [1, 2, 5])
-def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stopped):
-    """In the middle of an epoch and at its end, with dropout, a moving average, a learning rate that changes, and squares cut at random."""
+def test_a_stopped_training_continues_bit_for_bit(tmp_path, stopped):
+    """With dropout, a moving average, a changing learning rate and random squares, within an epoch and at its end."""
     unbroken = trainer_of(small_unet(dropout=0.3), average=True)
-    losses = [progress.loss for progress in steps_of(unbroken, 9, window=12)]
+    losses = [progress.loss for progress in do_steps(unbroken, 9, window=12)]
     first = trainer_of(small_unet(dropout=0.3), average=True)
-    steps_of(first, stopped, window=12)
+    do_steps(first, stopped, window=12)
     torch.save(first.state_dict(), tmp_path / "state")
     second = trainer_of(small_unet(dropout=0.3), average=True)
-    torch.rand(5)  # what came between
+    torch.rand(5)  # another state of the global generator
     second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     torch.testing.assert_close(
-        [progress.loss for progress in steps_of(second, 9, window=12)], losses[stopped:], rtol=0, atol=0
+        [progress.loss for progress in do_steps(second, 9, window=12)], losses[stopped:], rtol=0, atol=0
     )
     for part in ("unet", "average"):
         torch.testing.assert_close(
@@ -148,20 +131,15 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stopped):
         )
 
 
-def test_a_state_of_another_device_is_not_called_damaged(tmp_path):
+def test_a_state_of_another_device_is_not_reported_as_damaged(tmp_path):
     state = {"trainer": trainer_of(small_unet()).state_dict() | {"device": "cuda"}, "losses": [1.0, [1.0]]}
-    with pytest.raises(ValueError, match="training.state is of a training on cuda, this one is on cpu; go on there"):
+    with pytest.raises(
+        ValueError, match="training.state belongs to a training on cuda, this one is on cpu; continue on cuda"
+    ):
         restore_trainer(trainer_of(small_unet()), state, tmp_path / "training.state", pictures=3, most_steps=9)
 
 
-def gradients(**arguments) -> dict[str, torch.Tensor]:
-    unet = small_unet()
-    unet.checkpointing = arguments.pop("checkpointing", False)
-    steps_of(trainer_of(unet), 1, **arguments)
-    return {name: parameter.grad for name, parameter in unet.named_parameters()}
-
-
-def test_accumulated_and_recomputed_gradients_are_those_of_the_batch():
+def test_accumulated_and_recomputed_gradients_equal_those_of_the_batch():
     expected = gradients()
     largest = max(gradient.abs().max().item() for gradient in expected.values())
     for arguments in ({"parts": 2}, {"parts": 3}, {"checkpointing": True}):
@@ -177,7 +155,7 @@ def test_long_gradients_are_clipped():
     assert lengths[0] > 1 and lengths[1] == pytest.approx(0.5, rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_or_leaps_ends_the_training():
+def test_a_loss_that_is_not_finite_or_rises_fast_ends_the_training():
     losses = Losses()
     for value in [100.0] * LOSS_WINDOW + [120.0] * LOSS_WINDOW:
         losses.last.append(torch.tensor(value))

@@ -1,1 +1,1 @@
-"""What both training stages share: checkpoints, training states, logs and the cache of decoded pictures."""
+"""What both training stages share: checkpoints, training states, logs, the cache of decoded pictures."""

@@ -1,7 +1,7 @@
-"""What a stage learnt, epoch by epoch: a line of JSON each, and scalars for TensorBoard where they are asked for.
+"""Write and read the log of a stage: a line of JSON per epoch, and scalars for TensorBoard if wanted.
 
-<checkpoint_dir>/<category>/training.jsonl, adaptation.jsonl    loss, learning rate, seconds, pictures a second
-<checkpoint_dir>/<category>/tensorboard/training, adaptation    the same for `tensorboard --logdir <checkpoint_dir>`
+<checkpoint_dir>/<category>/training.jsonl, adaptation.jsonl    loss, learning rate, seconds, pictures per second
+<checkpoint_dir>/<category>/tensorboard/training, adaptation    the same, for `tensorboard --logdir <checkpoint_dir>`
 """
 
 import importlib.util
@@ -18,30 +18,33 @@ TRAINING, ADAPTATION = "training", "adaptation"
 TENSORBOARD = "tensorboard"
 REMEDY = "change model.checkpoint_dir"
 
+Entry = dict[str, Any]  # a line of a log
+
 
 def check_log_kind(kind: str) -> None:
-    """Raises ValueError where TensorBoard's files are wanted and its package is missing."""
+    """Raise UserError where the log is for TensorBoard and its package is missing."""
     if kind == TENSORBOARD and importlib.util.find_spec(TENSORBOARD) is None:
         raise UserError(
-            "training.log is tensorboard, whose package is missing; python -m pip install tensorboard, or take training.log=jsonl"
+            "training.log is tensorboard, whose package is missing; "
+            "python -m pip install tensorboard, or set training.log=jsonl"
         )
 
 
 class Log:
-    """The log of a stage, written as it goes. The lines of an earlier run are kept up to the step that this one goes on from."""
+    """The log of a stage, written by epoch. Of an earlier run it keeps the lines up to `step`."""
 
     def __init__(self, folder: Path, stage: str, kind: str, step: int = 0):
         self.path = log_path(folder, stage)
-        self._board: Any = None
+        self._board = None
         with atomic_write(self.path, REMEDY, "w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in read_log(folder, stage) if line["step"] <= step)
+            file.writelines(json.dumps(entry) + "\n" for entry in read_log(folder, stage) if entry["step"] <= step)
         if kind == TENSORBOARD:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / TENSORBOARD / stage), purge_step=step + 1)
 
     def add(self, step: int, epoch: int, loss: float, learning_rate: float, pictures: int, seconds: float) -> None:
-        """An epoch's end: the mean loss of its last steps, and the pictures shown and seconds spent since the line before."""
+        """Write the line of an epoch: its mean loss, and the pictures and seconds since the line before."""
         values = {
             "loss": loss,
             "learning_rate": learning_rate,
@@ -64,17 +67,15 @@ def log_path(folder: Path, stage: str) -> Path:
     return folder / f"{stage}.jsonl"
 
 
-def read_log(folder: Path, stage: str) -> list[dict[str, Any]]:
-    """The whole lines of a log; none where there is no log."""
+def read_log(folder: Path, stage: str) -> list[Entry]:
+    """Return the complete lines of a log; none where there is no log."""
     path = log_path(folder, stage)
-    if not path.is_file():
-        return []
-    entries = (read_entry(line) for line in path.read_bytes().splitlines())
-    return [entry for entry in entries if entry is not None]
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [entry for line in lines if (entry := read_entry(line)) is not None]
 
 
-def read_entry(line: bytes) -> dict[str, Any] | None:
-    """A line; None where it is cut short or damaged."""
+def read_entry(line: bytes) -> Entry | None:
+    """Return a line's values; None where the line is incomplete or damaged."""
     try:
         entry = json.loads(line.decode("utf-8"))
         return entry if isinstance(entry["step"], int) else None
@@ -82,14 +83,14 @@ def read_entry(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def read_log_up_to(folder: Path, stage: str, epoch: int | str) -> list[dict[str, Any]]:
-    """The lines up to this epoch's; none where the log, which is of the last run, has not got there."""
-    there = read_log(folder, stage)
-    ends = [place for place, line in enumerate(there, start=1) if line.get("epoch") == epoch]
-    return there[: ends[-1]] if ends else []
+def read_log_up_to(folder: Path, stage: str, epoch: int | str) -> list[Entry]:
+    """Return the lines up to this epoch; none where the last run, whose log it is, did not reach it."""
+    entries = read_log(folder, stage)
+    ends = [number for number, entry in enumerate(entries, start=1) if entry.get("epoch") == epoch]
+    return entries[: ends[-1]] if ends else []
 
 
 def stage_seconds(folder: Path, epochs: Mapping[str, int | str]) -> dict[str, float]:
-    """How long each stage took to come to its epoch, as far as its log says."""
-    there = {stage: read_log_up_to(folder, stage, epoch) for stage, epoch in epochs.items()}
-    return {stage: sum(line.get("seconds", 0.0) for line in found) for stage, found in there.items() if found}
+    """Return the seconds that each stage took up to its epoch; stages without such a log are left out."""
+    logs = {stage: read_log_up_to(folder, stage, epoch) for stage, epoch in epochs.items()}
+    return {stage: sum(entry.get("seconds", 0.0) for entry in log) for stage, log in logs.items() if log}

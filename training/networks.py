@@ -1,4 +1,4 @@
-"""The UNet and the noise schedule as the settings want them."""
+"""Build the UNet and the noise schedule that the settings describe."""
 
 from config.keys import Settings
 from ddad import NoiseSchedule

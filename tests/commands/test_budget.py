@@ -1,7 +1,7 @@
 import shutil
+from pathlib import Path
 
 import pytest
-from test_load import ROOT
 
 from benchmarks import accuracy
 from commands import budget
@@ -12,6 +12,7 @@ from config.load import build_settings, load_settings
 from config.presets import PRESETS
 from detection.detector import Detector
 
+ROOT = Path(__file__).parents[2]
 LAPTOP = (
     "preset=laptop",
     "model.unet_size=16",
@@ -24,7 +25,7 @@ LAPTOP += ("training.most_steps=4",)
 SHORT = (*LAPTOP, "score.draws=1", "model.skip=125")
 
 
-def test_a_budget_holds_what_its_seconds_hold():
+def test_training_gets_the_seconds_that_detection_leaves():
     assert steps_within(10, step=0.5, others=240) == (0.9 * 600 - 240) / 0.5
     assert (
         steps_within(1000, step=0.1, others=0) == 540_000 and steps_within(1000, step=0.1, others=0, most=4000) == 4000
@@ -91,7 +92,7 @@ def test_the_laptop_preset_plans_trains_and_detects(run_main, monkeypatch, tmp_p
     assert code == 2 and "budget_minutes is 0.0001, which leaves 0 training steps; set it to 1 or more" in err
 
 
-def test_epochs_of_another_training_are_no_plan(run_main, monkeypatch):
+def test_epochs_of_another_training_are_not_taken_over(run_main, monkeypatch):
     monkeypatch.setattr(budget, "FEWEST_STEPS", 1)
     assert run_main("--train", *LAPTOP, "model.epochs=3", "budget_minutes=5")[0] == 0
     assert (
@@ -121,6 +122,16 @@ def test_a_budget_counts_the_pictures_to_judge_where_there_are_no_test_pictures(
         "budget_minutes=5",
     )
     assert code == 0 and "8 pictures to compare" in out and "6 pictures in" in out, err
+
+
+def test_a_budget_does_not_count_pictures_that_an_earlier_run_left(run_main, monkeypatch, category):
+    monkeypatch.setattr(budget, "FEWEST_STEPS", 1)
+    source = category / "test"
+    arguments = ("--train", "--detection", "--input", str(source), "--output", str(source / "found"), "--force")
+    for _ in range(2):
+        code, out, err = run_main(*arguments, *SHORT, "budget_minutes=5", "metrics.visualisation=True")
+        assert code == 0 and "8 pictures to compare" in out and "6 pictures in" in out, err
+    assert len(list(source.rglob("heatmaps/**/*.png"))) == 6
 
 
 def test_settings_of_a_budget_that_did_not_train_are_read_back(run_main, tiny_config, tmp_path):

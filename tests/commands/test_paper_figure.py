@@ -1,11 +1,11 @@
 import numpy as np
 from PIL import Image
 
-from commands.paper_figure import FigureRow, choose_pictures, draw_rows, paths_of
+from commands.paper_figure import FigureRow, choose_pictures, draw_rows, figure_paths
 from reports.reader import ScoredPicture
 
 
-def test_which_pictures_are_chosen():
+def test_best_worst_and_named_pictures_are_chosen():
     defective = {"test/a/1": 3.0, "test/a/2": 5.0, "test/b/1": 4.0, "test/b/2": 1.0}
     normal = {"test/good/1": 2.0, "test/good/2": 0.5}
     scores = [ScoredPicture(name, name in defective, score, None) for name, score in (defective | normal).items()]
@@ -40,7 +40,7 @@ def test_a_figure_is_drawn_for_print(run_main, tmp_path, category):
     assert (truth > 250).any() and (truth < 5).any()  # the mask of the first one
     assert (pixels[-400:-30, -450:-50] < 5).all()  # a normal picture has none
     code, _, err = run_main("--figure", str(results), "--choose", "best", "--choose", "none.png")
-    assert code == 2 and "holds a picture called none.png" in err
+    assert code == 2 and "has a picture called none.png" in err
     assert (
         run_main("--figure", str(results / "manifest.json"), "--choose", "test/good/001.png")[0] == 0
         and (results / "figure.pdf").is_file()
@@ -51,9 +51,9 @@ def test_a_figure_is_drawn_for_print(run_main, tmp_path, category):
     assert code == 2 and "are not those of" in err
 
 
-def test_where_a_figure_goes(tmp_path):
+def test_a_figure_gets_one_path_for_each_format(tmp_path):
     def names(output):
-        return [path.relative_to(tmp_path).as_posix() for path in paths_of(output, tmp_path / "result")]
+        return [path.relative_to(tmp_path).as_posix() for path in figure_paths(output, tmp_path / "result")]
 
     assert names(None) == ["result/figure.png", "result/figure.pdf"]
     assert names(tmp_path / "a.pdf") == names(tmp_path / "a") == ["a.png", "a.pdf"] and names(tmp_path / "a.v2") == [

@@ -11,13 +11,13 @@ QUICK = ("model.epochs=1", "metrics.resamples=20")
 
 @pytest.fixture
 def result(run_main, tmp_path):
-    """The results folder of a detection, and main with the manifest repeated."""
+    """Return the results folder of a detection."""
     folder = tmp_path / "found"
     assert run_main("--train", "--detection", "--output", str(folder), *QUICK)[0] == 0
     return folder
 
 
-def test_a_manifest_says_how_a_result_was_made(result, tmp_path):
+def test_a_manifest_records_how_a_result_was_made(result, tmp_path):
     made = manifest.load_manifest(result)
     assert (made["category"], made["data_set"], made["seed"]) == ("nut", "own", 42)
     assert (
@@ -33,9 +33,21 @@ def test_a_manifest_says_how_a_result_was_made(result, tmp_path):
 def test_a_rerun_is_equal_to_the_last_bit(result, run_main, tmp_path):
     code, out, _ = run_main("--rerun", str(result / "manifest.json"))
     assert code == 0 and "made with the same settings, versions, pictures and weights" in out
-    assert "all figures and 6 scores are equal to the last bit" in out
+    assert "all metrics and 6 scores are equal to the last bit" in out
     assert (tmp_path / "found-rerun" / "scores.csv").read_bytes() == (result / "scores.csv").read_bytes()
     assert run_main("--rerun", str(result))[0] == 0 and (tmp_path / "found-rerun-2" / "scores.csv").is_file()
+
+
+def test_a_rerun_takes_the_batch_size_of_the_manifest(result, run_main, tmp_path):
+    content = json.loads((result / "manifest.json").read_text())
+    for size in (2, None):  # None: an older manifest, which leaves the size to the machine
+        content["settings"]["data"]["test_batch_size"] = size
+        (result / "manifest.json").write_text(json.dumps(content))
+        assert run_main("--rerun", str(result), "--output", str(tmp_path / f"again{size}"))[0] in (
+            0,
+            1,
+        )  # last digits change
+    assert manifest.load_manifest(tmp_path / "again2")["settings"]["data"]["test_batch_size"] == 2
 
 
 def test_a_rerun_with_training_makes_its_own_weights(result, run_main, tmp_path):
@@ -58,17 +70,17 @@ def test_a_rerun_with_training_adapts_where_the_result_is_of_adapted_features(ru
     code, out, err = run_main("--rerun", str(folder), "--train", "--output", str(tmp_path / "again"))
     assert code == 0 and "equal to the last bit" in out, err
     code, _, err = run_main("--rerun", str(folder), "--domain_adaptation")
-    assert code == 2 and "repeats stage 2 with stage 1" in err
+    assert code == 2 and "repeats stage 2 only together with stage 1" in err
 
 
 @pytest.mark.parametrize("flags", [["--rerun", "folder"], ["--tune"]])
-def test_what_one_process_does_is_refused_to_several(flags, run_main, monkeypatch):
+def test_commands_of_a_single_process_refuse_several(flags, run_main, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = run_main(*flags)
-    assert code == 2 and "is one process's, and torchrun has started 2" in err
+    assert code == 2 and "needs a single process, and torchrun has started 2" in err
 
 
-def test_a_rerun_names_what_differs(result, run_main, category):
+def test_a_rerun_prints_what_differs(result, run_main, category):
     code, out, _ = run_main("--rerun", str(result), "model.w=4")
     assert (
         code == 1
@@ -95,7 +107,7 @@ def test_a_rerun_names_what_differs(result, run_main, category):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "ddad-manifest-1"}', "\0", "[" * 10**5])
-def test_what_is_no_manifest_is_refused(run_main, tmp_path, content):
+def test_a_file_that_is_not_a_manifest_is_refused(run_main, tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     code, _, err = run_main("--rerun", str(tmp_path))
     assert code == 2 and f"{tmp_path / 'manifest.json'} is not a manifest" in err

@@ -56,7 +56,7 @@ def test_all_categories_are_run_and_a_broken_one_is_reported_at_the_end(run_main
     assert all((path.stat().st_mtime_ns > earlier) == ("nut" in path.parts) for path, earlier in made.items())
 
 
-def test_adapted_features_are_not_made_again(run_main, tmp_path):
+def test_adapted_features_are_not_repeated(run_main, tmp_path):
     wanted = ("--train", "--domain_adaptation", "data.category=[nut]", "model.epochs=1")
     assert run_main(*wanted)[0] == 0
     code, out, _ = run_main(*wanted)
@@ -81,13 +81,14 @@ def test_a_result_is_not_overwritten(run_main, tmp_path):
     assert code == 0 and f"results in {folder}: " in out and (folder / "scores.csv").read_bytes() != table
 
 
-def test_what_the_category_may_be(run_main, tmp_path):
+def test_wrong_values_of_the_category_are_refused(run_main, tmp_path):
     assert "data.category is an empty list" in run_main("--train", "data.category=[]")[2]
     assert "data.category is None" in run_main("--train", "data.category=[null]")[2]
     assert "no categories in" in run_main("--train", "data.category=all", f"data.data_dir={tmp_path}")[2]
     assert "no data at" in run_main("--train", "data.category=all", f"data.data_dir={tmp_path / 'none'}")[2]
     assert (
-        "--input is judged by one category" in run_main("--detection", "--input", str(tmp_path), "data.category=all")[2]
+        "--input needs the detector of one category"
+        in run_main("--detection", "--input", str(tmp_path), "data.category=all")[2]
     )
 
 

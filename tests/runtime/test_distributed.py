@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import gradients
+from small_training import gradients
 
 from runtime import distributed
 from training.log import ADAPTATION, read_log
@@ -19,14 +19,12 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.p
 SCRIPT = """
 import contextlib, sys, torch, main
 from runtime import distributed
-from test_train import LOOP, PIXELS, small_unet, trainer_of
-from train import training_steps
+from small_training import do_steps, small_unet, trainer_of
 
 with distributed.process_group() as group:
     unet = small_unet()
     shared, exchanged = group.share_gradients(unet)
-    list(training_steps(trainer_of(unet), PIXELS, predict=shared, steps=1, window=16, highest_step=1000, parts=2,
-                        share=group.share, exchanged=exchanged, **LOOP))
+    do_steps(trainer_of(unet), 1, predict=shared, parts=2, share=group.share, exchanged=exchanged)
     assert group.any(group.rank == 1, torch.device("cpu")) and not group.any(False, torch.device("cpu"))
     if group.is_main:
         torch.save({name: parameter.grad for name, parameter in unet.named_parameters()}, sys.argv[1])

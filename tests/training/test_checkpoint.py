@@ -40,7 +40,7 @@ def test_released_features_load_though_they_are_a_whole_resnet(golden, tmp_path)
         torch.testing.assert_close(value, weights[name])
 
 
-def test_own_weights_come_back_with_the_shape_of_their_network(folder):
+def test_saved_weights_rebuild_their_network(folder):
     unet = UNet(**SMALL)
     checkpoint.save_unet(folder / "7", unet, epoch=7)
     content = checkpoint.read_state(folder / "7")
@@ -57,11 +57,11 @@ def test_the_moving_average_is_kept_beside_the_raw_weights_and_preferred(folder)
     torch.testing.assert_close(checkpoint.read_state(folder / "1")["weights"], unet.state_dict())
 
 
-def test_weights_that_do_not_say_what_they_predict_predict_the_noise(folder):
+def test_an_official_file_is_refused_for_a_network_that_predicts_x_0(folder):
     folder.mkdir(parents=True)
     torch.save(UNet(**SMALL).state_dict(), folder / "2")
     with pytest.raises(
-        ValueError, match="2 is a released file, of a network that predicts the noise; set model.predicts=null"
+        ValueError, match="2 is an official file, whose network predicts the noise; set model.predicts=null"
     ):
         checkpoint.load_unet(folder / "2", UNet(**SMALL, predicts="x0"))
 
@@ -95,7 +95,7 @@ def test_latest_is_the_one_written_last(folder):
     assert checkpoint.find_weights(folder, "latest").name == "50"
 
 
-def test_a_copied_folder_has_the_same_latest(folder):
+def test_a_copied_folder_keeps_its_latest(folder):
     """Copies have times of their own."""
     for epoch in (750, 1000):
         checkpoint.save_unet(folder / str(epoch), UNet(**SMALL))
@@ -104,6 +104,41 @@ def test_a_copied_folder_has_the_same_latest(folder):
     for noted in (b"\xff", b"", b"12", b"9" * 9999):
         (folder / "latest").write_bytes(noted)
         assert checkpoint.find_weights(folder, "latest").name == "750"
+
+
+def test_weights_whose_writing_is_killed_are_not_the_latest(folder, monkeypatch):
+    """The earlier run's latest stays, not its older file of the epoch that was to be written."""
+    for epoch in (50, 100):
+        checkpoint.save_unet(folder / str(epoch), UNet(**SMALL))
+
+    def killed(path, state):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save_unet(folder / "50", UNet(**SMALL))
+    assert checkpoint.find_weights(folder, "latest").name == "100"
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_notes_are_read_without_the_weights_where_the_format_allows_it(folder, is_zip, monkeypatch):
+    folder.mkdir(parents=True)
+    content = {"held_out": ["train/good/1.png"], "weights": {"w": torch.ones(9)}}
+    torch.save(content, folder / "1", _use_new_zipfile_serialization=is_zip)
+    mapped, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, mmap, **rest: mapped.append(mmap) or load(*a, mmap=mmap, **rest))
+    assert checkpoint.held_out_names(folder / "1") == ["train/good/1.png"] and mapped == [is_zip]
+
+
+def test_features_are_loaded_by_their_path(folder):
+    ours, loaded, other = (FeatureExtractor(name, "random") for name in ("resnet50", "resnet50", "efficientnet_lite0"))
+    checkpoint.save_features(folder / "feat1", ours)
+    checkpoint.load_features(folder / "feat1", loaded)
+    torch.testing.assert_close(loaded.network.state_dict(), ours.network.state_dict())
+    with pytest.raises(
+        ValueError, match="feat1 holds features of resnet50, the configuration asks for efficientnet_lite0"
+    ):
+        checkpoint.load_features(folder / "feat1", other)
 
 
 def test_a_write_that_fails_leaves_the_earlier_file(folder, monkeypatch):
@@ -119,19 +154,19 @@ def test_a_write_that_fails_leaves_the_earlier_file(folder, monkeypatch):
     assert (folder / "1").read_bytes() == before and [path.name for path in folder.iterdir()] == ["1"]
 
 
-def test_an_untouched_feat0_of_another_network_is_passed_over(folder):
+def test_feat0_of_another_network_is_ignored(folder):
     checkpoint.save_features(folder / "feat0", FeatureExtractor("resnet50", "random"))
     assert checkpoint.restore_features(folder, 0, "efficientnet_lite0")[0].name == "efficientnet_lite0"
     assert checkpoint.restore_features(folder, 0, "auto")[0].name == "resnet50"
 
 
-def test_without_weights_at_hand_auto_takes_the_embedded_network_and_says_so(folder, tmp_path, monkeypatch):
+def test_without_weights_on_this_machine_auto_takes_the_embedded_network(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     extractor, origin = checkpoint.restore_features(folder, 0, "auto")
-    assert extractor.name == "efficientnet_lite0" and "no weights of wide_resnet101_2 are at hand" in origin
+    assert extractor.name == "efficientnet_lite0" and "no weights of wide_resnet101_2" in origin
 
 
-def test_given_weights_go_before_feat0(folder, tmp_path):
+def test_a_file_of_weights_takes_precedence_over_feat0(folder, tmp_path):
     source = FeatureExtractor("resnet50", "random")
     torch.save(source.network.state_dict(), tmp_path / "weights")
     checkpoint.save_features(folder / "feat0", FeatureExtractor("resnet50", "random"))
@@ -141,12 +176,12 @@ def test_given_weights_go_before_feat0(folder, tmp_path):
 
 
 @pytest.mark.parametrize("strange", [torch.zeros(2, 2), (torch.zeros(2),), "8", None])
-def test_an_architecture_of_strange_values_is_of_another_network(folder, strange):
+def test_an_architecture_of_strange_values_is_refused(folder, strange):
     unet = UNet(**SMALL)
     content = {"format": checkpoint.FORMAT, "network": "unet", "weights": unet.state_dict()}
     checkpoint.save(folder / "1", content | {"architecture": unet.architecture | {"base_channels": strange}})
     with pytest.raises(ValueError, match="(?s)base_channels is .* in the file, 8 in the configuration"):
         checkpoint.load_unet(folder / "1", unet)
     checkpoint.save(folder / "1", content | {"architecture": unet.architecture | {"base_channels": {(1, 2): 3}}})
-    with pytest.raises(ValueError, match="is damaged: it holds no plain values"):
+    with pytest.raises(ValueError, match="is damaged: it has no plain values"):
         checkpoint.load_unet(folder / "1", unet)

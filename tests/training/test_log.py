@@ -5,7 +5,7 @@ import pytest
 from training.log import Log, read_log, stage_seconds
 
 
-def test_a_log_keeps_the_lines_up_to_the_step_it_goes_on_from(tmp_path):
+def test_a_log_keeps_the_lines_up_to_the_step_where_it_continues(tmp_path):
     log = Log(tmp_path, "training", "jsonl")
     for epoch in (1, 2, 3):
         log.add(10 * epoch, epoch, 0.5, 1e-3, 160, 2.0)
@@ -28,7 +28,7 @@ def test_tensorboard_is_refused_where_its_package_is_missing(run_main, monkeypat
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="the package tensorboard is not installed")
-def test_tensorboard_reads_what_is_logged(tmp_path):
+def test_tensorboard_reads_the_log(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = Log(tmp_path, "training", "tensorboard")

@@ -11,7 +11,7 @@ from dataset import ImageFolder, View
 from training.pixel_cache import BYTES_PER_GB, SUFFIX, cached_pixels, entry_key
 
 SQUARES = View(32)
-KEPT_BYTES = 10 * 3 * 32 * 32  # of the ten pictures of `category` at 32 pixels
+PICTURE_BYTES = 10 * 3 * 32 * 32  # of the ten pictures of `category` at 32 pixels
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def entries(folder):
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def spoil_unnoticed(category):
-    """Other content in a picture's file of the same size and time: seen by whoever decodes it."""
+def change_unnoticed(category):
+    """Change a picture's file, but neither its size nor its time."""
     path = category / "train" / "good" / "000.png"
     before = path.stat()
     path.write_bytes(b"x" * before.st_size)
@@ -47,7 +47,7 @@ def spoil_unnoticed(category):
 def test_pictures_are_decoded_once(category, folder):
     expected = decoded(category)
     assert_same(cached(category, folder), expected)
-    spoil_unnoticed(category)
+    change_unnoticed(category)
     assert_same(cached(category, folder), expected)
     assert len(entries(folder)) == 1
 
@@ -58,7 +58,7 @@ def test_without_a_folder_nothing_is_kept(category, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_picture_that_changed_or_came_and_another_view_are_noticed(category, folder):
+def test_changed_and_new_pictures_and_other_views_are_noticed(category, folder):
     cached(category, folder)
     good = category / "train" / "good"
     write_picture(good / "000.png", np.full((48, 48, 3), 9, np.uint8))
@@ -96,27 +96,27 @@ def test_a_damaged_entry_is_noticed_and_made_again(category, folder, damage, cap
     assert "is damaged and is made again" in capsys.readouterr().out and path.read_bytes() == whole
 
 
-def test_what_was_used_longest_ago_makes_room(category, folder):
+def test_the_entry_used_longest_ago_makes_room(category, folder):
     views = [View(32), View(32, channels=1), View(16), View(8)]
     paths = [folder / f"{entry_key(ImageFolder(category, 'train', view))}{SUFFIX}" for view in views]
     for view, path, time in zip(views[:3], paths, (10, 20, 30), strict=False):
         cached(category, folder, view)
         os.utime(path, (time, time))
-    cached(category, folder, views[0])  # now it is the latest
-    cached(category, folder, views[3], limit=1.5 * KEPT_BYTES / BYTES_PER_GB)
+    cached(category, folder, views[0])  # now it is the one used last
+    cached(category, folder, views[3], limit=1.5 * PICTURE_BYTES / BYTES_PER_GB)
     assert entries(folder) == sorted([paths[0], paths[2], paths[3]])
 
 
-def test_a_set_larger_than_the_bound_is_not_kept(category, folder, capsys):
-    assert_same(cached(category, folder, limit=0.9 * KEPT_BYTES / BYTES_PER_GB), decoded(category))
+def test_pictures_larger_than_the_limit_are_not_kept(category, folder, capsys):
+    assert_same(cached(category, folder, limit=0.9 * PICTURE_BYTES / BYTES_PER_GB), decoded(category))
     assert (
-        "decoded pictures are not kept: 3.07e-05 GB of them are more than speed.cache_limit, 2.76e-05 GB; raise it"
+        "decoded pictures are not kept: they take 3.07e-05 GB, speed.cache_limit is 2.76e-05 GB; raise it"
         in capsys.readouterr().out
     )
     assert entries(folder) == []
 
 
-def test_a_folder_that_cannot_be_written_costs_a_line(category, folder, capsys):
+def test_a_folder_that_cannot_be_written_is_reported_in_a_line(category, folder, capsys):
     folder.write_text("a file")
     assert_same(cached(category, folder), decoded(category))
     said = capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_written_costs_a_line(category, folder, capsys):
     )
 
 
-def test_runs_that_make_it_at_once_do_not_meet(category, folder):
+def test_runs_that_write_an_entry_at_once_do_not_collide(category, folder):
     expected = decoded(category)
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: cached(category, folder), range(4)):
@@ -135,14 +135,14 @@ def test_runs_that_make_it_at_once_do_not_meet(category, folder):
     assert len(entries(folder)) == 1
 
 
-def test_what_a_killed_run_left_is_swept(category, folder):
+def test_temporary_files_of_a_killed_run_are_removed(category, folder):
     folder.mkdir()
     (folder / ".entry.pixels.0123abcd.part").write_bytes(b"half")
     cached(category, folder)
     assert len(entries(folder)) == 1
 
 
-def test_stages_take_their_pictures_from_it(run_main, tmp_path, folder):
+def test_stages_read_their_pictures_from_the_cache(run_main, tmp_path, folder):
     weights = []
     for place in ("null", folder, folder):
         assert run_main("--train", f"speed.cache={place}")[0] == 0
