@@ -100,6 +100,27 @@ def checked_data(options) -> dict[str, object]:
     return data if isinstance(data["category"], str) else data | {"category": data["category"][0]}
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_each_benchmark_exists(path):
+    for name in re.findall(r"-m benchmarks\.(\w+)", path.read_text(encoding="utf-8")):
+        assert (ROOT / "benchmarks" / f"{name}.py").exists(), f"{path.name} runs benchmarks.{name}"
+
+
+def test_contributing_names_what_there_is():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)(?:\(\.\.\.\))?`\s+(?:in|of)\s+`([\w/]+\.py)`", text)
+    assert len(named) > 5
+    assert not [f"{name} in {file}" for name, file in named if name not in read_if_there(ROOT / file)]
+
+
+def test_the_changelog_names_modules_that_exist():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("| before | now |")[2]
+    package = ""
+    for name in re.findall(r"`(\w*\.\w+)`", text):
+        package, module = name.split(".") if not name.startswith(".") else (package, name[1:])
+        assert (ROOT / package / f"{module}.py").exists(), name
+
+
 def test_python_examples_run(run_main, trained, category, monkeypatch):
     monkeypatch.chdir(category.parents[1])
     assert run_main("--detection")[0] == 0
