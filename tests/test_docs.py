@@ -11,7 +11,7 @@ import yaml
 
 import main
 from config.keys import Settings
-from config.load import SPELLINGS, check_sections, read_sections
+from config.load import load_settings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -22,6 +22,7 @@ README_LINES, README_WIDTH = 150, 120
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 KEYS = {section.name: {key.name for key in fields(section.type)} for section in fields(Settings)}
+KEYS["model"] |= {"test_trajectory_steps", "test_trajectory_steps_DA"}  # the published keys are misspelt; both are read
 FILE_ENDINGS = {"json", "jsonl", "state", "npz", "py"}  # training.state and metrics.json are no settings
 by_path = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 
@@ -71,9 +72,8 @@ def test_each_setting_exists(path):
     text = path.read_text(encoding="utf-8")
     for section, name, ending in re.findall(rf"\b({'|'.join(KEYS)})\.(\w+)(=|: |`)", text):
         module = ROOT / section / f"{name}.py"
-        known = name in KEYS[section] or f"{section}.{name}" in SPELLINGS
-        known = known or (ending == "`" and (name in FILE_ENDINGS or module.exists()))
-        assert known, f"{path.name} names {section}.{name}"
+        is_file = ending == "`" and (name in FILE_ENDINGS or module.exists())
+        assert name in KEYS[section] or is_file, f"{path.name} names {section}.{name}"
 
 
 def commands(path: Path) -> list[str]:
@@ -86,21 +86,14 @@ def commands(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
 def test_commands_are_understood(path, monkeypatch):
-    """Flags belong together, and settings have names and values that exist."""
+    """Flags exist, and so do settings and their values: of bottle, as the documents' placeholders have no published ones."""
     monkeypatch.chdir(ROOT)
     for command in commands(path):
         options = main.parse_arguments(shlex.split(command, comments=True))
-        main.check_flags(options, main.requests(options))
-        check_sections(read_sections(options.config, options.settings) | {"data": checked_data(options)})
+        load_settings(options.config, [*options.settings, "data.name=MVTec", "data.category=bottle"])
 
 
-def checked_data(options) -> dict[str, object]:
-    """Return the section `data` with one category in place of several."""
-    data = dict(read_sections(options.config, options.settings)["data"])
-    return data if isinstance(data["category"], str) else data | {"category": data["category"][0]}
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@by_path
 def test_each_benchmark_exists(path):
     for name in re.findall(r"-m benchmarks\.(\w+)", path.read_text(encoding="utf-8")):
         assert (ROOT / "benchmarks" / f"{name}.py").exists(), f"{path.name} runs benchmarks.{name}"
