@@ -86,7 +86,7 @@ def commands(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
 def test_commands_are_understood(path, monkeypatch):
-    """Flags exist, and so do settings and their values: of bottle, as the documents' placeholders have no published ones."""
+    """Flags, settings and their values exist; placeholders stand for bottle, whose values are published."""
     monkeypatch.chdir(ROOT)
     for command in commands(path):
         options = main.parse_arguments(shlex.split(command, comments=True))

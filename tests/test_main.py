@@ -373,10 +373,8 @@ def test_a_training_state_of_other_settings_is_not_resumed(run_main, tiny_config
     checkpoint.save_training_state(folder, {"made_with": {**made_with, "learning_rate": 0.5}})
     code, _, error = run_main("--train", "--resume")
     assert code == 2
-    assert (
-        "belongs to another training: learning_rate was 0.5, is 0.0003; set that again, or remove the file to start again"
-        in error
-    )
+    remedy = "set that again, or remove the file to start again"
+    assert f"belongs to another training: learning_rate was 0.5, is 0.0003; {remedy}" in error
     assert "unfinished run" in run_main("--train")[1]
 
 
