@@ -19,7 +19,7 @@ from runtime.errors import UserError, explain_error
 STAGE_HELP = {
     "train": "stage 1: train the UNet on train/good",
     "domain_adaptation": "stage 2: fine-tune the features",
-    "detection": "stage 3: score the test pictures",
+    "detection": "stage 3: score the test images",
 }
 PREPARATIONS = {  # flag: what it takes
     "prepare_visa": "the download of VisA",
@@ -27,7 +27,7 @@ PREPARATIONS = {  # flag: what it takes
     "prepare_mtd": "the download of the magnetic-tile defects",
     "prepare_btad": "the download of BTAD",
     "prepare_ksdd": "the download of KolektorSDD or KolektorSDD2",
-    "prepare_folder": "a folder of your own normal pictures",
+    "prepare_folder": "your own normal images",
 }
 REQUESTS = ("tune", "rerun", "compare", "figure", "table", "check", *PREPARATIONS)  # one per run
 OWNERS = {  # flag: the flag that it needs
@@ -40,10 +40,11 @@ UNUSED = {  # request: arguments that it does not use
 TRUTH_VALUES = {"true": True, "false": False}
 HELP_HINT = "python main.py --help lists the flags"
 EXAMPLES = """\
-section.key=value sets one key, above the configuration file; its value is read as YAML:
+section.key=value sets one key; its value is read as YAML. Values are taken in this order, the last one wins:
+the file, then the preset (preset=laptop, preset=published), then section.key=value after the flags.
   python main.py --check data.data_dir=FOLDER data.category=NAME
-  python main.py --train True
-  python main.py --detection True data.category=screw model.w=3
+  python main.py --train --detection preset=laptop data.name=own data.data_dir=FOLDER data.category=NAME
+  python main.py --detection data.category=screw model.w=3
   python main.py --train --domain_adaptation --detection --config demo.yaml 'model.channel_multipliers=[1,1,2,2]'
 """
 
@@ -59,14 +60,14 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="main.py",
         usage="python main.py [flags] [section.key=value …]",
-        description="DDAD: find and outline defects after training on defect-free pictures only.",
+        description="DDAD: find and outline defects after training on defect-free images only.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("-cfg", "--config", default="config.yaml", metavar="PATH", help="configuration file (config.yaml)")
-    add("settings", nargs="*", metavar="section.key=value", help="settings above those of the file")
+    add("-cfg", "--config", default="config.yaml", metavar="PATH", help="configuration file (default: config.yaml)")
+    add("settings", nargs="*", metavar="section.key=value", help="settings; they override the file and the preset")
     add("--traceback", action="store_true", help="show where an error was raised")
     add_stage_flags(parser)
     add_result_flags(parser)
@@ -75,45 +76,45 @@ def build_parser() -> Parser:
 
 
 def add_stage_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("stages, alone or together").add_argument
+    add = parser.add_argument_group("stages, alone or together; without a value: True").add_argument
     for stage in STAGES:
         kind = {"nargs": "?", "const": True, "default": False, "type": truth_value, "metavar": "True|False"}
         add(f"--{stage}", **kind, help=STAGE_HELP[stage])  # type: ignore[arg-type]
-    add("--tune", action="store_true", help="choose detection settings without labels, on synthetic anomalies")
-    add("--input", type=path_argument, metavar="PATH", help="with --detection: a picture or a folder without labels")
-    output = "folder of the results (results/<exp_name>/<category>), or of prepared data"
+    add("--tune", action="store_true", help="choose detection settings with synthetic anomalies; needs no labels")
+    add("--input", type=path_argument, metavar="PATH", help="with --detection: an image or a folder without labels")
+    output = "folder of the results (default: results/<exp_name>/<category>), or of prepared data"
     add("--output", type=path_argument, metavar="DIR", help=output)
     resume = "continue an unfinished --train, or the predictions of an earlier --input run"
     add("--resume", action="store_true", help=resume)
     add("--force", action="store_true", help="repeat finished work and replace earlier results")
-    add("--log", choices=("jsonl", "tensorboard"), help="log format of stages 1 and 2 (training.log)")
+    add("--log", choices=("jsonl", "tensorboard"), help="log format of stages 1 and 2; overrides training.log")
 
 
 def add_result_flags(parser: Parser) -> None:
     add = parser.add_argument_group("results").add_argument
-    rerun = "repeat the result of a manifest.json and print the differences; with --train from the start"
+    rerun = "repeat detection from a manifest.json and print the differences; with --train, training too"
     add("--rerun", type=path_argument, metavar="MANIFEST", help=rerun)
     compare = "print the metrics of results folders side by side"
     add("--compare", type=path_argument, nargs="+", metavar="RESULTS", help=compare)
-    figure = "draw a figure for print from results folders, into --output"
+    figure = "make a figure for print from results folders, in --output"
     add("--figure", type=path_argument, nargs="+", metavar="RESULTS", help=figure)
-    choose = "a picture of --figure, by its path in the category; may be repeated"
+    choose = "an image for --figure, by its path in the category; may be repeated"
     add("--choose", action="append", metavar="best|worst|PICTURE", help=choose)
     add("--table", metavar="MVTec|VisA", help="print the paper's results and settings")
 
 
 def add_data_flags(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("--check", action="store_true", help="search the category's pictures and masks for faults")
-    sheet = "with --check: write an overview of the pictures and their faults"
+    add("--check", action="store_true", help="check the category's images and masks for problems")
+    sheet = "with --check: write an overview of the images and their problems"
     add("--contact_sheet", type=path_argument, metavar="FILE.png", help=sheet)
     for flag, source in PREPARATIONS.items():
-        add(f"--{flag}", type=path_argument, metavar="PATH", help=f"prepare {source}: a folder, zip or tar")
-    defects = "with --prepare_folder: defective pictures, one subfolder for each kind of defect"
+        add(f"--{flag}", type=path_argument, metavar="PATH", help=f"prepare {source}; PATH is a folder, zip or tar")
+    defects = "with --prepare_folder: defective images, one subfolder per kind of defect"
     add("--defects", type=path_argument, metavar="DIR", help=defects)
     masks = "with --defects: masks, or JSON of LabelMe, COCO or Label Studio"
     add("--masks", type=path_argument, metavar="PATH", help=masks)
-    add("--split", metavar="NAME", help="with --prepare_visa: a table of split_csv, such as 2cls_fewshot (1cls)")
+    add("--split", metavar="NAME", help="with --prepare_visa: table of split_csv, such as 2cls_fewshot (default: 1cls)")
 
 
 def path_argument(text: str) -> Path:
