@@ -1,9 +1,7 @@
 """Read defects drawn in LabelMe, in Label Studio or as COCO, and turn them into masks.
 
-LabelMe: polygons, rectangles, circles and masks. COCO: polygons, both run-length encodings, boxes without segmentation.
-Label Studio (JSON export): rectangles, ellipses and polygons. Every shape is a defect, whatever its label; shapes
-without area (lines, points, keypoints) are refused. Coordinates count pixels from the picture's corner: a rectangle
-from 2 to 5 covers pixels 2, 3 and 4.
+Every shape is a defect, whatever its label; lines, points and keypoints are refused, as they have no area.
+Coordinates count pixels from the picture's corner: a rectangle from 2 to 5 covers pixels 2, 3 and 4.
 """
 
 import base64
@@ -13,9 +11,8 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -29,7 +26,7 @@ from runtime.errors import UserError
 Mask = NDArray[np.bool_]  # (H, W)
 Points = NDArray[np.float64]  # (N, 2): x, y
 Size = tuple[int, int]  # width, height
-Shape = Callable[[Size], Mask]  # draws itself on a picture of this size
+Shape = Callable[[Mask], None]  # draws itself into a mask
 Json = dict[str, Any]  # an object whose content is not checked yet
 
 CORNERS = 128  # of the polygon that stands for a circle or an ellipse
@@ -42,8 +39,7 @@ MALFORMED = (  # what reading raises on unexpected content
 )
 
 
-@dataclass(frozen=True)
-class Annotation:
+class Annotation(NamedTuple):
     """The shapes of one picture: the annotation file, the path and size that it states for the picture, the shapes."""
 
     file: Path
@@ -60,7 +56,7 @@ class Annotation:
         mask = np.zeros(size[::-1], bool)
         with report_malformed(self.file):
             for shape in self.shapes:
-                mask |= shape(size)
+                shape(mask)
         if not mask.any():
             raise UserError(f"{self.file} marks no pixel of {self.picture}; draw its defects, or remove the picture")
         return mask
@@ -166,10 +162,11 @@ def run_length_mask(runs: NDArray[np.int64], own_size: Size) -> Shape:
         raise UserError(f"a segmentation's counts do not make {width}×{height} pixels")
     values = np.arange(len(runs)) % 2 == 1
 
-    def draw(size: Size) -> Mask:
-        if size != own_size:
-            raise UserError(f"a shape was drawn on {width}×{height} pixels, the picture has {size[0]}×{size[1]}")
-        return np.repeat(values, runs).reshape(width, height).T
+    def draw(mask: Mask) -> None:
+        if mask.shape != (height, width):
+            own = f"{mask.shape[1]}×{mask.shape[0]}"
+            raise UserError(f"a shape was drawn on {width}×{height} pixels, the picture has {own}")
+        mask |= np.repeat(values, runs).reshape(width, height).T
 
     return draw
 
@@ -218,13 +215,12 @@ def polygon(points: Points) -> Shape:
         raise UserError(f"a shape of {len(points)} points has no area; draw a polygon instead")
     columns, rows = points.T - 0.5
 
-    def draw(size: Size) -> Mask:
-        mask = np.zeros(size[::-1], bool)
-        mask[pixels_inside(rows, columns, mask.shape)] = True
-        if not mask.any():
+    def draw(mask: Mask) -> None:
+        pixels = pixels_inside(rows, columns, mask.shape)
+        if len(pixels[0]) == 0:
             outline = (rows.round().astype(int), columns.round().astype(int))
-            mask[polygon_perimeter(*outline, mask.shape, clip=False)] = True
-        return mask
+            pixels = polygon_perimeter(*outline, mask.shape, clip=False)
+        mask[pixels] = True
 
     return draw
 
@@ -234,12 +230,10 @@ def partial_mask(part: Mask, corner: Points) -> Shape:
     left, top = (round(float(coordinate)) for coordinate in corner)
     height, width = part.shape
 
-    def draw(size: Size) -> Mask:
-        if left < 0 or top < 0 or left + width > size[0] or top + height > size[1]:
+    def draw(mask: Mask) -> None:
+        if left < 0 or top < 0 or left + width > mask.shape[1] or top + height > mask.shape[0]:
             raise UserError(f"a mask of {width}×{height} pixels at {left}, {top} leaves the picture")
-        mask = np.zeros(size[::-1], bool)
-        mask[top : top + height, left : left + width] = part
-        return mask
+        mask[top : top + height, left : left + width] |= part
 
     return draw
 

@@ -14,23 +14,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_tools import check_output, image_facts, similarity
-from data_tools.check_output import NOTE, SAME, SIMILAR, WARNING, Case, Finding, make_finding
+from data_tools.check_output import NOTE, SAME, SIMILAR, WARNING, Case, Finding, make_finding, size_text
 from data_tools.image_facts import ImageFacts, group_by_key, path_in, picture_files, stack_thumbnails, subfolders
 from dataset import NORMAL, check_category, is_picture
 
 FEW = 10  # normal pictures; published categories have 60 and more
 GREY_SHARE = 0.25  # of the marked pixels of a mask
 DUPLICATE_SHARE = 0.05  # of the training pictures; more duplicates are a warning
+GREY_MODES = ("1", "L", "LA", "F", "I")  # Pillow's, without the bits as in I;16
 SAME_RATIO = 1.1  # of the largest to the smallest aspect ratio
 COMPARED_BYTES = 4096
 OTHER_SUFFIXES = {".txt", ".json", ".csv", ".md", ".db", ".ini", ".yaml", ".xml"}  # nobody takes them for pictures
 
 
 def check_categories(folders: Sequence[Path], *, masks: bool, workers: int, sheet: Path | None) -> int:
-    """Print the findings of each category and return the exit code: 0, 1 (warnings) or 2 (errors).
-
-    `masks`: whether defective pictures need masks. `sheet` names the contact sheet; several categories get one each.
-    """
+    """Print the findings of each category and return the exit code: 0, 1 (warnings) or 2 (errors)."""
     exit_code = 0
     for folder in folders:
         check_category(folder)
@@ -129,27 +127,20 @@ def case_of(pictures: Sequence[ImageFacts], sign: str) -> Case:
     return Case(tuple(image.path for image in pictures), sign)
 
 
-def mask_findings(
-    category_dir: Path, pictures: Sequence[ImageFacts], required: bool, workers: int
-) -> Iterator[Finding]:
+def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], needed: bool, workers: int) -> Iterator[Finding]:
     pairs, without_mask, without_picture = image_facts.match_masks(category_dir, pictures)
     yield make_finding("masks without a picture", without_picture)
-    if not required:
+    if not needed:
         return
     yield make_finding("defective pictures without a mask", without_mask)
     masks = image_facts.read_mask_facts(category_dir, pairs, workers)
     for problem, files in group_by_key((mask.problem, mask.path) for mask in masks if mask.problem).items():
         yield make_finding("unreadable masks ({problem})", files, problem=problem)
     readable = [mask for mask in masks if not mask.problem]
-    sizes = [
-        Case(
-            (mask.path,),
-            remark=f"{check_output.size_text(mask.size)}, picture {check_output.size_text(mask.picture_size)}",
-        )
-        for mask in readable
-        if mask.picture_size not in (mask.size, image_facts.UNKNOWN_SIZE)
-    ]
-    yield make_finding("masks of another size than their picture", sizes)
+    other = [mask for mask in readable if mask.picture_size not in (mask.size, image_facts.UNKNOWN_SIZE)]
+    sizes = [f"{size_text(mask.size)}, picture {size_text(mask.picture_size)}" for mask in other]
+    cases = [Case((mask.path,), remark=text) for mask, text in zip(other, sizes, strict=True)]
+    yield make_finding("masks of another size than their picture", cases)
     yield make_finding("empty masks", [mask.path for mask in readable if mask.marked == 0])
     grey = [mask.path for mask in readable if mask.grey > GREY_SHARE]
     yield make_finding("masks that are not black and white", grey, grey=GREY_SHARE)
@@ -183,7 +174,8 @@ def mixture_findings(train: Sequence[ImageFacts]) -> Iterator[Finding]:
     if ratios and max(ratios) > SAME_RATIO * min(ratios):
         extremes = [train[int(np.argmin(ratios))].path, train[int(np.argmax(ratios))].path]
         yield make_finding("training pictures of different aspect ratios", extremes)
-    colours = group_by_key((image.colour, image.path) for image in train)
+    modes = ((image.path, image.mode.partition(";")[0]) for image in train)
+    colours = group_by_key(("grey" if mode in GREY_MODES else "colour", path) for path, mode in modes)
     if len(colours) > 1:
         rare = min(colours, key=lambda colour: len(colours[colour]))
         yield make_finding("{colour} pictures among others", colours[rare], colour=rare)

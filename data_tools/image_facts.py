@@ -18,7 +18,6 @@ from runtime.progress import count_progress
 
 READ_AHEAD = 16  # pictures
 GREY = (0.1, 0.9)  # of a mask's highest value: neither black nor white
-GREY_MODES = ("1", "L", "LA", "F")
 DARK = 16  # grey levels; 99.9 % of the pixels of a nearly black picture are below
 CONSTANT = 3  # grey levels; 99.8 % of the pixels of a constant picture differ by less
 IGNORED_SHARE = 0.001  # of the darkest and of the brightest pixels
@@ -41,10 +40,6 @@ class ImageFacts(NamedTuple):
     constant: bool = False
     dark: bool = False
     problem: str = ""
-
-    @property
-    def colour(self) -> str:
-        return "grey" if self.mode.startswith("I") or self.mode in GREY_MODES else "colour"
 
 
 MaskedImage = tuple[Path, ImageFacts]  # a mask and its picture
@@ -116,10 +111,7 @@ def measure_mask(path: Path, facts: MaskFacts) -> MaskFacts:
 
 
 def match_masks(category_dir: Path, pictures: Sequence[ImageFacts]) -> tuple[list[MaskedImage], list[str], list[str]]:
-    """Return the masks with their pictures, the defective pictures without a mask, the masks without a picture.
-
-    A mask is <stem>_mask.* or <stem>.* in its picture's folder of ground_truth.
-    """
+    """Return the masks with their pictures, the defective pictures without a mask, the masks without a picture."""
     pairs, without_mask, without_picture = list[MaskedImage](), list[str](), list[str]()
     members = group_by_key((image.kind, image) for image in pictures if image.split == "test" and image.kind != NORMAL)
     kinds = {folder.name for folder in subfolders(category_dir / "ground_truth")} - {NORMAL}
