@@ -54,8 +54,7 @@ class Member(NamedTuple):
 def open_source(source: Path, workspace: Path) -> Iterator[Path]:
     """Yield the folder `source`, or a hidden folder in `workspace` that holds the content of the archive `source`.
 
-    The hidden folder is removed afterwards, unless the user stops the run.
-    Raise MissingFileError where there is no source, UserError for a damaged or hostile archive.
+    The folder is removed afterwards, unless the user stops the run. Raise UserError for a damaged or hostile archive.
     """
     if source.is_dir():
         yield source

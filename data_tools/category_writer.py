@@ -76,17 +76,16 @@ class CategoryPlan:
     def counts(self) -> dict[str, int]:
         """Return the numbers of pictures in train/good, in test/good, and in all other folders of test."""
         folders = Counter(str(PurePosixPath(path).parent) for path in self.files)
-        test = sum(count for folder, count in folders.items() if folder.startswith("test/"))
-        normal = folders[TEST_GOOD]
-        return {"train normal": folders[TRAIN_GOOD], "test normal": normal, "test defective": test - normal}
+        train, test = folders.pop(TRAIN_GOOD, 0), folders.pop(TEST_GOOD, 0)
+        defective = sum(count for folder, count in folders.items() if folder.startswith("test/"))
+        return {"train normal": train, "test normal": test, "test defective": defective}
 
     def without_mask(self) -> list[str]:
         """Return the defective pictures that have no mask."""
         masks = {path.rpartition(".")[0] for path in self.files if path.startswith("ground_truth/")}
         pictures = [PurePosixPath(path) for path in self.files if path.startswith("test/")]
-        stems = {
-            path: f"ground_truth/{path.parent.name}/{path.stem}" for path in pictures if path.parent.name != NORMAL
-        }
+        defective = [path for path in pictures if path.parent.name != NORMAL]
+        stems = {path: f"ground_truth/{path.parent.name}/{path.stem}" for path in defective}
         return [str(path) for path, stem in stems.items() if masks.isdisjoint((stem, stem + MASK_ENDING))]
 
     def fingerprint(self) -> str:
@@ -142,8 +141,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         original = source.open("rb")
     except OSError as error:
-        remedy = "change its permissions, or unpack it again"
-        raise UserFileError(f"can't read {source}: {error.strerror}; {remedy}") from error
+        raise UserFileError(f"can't read {source}: {error.strerror}; give permission, or unpack it again") from error
     with original, atomic_write(target, REMEDY) as copy:
         shutil.copyfileobj(original, copy)
 

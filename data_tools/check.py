@@ -128,12 +128,12 @@ def case_of(pictures: Sequence[ImageFacts], sign: str) -> Case:
 
 
 def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], needed: bool, workers: int) -> Iterator[Finding]:
-    pairs, without_mask, without_picture = image_facts.match_masks(category_dir, pictures)
+    with_picture, without_mask, without_picture = image_facts.match_masks(category_dir, pictures)
     yield make_finding("masks without a picture", without_picture)
     if not needed:
         return
     yield make_finding("defective pictures without a mask", without_mask)
-    masks = image_facts.read_mask_facts(category_dir, pairs, workers)
+    masks = image_facts.read_mask_facts(with_picture, workers)
     for problem, files in group_by_key((mask.problem, mask.path) for mask in masks if mask.problem).items():
         yield make_finding("unreadable masks ({problem})", files, problem=problem)
     readable = [mask for mask in masks if not mask.problem]

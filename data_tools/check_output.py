@@ -16,8 +16,7 @@ from storage.atomic_file import atomic_write
 ERROR, WARNING, NOTE = "error", "warning", "note"
 EXIT_CODES = {ERROR: 2, WARNING: 1, NOTE: 0}
 SAME, SIMILAR = " = ", " ≈ "  # between the files of a case
-MOST_EXAMPLES = 3  # of a finding
-MOST_VALUES = 3  # sizes or modes of a folder
+MOST_EXAMPLES, MOST_VALUES = 3, 3  # cases of a finding, sizes or modes of a folder
 SIDE, GAP, CAPTION = 128, 6, 22  # pixels of the contact sheet
 SHEET_COLUMNS = 10  # pictures
 CATALOGUE = Path(__file__).with_name("findings.csv")

@@ -42,9 +42,6 @@ class ImageFacts(NamedTuple):
     problem: str = ""
 
 
-MaskedImage = tuple[Path, ImageFacts]  # a mask and its picture
-
-
 class MaskFacts(NamedTuple):
     """A mask: its path, its picture's size, and what its file holds or why it is unreadable."""
 
@@ -92,9 +89,8 @@ def measure_picture(facts: ImageFacts, picture: Image.Image) -> ImageFacts:
     return facts._replace(digest=digest, thumbnail=thumbnail, constant=constant, dark=dark)
 
 
-def read_mask_facts(category_dir: Path, pairs: Sequence[MaskedImage], workers: int) -> list[MaskFacts]:
-    """Return the facts of all masks that have a picture, in order."""
-    masks = [(path, MaskFacts(path_in(category_dir, path), image.size)) for path, image in pairs]
+def read_mask_facts(masks: Sequence[tuple[Path, MaskFacts]], workers: int) -> list[MaskFacts]:
+    """Return the facts of all masks, in order."""
     return list(chain.from_iterable(read_ahead(lambda mask: measure_mask(*mask), masks, READ_AHEAD, workers)))
 
 
@@ -110,9 +106,11 @@ def measure_mask(path: Path, facts: MaskFacts) -> MaskFacts:
     return facts._replace(size=values.shape[::-1], marked=marked / values.size, grey=grey / max(marked, 1))
 
 
-def match_masks(category_dir: Path, pictures: Sequence[ImageFacts]) -> tuple[list[MaskedImage], list[str], list[str]]:
-    """Return the masks with their pictures, the defective pictures without a mask, the masks without a picture."""
-    pairs, without_mask, without_picture = list[MaskedImage](), list[str](), list[str]()
+def match_masks(
+    category_dir: Path, pictures: Sequence[ImageFacts]
+) -> tuple[list[tuple[Path, MaskFacts]], list[str], list[str]]:
+    """Return the masks with a picture, the defective pictures without a mask, the masks without a picture."""
+    with_picture, without_mask, without_picture = list[tuple[Path, MaskFacts]](), list[str](), list[str]()
     members = group_by_key((image.kind, image) for image in pictures if image.split == "test" and image.kind != NORMAL)
     kinds = {folder.name for folder in subfolders(category_dir / "ground_truth")} - {NORMAL}
     for kind in sorted(kinds | members.keys()):
@@ -121,11 +119,11 @@ def match_masks(category_dir: Path, pictures: Sequence[ImageFacts]) -> tuple[lis
             stem = Path(image.path).stem
             mask = masks.pop(stem + MASK_ENDING, None) or masks.pop(stem, None)
             if mask:
-                pairs.append((mask, image))
+                with_picture.append((mask, MaskFacts(path_in(category_dir, mask), image.size)))
             else:
                 without_mask.append(image.path)
         without_picture += [path_in(category_dir, path) for path in masks.values()]
-    return pairs, without_mask, without_picture
+    return with_picture, without_mask, without_picture
 
 
 def stack_thumbnails(pictures: Sequence[ImageFacts]) -> similarity.Thumbnails:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,7 @@ from dataset import NORMAL, is_hidden, is_picture, pictures_below
 from images.read import open_upright, read_full_mask
 from runtime.errors import MissingFileError, UserError
 
-MASK_ENDINGS = ("_mask", "_label", "_gt", "_GT")
+ENDING = re.compile(r"(_mask|_label|_gt|_GT)\Z")  # of a mask's stem
 
 
 class MaskSource(NamedTuple):
@@ -34,11 +35,7 @@ MaskSources = Mapping[str, Sequence[MaskSource]]  # by the stem of their picture
 def plan_own_images(
     category: str, normal: Path, source: Path, defects: Path | None, masks: Path | None, seed: int
 ) -> CategoryPlan:
-    """Plan the pictures in `normal`, a fifth of them to test with, and in `defects`, a kind in each subfolder.
-
-    `source` is the archive or folder that `normal` comes from. Masks are in `masks` or beside the defective pictures;
-    there may be none. Raise MissingFileError where pictures or some masks are missing, UserError for ambiguous masks.
-    """
+    """Plan the pictures in `normal`, taken from `source`, and in `defects`, a kind in each subfolder, with `masks`."""
     relative_path(category, "data.category")
     plan = CategoryPlan(DataSetInfo("own pictures", str(source), "your own"), category)
     normal_pictures = find_pictures(normal, [defects, masks])
@@ -63,12 +60,8 @@ def find_pictures(folder: Path, excluded: Iterable[Path | None]) -> list[Path]:
 
 def is_mask_beside(picture: Path) -> bool:
     """Return whether the file is the mask of a picture beside it, such as 000_mask.png beside 000.jpg."""
-    stem = without_ending(picture.stem)
+    stem = ENDING.sub("", picture.stem)
     return stem != picture.stem and any(other.stem == stem and is_picture(other) for other in picture.parent.iterdir())
-
-
-def without_ending(stem: str) -> str:
-    return next((stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending)), stem)
 
 
 def unique_names(pictures: Iterable[Path], folder: Path) -> dict[Path, str]:
@@ -118,7 +111,7 @@ def read_mask_of(source: Path, picture: Path) -> Mask:
 
 
 def find_mask_sources(masks: Path | None, defects: Path) -> dict[str, list[MaskSource]]:
-    """Return all masks and annotations in a folder, or in one file, by the stem of their picture."""
+    """Return all masks and annotations in a folder or file, or beside the defects, by the stem of their picture."""
     place = masks or defects
     if not place.exists():
         raise MissingFileError(f"no masks at {place}; name a folder of masks or annotations, or one JSON file")
@@ -131,10 +124,10 @@ def find_mask_sources(masks: Path | None, defects: Path) -> dict[str, list[MaskS
                 sources[annotation.picture.stem].append(MaskSource(path, folders, annotation))
         elif is_picture(path) and (masks not in (None, defects) or is_mask_beside(path)):
             source = MaskSource(path, path.parent.parts)
-            for stem in {path.stem, without_ending(path.stem)}:
+            for stem in {path.stem, ENDING.sub("", path.stem)}:
                 sources[stem].append(source)
     if masks and not sources:
-        remedy = "name masks as the defective pictures, or add JSON of LabelMe, COCO or Label Studio"
+        remedy = "name masks as the pictures, or add JSON of LabelMe, COCO or Label Studio"
         raise MissingFileError(f"no masks in {masks}; {remedy}")
     return sources
 
@@ -143,8 +136,7 @@ def choose_mask_source(picture: Path, defects: Path, sources: MaskSources) -> Ma
     """Return the mask or annotation with the picture's name; of several, the one with the most folders in common."""
     candidates = sources.get(picture.stem, [])
     if not candidates:
-        mask = f"{picture.stem}_mask.png"
-        raise MissingFileError(f"no mask for {picture}; add {mask} or an annotation, or remove all masks")
+        raise MissingFileError(f"no mask for {picture}; add {picture.stem}_mask.png, or remove all masks")
     folders = picture.relative_to(defects).parent.parts[::-1]  # the innermost first
     pairs = [(folders, candidate.folders[::-1]) for candidate in candidates]
     shared = [len(os.path.commonprefix(pair)) for pair in pairs]  # noqa: RUF071 (of names, not of characters)

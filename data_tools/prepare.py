@@ -47,8 +47,7 @@ def prepare_data_set(request: PrepareRequest, configuration: str, overrides: Seq
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"can't make the folder {data_dir}: {error.strerror}"
-        raise UserFileError(f"{reason}; name another with --output") from error
+        raise UserFileError(f"can't make the folder {data_dir}: {error.strerror}; change --output") from error
     with open_source(request.source.expanduser().resolve(), data_dir) as root:
         given = "data.category" in given_keys(overrides)
         category = sections["data"]["category"] if given else category_name(root)

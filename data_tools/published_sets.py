@@ -22,9 +22,9 @@ VISA_LABELS = {(split, label) for split in ("train", "test") for label in ("norm
 MTD_FREE = "MT_Free"
 MTD_KINDS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
 KSDD_LABEL, KSDD2_LABEL = "_label", "_GT"
+KSDD_LABELS, KSDD2_LABELS = f"kos*/Part*{KSDD_LABEL}.bmp", f"train/*{KSDD2_LABEL}.png"
 INCOMPLETE = "the download is incomplete, unpack it again"
 RESTORE = "restore the original table"
-LEFT_OUT = "are left out: DDAD trains on normal ones"
 
 BY_NC_SA = "CC BY-NC-SA 4.0"
 MVTEC = DataSetInfo("MVTec AD", "https://www.mvtec.com/company/research/datasets/mvtec-ad", BY_NC_SA)
@@ -57,7 +57,7 @@ def plan_visa(root: Path, split: str = ONE_CLASS) -> list[CategoryPlan]:
         else:
             left_out += 1
     if left_out:
-        print(f"{left_out} defective training pictures of {split}.csv {LEFT_OUT}")
+        print(f"{left_out} defective training pictures of {split}.csv are left out: DDAD trains on normal ones")
     return list(plans.values())
 
 
@@ -155,12 +155,8 @@ def plan_btad(root: Path) -> Iterator[CategoryPlan]:
 def plan_kolektor(root: Path, seed: int) -> CategoryPlan:
     """Plan KolektorSDD (kos01/Part0.jpg …) or KolektorSDD2 (train/10000.png …)."""
     what = "kos01 with Part0_label.bmp, or train with *_GT.png, as KolektorSDD and KolektorSDD2 have"
-    top = find_folders(root, lambda folder: is_ksdd(folder) or any(folder.glob("train/*_GT.png")), what)[0]
-    return plan_ksdd(top, seed) if is_ksdd(top) else plan_ksdd2(top)
-
-
-def is_ksdd(folder: Path) -> bool:
-    return any(folder.glob(f"kos*/Part*{KSDD_LABEL}.bmp"))
+    top = find_folders(root, lambda folder: any(folder.glob(KSDD_LABELS)) or any(folder.glob(KSDD2_LABELS)), what)[0]
+    return plan_ksdd(top, seed) if any(top.glob(KSDD_LABELS)) else plan_ksdd2(top)
 
 
 def plan_ksdd(top: Path, seed: int) -> CategoryPlan:
@@ -192,16 +188,15 @@ def plan_ksdd2(top: Path) -> CategoryPlan:
                 plan.add_mask(UNNAMED_KIND, picture.stem, mask)
             else:
                 left_out += 1
-    print(f"{left_out} defective training pictures {LEFT_OUT}")
+    print(f"{left_out} defective training pictures are left out: DDAD trains on normal ones")
     return plan
 
 
 def labelled_pairs(folder: Path, ending: str) -> Iterator[tuple[Path, Path]]:
     """Yield each picture of a folder with its label: the file of the same stem and the ending."""
     labels = {path.stem.removesuffix(ending): path for path in pictures_in(folder) if path.stem.endswith(ending)}
-    for picture in pictures_in(folder):
-        if ending in picture.stem:  # a label, or one of the stray copies of labels in KolektorSDD2
-            continue
+    pictures = [path for path in pictures_in(folder) if ending not in path.stem]  # KolektorSDD2 has copies of labels
+    for picture in pictures:
         if picture.stem not in labels:
             raise MissingFileError(f"no label {picture.stem}{ending} beside {picture}; {INCOMPLETE}")
         yield picture, labels[picture.stem]
