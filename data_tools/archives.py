@@ -42,8 +42,6 @@ OUTPUT_REMEDY = "choose another folder with --output"
 
 
 class Member(NamedTuple):
-    """An entry of an archive."""
-
     name: str  # as written
     size: int  # bytes
     kind: str  # "file", "folder" or another

@@ -36,10 +36,8 @@ Mask = NDArray[np.bool_]  # (H, W), true where defective
 
 
 class DataSetInfo(NamedTuple):
-    """A data set's name, where it comes from, and its licence."""
-
     name: str
-    source: str
+    source: str  # a page of the web, or a path
     licence: str
 
 
@@ -61,13 +59,16 @@ class CategoryPlan:
 
     def add_file(self, folder: str, source: Path, name: str = "") -> None:
         """Copy a picture or mask into `folder`, such as test/crack, under its own name or `name`."""
-        self.add(f"{folder}/{name or source.name}", PlannedFile((source,)))
+        self._add(f"{folder}/{name or source.name}", PlannedFile((source,)))
 
     def add_mask(self, kind: str, stem: str, *sources: Path) -> None:
         """Draw the mask of test/<kind>/<stem>.*: the union of the masks `sources`."""
-        self.add(mask_path(kind, stem), PlannedFile(sources, lambda: merge_masks(sources)))
+        self.add_drawn_mask(kind, stem, PlannedFile(sources, lambda: merge_masks(sources)))
 
-    def add(self, path: str, file: PlannedFile) -> None:
+    def add_drawn_mask(self, kind: str, stem: str, file: PlannedFile) -> None:
+        self._add(f"ground_truth/{kind}/{stem}{MASK_ENDING}.png", file)
+
+    def _add(self, path: str, file: PlannedFile) -> None:
         if path in self.files:
             sources = f"{self.files[path].sources[0]} and {file.sources[0]}"
             raise UserError(f"{sources} would both be {self.category}/{path}; rename or remove one")
@@ -95,10 +96,6 @@ class CategoryPlan:
             for path, file in sorted(self.files.items())
         ]
         return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
-
-
-def mask_path(kind: str, stem: str) -> str:
-    return f"ground_truth/{kind}/{stem}{MASK_ENDING}.png"
 
 
 def merge_masks(sources: tuple[Path, ...]) -> Mask:

@@ -62,9 +62,8 @@ def quick_check(category_dir: Path, names: Sequence[str], pixels: Sequence[NDArr
     for name, values in zip(names, pixels, strict=True):
         picture = Image.fromarray(values[0] if len(values) == 1 else np.moveaxis(values, 0, 2))
         pictures.append(image_facts.measure_picture(ImageFacts(name, "train", NORMAL, picture.size), picture))
-    count = len(picture_files(category_dir / "train" / NORMAL))
-    findings = [*training_count_findings(count), *picture_findings(pictures), *outlier_findings(pictures)]
-    findings += identical_file_findings(category_dir)
+    findings = [*training_count_findings(len(picture_files(category_dir / "train" / NORMAL)))]
+    findings += [*picture_findings(pictures), *outlier_findings(pictures), *identical_file_findings(category_dir)]
     return [finding for finding in findings if finding.cases and finding.level != NOTE]
 
 
@@ -137,9 +136,8 @@ def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], needed: bo
     for problem, files in group_by_key((mask.problem, mask.path) for mask in masks if mask.problem).items():
         yield make_finding("unreadable masks ({problem})", files, problem=problem)
     readable = [mask for mask in masks if not mask.problem]
-    other = [mask for mask in readable if mask.picture_size not in (mask.size, image_facts.UNKNOWN_SIZE)]
-    sizes = [f"{size_text(mask.size)}, picture {size_text(mask.picture_size)}" for mask in other]
-    cases = [Case((mask.path,), remark=text) for mask, text in zip(other, sizes, strict=True)]
+    odd = [mask for mask in readable if mask.picture_size not in (mask.size, image_facts.UNKNOWN_SIZE)]
+    cases = [Case((mask.path,), "", f"{size_text(mask.size)}, picture {size_text(mask.picture_size)}") for mask in odd]
     yield make_finding("masks of another size than their picture", cases)
     yield make_finding("empty masks", [mask.path for mask in readable if mask.marked == 0])
     grey = [mask.path for mask in readable if mask.grey > GREY_SHARE]
@@ -151,8 +149,7 @@ def near_duplicate_findings(train: Sequence[ImageFacts], test: Sequence[ImageFac
         return
     common = similarity.CommonContent(stack_thumbnails(train))
     residuals = common.residuals(stack_thumbnails(train))
-    pairs = [(train[i], train[j]) for i, j in similarity.pairs_within(residuals)]
-    pairs = [pair for pair in pairs if pair[0].digest != pair[1].digest]
+    pairs = [(train[i], train[j]) for i, j in similarity.pairs_within(residuals) if train[i].digest != train[j].digest]
     yield duplicate_finding("nearly identical training pictures", pairs, SIMILAR, len(train))
     if test:
         others = common.residuals(stack_thumbnails(test))

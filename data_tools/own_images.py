@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from data_tools import category_writer
-from data_tools.annotations import Annotation, read_annotations
+from data_tools.annotations import Annotation, Mask, read_annotations
 from data_tools.archives import relative_path
-from data_tools.category_writer import TEST_GOOD, TRAIN_GOOD, CategoryPlan, DataSetInfo, Mask, PlannedFile, mask_path
+from data_tools.category_writer import TEST_GOOD, TRAIN_GOOD, UNNAMED_KIND, CategoryPlan, DataSetInfo, PlannedFile
 from data_tools.image_facts import group_by_key
 from data_tools.similarity import draw_test_pictures
 from dataset import NORMAL, is_hidden, is_picture, pictures_below
@@ -78,7 +77,7 @@ def add_defects(plan: CategoryPlan, pictures: Iterable[Path], defects: Path, sou
     """Add defective pictures and, where there are any `sources`, their masks."""
     used: dict[MaskSource, Path] = {}
     for folder, members in group_by_key((picture.parent, picture) for picture in pictures).items():
-        kind = "_".join(folder.relative_to(defects).parts) or category_writer.UNNAMED_KIND
+        kind = "_".join(folder.relative_to(defects).parts) or UNNAMED_KIND
         if kind == NORMAL:
             raise UserError(f"{folder} is named as normal pictures; move them to the normal ones, or rename it")
         for picture, name in unique_names(members, folder).items():
@@ -90,7 +89,7 @@ def add_defects(plan: CategoryPlan, pictures: Iterable[Path], defects: Path, sou
                 both = f"{used[source]} and {picture}"
                 raise UserError(f"{source.file} would be the mask of both {both}; name masks by folder and picture")
             used[source] = picture
-            plan.add(mask_path(kind, PurePosixPath(name).stem), plan_mask(source, picture))
+            plan.add_drawn_mask(kind, PurePosixPath(name).stem, plan_mask(source, picture))
 
 
 def plan_mask(source: MaskSource, picture: Path) -> PlannedFile:
@@ -127,7 +126,7 @@ def find_mask_sources(masks: Path | None, defects: Path) -> dict[str, list[MaskS
             for stem in {path.stem, ENDING.sub("", path.stem)}:
                 sources[stem].append(source)
     if masks and not sources:
-        remedy = "name masks as the pictures, or add JSON of LabelMe, COCO or Label Studio"
+        remedy = "name masks as the defective pictures, or add JSON of LabelMe, COCO or Label Studio"
         raise MissingFileError(f"no masks in {masks}; {remedy}")
     return sources
 
@@ -136,7 +135,8 @@ def choose_mask_source(picture: Path, defects: Path, sources: MaskSources) -> Ma
     """Return the mask or annotation with the picture's name; of several, the one with the most folders in common."""
     candidates = sources.get(picture.stem, [])
     if not candidates:
-        raise MissingFileError(f"no mask for {picture}; add {picture.stem}_mask.png, or remove all masks")
+        mask = f"{picture.stem}_mask.png"
+        raise MissingFileError(f"no mask for {picture}; add {mask} or an annotation, or remove all masks")
     folders = picture.relative_to(defects).parent.parts[::-1]  # the innermost first
     pairs = [(folders, candidate.folders[::-1]) for candidate in candidates]
     shared = [len(os.path.commonprefix(pair)) for pair in pairs]  # noqa: RUF071 (of names, not of characters)

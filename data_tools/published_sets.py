@@ -195,8 +195,7 @@ def plan_ksdd2(top: Path) -> CategoryPlan:
 def labelled_pairs(folder: Path, ending: str) -> Iterator[tuple[Path, Path]]:
     """Yield each picture of a folder with its label: the file of the same stem and the ending."""
     labels = {path.stem.removesuffix(ending): path for path in pictures_in(folder) if path.stem.endswith(ending)}
-    pictures = [path for path in pictures_in(folder) if ending not in path.stem]  # KolektorSDD2 has copies of labels
-    for picture in pictures:
+    for picture in [path for path in pictures_in(folder) if ending not in path.stem]:  # KSDD2 has copies of labels
         if picture.stem not in labels:
             raise MissingFileError(f"no label {picture.stem}{ending} beside {picture}; {INCOMPLETE}")
         yield picture, labels[picture.stem]

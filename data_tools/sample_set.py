@@ -68,7 +68,7 @@ def read_sample_note(data_dir: Path) -> dict[str, object]:
         raise UserError(f"{data_dir} holds other files than the sample set; {remedy}, or change data.name")
     note = read_note(path, MAKER)
     if note is None:
-        raise UserError(f"{path} is damaged or another program's; {remedy}")
+        raise UserError(f"{path} is unreadable, damaged or another program's; {remedy}")
     return note
 
 

@@ -139,7 +139,8 @@ def draw_test_groups(group_of: Mapping[Path, int], root: Path, seed: int, requir
     for picture in sorted(group_of):
         members.setdefault(group_of[picture], []).append(picture)
     chosen = [picture for group in sorted(set(required)) for picture in members.pop(group, [])]
-    shuffled = sorted(members.values(), key=lambda group: hash_name(group[0].relative_to(root).as_posix(), seed))
+    names = {path: f"{seed} {path.relative_to(root).as_posix()}".encode(errors="surrogateescape") for path in group_of}
+    shuffled = sorted(members.values(), key=lambda group: hashlib.sha256(names[group[0]]).digest())
     most = max(1, round(TEST_SHARE * len(group_of)))
     for group in shuffled:
         if len(chosen) + len(group) <= most:
@@ -151,10 +152,6 @@ def draw_test_groups(group_of: Mapping[Path, int], root: Path, seed: int, requir
         problem = f"{len(group_of)} normal pictures can't be split into training and test pictures: {reason}"
         raise UserError(f"{problem}; add normal pictures that differ")
     return set(chosen)
-
-
-def hash_name(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()
 
 
 def find_outliers(thumbnails: Thumbnails) -> dict[int, str]:
