@@ -1,21 +1,18 @@
 """Read defects drawn in LabelMe, in Label Studio or as COCO, and turn them into masks.
 
-LabelMe: polygons, rectangles, circles and masks. COCO: polygons, both run-length encodings, boxes without segmentation.
-Label Studio (JSON export): rectangles, ellipses and polygons. Every shape is a defect, whatever its label; shapes
-without area (lines, points, keypoints) are refused. Coordinates count pixels from the picture's corner: a rectangle
-from 2 to 5 covers pixels 2, 3 and 4.
+Every shape is a defect, whatever its label; lines, points and keypoints are refused, as they have no area.
+Coordinates count pixels from the picture's corner: a rectangle from 2 to 5 covers pixels 2, 3 and 4.
 """
 
 import base64
 import binascii
-import functools
 import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -29,9 +26,8 @@ from runtime.errors import UserError
 Mask = NDArray[np.bool_]  # (H, W)
 Points = NDArray[np.float64]  # (N, 2): x, y
 Size = tuple[int, int]  # width, height
-Shape = Callable[[Size], Mask]  # draws itself on a picture of this size
+Shape = Callable[[Mask], None]  # draws itself into a mask
 Json = dict[str, Any]  # an object whose content is not checked yet
-Result = TypeVar("Result")
 
 CORNERS = 128  # of the polygon that stands for a circle or an ellipse
 UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # Label Studio puts it before the name of an uploaded file
@@ -43,8 +39,7 @@ MALFORMED = (  # what reading raises on unexpected content
 )
 
 
-@dataclass(frozen=True)
-class Annotation:
+class Annotation(NamedTuple):
     """The shapes of one picture: the annotation file, the path and size that it states for the picture, the shapes."""
 
     file: Path
@@ -54,15 +49,14 @@ class Annotation:
 
     def mask(self, size: Size) -> Mask:
         """Return the union of the shapes. Raise UserError for a picture of another size and for an empty mask."""
-        if self.size not in (None, size):
-            stated = "×".join(map(str, self.size or ()))
-            raise UserError(
-                f"{self.file} states {stated} pixels for {self.picture}, but it has {size[0]}×{size[1]}; "
-                "draw on the picture itself"
-            )
+        if self.size and self.size != size:
+            stated, own = (f"{width}×{height}" for width, height in (self.size, size))
+            sizes = f"states {stated} pixels for {self.picture}, but it has {own}"
+            raise UserError(f"{self.file} {sizes}; draw on the picture itself")
         mask = np.zeros(size[::-1], bool)
-        for shape in self.shapes:
-            mask |= report_malformed(self.file, functools.partial(shape, size))
+        with report_malformed(self.file):
+            for shape in self.shapes:
+                shape(mask)
         if not mask.any():
             raise UserError(f"{self.file} marks no pixel of {self.picture}; draw its defects, or remove the picture")
         return mask
@@ -70,23 +64,25 @@ class Annotation:
 
 def read_annotations(path: Path) -> list[Annotation]:
     """Return an annotation for each picture of a JSON file. Raise UserError where it can't be read."""
-    return report_malformed(path, lambda: list(parse_annotations(path, json.loads(path.read_text("utf-8-sig")))))
+    with report_malformed(path):
+        return list(parse_annotations(path, json.loads(path.read_text("utf-8-sig"))))
 
 
-def report_malformed(path: Path, read: Callable[[], Result]) -> Result:
-    """Return what `read` returns. Raise UserError with the file's name for malformed content."""
+@contextmanager
+def report_malformed(path: Path) -> Iterator[None]:
+    """Raise UserError with the file's name for malformed content."""
     try:
-        return read()
+        yield
     except MALFORMED as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-        raise UserError(
-            f"{path} can't be read as LabelMe, COCO or Label Studio: {reason}; export it again, or correct it there"
-        ) from error
+        message = f"{path} can't be read as LabelMe, COCO or Label Studio: {reason}"
+        raise UserError(f"{message}; export it again, or correct it there") from error
 
 
 def parse_annotations(path: Path, content: object) -> Iterator[Annotation]:
-    if isinstance(content, dict) and "shapes" in content:
-        yield from parse_labelme(path, content)
+    if isinstance(content, dict) and "shapes" in content:  # LabelMe; its imagePath is often one of another machine
+        size = stated_size(content.get("imageWidth"), content.get("imageHeight"))
+        yield Annotation(path, PurePosixPath(path.name), size, tuple(map(labelme_shape, content["shapes"])))
     elif isinstance(content, dict) and {"images", "annotations"} <= content.keys():
         yield from parse_coco(path, content)
     elif isinstance(content, list) and all(
@@ -94,19 +90,8 @@ def parse_annotations(path: Path, content: object) -> Iterator[Annotation]:
     ):
         yield from parse_label_studio(path, content)
     else:
-        raise UserError(
-            "it has neither shapes, nor images and annotations, "
-            "nor tasks with data and annotations (Label Studio's JSON, not JSON-MIN)"
-        )
-
-
-# LabelMe
-
-
-def parse_labelme(path: Path, content: Json) -> Iterator[Annotation]:
-    """Yield the picture under the annotation file's name, because imagePath is often a path of another machine."""
-    size = stated_size(content.get("imageWidth"), content.get("imageHeight"))
-    yield Annotation(path, PurePosixPath(path.name), size, tuple(map(labelme_shape, content["shapes"])))
+        parts = "shapes, nor images and annotations, nor tasks with data and annotations"
+        raise UserError(f"it has neither {parts} (Label Studio's JSON, not JSON-MIN)")
 
 
 def labelme_shape(shape: Json) -> Shape:
@@ -123,9 +108,6 @@ def labelme_shape(shape: Json) -> Shape:
         return polygon(ellipse(points[0], radius, radius))
     with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
         return partial_mask(np.array(picture.convert("L")) > 0, points[0])
-
-
-# COCO
 
 
 def parse_coco(path: Path, content: Json) -> Iterator[Annotation]:
@@ -156,10 +138,7 @@ def coco_shapes(entry: Json) -> Iterator[Shape]:
 
 
 def unpack_counts(text: str) -> list[int]:
-    """Return the run lengths that COCO packs into text.
-
-    A character holds five bits, the lowest first. From the fourth run on it is the difference to the last but one.
-    """
+    """Return the run lengths that COCO packs into text; a character holds five bits, the lowest first."""
     counts: list[int] = []
     value = shift = 0
     for code in (ord(character) - 48 for character in text):
@@ -171,7 +150,7 @@ def unpack_counts(text: str) -> list[int]:
             continue
         if code & 16:
             value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))  # the fourth and later ones are differences
         value = shift = 0
     return counts
 
@@ -183,15 +162,13 @@ def run_length_mask(runs: NDArray[np.int64], own_size: Size) -> Shape:
         raise UserError(f"a segmentation's counts do not make {width}×{height} pixels")
     values = np.arange(len(runs)) % 2 == 1
 
-    def draw(size: Size) -> Mask:
-        if size != own_size:
-            raise UserError(f"a shape was drawn on {width}×{height} pixels, the picture has {size[0]}×{size[1]}")
-        return np.repeat(values, runs).reshape(width, height).T
+    def draw(mask: Mask) -> None:
+        if mask.shape != (height, width):
+            own = f"{mask.shape[1]}×{mask.shape[0]}"
+            raise UserError(f"a shape was drawn on {width}×{height} pixels, the picture has {own}")
+        mask |= np.repeat(values, runs).reshape(width, height).T
 
     return draw
-
-
-# Label Studio
 
 
 def parse_label_studio(path: Path, content: list[Json]) -> Iterator[Annotation]:
@@ -232,22 +209,18 @@ def path_in_address(text: str) -> PurePosixPath:
     return path.with_name(UPLOAD_PREFIX.sub("", path.name)) if "upload" in path.parts else path
 
 
-# Shapes
-
-
 def polygon(points: Points) -> Shape:
     """Return the pixels whose centres lie inside or, where there are none, those on the outline."""
     if len(points) < 3:
         raise UserError(f"a shape of {len(points)} points has no area; draw a polygon instead")
     columns, rows = points.T - 0.5
 
-    def draw(size: Size) -> Mask:
-        mask = np.zeros(size[::-1], bool)
-        mask[pixels_inside(rows, columns, mask.shape)] = True
-        if not mask.any():
+    def draw(mask: Mask) -> None:
+        pixels = pixels_inside(rows, columns, mask.shape)
+        if len(pixels[0]) == 0:
             outline = (rows.round().astype(int), columns.round().astype(int))
-            mask[polygon_perimeter(*outline, mask.shape, clip=False)] = True
-        return mask
+            pixels = polygon_perimeter(*outline, mask.shape, clip=False)
+        mask[pixels] = True
 
     return draw
 
@@ -257,12 +230,10 @@ def partial_mask(part: Mask, corner: Points) -> Shape:
     left, top = (round(float(coordinate)) for coordinate in corner)
     height, width = part.shape
 
-    def draw(size: Size) -> Mask:
-        if left < 0 or top < 0 or left + width > size[0] or top + height > size[1]:
+    def draw(mask: Mask) -> None:
+        if left < 0 or top < 0 or left + width > mask.shape[1] or top + height > mask.shape[0]:
             raise UserError(f"a mask of {width}×{height} pixels at {left}, {top} leaves the picture")
-        mask = np.zeros(size[::-1], bool)
-        mask[top : top + height, left : left + width] = part
-        return mask
+        mask[top : top + height, left : left + width] |= part
 
     return draw
 

@@ -1,7 +1,4 @@
-"""Unpack a downloaded zip or tar safely: no file outside the folder, no links or devices, a limited total size.
-
-A hostile or damaged archive ends with one error message that names the member. A stopped run continues.
-"""
+"""Unpack a downloaded zip or tar safely: no file outside the folder, no links or devices, a limited total size."""
 
 import bz2
 import functools
@@ -45,11 +42,9 @@ OUTPUT_REMEDY = "choose another folder with --output"
 
 
 class Member(NamedTuple):
-    """An entry of an archive: its name as written, size in bytes, kind ("file", "folder" or another), and how to open it."""
-
-    name: str
-    size: int
-    kind: str
+    name: str  # as written
+    size: int  # bytes
+    kind: str  # "file", "folder" or another
     open: Callable[[], IO[bytes] | None]
 
 
@@ -57,8 +52,7 @@ class Member(NamedTuple):
 def open_source(source: Path, workspace: Path) -> Iterator[Path]:
     """Yield the folder `source`, or a hidden folder in `workspace` that holds the content of the archive `source`.
 
-    The hidden folder is removed afterwards; it stays where the user stops the run.
-    Raise MissingFileError where there is no source, UserError for a damaged or hostile archive.
+    The folder is removed afterwards, unless the user stops the run. Raise UserError for a damaged or hostile archive.
     """
     if source.is_dir():
         yield source
@@ -97,15 +91,10 @@ def unpack(source: Path, folder: Path) -> None:
         if total > most_bytes or len(names) > MOST_FILES:
             limits = f"{most_bytes:,} bytes or {MOST_FILES:,} files"
             raise UserError(f"{source} unpacks to more than {limits}; {REMEDY}, or unpack it yourself")
-        if is_wanted(name) and not (folder / name).exists():
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
+        if name.suffix.lower() in WANTED_SUFFIXES and not hidden and not (folder / name).exists():
             with atomic_write(folder / name, OUTPUT_REMEDY) as file:
                 file.writelines(member_content(member, source))
-
-
-def is_wanted(name: PurePosixPath) -> bool:
-    """Return whether the file may be part of a data set: a known suffix, and no hidden or macOS folder."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
-    return name.suffix.lower() in WANTED_SUFFIXES and not hidden
 
 
 def relative_path(name: str, holder: str) -> PurePosixPath:
@@ -173,6 +162,5 @@ def report_damage(source: Path) -> Iterator[None]:
         yield
     except DAMAGE as error:
         reason = str(error) or type(error).__name__
-        raise UserError(
-            f"{source} can't be unpacked ({reason}); it should be a complete zip or tar: download it again"
-        ) from error
+        message = f"{source} can't be unpacked ({reason}); it should be a complete zip or tar"
+        raise UserError(f"{message}: download it again") from error

@@ -1,7 +1,7 @@
 """Write a category in the MVTec AD layout: pictures as hard links or copies, masks drawn as PNG.
 
-A category is planned file by file first. Writing can be stopped at any time; the next run continues it. The originals
-are only read: a hard link shares their content, so each file here is written under a temporary name and renamed.
+A category is planned file by file; the next run continues a stopped one. The originals are only read: a hard link
+shares their content, so each file is written under a temporary name and renamed.
 """
 
 import hashlib
@@ -35,25 +35,13 @@ UNNAMED_KIND = "bad"  # kind of defect where the data names none
 Mask = NDArray[np.bool_]  # (H, W), true where defective
 
 
-@dataclass(frozen=True)
-class DataSetInfo:
-    """A data set's name, where it comes from, and its licence."""
-
+class DataSetInfo(NamedTuple):
     name: str
-    source: str
+    source: str  # a page of the web, or a path
     licence: str
 
 
-class SplitCounts(NamedTuple):
-    """Numbers of pictures in train/good, in test/good, and in all other folders of test."""
-
-    train_normal: int
-    test_normal: int
-    test_defective: int
-
-
-@dataclass(frozen=True)
-class PlannedFile:
+class PlannedFile(NamedTuple):
     """A file of the category: a copy of the only source or, with `draw`, a mask that depends on all sources."""
 
     sources: tuple[Path, ...]
@@ -78,7 +66,6 @@ class CategoryPlan:
         self.add_drawn_mask(kind, stem, PlannedFile(sources, lambda: merge_masks(sources)))
 
     def add_drawn_mask(self, kind: str, stem: str, file: PlannedFile) -> None:
-        """Draw the mask of test/<kind>/<stem>.* as `file` says."""
         self._add(f"ground_truth/{kind}/{stem}{MASK_ENDING}.png", file)
 
     def _add(self, path: str, file: PlannedFile) -> None:
@@ -87,21 +74,20 @@ class CategoryPlan:
             raise UserError(f"{sources} would both be {self.category}/{path}; rename or remove one")
         self.files[path] = file
 
-    def counts(self) -> SplitCounts:
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of pictures in train/good, in test/good, and in all other folders of test."""
         folders = Counter(str(PurePosixPath(path).parent) for path in self.files)
-        test = sum(count for folder, count in folders.items() if folder.startswith("test/"))
-        return SplitCounts(folders[TRAIN_GOOD], folders[TEST_GOOD], test - folders[TEST_GOOD])
+        train, test = folders.pop(TRAIN_GOOD, 0), folders.pop(TEST_GOOD, 0)
+        defective = sum(count for folder, count in folders.items() if folder.startswith("test/"))
+        return {"train normal": train, "test normal": test, "test defective": defective}
 
     def without_mask(self) -> list[str]:
         """Return the defective pictures that have no mask."""
         masks = {path.rpartition(".")[0] for path in self.files if path.startswith("ground_truth/")}
         pictures = [PurePosixPath(path) for path in self.files if path.startswith("test/")]
-        return [
-            str(path)
-            for path in pictures
-            if path.parent.name != NORMAL
-            and masks.isdisjoint(f"ground_truth/{path.parent.name}/{path.stem}{end}" for end in ("", MASK_ENDING))
-        ]
+        defective = [path for path in pictures if path.parent.name != NORMAL]
+        stems = {path: f"ground_truth/{path.parent.name}/{path.stem}" for path in defective}
+        return [str(path) for path, stem in stems.items() if masks.isdisjoint((stem, stem + MASK_ENDING))]
 
     def fingerprint(self) -> str:
         """Return a hash of all paths and of the names and sizes of their sources."""
@@ -117,43 +103,30 @@ def merge_masks(sources: tuple[Path, ...]) -> Mask:
     masks = [read_full_mask(source) for source in sources]
     for source, mask in zip(sources, masks, strict=True):
         if mask.shape != masks[0].shape:
-            sizes = f"{size_text(masks[0])} and {size_text(mask)}"
-            raise UserError(
-                f"the masks {sources[0]} and {source} of one picture are {sizes} pixels; they should be of one size"
-            )
+            sizes = " and ".join(f"{width}×{height}" for height, width in (masks[0].shape, mask.shape))
+            raise UserError(f"the masks {sources[0]} and {source} of one picture are {sizes} pixels; make them equal")
     return np.logical_or.reduce(masks)
 
 
-def size_text(mask: Mask) -> str:
-    return f"{mask.shape[1]}×{mask.shape[0]}"
-
-
 def write_category(plan: CategoryPlan, folder: Path) -> None:
-    """Write a category into `folder`, with a note of its origin; complete files of a stopped run stay.
-
-    Raise UserError where the folder holds other files, UserFileError where it can't be written or is locked.
-    """
-    data_set, counts, fingerprint = plan.data_set, plan.counts(), plan.fingerprint()
+    """Write a category into `folder`, with a note of its origin; complete files of a stopped run stay."""
+    data_set, fingerprint = plan.data_set, plan.fingerprint()
     origin = {"data set": data_set.name, "source": data_set.source, "licence": data_set.licence}
-    pictures = {name.replace("_", " "): count for name, count in counts._asdict().items()}
-    note = {"made by": MAKER, **origin, "pictures": pictures, "plan": fingerprint}
+    note = {"made by": MAKER, **origin, "pictures": plan.counts(), "plan": fingerprint}
     refuse_other_content(folder, fingerprint)
     with folder_lock.locked(folder, REMEDY):
         remove_stale(folder, *SPLITS)
         write_plan_note(folder, {**note, "finished": False})
         files = sorted(plan.files.items())
         for path, file in count_progress(files, len(files), f"preparing {plan.category}", "file"):
-            if not (folder / path).exists():
-                write_planned_file(folder / path, file)
+            target = folder / path
+            if file.draw and not target.exists():
+                mask = Image.fromarray(file.draw().astype(np.uint8) * 255)
+                with atomic_write(target, REMEDY) as opened:
+                    mask.save(opened, format="PNG")
+            elif not target.exists():
+                link_or_copy(file.sources[0], target)
         write_plan_note(folder, {**note, "finished": True})
-
-
-def write_planned_file(target: Path, file: PlannedFile) -> None:
-    if not file.draw:
-        return link_or_copy(file.sources[0], target)
-    mask = Image.fromarray(file.draw().astype(np.uint8) * 255)
-    with atomic_write(target, REMEDY) as opened:
-        mask.save(opened, format="PNG")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -165,8 +138,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         original = source.open("rb")
     except OSError as error:
-        message = f"can't read {source}: {error.strerror}; change its permissions, or unpack it again"
-        raise UserFileError(message) from error
+        raise UserFileError(f"can't read {source}: {error.strerror}; give permission, or unpack it again") from error
     with original, atomic_write(target, REMEDY) as copy:
         shutil.copyfileobj(original, copy)
 
@@ -175,11 +147,8 @@ def refuse_other_content(folder: Path, fingerprint: object) -> None:
     """Raise UserError where `folder` holds anything but this plan's files; remove an unfinished other plan's files."""
     if is_new(folder):
         return
-    try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        note = None
-    if not isinstance(note, dict) or note.get("made by") != MAKER:
+    note = read_note(folder / NOTE, MAKER)
+    if note is None:
         raise UserError(f"{folder} holds files that no preparation wrote; {REMEDY}")
     if note.get("plan") == fingerprint:
         return
@@ -188,6 +157,15 @@ def refuse_other_content(folder: Path, fingerprint: object) -> None:
         raise UserError(f"{origin}; remove it, or {REMEDY}")
     print(f"{origin}, and not finished; it is removed and prepared again", flush=True)
     shutil.rmtree(folder)
+
+
+def read_note(path: Path, maker: str) -> dict[str, object] | None:
+    """Return the note on a folder; None where it can't be read or is not by `maker`."""
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return note if isinstance(note, dict) and note.get("made by") == maker else None
 
 
 def is_new(folder: Path) -> bool:

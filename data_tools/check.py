@@ -1,78 +1,45 @@
 """Check whether a category is fit for training and testing: files, labels, masks, duplicates, unusual pictures.
 
 `python main.py --check` calls `check_categories`; training calls `quick_check` on the pictures that it has decoded.
+Each function `…_findings` yields findings, of which the callers drop those without cases.
 """
 
 import filecmp
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_tools import similarity
-from data_tools.check_output import (
-    EXIT_CODES,
-    NOTE,
-    SAME,
-    SIMILAR,
-    WARNING,
-    Case,
-    Finding,
-    make_finding,
-    report_lines,
-    sheet_rows,
-    size_text,
-    write_contact_sheet,
-)
-from data_tools.image_facts import (
-    DARK,
-    UNKNOWN_SIZE,
-    ImageFacts,
-    MaskFacts,
-    group_by_key,
-    match_masks,
-    measure_picture,
-    path_in,
-    picture_files,
-    read_image_facts,
-    read_mask_facts,
-    stack_thumbnails,
-    subfolders,
-)
+from data_tools import check_output, image_facts, similarity
+from data_tools.check_output import NOTE, SAME, SIMILAR, WARNING, Case, Finding, make_finding, size_text
+from data_tools.image_facts import ImageFacts, group_by_key, path_in, picture_files, stack_thumbnails, subfolders
 from dataset import NORMAL, check_category, is_picture
 
 FEW = 10  # normal pictures; published categories have 60 and more
 GREY_SHARE = 0.25  # of the marked pixels of a mask
 DUPLICATE_SHARE = 0.05  # of the training pictures; more duplicates are a warning
+GREY_MODES = ("1", "L", "LA", "F", "I")  # Pillow's, without the bits as in I;16
 SAME_RATIO = 1.1  # of the largest to the smallest aspect ratio
 COMPARED_BYTES = 4096
 OTHER_SUFFIXES = {".txt", ".json", ".csv", ".md", ".db", ".ini", ".yaml", ".xml"}  # nobody takes them for pictures
 
 
-def check_categories(
-    folders: Sequence[Path], *, masks: bool = True, workers: int = 2, sheet: Path | None = None
-) -> int:
-    """Print the findings of each category and return the exit code: 0, 1 (warnings) or 2 (errors).
-
-    `masks`: whether defective pictures need masks.
-    `sheet` names the contact sheet; with several categories each has its own.
-    """
+def check_categories(folders: Sequence[Path], *, masks: bool, workers: int, sheet: Path | None) -> int:
+    """Print the findings of each category and return the exit code: 0, 1 (warnings) or 2 (errors)."""
     exit_code = 0
     for folder in folders:
         check_category(folder)
         began = time.monotonic()
-        pictures = read_image_facts(folder, workers)
+        pictures = image_facts.read_image_facts(folder, workers)
         findings = examine_category(folder, pictures, masks=masks, workers=workers)
-        print("\n".join(report_lines(folder, pictures, findings)))
-        exit_code = max([exit_code, *(EXIT_CODES[finding.level] for finding in findings)])
+        print("\n".join(check_output.report_lines(folder, pictures, findings)))
+        exit_code = max([exit_code, *(check_output.EXIT_CODES[finding.level] for finding in findings)])
         if sheet is not None:
             path = sheet.with_stem(f"{sheet.stem}_{folder.name}") if len(folders) > 1 else sheet
-            write_contact_sheet(path, folder, sheet_rows(pictures, findings))
+            check_output.write_contact_sheet(path, folder, check_output.sheet_rows(pictures, findings))
             print(f"contact sheet in {path}")
         print(f"checked {folder.name} in {time.monotonic() - began:.1f} s\n", flush=True)
     return exit_code
@@ -82,16 +49,11 @@ def examine_category(category_dir: Path, pictures: Sequence[ImageFacts], *, mask
     """Return the findings of a category, the worst first. `masks`: whether defective pictures need masks."""
     readable = [image for image in pictures if not image.problem]
     train, test = ([image for image in readable if image.split == split] for split in ("train", "test"))
-    findings = chain(
-        count_findings(pictures),
-        folder_findings(category_dir, pictures),
-        picture_findings(pictures),
-        mask_findings(category_dir, pictures, masks, workers),
-        near_duplicate_findings(train, test),
-        outlier_findings(train),
-        mixture_findings(train),
-    )
-    return sorted((finding for finding in findings if finding.cases), key=lambda finding: -EXIT_CODES[finding.level])
+    findings = [*count_findings(pictures), *folder_findings(category_dir, pictures), *picture_findings(pictures)]
+    findings += [*mask_findings(category_dir, pictures, masks, workers), *near_duplicate_findings(train, test)]
+    findings += [*outlier_findings(train), *mixture_findings(train)]
+    findings = [finding for finding in findings if finding.cases]
+    return sorted(findings, key=lambda finding: check_output.EXIT_CODES[finding.level], reverse=True)
 
 
 def quick_check(category_dir: Path, names: Sequence[str], pixels: Sequence[NDArray[np.uint8]]) -> list[Finding]:
@@ -99,17 +61,10 @@ def quick_check(category_dir: Path, names: Sequence[str], pixels: Sequence[NDArr
     pictures = []
     for name, values in zip(names, pixels, strict=True):
         picture = Image.fromarray(values[0] if len(values) == 1 else np.moveaxis(values, 0, 2))
-        pictures.append(measure_picture(ImageFacts(name, "train", NORMAL, picture.size), picture))
-    findings = chain(
-        training_count_findings(len(picture_files(category_dir / "train" / NORMAL))),
-        picture_findings(pictures),
-        outlier_findings(pictures),
-        identical_file_findings(category_dir),
-    )
+        pictures.append(image_facts.measure_picture(ImageFacts(name, "train", NORMAL, picture.size), picture))
+    findings = [*training_count_findings(len(picture_files(category_dir / "train" / NORMAL)))]
+    findings += [*picture_findings(pictures), *outlier_findings(pictures), *identical_file_findings(category_dir)]
     return [finding for finding in findings if finding.cases and finding.level != NOTE]
-
-
-# Each function below yields findings; the callers above drop those without cases
 
 
 def count_findings(pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
@@ -146,18 +101,14 @@ def picture_findings(pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
         yield make_finding("unreadable pictures ({problem})", files, problem=problem)
     readable = [image for image in pictures if not image.problem]
     yield make_finding("constant pictures", [image.path for image in readable if image.constant])
-    dark = group_by_key((image.sixteen_bit, image.path) for image in readable if image.dark and not image.constant)
-    yield make_finding("nearly black pictures", dark.get(False, ()), dark=DARK)
-    yield make_finding("nearly black 16-bit pictures", dark.get(True, ()), dark=DARK)
-    yield from identical_picture_findings(readable)
-
-
-def identical_picture_findings(pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
-    """Compare pixels, so that copies in other lossless formats are found too."""
-    groups = group_by_key((image.digest, image) for image in pictures if not image.constant).values()
-    copies = [group for group in groups if len(group) > 1]
+    varied = [image for image in readable if not image.constant]
+    dark = group_by_key((image.mode.startswith("I"), image.path) for image in varied if image.dark)
+    yield make_finding("nearly black pictures", dark.get(False, ()), dark=image_facts.DARK)
+    yield make_finding("nearly black 16-bit pictures", dark.get(True, ()), dark=image_facts.DARK)
+    # digests are of pixels, so that copies in other lossless formats are found too
+    copies = [group for group in group_by_key((image.digest, image) for image in varied).values() if len(group) > 1]
     train = [[image for image in group if image.split == "train"] for group in copies]
-    count = sum(image.split == "train" for image in pictures)
+    count = sum(image.split == "train" for image in readable)
     yield duplicate_finding("identical training pictures", [group for group in train if len(group) > 1], SAME, count)
     both = [group for group in copies if len({image.split for image in group}) > 1]
     yield make_finding("identical pictures in train and test", [case_of(group, SAME) for group in both])
@@ -175,24 +126,19 @@ def case_of(pictures: Sequence[ImageFacts], sign: str) -> Case:
     return Case(tuple(image.path for image in pictures), sign)
 
 
-def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], masks: bool, workers: int) -> Iterator[Finding]:
-    matches = match_masks(category_dir, pictures)
-    yield make_finding("masks without a picture", matches.masks_without_picture)
-    if masks:
-        yield make_finding("defective pictures without a mask", matches.pictures_without_mask)
-        yield from mask_content_findings(read_mask_facts(category_dir, matches, workers))
-
-
-def mask_content_findings(masks: Sequence[MaskFacts]) -> Iterator[Finding]:
+def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], needed: bool, workers: int) -> Iterator[Finding]:
+    with_picture, without_mask, without_picture = image_facts.match_masks(category_dir, pictures)
+    yield make_finding("masks without a picture", without_picture)
+    if not needed:
+        return
+    yield make_finding("defective pictures without a mask", without_mask)
+    masks = image_facts.read_mask_facts(with_picture, workers)
     for problem, files in group_by_key((mask.problem, mask.path) for mask in masks if mask.problem).items():
         yield make_finding("unreadable masks ({problem})", files, problem=problem)
     readable = [mask for mask in masks if not mask.problem]
-    sizes = [
-        Case((mask.path,), remark=f"{size_text(mask.size)}, picture {size_text(mask.picture_size)}")
-        for mask in readable
-        if mask.picture_size not in (mask.size, UNKNOWN_SIZE)
-    ]
-    yield make_finding("masks of another size than their picture", sizes)
+    odd = [mask for mask in readable if mask.picture_size not in (mask.size, image_facts.UNKNOWN_SIZE)]
+    cases = [Case((mask.path,), "", f"{size_text(mask.size)}, picture {size_text(mask.picture_size)}") for mask in odd]
+    yield make_finding("masks of another size than their picture", cases)
     yield make_finding("empty masks", [mask.path for mask in readable if mask.marked == 0])
     grey = [mask.path for mask in readable if mask.grey > GREY_SHARE]
     yield make_finding("masks that are not black and white", grey, grey=GREY_SHARE)
@@ -203,8 +149,7 @@ def near_duplicate_findings(train: Sequence[ImageFacts], test: Sequence[ImageFac
         return
     common = similarity.CommonContent(stack_thumbnails(train))
     residuals = common.residuals(stack_thumbnails(train))
-    pairs = [(train[i], train[j]) for i, j in similarity.pairs_within(residuals)]
-    pairs = [pair for pair in pairs if pair[0].digest != pair[1].digest]
+    pairs = [(train[i], train[j]) for i, j in similarity.pairs_within(residuals) if train[i].digest != train[j].digest]
     yield duplicate_finding("nearly identical training pictures", pairs, SIMILAR, len(train))
     if test:
         others = common.residuals(stack_thumbnails(test))
@@ -226,11 +171,11 @@ def mixture_findings(train: Sequence[ImageFacts]) -> Iterator[Finding]:
     if ratios and max(ratios) > SAME_RATIO * min(ratios):
         extremes = [train[int(np.argmin(ratios))].path, train[int(np.argmax(ratios))].path]
         yield make_finding("training pictures of different aspect ratios", extremes)
-    colours = Counter(image.colour for image in train)
+    modes = ((image.path, image.mode.partition(";")[0]) for image in train)
+    colours = group_by_key(("grey" if mode in GREY_MODES else "colour", path) for path, mode in modes)
     if len(colours) > 1:
-        rare = min(colours, key=lambda colour: colours[colour])
-        files = [image.path for image in train if image.colour == rare]
-        yield make_finding("{colour} pictures among others", files, colour=rare)
+        rare = min(colours, key=lambda colour: len(colours[colour]))
+        yield make_finding("{colour} pictures among others", colours[rare], colour=rare)
 
 
 def identical_file_findings(category_dir: Path) -> Iterator[Finding]:
@@ -244,7 +189,6 @@ def identical_file_findings(category_dir: Path) -> Iterator[Finding]:
 
 
 def file_key(path: Path) -> tuple[int, bytes]:
-    """Return the file's length and some bytes of its middle."""
     length = path.stat().st_size
     with path.open("rb") as file:
         file.seek(length // 2)

@@ -1,13 +1,8 @@
-"""The findings of a check, and how they are shown: as a table, in brief, and as a contact sheet.
-
-findings.csv holds for each finding its level, what it means and what to do.
-"""
+"""The findings of a check, as findings.csv words them: in a table, in brief, and on a contact sheet."""
 
 import csv
-import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +16,10 @@ from storage.atomic_file import atomic_write
 ERROR, WARNING, NOTE = "error", "warning", "note"
 EXIT_CODES = {ERROR: 2, WARNING: 1, NOTE: 0}
 SAME, SIMILAR = " = ", " ≈ "  # between the files of a case
-MOST_EXAMPLES = 3  # of a finding
-MOST_VALUES = 3  # sizes or modes of a folder
+MOST_EXAMPLES, MOST_VALUES = 3, 3  # cases of a finding, sizes or modes of a folder
 SIDE, GAP, CAPTION = 128, 6, 22  # pixels of the contact sheet
 SHEET_COLUMNS = 10  # pictures
-CATALOGUE, COLUMNS = Path(__file__).with_name("findings.csv"), ("level", "meaning", "remedy")
+CATALOGUE = Path(__file__).with_name("findings.csv")
 
 
 class Case(NamedTuple):
@@ -39,8 +33,7 @@ class Case(NamedTuple):
         return self.sign.join(self.files) + (f" ({self.remark})" if self.remark else "")
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A fact about a category: its level (ERROR, WARNING or NOTE), name, meaning, remedy, and cases."""
 
     level: str
@@ -52,12 +45,10 @@ class Finding:
 
 def make_finding(name: str, cases: Iterable[Case | str], **values: object) -> Finding:
     """Return a finding of the catalogue, with `values` in its texts; a case may be a file's name."""
-    level, meaning, remedy = (read_catalogue()[name][column].format(**values) for column in COLUMNS)
-    named = tuple(case if isinstance(case, Case) else Case((case,)) for case in cases)
-    return Finding(level, name.format(**values), meaning, remedy, named)
+    texts = {column: text.format(**values) for column, text in read_catalogue()[name].items()}
+    return Finding(**texts, cases=tuple(case if isinstance(case, Case) else Case((case,)) for case in cases))
 
 
-@functools.cache
 def read_catalogue() -> dict[str, dict[str, str]]:
     """Return the rows of findings.csv by name."""
     with CATALOGUE.open(encoding="utf-8", newline="") as file:
@@ -65,8 +56,15 @@ def read_catalogue() -> dict[str, dict[str, str]]:
 
 
 def report_lines(category_dir: Path, pictures: Sequence[ImageFacts], findings: Sequence[Finding]) -> list[str]:
-    """Return the overview of the category, then for each finding a line of examples, its meaning and the remedy."""
-    lines = category_overview(category_dir, pictures)
+    """Return a line for each folder, then for each finding a line of examples, its meaning and the remedy."""
+    lines = [f"{category_dir}: {len(pictures)} pictures"]
+    lines.append(f"  {'folder':28}{'pictures':>9}{'masks':>7}  sizes and modes")
+    for (split, kind), members in group_by_key(((image.split, image.kind), image) for image in pictures).items():
+        masks = len(masks_in(category_dir / "ground_truth" / kind)) if split == "test" and kind != NORMAL else 0
+        readable = [image for image in members if not image.problem]
+        sizes, modes = (size_text(image.size) for image in readable), (image.mode for image in readable)
+        folder = f"{split}/{kind}"
+        lines.append(f"  {folder:28}{len(members):9}{masks or '':>7}  {most_common(sizes)}; {most_common(modes)}")
     lines += [f"  {'finding':56}{'count':>6}  examples"] if findings else ["  no problems found"]
     for finding in findings:
         more = len(finding.cases) - MOST_EXAMPLES
@@ -80,19 +78,6 @@ def brief_findings(findings: Sequence[Finding]) -> list[str]:
     """Return a line for each finding, and the command that shows more."""
     lines = [f"{finding.level}: {finding.name}, {len(finding.cases)} ({finding.cases[0]})" for finding in findings]
     return [*lines, "python main.py --check shows more"] if lines else []
-
-
-def category_overview(category_dir: Path, pictures: Sequence[ImageFacts]) -> list[str]:
-    """Return a line for each folder: its numbers of pictures and masks, their sizes and modes."""
-    lines = [f"{category_dir}: {len(pictures)} pictures"]
-    lines.append(f"  {'folder':28}{'pictures':>9}{'masks':>7}  sizes and modes")
-    for (split, kind), members in group_by_key(((image.split, image.kind), image) for image in pictures).items():
-        masks = len(masks_in(category_dir / "ground_truth" / kind)) if split == "test" and kind != NORMAL else 0
-        readable = [image for image in members if not image.problem]
-        sizes, modes = (size_text(image.size) for image in readable), (image.mode for image in readable)
-        folder = f"{split}/{kind}"
-        lines.append(f"  {folder:28}{len(members):9}{masks or '':>7}  {most_common(sizes)}; {most_common(modes)}")
-    return lines
 
 
 def most_common(values: Iterable[str]) -> str:

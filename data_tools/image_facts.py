@@ -3,7 +3,6 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -19,7 +18,6 @@ from runtime.progress import count_progress
 
 READ_AHEAD = 16  # pictures
 GREY = (0.1, 0.9)  # of a mask's highest value: neither black nor white
-GREY_MODES = ("1", "L", "LA", "F")
 DARK = 16  # grey levels; 99.9 % of the pixels of a nearly black picture are below
 CONSTANT = 3  # grey levels; 99.8 % of the pixels of a constant picture differ by less
 IGNORED_SHARE = 0.001  # of the darkest and of the brightest pixels
@@ -29,8 +27,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
-class ImageFacts:
+class ImageFacts(NamedTuple):
     """A picture: its path in the category, split and kind, and what its file holds or why it is unreadable."""
 
     path: str
@@ -40,24 +37,9 @@ class ImageFacts:
     mode: str = ""  # Pillow's
     digest: bytes = b""  # of its pixels
     thumbnail: similarity.Thumbnails | None = None
-    grey_range: tuple[float, float] = (0, 255)  # without IGNORED_SHARE at both ends
+    constant: bool = False
+    dark: bool = False
     problem: str = ""
-
-    @property
-    def constant(self) -> bool:
-        return self.grey_range[1] - self.grey_range[0] < CONSTANT
-
-    @property
-    def dark(self) -> bool:
-        return self.grey_range[1] < DARK
-
-    @property
-    def sixteen_bit(self) -> bool:
-        return self.mode.startswith("I")
-
-    @property
-    def colour(self) -> str:
-        return "grey" if self.sixteen_bit or self.mode in GREY_MODES else "colour"
 
 
 class MaskFacts(NamedTuple):
@@ -71,23 +53,11 @@ class MaskFacts(NamedTuple):
     problem: str = ""
 
 
-class MaskMatches(NamedTuple):
-    """Masks with their pictures, and the paths of those that have no partner."""
-
-    pairs: list[tuple[Path, ImageFacts]]
-    pictures_without_mask: list[str]
-    masks_without_picture: list[str]
-
-
 def read_image_facts(category_dir: Path, workers: int) -> list[ImageFacts]:
     """Return the facts of all pictures in train/good and test, in order."""
-    folders = [("train", category_dir / "train" / NORMAL)]
-    folders += [("test", folder) for folder in subfolders(category_dir / "test")]
-    files = [
-        (path, ImageFacts(path_in(category_dir, path), split, folder.name))
-        for split, folder in folders
-        for path in picture_files(folder)
-    ]
+    folders = [category_dir / "train" / NORMAL, *subfolders(category_dir / "test")]
+    paths = [path for folder in folders for path in picture_files(folder)]
+    files = [(path, ImageFacts(path_in(category_dir, path), path.parts[-3], path.parts[-2])) for path in paths]
     batches = read_ahead(lambda file: read_picture_facts(*file), files, READ_AHEAD, workers)
     return list(count_progress(chain.from_iterable(batches), len(files), f"checking {category_dir.name}"))
 
@@ -96,9 +66,9 @@ def read_picture_facts(path: Path, place: ImageFacts) -> ImageFacts:
     try:
         picture, size = read_reduced(path, 3, lambda width, height: (similarity.SIDE, similarity.SIDE))
     except (ValueError, OSError) as error:
-        return replace(place, problem=describe_problem(error))
+        return place._replace(problem=describe_problem(error))
     header = read_header(path)
-    return measure_picture(replace(place, size=size, mode=header[1] if header else "deep TIFF"), picture)
+    return measure_picture(place._replace(size=size, mode=header[1] if header else "deep TIFF"), picture)
 
 
 def describe_problem(error: ValueError | OSError) -> str:
@@ -112,15 +82,15 @@ def measure_picture(facts: ImageFacts, picture: Image.Image) -> ImageFacts:
     """Return `facts` with what the pixels say."""
     grey = np.asarray(picture.convert("L"))
     shares = np.cumsum(np.bincount(grey.ravel(), minlength=256)) / grey.size
-    darkest, brightest = (float(np.searchsorted(shares, share)) for share in (IGNORED_SHARE, 1 - IGNORED_SHARE))
+    darkest, brightest = (int(np.searchsorted(shares, share)) for share in (IGNORED_SHARE, 1 - IGNORED_SHARE))
     digest = hashlib.sha256(f"{facts.size}".encode() + picture.tobytes()).digest()
     thumbnail = similarity.make_thumbnail(picture)
-    return replace(facts, digest=digest, thumbnail=thumbnail, grey_range=(darkest, brightest))
+    constant, dark = brightest - darkest < CONSTANT, brightest < DARK
+    return facts._replace(digest=digest, thumbnail=thumbnail, constant=constant, dark=dark)
 
 
-def read_mask_facts(category_dir: Path, matches: MaskMatches, workers: int) -> list[MaskFacts]:
-    """Return the facts of all masks that have a picture, in order."""
-    masks = [(path, MaskFacts(path_in(category_dir, path), image.size)) for path, image in matches.pairs]
+def read_mask_facts(masks: Sequence[tuple[Path, MaskFacts]], workers: int) -> list[MaskFacts]:
+    """Return the facts of all masks, in order."""
     return list(chain.from_iterable(read_ahead(lambda mask: measure_mask(*mask), masks, READ_AHEAD, workers)))
 
 
@@ -136,22 +106,24 @@ def measure_mask(path: Path, facts: MaskFacts) -> MaskFacts:
     return facts._replace(size=values.shape[::-1], marked=marked / values.size, grey=grey / max(marked, 1))
 
 
-def match_masks(category_dir: Path, pictures: Sequence[ImageFacts]) -> MaskMatches:
-    """Find the mask of each defective picture: <stem>_mask.* or <stem>.* in its folder of ground_truth."""
-    matches = MaskMatches([], [], [])
-    truth_dir = category_dir / "ground_truth"
+def match_masks(
+    category_dir: Path, pictures: Sequence[ImageFacts]
+) -> tuple[list[tuple[Path, MaskFacts]], list[str], list[str]]:
+    """Return the masks with a picture, the defective pictures without a mask, the masks without a picture."""
+    with_picture, without_mask, without_picture = list[tuple[Path, MaskFacts]](), list[str](), list[str]()
     members = group_by_key((image.kind, image) for image in pictures if image.split == "test" and image.kind != NORMAL)
-    for kind in sorted({folder.name for folder in subfolders(truth_dir)} - {NORMAL} | members.keys()):
-        masks = masks_in(truth_dir / kind)
+    kinds = {folder.name for folder in subfolders(category_dir / "ground_truth")} - {NORMAL}
+    for kind in sorted(kinds | members.keys()):
+        masks = masks_in(category_dir / "ground_truth" / kind)
         for image in members.get(kind, ()):
             stem = Path(image.path).stem
             mask = masks.pop(stem + MASK_ENDING, None) or masks.pop(stem, None)
             if mask:
-                matches.pairs.append((mask, image))
+                with_picture.append((mask, MaskFacts(path_in(category_dir, mask), image.size)))
             else:
-                matches.pictures_without_mask.append(image.path)
-        matches.masks_without_picture.extend(path_in(category_dir, path) for path in masks.values())
-    return matches
+                without_mask.append(image.path)
+        without_picture += [path_in(category_dir, path) for path in masks.values()]
+    return with_picture, without_mask, without_picture
 
 
 def stack_thumbnails(pictures: Sequence[ImageFacts]) -> similarity.Thumbnails:
@@ -160,12 +132,10 @@ def stack_thumbnails(pictures: Sequence[ImageFacts]) -> similarity.Thumbnails:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the subfolders, none where there is no folder."""
     return folders_in(folder) if folder.is_dir() else []
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Return the picture files, none where there is no folder."""
     return sorted(filter(is_picture, folder.iterdir())) if folder.is_dir() else []
 
 

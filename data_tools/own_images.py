@@ -1,37 +1,26 @@
-"""Plan a category from the user's own pictures.
-
-Normal pictures are split by a seed, near-duplicates on one side. Subfolders name the kinds of defects. Masks are found
-by name or drawn from annotations.
-"""
+"""Plan a category from the user's own pictures, with masks that are found by name or drawn from annotations."""
 
 import hashlib
+import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from data_tools.annotations import Annotation, read_annotations
+from data_tools.annotations import Annotation, Mask, read_annotations
 from data_tools.archives import relative_path
-from data_tools.category_writer import (
-    TEST_GOOD,
-    TRAIN_GOOD,
-    UNNAMED_KIND,
-    CategoryPlan,
-    DataSetInfo,
-    Mask,
-    PlannedFile,
-    size_text,
-)
+from data_tools.category_writer import TEST_GOOD, TRAIN_GOOD, UNNAMED_KIND, CategoryPlan, DataSetInfo, PlannedFile
+from data_tools.image_facts import group_by_key
 from data_tools.similarity import draw_test_pictures
-from dataset import NORMAL, is_hidden, is_picture
+from dataset import NORMAL, is_hidden, is_picture, pictures_below
 from images.read import open_upright, read_full_mask
 from runtime.errors import MissingFileError, UserError
 
-MASK_ENDINGS = ("_mask", "_label", "_gt", "_GT")
+ENDING = re.compile(r"(_mask|_label|_gt|_GT)\Z")  # of a mask's stem
 
 
-@dataclass(frozen=True, eq=False)
-class MaskSource:
+class MaskSource(NamedTuple):
     """A mask file or an annotation, and the folders of the picture that it belongs to."""
 
     file: Path
@@ -39,15 +28,13 @@ class MaskSource:
     annotation: Annotation | None = None
 
 
+MaskSources = Mapping[str, Sequence[MaskSource]]  # by the stem of their picture
+
+
 def plan_own_images(
     category: str, normal: Path, source: Path, defects: Path | None, masks: Path | None, seed: int
 ) -> CategoryPlan:
-    """Plan the pictures in `normal`, a fifth of them to test with, and in `defects`, a kind in each subfolder.
-
-    `source` is the archive or folder that `normal` comes from. Masks are searched in `masks` or, without it, beside
-    the defective pictures; there may be none at all.
-    Raise MissingFileError where pictures or some of the masks are missing, UserError where masks are ambiguous.
-    """
+    """Plan the pictures in `normal`, taken from `source`, and in `defects`, a kind in each subfolder, with `masks`."""
     relative_path(category, "data.category")
     plan = CategoryPlan(DataSetInfo("own pictures", str(source), "your own"), category)
     normal_pictures = find_pictures(normal, [defects, masks])
@@ -65,28 +52,15 @@ def find_pictures(folder: Path, excluded: Iterable[Path | None]) -> list[Path]:
     """Return the pictures in a folder and its subfolders, without those in the folders `excluded` inside it."""
     if not folder.is_dir():
         raise MissingFileError(f"no folder {folder}; name the one that holds the pictures")
-    others = {other.resolve() for other in excluded if other}
-    inside = {other for other in others if folder.resolve() in (other, *other.parents)}
-    pictures = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if is_picture(path)
-        and not is_hidden(path, folder)
-        and inside.isdisjoint([path.resolve(), *path.resolve().parents])
-    ]
-    if not pictures:
-        raise MissingFileError(f"no pictures in {folder}; name a folder that holds some")
-    return pictures
+    others = [other.resolve() for other in excluded if other]
+    inside = [other for other in others if folder.resolve() in (other, *other.parents)]
+    return [path for path in pictures_below(folder, inside) if path.resolve() not in inside]
 
 
 def is_mask_beside(picture: Path) -> bool:
     """Return whether the file is the mask of a picture beside it, such as 000_mask.png beside 000.jpg."""
-    stem = without_ending(picture.stem)
+    stem = ENDING.sub("", picture.stem)
     return stem != picture.stem and any(other.stem == stem and is_picture(other) for other in picture.parent.iterdir())
-
-
-def without_ending(stem: str) -> str:
-    return next((stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending)), stem)
 
 
 def unique_names(pictures: Iterable[Path], folder: Path) -> dict[Path, str]:
@@ -99,15 +73,10 @@ def unique_names(pictures: Iterable[Path], folder: Path) -> dict[Path, str]:
     }
 
 
-def add_defects(
-    plan: CategoryPlan, pictures: Iterable[Path], defects: Path, sources: Mapping[str, Sequence[MaskSource]]
-) -> None:
+def add_defects(plan: CategoryPlan, pictures: Iterable[Path], defects: Path, sources: MaskSources) -> None:
     """Add defective pictures and, where there are any `sources`, their masks."""
-    by_folder: dict[Path, list[Path]] = defaultdict(list)
-    for picture in pictures:
-        by_folder[picture.parent].append(picture)
     used: dict[MaskSource, Path] = {}
-    for folder, members in by_folder.items():
+    for folder, members in group_by_key((picture.parent, picture) for picture in pictures).items():
         kind = "_".join(folder.relative_to(defects).parts) or UNNAMED_KIND
         if kind == NORMAL:
             raise UserError(f"{folder} is named as normal pictures; move them to the normal ones, or rename it")
@@ -135,13 +104,13 @@ def read_mask_of(source: Path, picture: Path) -> Mask:
     """Return the mask of a picture. Raise UserError where their sizes differ."""
     mask, (width, height) = read_full_mask(source), open_upright(picture).size
     if mask.shape != (height, width):
-        sizes = f"mask {source} is {size_text(mask)}, its picture {picture} {width}×{height}"
-        raise UserError(f"{sizes}; make them the same size")
+        sizes = f"is {mask.shape[1]}×{mask.shape[0]}, its picture {picture} {width}×{height}"
+        raise UserError(f"mask {source} {sizes}; make them the same size")
     return mask
 
 
 def find_mask_sources(masks: Path | None, defects: Path) -> dict[str, list[MaskSource]]:
-    """Return all masks and annotations in a folder, or in one file, by the stem of their picture."""
+    """Return all masks and annotations in a folder or file, or beside the defects, by the stem of their picture."""
     place = masks or defects
     if not place.exists():
         raise MissingFileError(f"no masks at {place}; name a folder of masks or annotations, or one JSON file")
@@ -154,33 +123,26 @@ def find_mask_sources(masks: Path | None, defects: Path) -> dict[str, list[MaskS
                 sources[annotation.picture.stem].append(MaskSource(path, folders, annotation))
         elif is_picture(path) and (masks not in (None, defects) or is_mask_beside(path)):
             source = MaskSource(path, path.parent.parts)
-            for stem in {path.stem, without_ending(path.stem)}:
+            for stem in {path.stem, ENDING.sub("", path.stem)}:
                 sources[stem].append(source)
     if masks and not sources:
-        raise MissingFileError(
-            f"no masks in {masks}; it should hold masks named as the defective pictures, "
-            "or JSON of LabelMe, COCO or Label Studio"
-        )
+        remedy = "name masks as the defective pictures, or add JSON of LabelMe, COCO or Label Studio"
+        raise MissingFileError(f"no masks in {masks}; {remedy}")
     return sources
 
 
-def choose_mask_source(picture: Path, defects: Path, sources: Mapping[str, Sequence[MaskSource]]) -> MaskSource:
+def choose_mask_source(picture: Path, defects: Path, sources: MaskSources) -> MaskSource:
     """Return the mask or annotation with the picture's name; of several, the one with the most folders in common."""
     candidates = sources.get(picture.stem, [])
     if not candidates:
-        remedy = f"add {picture.stem}_mask.png or an annotation, or remove all masks"
-        raise MissingFileError(f"no mask for {picture}; {remedy}")
-    folders = picture.relative_to(defects).parts[:-1]
-    shared = [common_ending(folders, candidate.folders) for candidate in candidates]
+        mask = f"{picture.stem}_mask.png"
+        raise MissingFileError(f"no mask for {picture}; add {mask} or an annotation, or remove all masks")
+    folders = picture.relative_to(defects).parent.parts[::-1]  # the innermost first
+    pairs = [(folders, candidate.folders[::-1]) for candidate in candidates]
+    shared = [len(os.path.commonprefix(pair)) for pair in pairs]  # noqa: RUF071 (of names, not of characters)
     best = [candidate for candidate, count in zip(candidates, shared, strict=True) if count == max(shared)]
     if len(best) > 1:
         files = f"{best[0].file} and {best[1].file}"
         remedy = "put masks into folders named as the pictures', or remove one"
         raise UserError(f"{files} may both be the mask of {picture}; {remedy}")
     return best[0]
-
-
-def common_ending(ours: Sequence[str], theirs: Sequence[str]) -> int:
-    """Return the number of equal names, counted from the last."""
-    pairs = list(zip(reversed(ours), reversed(theirs), strict=False))
-    return next((count for count, (our, their) in enumerate(pairs) if our != their), len(pairs))

@@ -6,40 +6,30 @@ named after the data set beside data.data_dir. preparation.json in each category
 
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from config.checks import check_sections
 from config.load import build_settings, parse_override, read_sections, unpublished_keys
 from config.presets import LAPTOP
+from data_tools import published_sets
 from data_tools.archives import open_source
 from data_tools.category_writer import CategoryPlan, write_category
 from data_tools.own_images import plan_own_images
-from data_tools.published_sets import (
-    ONE_CLASS,
-    plan_btad,
-    plan_kolektor,
-    plan_mtd,
-    plan_mvtec,
-    plan_visa,
-    published_counts,
-)
+from data_tools.published_sets import ONE_CLASS
 from dataset import held_out_count
 from runtime.errors import UserFileError
+from storage.safe_names import named_path
 
-NAMES = {  # of the data set's folder, and data.name, by kind of preparation
-    **{"visa": "VisA", "mvtec": "MVTec", "mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD"},
-    "folder": "own",
-}
+# Name of the data set's folder, and data.name, by kind of preparation
+NAMES = {"visa": "VisA", "mvtec": "MVTec", "mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD", "folder": "own"}
 GENERAL_NAMES = ("good", "normal", "ok", "train")  # of folders; they do not say what the pictures show
 DEFAULT_CONFIGURATION = "config.yaml"
 
 Sections = dict[str, dict[str, object]]  # settings by section and key
 
 
-@dataclass(frozen=True)
-class PrepareRequest:
+class PrepareRequest(NamedTuple):
     """What to prepare: its kind, as in the flag's name, its source, and the other flags."""
 
     kind: str
@@ -51,13 +41,13 @@ class PrepareRequest:
 
 
 def prepare_data_set(request: PrepareRequest, configuration: str, overrides: Sequence[str]) -> None:
-    """Write all categories of a data set, and print the command that trains on the first one.
-
-    Raise UserError that names what can't be read or written.
-    """
+    """Write all categories of a data set, and print the command that trains on the first one."""
     sections = check_sections(read_sections(configuration, overrides))
     data_dir = choose_data_dir(request, sections["data"], overrides)
-    make_folder(data_dir)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserFileError(f"can't make the folder {data_dir}: {error.strerror}; change --output") from error
     with open_source(request.source.expanduser().resolve(), data_dir) as root:
         given = "data.category" in given_keys(overrides)
         category = sections["data"]["category"] if given else category_name(root)
@@ -75,33 +65,21 @@ def choose_data_dir(request: PrepareRequest, data: Mapping[str, object], overrid
         return request.output
     if str(data["name"]).lower() == name.lower() or "data.data_dir" in given_keys(overrides):
         return data_dir
-    return sibling(data_dir, name if request.split == ONE_CLASS else f"{name}_{request.split}")
-
-
-def sibling(folder: Path, name: str) -> Path:
-    """Return the path `name` beside `folder`; `.` and `..`, which have no name, are resolved first."""
-    return (folder.resolve() if folder.name in ("", "..") else folder).parent / name
+    return named_path(data_dir).parent / (name if request.split == ONE_CLASS else f"{name}_{request.split}")
 
 
 def given_keys(overrides: Iterable[str]) -> set[str]:
     return {parse_override(override)[0] for override in overrides}
 
 
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserFileError(f"can't make the folder {folder}: {error.strerror}; name another with --output") from error
-
-
 def plan_categories(request: PrepareRequest, root: Path, category: str, seed: int) -> Iterable[CategoryPlan]:
     """Plan all categories in `root`; the user's own pictures make one, `category`."""
     planners: dict[str, Callable[[], Iterable[CategoryPlan]]] = {
-        "visa": lambda: plan_visa(root, request.split),
-        "mvtec": lambda: plan_mvtec(root),
-        "btad": lambda: plan_btad(root),
-        "mtd": lambda: [plan_mtd(root, seed)],
-        "ksdd": lambda: [plan_kolektor(root, seed)],
+        "visa": lambda: published_sets.plan_visa(root, request.split),
+        "mvtec": lambda: published_sets.plan_mvtec(root),
+        "btad": lambda: published_sets.plan_btad(root),
+        "mtd": lambda: [published_sets.plan_mtd(root, seed)],
+        "ksdd": lambda: [published_sets.plan_kolektor(root, seed)],
         "folder": lambda: [plan_own_images(category, root, request.source, request.defects, request.masks, seed)],
     }
     return planners[request.kind]()
@@ -115,26 +93,19 @@ def category_name(folder: Path) -> str:
 
 def describe_category(plan: CategoryPlan, folder: Path) -> Iterator[str]:
     """Yield a line with the numbers of pictures, then warnings: missing masks, unexpected numbers."""
-    counts, name = plan.counts(), plan.data_set.name
-    yield (
-        f"{folder}: {counts.train_normal} normal pictures to train on, {counts.test_normal} normal and "
-        f"{counts.test_defective} defective to test ({name}, licence: {plan.data_set.licence})"
-    )
-    normal = counts.train_normal + counts.test_normal
-    own = {"normal": normal, "training": counts.train_normal, "defective test": counts.test_defective}
-    published = published_counts().get((name, plan.category), {})
-    for kind, count in own.items():
-        if published.get(kind, count) != count:
-            yield (
-                f"warning: {plan.category} has {count} {kind} pictures, the published {name} {published[kind]}; "
-                "the download may be incomplete"
-            )
+    training, normal, defective = plan.counts().values()
+    name, category = plan.data_set.name, plan.category
+    test = f"{normal} normal and {defective} defective to test"
+    yield f"{folder}: {training} normal pictures to train on, {test} ({name}, licence: {plan.data_set.licence})"
+    own = {"normal": training + normal, "training": training, "defective test": defective}
+    for kind, count in published_sets.published_counts().get((name, category), {}).items():
+        if own[kind] != count:
+            numbers = f"{category} has {own[kind]} {kind} pictures, the published {name} {count}"
+            yield f"warning: {numbers}; the download may be incomplete"
     missing = plan.without_mask()
     if missing:
-        yield (
-            f"warning: {len(missing)} defective pictures of {plan.category} have no mask, {missing[0]} is the first; "
-            "set data.mask=False, or add them"
-        )
+        pictures = f"{len(missing)} defective pictures of {category} have no mask, {missing[0]} is the first"
+        yield f"warning: {pictures}; set data.mask=False, or add them"
 
 
 def next_command(
@@ -144,14 +115,14 @@ def next_command(
     file, name = check_sections(read_sections(configuration)), NAMES[request.kind]
     changes: Sections = {"data": {"name": name, "data_dir": data_dir, "category": plan.category}, "model": {}}
     if file["data"]["name"] != name and "model.checkpoint_dir" not in given_keys(overrides):
-        changes["model"]["checkpoint_dir"] = sibling(file["model"]["checkpoint_dir"], name)
+        changes["model"]["checkpoint_dir"] = named_path(file["model"]["checkpoint_dir"]).parent / name
     if plan.without_mask():
         changes["data"]["mask"] = False
     missing = unpublished_keys(merge_sections(read_sections(configuration, overrides), changes))
     if missing:
         overrides = [f"preset={LAPTOP}", *without_keys(overrides, ["preset", *missing])]
     settings = build_settings(merge_sections(read_sections(configuration, overrides), changes))
-    pictures, calibration = plan.counts().train_normal, settings.calibration
+    pictures, calibration = plan.counts()["train normal"], settings.calibration
     pictures -= held_out_count(pictures, calibration.share, calibration.pictures)
     if pictures < settings.data.batch_size:
         changes["data"]["batch_size"] = pictures
@@ -159,9 +130,9 @@ def next_command(
     flags = [word for stage in stages for word in (f"--{stage}", "True")]
     flags += [] if configuration == DEFAULT_CONFIGURATION else ["--config", configuration]
     given = [(section, key, value) for section, values in changes.items() for key, value in values.items()]
-    kept = without_keys(overrides, [f"{section}.{key}" for section, key, _ in given])
+    overrides = without_keys(overrides, [f"{section}.{key}" for section, key, _ in given])
     changed = [f"{section}.{key}={value}" for section, key, value in given if file[section][key] != value]
-    return shlex.join(["python", "main.py", *flags, *kept, *changed])
+    return shlex.join(["python", "main.py", *flags, *overrides, *changed])
 
 
 def merge_sections(content: Mapping[str, Any], changes: Sections) -> dict[str, Any]:

@@ -1,11 +1,9 @@
-"""Plan the categories of published data sets from their downloads, and hold their published counts.
+"""Plan the categories of published data sets from their downloads, and read their published counts.
 
 A planner takes the folder that a download unpacks to, or one that holds it, and a seed where the data set has no split.
-Pictures keep their content and names. It raises MissingFileError or UserError that names what is missing or wrong.
 """
 
 import csv
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +22,7 @@ VISA_LABELS = {(split, label) for split in ("train", "test") for label in ("norm
 MTD_FREE = "MT_Free"
 MTD_KINDS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
 KSDD_LABEL, KSDD2_LABEL = "_label", "_GT"
+KSDD_LABELS, KSDD2_LABELS = f"kos*/Part*{KSDD_LABEL}.bmp", f"train/*{KSDD2_LABEL}.png"
 INCOMPLETE = "the download is incomplete, unpack it again"
 RESTORE = "restore the original table"
 
@@ -31,8 +30,8 @@ BY_NC_SA = "CC BY-NC-SA 4.0"
 MVTEC = DataSetInfo("MVTec AD", "https://www.mvtec.com/company/research/datasets/mvtec-ad", BY_NC_SA)
 LOCO = DataSetInfo("MVTec LOCO AD", "https://www.mvtec.com/company/research/datasets/mvtec-loco", BY_NC_SA)
 VISA = DataSetInfo("VisA", "https://github.com/amazon-science/spot-diff", "CC BY 4.0")
-MTD_URL = "https://github.com/abin24/Magnetic-tile-defect-datasets."
-MTD = DataSetInfo("MTD", MTD_URL, "none stated; its authors ask to be cited")
+MTD_LICENCE = "none stated; its authors ask to be cited"
+MTD = DataSetInfo("MTD", "https://github.com/abin24/Magnetic-tile-defect-datasets.", MTD_LICENCE)
 BTAD = DataSetInfo("BTAD", "http://avires.dimi.uniud.it/papers/btad/btad.zip", BY_NC_SA)
 KSDD = DataSetInfo("KolektorSDD", "https://www.vicos.si/resources/kolektorsdd", BY_NC_SA)
 KSDD2 = DataSetInfo("KolektorSDD2", "https://www.vicos.si/resources/kolektorsdd2", BY_NC_SA)
@@ -58,9 +57,7 @@ def plan_visa(root: Path, split: str = ONE_CLASS) -> list[CategoryPlan]:
         else:
             left_out += 1
     if left_out:
-        print(
-            f"{left_out} defective training pictures of {tables[split].name} are left out: DDAD trains on normal ones"
-        )
+        print(f"{left_out} defective training pictures of {split}.csv are left out: DDAD trains on normal ones")
     return list(plans.values())
 
 
@@ -75,18 +72,14 @@ def read_visa_rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
             for values in reader:
                 line = f"{table} line {reader.line_num}"
                 row = {name: (values[name] or "").strip() for name in VISA_COLUMNS}
-                check_visa_row(row, line)
+                if (row["split"], row["label"]) not in VISA_LABELS:
+                    labels = f"{row['split']!r} and {row['label']!r}"
+                    raise UserError(f"{line}: split and label are {labels}, not train or test, and normal or anomaly")
+                if len(relative_path(row["object"], line).parts) != 1:
+                    raise UserError(f"{line}: object is {row['object']!r}, which is not a category's name; {RESTORE}")
                 yield line, row
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{table} can't be read: {error}; {RESTORE}") from error
-
-
-def check_visa_row(row: dict[str, str], line: str) -> None:
-    if (row["split"], row["label"]) not in VISA_LABELS:
-        labels = f"{row['split']!r} and {row['label']!r}"
-        raise UserError(f"{line}: split and label are {labels}; they should be train or test, and normal or anomaly")
-    if len(relative_path(row["object"], line).parts) != 1:
-        raise UserError(f"{line}: object is {row['object']!r}, which is not a category's name; {RESTORE}")
 
 
 def find_named_file(top: Path, name: str, line: str) -> Path:
@@ -102,14 +95,10 @@ def find_named_file(top: Path, name: str, line: str) -> Path:
 
 
 def plan_mvtec(root: Path) -> Iterator[CategoryPlan]:
-    """Yield all categories of MVTec AD or MVTec LOCO AD.
-
-    LOCO has several masks for a picture; they become one. Its validation/good stays beside train/good, so that scores
-    compare with published ones (thresholds come from pictures held out of train/good).
-    """
+    """Yield all categories of MVTec AD or MVTec LOCO AD, whose several masks of a picture become one."""
     what = "category with train/good, as MVTec AD has"
     for folder in find_folders(root, lambda folder: (folder / TRAIN_GOOD).is_dir(), what):
-        validation = folder / "validation" / NORMAL
+        validation = folder / "validation" / NORMAL  # LOCO's; stays beside train/good, as published scores have it
         plan = CategoryPlan(LOCO if validation.is_dir() else MVTEC, folder.name)
         if not (folder / "test").is_dir():
             raise MissingFileError(f"no folder {folder / 'test'}; {INCOMPLETE}")
@@ -166,16 +155,8 @@ def plan_btad(root: Path) -> Iterator[CategoryPlan]:
 def plan_kolektor(root: Path, seed: int) -> CategoryPlan:
     """Plan KolektorSDD (kos01/Part0.jpg …) or KolektorSDD2 (train/10000.png …)."""
     what = "kos01 with Part0_label.bmp, or train with *_GT.png, as KolektorSDD and KolektorSDD2 have"
-    top = find_folders(root, lambda folder: is_ksdd(folder) or is_ksdd2(folder), what)[0]
-    return plan_ksdd(top, seed) if is_ksdd(top) else plan_ksdd2(top)
-
-
-def is_ksdd(folder: Path) -> bool:
-    return any(folder.glob(f"kos*/Part*{KSDD_LABEL}.bmp"))
-
-
-def is_ksdd2(folder: Path) -> bool:
-    return (folder / "test").is_dir() and any((folder / "train").glob(f"*{KSDD2_LABEL}.png"))
+    top = find_folders(root, lambda folder: any(folder.glob(KSDD_LABELS)) or any(folder.glob(KSDD2_LABELS)), what)[0]
+    return plan_ksdd(top, seed) if any(top.glob(KSDD_LABELS)) else plan_ksdd2(top)
 
 
 def plan_ksdd(top: Path, seed: int) -> CategoryPlan:
@@ -214,9 +195,7 @@ def plan_ksdd2(top: Path) -> CategoryPlan:
 def labelled_pairs(folder: Path, ending: str) -> Iterator[tuple[Path, Path]]:
     """Yield each picture of a folder with its label: the file of the same stem and the ending."""
     labels = {path.stem.removesuffix(ending): path for path in pictures_in(folder) if path.stem.endswith(ending)}
-    for picture in pictures_in(folder):
-        if ending in picture.stem:  # a label, or one of the stray copies of labels in KolektorSDD2
-            continue
+    for picture in [path for path in pictures_in(folder) if ending not in path.stem]:  # KSDD2 has copies of labels
         if picture.stem not in labels:
             raise MissingFileError(f"no label {picture.stem}{ending} beside {picture}; {INCOMPLETE}")
         yield picture, labels[picture.stem]
@@ -233,12 +212,9 @@ def find_folders(root: Path, accepts: Callable[[Path], bool], what: str) -> list
     raise MissingFileError(f"no {what} in {root}; name the download of that data set, or the folder it unpacks to")
 
 
-@functools.cache
 def published_counts() -> dict[tuple[str, str], dict[str, int]]:
     """Return numbers of pictures by data set and category; no training pictures where the split is ours."""
     with COUNTS.open(encoding="utf-8", newline="") as file:
-        return {(row.pop("data_set"), row.pop("category")): to_numbers(row) for row in csv.DictReader(file)}
-
-
-def to_numbers(row: dict[str, str]) -> dict[str, int]:
-    return {name: int(text) for name, text in row.items() if text}
+        rows = list(csv.DictReader(file))
+    keys = [(row.pop("data_set"), row.pop("category")) for row in rows]
+    return {key: {name: int(text) for name, text in row.items() if text} for key, row in zip(keys, rows, strict=True)}

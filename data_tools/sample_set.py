@@ -1,8 +1,7 @@
 """Make the sample set: real textures with synthetic defects in the MVTec AD layout, from a seed, without a download.
 
-The textures are scikit-image's photographs brick, grass and gravel, 512 pixels square. Training pictures are crops of
-the left part, test pictures of the right part, so that they share no pixel. Masks mark exactly the pixels that a defect
-may change.
+The textures are photographs of scikit-image, 512 pixels square. Training pictures are crops of the left part, test
+pictures of the right part. Masks mark exactly the pixels that a defect may change.
 """
 
 import json
@@ -14,7 +13,7 @@ import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_tools.category_writer import is_new
+from data_tools.category_writer import is_new, read_note
 from images.synthetic_defects import DEFECTS, random_crop
 from runtime.errors import UserError, UserFileError
 from storage import folder_lock
@@ -32,16 +31,13 @@ Grey = NDArray[np.float32]
 
 
 def ensure_sample_set(data_dir: Path, seed: int) -> None:
-    """Make the sample set in `data_dir`; an unfinished one, or one of another seed or version, is replaced.
-
-    Raise UserError where the folder holds other files, UserFileError where it can't be written.
-    """
+    """Make the sample set in `data_dir`; an unfinished one, or one of another seed or version, is replaced."""
     note = {"made by": MAKER, "version": VERSION, "seed": seed}
     if read_sample_note(data_dir) == note:
         return
     count = TRAINING_PICTURES + NORMAL_PICTURES + len(DEFECTS) * PICTURES_PER_DEFECT
-    parts = f"{', '.join(TEXTURES)}, {count} pictures each"
-    print(f"making the sample set in {data_dir} (seed {seed}): {parts}", flush=True)
+    textures = ", ".join(TEXTURES)
+    print(f"making the sample set in {data_dir} (seed {seed}): {textures}, {count} pictures each", flush=True)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with folder_lock.locked(data_dir, REMEDY):
@@ -70,12 +66,9 @@ def read_sample_note(data_dir: Path) -> dict[str, object]:
     path, remedy = data_dir / NOTE, "name a new folder with data.data_dir"
     if not path.is_file():
         raise UserError(f"{data_dir} holds other files than the sample set; {remedy}, or change data.name")
-    try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        note = None
-    if not isinstance(note, dict) or note.get("made by") != MAKER:
-        raise UserError(f"{path} is damaged or another program's; {remedy}")
+    note = read_note(path, MAKER)
+    if note is None:
+        raise UserError(f"{path} is unreadable, damaged or another program's; {remedy}")
     return note
 
 
@@ -83,10 +76,9 @@ def write_sample_category(folder: Path, texture: str, rng: np.random.Generator) 
     photograph = load_photograph(texture)
     training, testing = photograph[:, :DIVIDE], photograph[:, DIVIDE:]
     others = [load_photograph(other) for other in TEXTURES if other != texture]
-    for number in range(TRAINING_PICTURES):
-        save_picture(folder / "train" / "good" / f"{number:03}.png", random_crop(training, CROP, rng))
-    for number in range(NORMAL_PICTURES):
-        save_picture(folder / "test" / "good" / f"{number:03}.png", random_crop(testing, CROP, rng))
+    for split, part, count in (("train", training, TRAINING_PICTURES), ("test", testing, NORMAL_PICTURES)):
+        for number in range(count):
+            save_picture(folder / split / "good" / f"{number:03}.png", random_crop(part, CROP, rng))
     for kind, add_defect in DEFECTS.items():
         for number in range(PICTURES_PER_DEFECT):
             normal = random_crop(testing, CROP, rng)

@@ -1,9 +1,8 @@
 """Find near-duplicates and outliers in a set of pictures, and split a set so that near-duplicates stay together.
 
-All comparisons use thumbnails, (SIDE, SIDE) grey levels. Pictures of one object or surface all look alike: they differ
-in a few ways, such as light, position, phase of a pattern. Near-duplicates agree beyond that. So each thumbnail loses
-the mean and the principal components of the set, and the residuals are compared. The residuals of unrelated pictures
-hardly correlate; those of copies that were saved again or rescaled correlate almost fully.
+All comparisons use thumbnails, (SIDE, SIDE) grey levels. Pictures of one object or surface differ in a few ways, as in
+light, position, phase of a pattern; near-duplicates agree beyond that. So each thumbnail loses the mean and the
+principal components of the set. Residuals of unrelated pictures hardly correlate, those of copies almost fully.
 """
 
 import hashlib
@@ -34,7 +33,7 @@ READ_AHEAD, WORKERS = 32, 2  # pictures, threads
 TEST_SHARE = 0.2  # of the normal pictures, where a data set has no split of its own
 
 FEWEST = 30  # pictures among which an outlier can be found
-TAIL = 5  # percent of the pictures beyond one unit of distance, on each side of the median
+TAIL = 5  # percent of the pictures, on each side, beyond one unit: a set that varies much has no outliers
 OUTLIER = 5  # units from the median: 8 standard deviations of a normal distribution, 12 means of an exponential one
 BLOCKS = 16  # blocks on each side of a thumbnail
 DIM = 16  # grey levels; brightness is compared by ratio, because exposures differ, but not below this level
@@ -44,13 +43,12 @@ NOISE = 2  # grey levels
 
 Thumbnails = NDArray[np.float32]  # (N, SIDE, SIDE), or (SIDE, SIDE) for one
 Residuals = NDArray[np.float32]  # (N, SIDE²)
+Distances = NDArray[np.floating]  # (N,)
 
 
 def make_thumbnail(picture: Image.Image) -> Thumbnails:
-    """Return the grey levels of a thumbnail, (SIDE, SIDE).
-
-    A box filter averages 6 or 7 pixels where a side is no multiple of SIDE, so that copies of half the size differ.
-    """
+    """Return the grey levels of a thumbnail, (SIDE, SIDE)."""
+    # a box filter averages 6 or 7 pixels where a side is no multiple of SIDE, so that copies of half the size differ
     return np.asarray(picture.convert("L").convert("F").resize((SIDE, SIDE), Image.Resampling.HAMMING), np.float32)
 
 
@@ -82,9 +80,6 @@ def standardise(thumbnails: Thumbnails) -> Residuals:
     return (flat - flat.mean(1, keepdims=True)) / np.maximum(flat.std(1, keepdims=True), 1e-6)
 
 
-# Near-duplicates
-
-
 def pairs_within(residuals: Residuals) -> Iterator[tuple[int, int]]:
     """Yield (i, j), i < j, for each picture j with a near-duplicate before it: the closest one."""
     for first in range(0, len(residuals), ROWS_AT_ONCE):
@@ -106,13 +101,9 @@ def closest_pairs(correlation: NDArray[np.floating]) -> Iterator[tuple[int, int]
 
 
 def group_thumbnails(thumbnails: Thumbnails, common: CommonContent) -> list[int]:
-    """Return for each thumbnail the index of the first one of its group.
-
-    A group is connected by near-duplicates: its first and last member may differ.
-    """
+    """Return for each thumbnail the index of the first one that a chain of near-duplicates connects it with."""
     residuals, indices, seen = common.residuals(thumbnails), np.arange(len(thumbnails)), dict[bytes, int]()
-    equal_to = [seen.setdefault(thumbnail.tobytes(), index) for index, thumbnail in enumerate(thumbnails)]
-    first_of = np.array(equal_to, int)
+    first_of = np.array([seen.setdefault(thumbnails[index].tobytes(), index) for index in range(len(thumbnails))], int)
     for first in range(0, len(residuals), ROWS_AT_ONCE):
         rows, columns = np.nonzero(residuals[first : first + ROWS_AT_ONCE] @ residuals.T > NEAR_DUPLICATE)
         edges = np.concatenate([indices, rows + first]), np.concatenate([first_of, columns])
@@ -123,10 +114,7 @@ def group_thumbnails(thumbnails: Thumbnails, common: CommonContent) -> list[int]
 
 
 def group_near_duplicates(normal: Sequence[Path], defective: Sequence[Path] = ()) -> dict[Path, int]:
-    """Return the group of each picture; the normal ones define the common content.
-
-    Raise UserError for a picture that can't be read.
-    """
+    """Return the group of each picture; the normal ones define the common content."""
     paths = [*normal, *defective]
     if not normal:
         return {path: index for index, path in enumerate(paths)}
@@ -139,29 +127,20 @@ def read_thumbnail(path: Path) -> Thumbnails:
     return make_thumbnail(read_reduced(path, 3, lambda width, height: (SIDE, SIDE))[0])
 
 
-# Split
-
-
 def draw_test_pictures(normal: Sequence[Path], defective: Sequence[Path], root: Path, seed: int) -> set[Path]:
-    """Return the normal pictures to test with; near-duplicates of a defective picture are among them.
-
-    Raise UserError where too few groups of near-duplicates are left.
-    """
+    """Return the normal pictures to test with; near-duplicates of a defective picture are among them."""
     groups = group_near_duplicates(normal, defective)
     return draw_test_groups({path: groups[path] for path in normal}, root, seed, {groups[path] for path in defective})
 
 
 def draw_test_groups(group_of: Mapping[Path, int], root: Path, seed: int, required: Iterable[int] = ()) -> set[Path]:
-    """Return the pictures to test with: whole groups, about TEST_SHARE of all pictures, the groups `required` first.
-
-    A hash of the seed and of the path in `root` draws them.
-    Raise UserError where no picture is left to train on or to test with.
-    """
+    """Return the pictures to test with: whole groups, about TEST_SHARE of all pictures, the groups `required` first."""
     members: dict[int, list[Path]] = {}
     for picture in sorted(group_of):
         members.setdefault(group_of[picture], []).append(picture)
     chosen = [picture for group in sorted(set(required)) for picture in members.pop(group, [])]
-    shuffled = sorted(members.values(), key=lambda group: hash_name(group[0].relative_to(root).as_posix(), seed))
+    names = {path: f"{seed} {path.relative_to(root).as_posix()}".encode(errors="surrogateescape") for path in group_of}
+    shuffled = sorted(members.values(), key=lambda group: hashlib.sha256(names[group[0]]).digest())
     most = max(1, round(TEST_SHARE * len(group_of)))
     for group in shuffled:
         if len(chosen) + len(group) <= most:
@@ -169,26 +148,14 @@ def draw_test_groups(group_of: Mapping[Path, int], root: Path, seed: int, requir
     if not chosen and len(shuffled) > 1:
         chosen = min(shuffled, key=len)
     if not chosen or len(chosen) == len(group_of):
-        raise UserError(
-            f"{len(group_of)} normal pictures can't be split into training and test pictures, because near-duplicates "
-            f"stay together and only {len(shuffled)} groups differ from the defective pictures; "
-            "add normal pictures that differ"
-        )
+        reason = f"near-duplicates stay together, and {len(shuffled)} groups differ from the defective pictures"
+        problem = f"{len(group_of)} normal pictures can't be split into training and test pictures: {reason}"
+        raise UserError(f"{problem}; add normal pictures that differ")
     return set(chosen)
 
 
-def hash_name(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()
-
-
-# Outliers
-
-
 def find_outliers(thumbnails: Thumbnails) -> dict[int, str]:
-    """Return the indices of pictures that are far from the median in any measure, the farthest first, with the measure.
-
-    The unit of distance is that of the TAIL percent farthest pictures: a set that varies much has no outliers.
-    """
+    """Return the indices of pictures far from the median, the farthest first, each with the measure that says so."""
     if len(thumbnails) < FEWEST:
         return {}
     measures = measure_distances(thumbnails)
@@ -198,7 +165,7 @@ def find_outliers(thumbnails: Thumbnails) -> dict[int, str]:
     return {index: names[distances[:, index].argmax()] for index in outliers}
 
 
-def measure_distances(thumbnails: Thumbnails) -> dict[str, NDArray[np.floating]]:
+def measure_distances(thumbnails: Thumbnails) -> dict[str, Distances]:
     """Return the distances from the median, (N,), in each measure; logarithms, because spreads are skewed."""
     detail = thumbnails - gaussian_filter(thumbnails, (0, 1, 1))
     blocks = thumbnails.reshape(-1, BLOCKS, SIDE // BLOCKS, BLOCKS, SIDE // BLOCKS).mean((2, 4))
@@ -218,16 +185,16 @@ def measure_distances(thumbnails: Thumbnails) -> dict[str, NDArray[np.floating]]
     }
 
 
-def above_median(values: NDArray[np.floating], smallest_unit: float) -> NDArray[np.floating]:
+def above_median(values: Distances, smallest_unit: float) -> Distances:
     median = np.median(values)
     return (values - median) / max(np.percentile(values, 100 - TAIL) - median, smallest_unit)
 
 
-def on_both_sides(values: NDArray[np.floating], smallest_unit: float) -> NDArray[np.floating]:
+def on_both_sides(values: Distances, smallest_unit: float) -> Distances:
     return np.maximum(above_median(values, smallest_unit), above_median(-values, smallest_unit))
 
 
-def distances_to_neighbour(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
+def distances_to_neighbour(vectors: NDArray[np.floating]) -> Distances:
     """Return the distance of each vector to its NEIGHBOUR-th nearest other, (N,)."""
     squares = (vectors.astype(np.float64) ** 2).sum(1)
     distances = np.empty(len(vectors))

@@ -196,7 +196,7 @@ def numbered_folders(folder: Path) -> Iterator[Path]:
 
 def beside(folder: Path, ending: str) -> Path:
     """Return the path beside `folder` whose name is longer by `ending`; resolve `.` and `..` first."""
-    named = folder.resolve() if folder.name in ("", "..") else folder
+    named = safe_names.named_path(folder)
     return named.parent / f"{named.name}{ending}"
 
 

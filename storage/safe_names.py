@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from runtime.errors import UserError
 
@@ -63,3 +63,8 @@ def safe_part(part: str, windows: bool = WINDOWS) -> str:
         return part
     digest = hashlib.sha256(part.encode("utf-8", "surrogateescape")).hexdigest()
     return f"{similar}~{digest[:HASH_DIGITS]}"
+
+
+def named_path(path: Path) -> Path:
+    """Return the path; resolve it first where it ends with `.` or `..` and so has no name."""
+    return path.resolve() if path.name in ("", "..") else path

@@ -16,8 +16,8 @@ from PIL import Image
 from config.load import load_settings
 from data_tools import archives, category_writer
 from data_tools.category_writer import NOTE
-from data_tools.prepare import sibling
 from dataset import held_out_count
+from storage.safe_names import named_path
 
 SETS = {  # builder → flag, folder of data, categories, and (train, test good, test defective) of each
     "visa": ("visa", "VisA", ["candle", "pcb1"], (6, 2, 2)),
@@ -344,7 +344,7 @@ def test_the_next_command_has_the_preset_where_a_key_has_no_published_value(sett
 def test_a_sibling_lies_beside_the_folder(folder, tmp_path, monkeypatch):
     (tmp_path / "work" / "a").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
-    assert sibling(Path(folder), "VisA").resolve() == Path(folder).resolve().parent / "VisA"
+    assert (named_path(Path(folder)).parent / "VisA").resolve() == Path(folder).resolve().parent / "VisA"
 
 
 def test_data_in_the_current_folder_gets_a_sibling(original, run_main, tmp_path, monkeypatch):
