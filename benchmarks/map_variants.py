@@ -34,9 +34,9 @@ from benchmarks.shared import CONFIG, load_category_settings
 from config.keys import Settings
 from config.presets import LAPTOP, PRESETS
 from detection import reference, tune
-from detection.calibrate import Parts, build_calibration
+from detection.calibrate import build_calibration
 from detection.comparison import Networks
-from detection.detector import Detector, load_detector
+from detection.detector import Detector, Parts, load_detector
 from detection.tune import Bench, Quality, Trial
 from runtime.device import choose_device, keep_memory
 from storage.atomic_file import atomic_write

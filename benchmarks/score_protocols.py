@@ -24,8 +24,8 @@ from anomaly_map import batch_ratio
 from benchmarks.shared import ROOT, Labels, add_category_arguments, every_nth, load_category_settings
 from config.keys import Settings
 from dataset import ImageFolder
-from detection.calibrate import Parts, build_calibration, unseen_pictures
-from detection.detector import Detector, NoiseSource, Prediction, load_detector, map_batches, stream_noise
+from detection.calibrate import build_calibration, unseen_pictures
+from detection.detector import Detector, NoiseSource, Parts, Prediction, load_detector, map_batches, stream_noise
 from detection.evaluate import scored_map, scored_mask
 from detection.threshold import Calibration
 from reports.metric_summary import PRO_LIMITS

@@ -12,15 +12,13 @@ from dataset import ImageFolder, picture_fingerprint
 from ddad import content_seed
 from detection import reference
 from detection.calibration_file import CALIBRATION, load_calibration, save_calibration
-from detection.detector import Detector, calibration_inputs, map_batches, split_parts
-from detection.reference import Reference, Scale
+from detection.detector import Detector, Parts, calibration_inputs, map_batches, split_parts
+from detection.reference import Reference
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
 from runtime import distributed
 from runtime.errors import MissingFileError
 from runtime.progress import count_progress
 from training import checkpoint
-
-Parts = dict[str, Tensor]
 
 
 def calibrate(detector: Detector, settings: Settings) -> Detector:
@@ -38,72 +36,55 @@ def calibrate(detector: Detector, settings: Settings) -> Detector:
 
 
 def current_calibration(detector: Detector, settings: Settings, stored: Calibration | None) -> Calibration:
-    """Return the stored calibration, or measure one where networks, settings or normal pictures have changed.
-
-    Raise MissingFileError where one has to be measured and train/good is missing.
-    """
-    folder, inputs = settings.checkpoint_folder, calibration_inputs(detector, settings)
+    """Return the stored calibration, or measure one where networks, settings or normal pictures have changed."""
+    folder, inputs, values = settings.checkpoint_folder, calibration_inputs(detector, settings), settings.as_dict()
     stale = stored.staleness(inputs) if stored else f"no {CALIBRATION} of this version in {folder}"
+    valid = replace(stored, settings=values) if stored and not stale else None  # other settings may have changed
     try:
         pictures = ImageFolder(settings.category_dir, "train", detector.view)
     except FileNotFoundError as error:
-        if stored and not stale:
-            return replace(stored, settings=settings.as_dict())
-        message = f"{folder / CALIBRATION} can't be used ({stale}), nor measured again: {error}"
-        raise MissingFileError(message) from error
+        if valid:
+            return valid
+        problem = f"{folder / CALIBRATION} can't be used ({stale})"
+        raise MissingFileError(f"{problem}, nor measured again: {error}") from error
     normals = "{files}, {hash}".format(**picture_fingerprint(pictures.samples))
-    if stored and not stale and stored.normals not in (None, normals):
-        stale = "the pictures of train/good have changed"
-    if stored and not stale:
-        return replace(stored, settings=settings.as_dict())  # settings without effect on it may have changed
-    print(f"calibration is to be measured: {stale}", flush=True)
+    if valid and valid.normals in (None, normals):
+        return valid
+    print(f"calibration is to be measured: {stale or 'the pictures of train/good have changed'}", flush=True)
     calibration = measure_calibration(detector, pictures, settings)
-    return replace(calibration, made_with=inputs, settings=settings.as_dict(), normals=normals)
+    return replace(calibration, made_with=inputs, settings=values, normals=normals)
 
 
 def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Settings) -> Calibration:
-    """Measure a calibration on the held-out pictures, or on some of train/good where training has seen all.
-
-    References are learnt from the other pictures; half of train/good is left for them where none is held out.
-    """
-    group, seed = distributed.group(), settings.model.seed
+    """Measure a calibration on held-out pictures (else on some of train/good), and references on the others."""
+    group, seed, workers = distributed.group(), settings.model.seed, settings.model.num_workers
     unseen = pictures.only(unseen_pictures(settings))
     count = calibration_size(len(pictures), len(unseen), settings.calibration.pictures, detector.parts)
     normal = (unseen or pictures).sample(count, seed)
-    references: dict[str, Reference] = {}
-    if detector.parts:
-        references = group.broadcast(learn_references(detector, pictures.without(normal.names()) or pictures, settings))
-    batches = map_batches(
-        detector, normal, lambda batch: parts_of_batch(detector, batch, references), settings.model.num_workers, group
-    )
+    references = group.broadcast(learn_references(detector, pictures.without(normal.names()) or pictures, settings))
+    batches = map_batches(detector, normal, lambda batch: parts_of_batch(detector, batch, references), workers, group)
     parts = [picture_parts for _, picture_parts in count_progress(batches, len(normal), "calibrating")]
-    if not group.is_main:
-        return group.broadcast(None)
-    return group.broadcast(replace(build_calibration(detector, parts, references), held_out=len(unseen) > 0))
+    calibration = build_calibration(detector, parts, references) if group.is_main else None
+    return replace(group.broadcast(calibration), held_out=len(unseen) > 0)
 
 
 def build_calibration(detector: Detector, normal: Sequence[Parts], references: Mapping[str, Reference]) -> Calibration:
     """Return the calibration from the parts of held-out normal pictures."""
-    feature, pixel, scales = measure_scales(detector, normal)
-    predictions = [detector.assemble(parts, feature / pixel, scales) for parts in normal]
-    scores = tuple(sorted(prediction.score for prediction in predictions))
-    pixels = pixel_quantiles(detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions)
-    size, bank = detector.batch_size, dict(references)
-    return Calibration(feature, pixel, scores, pixels, True, {}, {}, scales=scales, references=bank, batch_size=size)
-
-
-def measure_scales(detector: Detector, normal: Sequence[Parts]) -> tuple[float, float, dict[str, Scale]]:
-    """Return the mean maxima of D_f and D_p over normal pictures, and the scale of each of the detector's parts."""
 
     def scored(maps: Tensor) -> Tensor:
         return detector.crop_maps(smooth(maps, detector.blur_sigma))
 
     maxima = torch.tensor([[scored(parts[part]).max() for part in reference.DISTANCES] for parts in normal])
-    scales = {
-        part: reference.measure_scale([scored(resize_maps(parts[part], parts["pixel"].shape[-2:])) for parts in normal])
-        for part in detector.parts
-    }
-    return *mean_maxima(maxima), scales
+    feature, pixel = mean_maxima(maxima)
+    scales = {}
+    for part in detector.parts:
+        maps = [scored(resize_maps(parts[part], parts["pixel"].shape[-2:])) for parts in normal]
+        scales[part] = reference.measure_scale(maps)
+    predictions = [detector.assemble(parts, feature / pixel, scales) for parts in normal]
+    scores = tuple(sorted(prediction.score for prediction in predictions))
+    pixels = pixel_quantiles(detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions)
+    bank, size = dict(references), detector.batch_size
+    return Calibration(feature, pixel, scores, pixels, True, {}, {}, scales=scales, references=bank, batch_size=size)
 
 
 def parts_of_batch(detector: Detector, pictures: Tensor, references: Mapping[str, Reference]) -> list[Parts]:
@@ -159,8 +140,7 @@ def calibration_work(parts: Collection[str], learnt: int, held_out: int, most: i
 def unseen_pictures(settings: Settings) -> set[str]:
     """Return the pictures of train/good that neither stage has seen, as far as the weight files say."""
     folder, model, prefix = settings.checkpoint_folder, settings.model, checkpoint.FEATURES_PREFIX
-    unseen = set(checkpoint.held_out_names(checkpoint.find_weights(folder, model.load_chp)))
-    adapted = checkpoint.latest_epoch(folder, prefix) if model.DA_chp == LATEST else model.DA_chp
-    if not adapted:
-        return unseen
-    return unseen & set(checkpoint.held_out_names(checkpoint.find_weights(folder, adapted, prefix)))
+    weights = [checkpoint.find_weights(folder, model.load_chp)]
+    if adapted := checkpoint.latest_epoch(folder, prefix) if model.DA_chp == LATEST else model.DA_chp:
+        weights.append(checkpoint.find_weights(folder, adapted, prefix))
+    return set.intersection(*(set(checkpoint.held_out_names(path)) for path in weights))

@@ -19,8 +19,8 @@ def save_calibration(folder: Path, calibration: Calibration) -> None:
     """Write the calibration, and its references beside it."""
     if calibration.references:
         tensors = {part: vars(reference) for part, reference in calibration.references.items()}
-        notes = {"format": REFERENCES_FORMAT, "made_with": calibration.made_with}
-        save(folder / REFERENCES, {**notes, "references": tensors})
+        content = {"format": REFERENCES_FORMAT, "made_with": calibration.made_with, "references": tensors}
+        save(folder / REFERENCES, content)
     content = asdict(replace(calibration, references={}))
     del content["references"]
     with atomic_write(folder / CALIBRATION, REMEDY, "w") as file:
@@ -53,10 +53,8 @@ def load_references(path: Path, calibration: Calibration) -> dict[str, Reference
     if not path.is_file():
         return None
     content = read_state(path)
-    made_with = content.get("made_with")
-    if content.get("format") != REFERENCES_FORMAT or not isinstance(made_with, dict):
-        return None
-    if plain_values(path, made_with) != calibration.made_with:
+    made_with = content.get("made_with") if content.get("format") == REFERENCES_FORMAT else None
+    if not isinstance(made_with, dict) or plain_values(path, made_with) != calibration.made_with:
         return None
     parts = [part for part in calibration.scales if part in DESCRIBED_BY]
     try:

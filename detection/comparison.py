@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -50,15 +51,8 @@ class Networks:
     def reconstruct(self, pictures: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """Return reconstructions (draws, B, C, S, S) of pictures (B, C, S, S), each draw with new noise."""
         unet = noise_predictor(autocast(self.unet, self.precision, pictures.device), self.predicts, self.schedule)
-        w, start, skip, eta = self.w, self.start, self.skip, self.eta
-        return torch.stack(
-            [
-                reconstruct(
-                    unet, pictures, pictures, schedule=self.schedule, w=w, start=start, skip=skip, eta=eta, draw=draw
-                )
-                for _ in range(self.draws)
-            ]
-        )
+        sampler = partial(reconstruct, unet, pictures, pictures, schedule=self.schedule, w=self.w, eta=self.eta)
+        return torch.stack([sampler(start=self.start, skip=self.skip, draw=draw) for _ in range(self.draws)])
 
     @torch.no_grad()
     def compare(self, pictures: Tensor, seen: Tensor, reconstructions: Tensor, parts: Sequence[str] = ()) -> Comparison:
@@ -66,16 +60,15 @@ class Networks:
 
         D_f and D_p are between the latter two, the mean over the draws. The memory `parts` describe the full pictures.
         """
-        height, width = pictures.shape[-2:]
+        shape = (pictures.shape[-2], pictures.shape[-1])
         features, rebuilt = self.features(seen), [self.features(x_0) for x_0 in reconstructions]
-        distances = {
-            "feature": mean_of([feature_distance(features, other, (height, width)) for other in rebuilt]),
-            "pixel": resize_maps(mean_of([pixel_distance(x_0, seen) for x_0 in reconstructions]), (height, width)),
-        }
+        d_feature = torch.stack([feature_distance(features, other, shape) for other in rebuilt]).mean(dim=0)
+        d_pixel = torch.stack([pixel_distance(x_0, seen) for x_0 in reconstructions]).mean(dim=0)
+        distances = {"feature": d_feature, "pixel": resize_maps(d_pixel, shape)}
         descriptors: dict[str, Tensor] = {}
         if reference.descriptor_kinds(parts):
             descriptors = reference.describe_pictures(features if pictures is seen else self.features(pictures), parts)
-        return Comparison(resize_maps(reconstructions.mean(dim=0), (height, width)), distances, descriptors)
+        return Comparison(resize_maps(reconstructions.mean(dim=0), shape), distances, descriptors)
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> list[Tensor]:
@@ -83,12 +76,8 @@ class Networks:
         return autocast(self.extractor, self.precision, pictures.device)(pictures)
 
 
-def mean_of(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(tensors).mean(dim=0)
-
-
 def largest_batch(networks: Networks, view: View, free: float, most: int) -> int:
-    """Return the largest of BATCH_SIZES, up to `most`, whose pictures fit half of `free` bytes; at least 1."""
+    """Return the largest of BATCH_SIZES, up to `most`, that fits half of `free` bytes; at least 1."""
     seen, picture = (torch.empty(1, view.channels, size, size) for size in (networks.size or view.size, view.size))
     layers = max(output_bytes(networks.unet, seen, torch.zeros(1)), output_bytes(networks.extractor, picture))
     fitting = min(max(1, free / 2 / (ACTIVE_SHARE * layers)), most)

@@ -1,7 +1,4 @@
-"""The detector: it reconstructs pictures, maps the differences, scores them and decides (sections 4.1 and 4.2).
-
-`evaluate.py` runs it over the test pictures of a category, `predict.py` over pictures without labels.
-"""
+"""The detector: it reconstructs pictures, maps the differences, scores them and decides (sections 4.1 and 4.2)."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import center_crop
 
 from anomaly_map import MAXIMUM, Region, batch_ratio, combine, find_regions, image_score, resize_maps, smooth
 from config.keys import AUTO, Settings
@@ -39,26 +37,26 @@ LARGEST_BATCH = {"cuda": 64, "cpu": 8, "mps": 8}  # pictures; more are no faster
 NO_RECONSTRUCTION = torch.empty(0)
 
 Draw = Callable[[], Tensor]
+Parts = dict[str, Tensor]  # D_f, D_p and distances of memory parts, by name
 NoiseSource = Callable[[Tensor, torch.Size], Draw]  # (8-bit pictures (B, C, S, S), shape of the noise) → draw()
+Origins = dict[str, object]
 Picture = Image.Image | np.ndarray | str | Path
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """The verdict on one picture; a normal picture has no regions, an anomalous one at least one.
+    """The verdict on one picture; `map` and `mask` are (H, W) in its own size.
 
-    `p_value` is the share of normal pictures that score as high. `map` holds the pixel scores, `mask` is true in the
-    `regions`; both are (H, W) in the picture's own size. The map is resized, the score and the regions' peaks are not:
-    in a picture smaller than the network's input they may lie above the map.
+    The map is resized; the score and the regions' peaks are not, and may lie above the map of a small picture.
     """
 
     score: float
-    p_value: float
+    p_value: float  # share of normal pictures that score as high
     is_anomalous: bool
-    map: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    regions: list[Region]
+    map: NDArray[np.float32]  # pixel scores
+    mask: NDArray[np.bool_]  # true in the regions
+    regions: list[Region]  # none in a normal picture, at least one in an anomalous one
 
 
 class Prediction(NamedTuple):
@@ -97,20 +95,18 @@ class Detector:
     def load(cls, folder: str | Path, device: str = AUTO) -> "Detector":
         """Return the calibrated detector of a category's checkpoint folder.
 
-        The folder may have been moved, but not a file of model.backbone_weights. Raise MissingFileError where there is
-        no calibration, UserError where it belongs to other weights.
+        The folder may have been moved, but not a file of model.backbone_weights.
+        Raise MissingFileError where there is no calibration, UserError where it belongs to other weights.
         """
-        folder = Path(folder)
+        folder, remedy = Path(folder), "run python main.py --detection True"
         calibration = load_calibration(folder)
         if calibration is None:
             missing = f"no {CALIBRATION} of this version in {folder}, or not the {REFERENCES} that belong to it"
-            raise MissingFileError(f"{missing}; run python main.py --detection True first")
+            raise MissingFileError(f"{missing}; {remedy} first")
         settings = build_settings(calibration.settings)
         detector, *_ = load_detector(settings, folder, choose_device(device))
-        stale = calibration.staleness(calibration_inputs(detector, settings))
-        if stale:
-            remedy = "run python main.py --detection True to measure it again"
-            raise UserError(f"{folder / CALIBRATION} is stale: {stale}; {remedy}")
+        if stale := calibration.staleness(calibration_inputs(detector, settings)):
+            raise UserError(f"{folder / CALIBRATION} is stale: {stale}; {remedy} to measure it again")
         return replace(detector, calibration=calibration)
 
     def __call__(self, picture: Picture) -> Detection:
@@ -123,15 +119,12 @@ class Detector:
         Pictures are PIL images, arrays (H, W) of 8 or 16 bits or (H, W, 3 or 4) of 8 bits, or paths.
         Raise UserError for anything else, and without a calibration.
         """
-        detections = []
-        for first in range(0, len(pictures), self.pictures_per_batch):
-            batch = pictures[first : first + self.pictures_per_batch]
-            images = [as_image(picture, self.view.channels) for picture in batch]
-            shown = torch.stack([to_unit_range(self.view.pixels(image)) for image in images])
-            predictions = self.predict_batch(shown, self.picture_noise)
-            detections += [
-                self.decide(prediction, image.size) for prediction, image in zip(predictions, images, strict=True)
-            ]
+        detections, size = [], self.pictures_per_batch
+        for first in range(0, len(pictures), size):
+            images = [as_image(picture, self.view.channels) for picture in pictures[first : first + size]]
+            batch = torch.stack([to_unit_range(self.view.pixels(image)) for image in images])
+            pairs = zip(self.predict_batch(batch, self.picture_noise), images, strict=True)
+            detections += [self.decide(prediction, image.size) for prediction, image in pairs]
         return detections
 
     @property
@@ -158,10 +151,7 @@ class Detector:
         return self.required_calibration.pixel_threshold(self.false_positive_rate)
 
     def decide(self, prediction: Prediction, size: tuple[int, int]) -> Detection:
-        """Return the verdict on a picture of `size` (width, height).
-
-        A region is connected above the pixel threshold, and exceeds the threshold of the image score somewhere.
-        """
+        """Return the verdict on a picture of `size` (width, height)."""
         calibration, shape, anomaly = self.required_calibration, size[::-1], prediction.anomaly[None, None]
         outside = min(0.0, self.threshold, self.pixel_threshold)  # no defects outside the scored area
         scored = torch.full_like(anomaly, outside)
@@ -179,10 +169,8 @@ class Detector:
         parts = self.measure_parts(comparison, self.required_calibration.references if self.parts else {})
         ratio = calibration.balance if calibration else batch_ratio(parts["feature"], parts["pixel"])
         scales = calibration.scales if calibration else {}
-        return [
-            self.assemble(picture_parts, ratio, scales, reconstruction)
-            for picture_parts, reconstruction in zip(split_parts(parts), comparison.reconstruction, strict=True)
-        ]
+        pairs = zip(split_parts(parts), comparison.reconstruction, strict=True)
+        return [self.assemble(of_picture, ratio, scales, rebuilt) for of_picture, rebuilt in pairs]
 
     def compare_batch(self, pictures: Tensor, noise: NoiseSource) -> Comparison:
         """Compare pictures (B, C, H, W) with reconstructions at the UNet's size, or put together from tiles."""
@@ -191,32 +179,22 @@ class Detector:
         tiles = cut_tiles(pictures, self.view.size)
         seen = resize_maps(tiles, unet_shape)
         passes = zip(tiles.split(self.batch_size), seen.split(self.batch_size), strict=True)
-        draws = [self.networks.reconstruct(batch, noise(tile, batch.shape)) for tile, batch in passes]
-        rebuilt = torch.cat(draws, dim=1)
+        rebuilt = torch.cat([self.networks.reconstruct(x, noise(tile, x.shape)) for tile, x in passes], dim=1)
         if pictures.shape[-2:] != tile_shape:
             enlarged = resize_maps(rebuilt.flatten(0, 1), tile_shape).unflatten(0, rebuilt.shape[:2])
             seen, rebuilt = (merge_tiles(maps, pictures.shape) for maps in (resize_maps(seen, tile_shape), enlarged))
         return self.networks.compare(pictures, pictures if unet_shape == tile_shape else seen, rebuilt, self.parts)
 
-    def measure_parts(self, comparison: Comparison, references: Mapping[str, Reference]) -> dict[str, Tensor]:
+    def measure_parts(self, comparison: Comparison, references: Mapping[str, Reference]) -> Parts:
         """Return D_f, D_p and the memory parts that have a reference, each (B, 1, h, w)."""
-        return comparison.distances | {
-            part: references[part].distance(comparison.descriptors[kind])
-            for part, kind in reference.DESCRIBED_BY.items()
-            if part in references
-        }
+        kinds = {part: kind for part, kind in reference.DESCRIBED_BY.items() if part in references}
+        memory = {part: references[part].distance(comparison.descriptors[kind]) for part, kind in kinds.items()}
+        return comparison.distances | memory
 
     def assemble(
-        self,
-        parts: Mapping[str, Tensor],
-        ratio: float | Tensor,
-        scales: Mapping[str, Scale],
-        reconstruction: Tensor = NO_RECONSTRUCTION,
+        self, parts: Parts, ratio: float | Tensor, scales: dict[str, Scale], reconstruction: Tensor = NO_RECONSTRUCTION
     ) -> Prediction:
-        """Return one picture's prediction from its parts (1, 1, h, w).
-
-        The map is the paper's, weighed by `ratio`, or fuses parts by `scales`. Raise UserError if it is not finite.
-        """
+        """Return a picture's prediction: the paper's map by `ratio`, or its parts (1, 1, h, w) fused by `scales`."""
         shape = parts["pixel"].shape[-2:]
         if self.parts:
             smoothed = {part: smooth(resize_maps(parts[part], shape), self.blur_sigma) for part in scales}
@@ -225,80 +203,52 @@ class Detector:
         else:
             anomaly = smooth(combine(parts["feature"], parts["pixel"], self.v, ratio), self.blur_sigma)
         if not torch.isfinite(anomaly).all():
-            values = f"model.w, {self.networks.w}, or model.v, {self.v}"
-            raise UserError(f"the anomaly maps are not finite; lower {values}, or train again")
+            remedy = f"lower model.w, {self.networks.w}, or model.v, {self.v}, or train again"
+            raise UserError(f"the anomaly maps are not finite; {remedy}")
         score = image_score(self.crop_maps(anomaly), self.pooling, self.pooled_share)
         d_feature, d_pixel, anomaly = (maps[0, 0].cpu() for maps in (parts["feature"], parts["pixel"], anomaly))
         return Prediction(reconstruction.cpu(), d_feature, d_pixel, anomaly, score)
 
     def crop_maps(self, maps: Tensor) -> Tensor:
         """Return a view of the centre of maps (…, H, W), the scored area."""
-        sides = [round(self.crop * extent) for extent in maps.shape[-2:]]
-        top, left = (round((extent - side) / 2) for extent, side in zip(maps.shape[-2:], sides, strict=True))
-        return maps[..., top : top + sides[0], left : left + sides[1]]
+        return center_crop(maps, [round(self.crop * extent) for extent in maps.shape[-2:]])
 
     def picture_noise(self, pictures: Tensor, shape: torch.Size) -> Draw:
         """Return draw() whose noise follows from each picture and the seed."""
         return picture_draws(pictures, self.seed, shape[1:])
 
 
-def split_parts(parts: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+def split_parts(parts: Parts) -> list[Parts]:
     """Return each picture's parts (1, 1, h, w), from those of a batch (B, 1, h, w)."""
     return [{part: maps[i : i + 1] for part, maps in parts.items()} for i in range(len(parts["pixel"]))]
 
 
-def load_detector(
-    settings: Settings, folder: Path, device: torch.device
-) -> tuple[Detector, Settings, dict[str, object]]:
+def load_detector(settings: Settings, folder: Path, device: torch.device) -> tuple[Detector, Settings, Origins]:
     """Return a folder's uncalibrated detector, the settings without `auto` and `latest`, and the weights' origins."""
     model = settings.model
     weights = checkpoint.find_weights(folder, model.load_chp)
     unet = checkpoint.restore_unet(weights, settings)
     name, backbone = model.feature_extractor, model.backbone_weights
     extractor, origin = checkpoint.restore_features(folder, model.DA_chp, name, backbone)
-    model = replace(
-        model,
-        load_chp=checkpoint.epoch_of(weights),
-        DA_chp=checkpoint.epoch_of(origin) if isinstance(origin, Path) else 0,
-        feature_extractor=extractor.name,
-        backbone_weights=backbone and backbone.resolve(),
-    )
-    settings = replace(settings, model=model)
-    origins: dict[str, object] = {"unet": weights, "features": f"{extractor.name} from {origin}"}
+    epochs = [checkpoint.epoch_of(path) if isinstance(path, Path) else 0 for path in (weights, origin)]
+    model = replace(model, load_chp=epochs[0], DA_chp=epochs[1], feature_extractor=extractor.name)
+    settings = replace(settings, model=replace(model, backbone_weights=backbone and backbone.resolve()))
+    origins: Origins = {"unet": weights, "features": f"{extractor.name} from {origin}"}
     return build_detector(settings, unet, extractor, device), settings, origins
 
 
 def build_detector(settings: Settings, unet: nn.Module, extractor: nn.Module, device: torch.device) -> Detector:
     """Return the detector of these networks and settings, not calibrated yet."""
-    model, view = settings.model, View(**settings.view_arguments())
-    networks = Networks(
-        prepare_network(unet, device),
-        prepare_network(extractor, device),
-        build_schedule(settings),
-        w=model.w,
-        start=model.test_trajectoy_steps,
-        skip=model.skip,
-        eta=model.eta,
-        draws=settings.score.draws,
-        precision=settings.speed.detection_precision,
-        size=settings.unet_size,
-        predicts=model.predicts,
-    )
-    most = LARGEST_BATCH[device.type]
-    return Detector(
-        networks,
-        view,
-        v=model.v,
-        blur_sigma=model.blur_sigma,
-        crop=settings.metrics.centre_crop,
-        seed=model.seed,
-        batch_size=settings.data.test_batch_size or largest_batch(networks, view, free_memory(device), most),
-        device=device,
-        parts=settings.score.parts or (),
-        pooling=settings.score.pooling,
-        pooled_share=settings.score.pooled_share,
-        false_positive_rate=settings.calibration.false_positive_rate,
-    )
+    model, score, view = settings.model, settings.score, View(**settings.view_arguments())
+    unet, extractor = prepare_network(unet, device), prepare_network(extractor, device)
+    sampling = (model.w, model.test_trajectoy_steps, model.skip, model.eta, score.draws)
+    precision, size = settings.speed.detection_precision, settings.unet_size
+    networks = Networks(unet, extractor, build_schedule(settings), *sampling, precision, size, model.predicts)
+    most = largest_batch(networks, view, free_memory(device), LARGEST_BATCH[device.type])
+    batch_size, crop = settings.data.test_batch_size or most, settings.metrics.centre_crop
+    scoring = (score.parts or (), score.pooling, score.pooled_share)
+    detector = Detector(networks, view, model.v, model.blur_sigma, crop, model.seed, batch_size, device, *scoring)
+    return replace(detector, false_positive_rate=settings.calibration.false_positive_rate)
 
 
 def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, object]:
@@ -322,10 +272,7 @@ def predict_pictures(
 def map_batches(
     detector: Detector, folder: ImageFolder, work: Callable[[Tensor], list[Result]], workers: int, group: Group = ALONE
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield all pictures of a folder with the results of `work`, which gets batches (B, C, H, W).
-
-    The processes of a group take turns with the batches; the first one yields all results.
-    """
+    """Yield all pictures with the results of `work` on batches (B, C, H, W), with which processes take turns."""
     size = group.broadcast(detector.pictures_per_batch)
     batches = folder.only(group.own_share_of(folder.names(), size)).batches(size, workers)
     for _ in range(math.ceil(len(folder) / (group.size * size))):

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,57 +51,54 @@ class ScoredPictures:
     @property
     def vanished(self) -> int:
         """Return how many defective pictures have an empty mask, at this size and in the scored area."""
-        if self.masks is None:
-            return 0
-        return sum(bool(label) and not mask.any() for mask, label in zip(self.masks, self.labels, strict=True))
+        return 0 if self.masks is None else int((self.labels & ~self.masks.any(axis=(1, 2))).sum())
 
 
 class PictureWriter:
-    """Writes each picture's raw map and figures, as far as the settings ask for them.
-
-    All figures share one colour scale, from the calibration, or without one from all maps; then they wait for the last.
-    """
+    """Writes the raw maps and figures that the settings ask for; without a calibration, figures wait for all maps."""
 
     def __init__(self, writer: Writer, detector: Detector, pictures: ImageFolder, settings: Settings):
-        self._writer, self._detector, self._settings = writer, detector, settings
-        self._stems = file_stems(pictures.names())
+        self._writer, self._settings, self._stems = writer, settings, file_stems(pictures.names())
         self._waiting: list[tuple[drawing.Panel, bool]] = []
-        calibration = detector.calibration
-        tops = (calibration.pixel, calibration.feature, detector.threshold) if calibration else ()
-        self._scale = drawing.ColourScale(*(drawing.HOTTEST * top for top in tops)) if calibration else None
+        self._threshold, self._scale = None, None
+        if calibration := detector.calibration:
+            self._threshold = detector.threshold
+            tops = (calibration.pixel, calibration.feature, self._threshold)
+            self._scale = drawing.ColourScale(*(drawing.HOTTEST * top for top in tops))
 
     def add(self, item: Item, prediction: Prediction) -> None:
-        """Write a picture's raw map; draw its figures, or keep them until `finish`."""
-        wanted = self._settings.metrics
-        if wanted.raw_maps:
+        """Write a picture's raw map; draw its figures, or let them wait for `finish`."""
+        files = self._settings.metrics
+        if files.raw_maps:
             own_size = resize_maps(prediction.anomaly[None, None], item.size[::-1])[0, 0]
             self._writer.raw_map(self._stems[item.path], own_size.numpy(), self._settings.data.category)
-        if not (wanted.visualisation or wanted.misclassifications):
+        if not (files.visualisation or files.misclassifications):
             return
-        panel = make_panel(item, prediction)
+        picture, rebuilt = drawing.as_pixels(item.picture), drawing.as_pixels(prediction.reconstruction)
+        maps = (prediction.d_pixel, prediction.d_feature, prediction.anomaly)
+        d_pixel, d_feature, anomaly = (values.numpy() for values in maps)
+        panel = drawing.Panel(
+            item.path, prediction.score, picture, rebuilt, d_pixel, d_feature, anomaly, item.mask, item.size
+        )
+        self._waiting.append((panel, item.label))
         if self._scale:
-            self._draw(panel, self._scale, error_kind(item.label, prediction.score > self._detector.threshold))
-        else:
-            self._waiting.append((panel, item.label))
+            self.finish()
 
     def finish(self) -> None:
-        """Draw the figures that wait."""
+        """Draw the figures that wait, in colours that all share."""
         if not self._waiting:
             return
         panels, labels = zip(*self._waiting, strict=True)
-        scale = drawing.ColourScale.of_panels(panels)
-        _, verdicts = apply_threshold(np.array([panel.score for panel in panels]), np.array(labels), None)
+        self._waiting = []
+        scale = self._scale or drawing.ColourScale.of_panels(panels)
+        _, verdicts = apply_threshold(np.array([panel.score for panel in panels]), np.array(labels), self._threshold)
         for panel, label, verdict in zip(panels, labels, labels if verdicts is None else verdicts, strict=True):
-            self._draw(panel, scale, error_kind(label, verdict))
-
-    def _draw(self, panel: drawing.Panel, scale: drawing.ColourScale, error: str) -> None:
-        stem = self._stems[panel.path]
-        name = stem.removeprefix("test/")
-        if self._settings.metrics.visualisation:
-            self._writer.figure(name, panel, scale)
-            self._writer.gallery(name, panel, scale)
-        if self._settings.metrics.misclassifications and error:
-            self._writer.figure(f"{error}/{name}", panel, scale, MISCLASSIFIED)
+            name, error = self._stems[panel.path].removeprefix("test/"), error_kind(label, verdict)
+            if self._settings.metrics.visualisation:
+                self._writer.figure(name, panel, scale)
+                self._writer.gallery(name, panel, scale)
+            if self._settings.metrics.misclassifications and error:
+                self._writer.figure(f"{error}/{name}", panel, scale, MISCLASSIFIED)
 
 
 def check_evaluation(settings: Settings, output: Path | None = None) -> tuple[ImageFolder, Path]:
@@ -115,26 +112,25 @@ def check_evaluation(settings: Settings, output: Path | None = None) -> tuple[Im
 
 
 def evaluate_category(settings: Settings, output: Path | None = None, force: bool = False) -> Path:
-    """Score the test pictures; write scores, metrics, figures and a manifest to a results folder, and return it.
-
-    The folder is `output` or results/<exp_name>/<category>; if it holds another result, the next numbered one. A result
-    that is there already is kept. `force` replaces either. Only the first process writes.
-    """
+    """Score the test pictures, write the results to a folder and return it; `force` replaces an earlier result."""
     device = choose_device(settings.model.device)
     torch.manual_seed(settings.model.seed)
     pictures, folder = check_evaluation(settings, output)
-    any_batch_size = settings.data.test_batch_size is None
     detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
     inputs = evaluation_inputs(detector, settings, pictures)
-    main, finished = distributed.group().is_main, False
+    group, finished, category = distributed.group(), False, settings.data.category
     if not force:
-        folder, finished = distributed.group().broadcast(choose_result_folder(folder, inputs, settings, any_batch_size))
+        folder, finished = group.broadcast(choose_result_folder(folder, inputs, settings))
     if finished:
-        print_finished(folder, settings)
+        print(f"{category} is done: {folder} is of these weights, settings and pictures; --force repeats it")
+        print_metrics(MetricSummary.from_stored(manifest.load_manifest(folder)["metrics"]), settings)
+        if group.is_main and not (folder / PAGE).exists():  # the run was killed before its last step
+            with Writer(folder).locked():
+                write_page(folder / PAGE, [folder])
         return folder
     places = {"reads": f"{settings.category_dir / 'test'} ({len(pictures)} pictures)", **origins, "writes": folder}
-    announce(f"Detecting defects of {settings.data.category}", device, settings.as_dict(), places)
-    if main:
+    announce(f"Detecting defects of {category}", device, settings.as_dict(), places)
+    if group.is_main:
         writer = Writer(folder)
         with writer.locked():
             evaluate_pictures(detector, pictures, writer, inputs, settings)
@@ -144,68 +140,48 @@ def evaluate_category(settings: Settings, output: Path | None = None, force: boo
 
 
 def evaluation_inputs(detector: Detector, settings: Settings, pictures: ImageFolder) -> dict[str, object]:
-    """Return all that the metrics depend on, for the manifest; the settings name the batch size that is used."""
+    """Return all that the metrics depend on, for the manifest; the settings name the batch size in use."""
     splits = {"test": pictures.samples}
     with suppress(FileNotFoundError):  # weights can be tested without train/good
         splits["train"] = ImageFolder(settings.category_dir, "train", pictures.view).samples
-    values = with_batch_size(settings, detector.batch_size).as_dict()
-    return manifest.result_inputs(values, splits, detector.networks.hash(), device_name(detector.device))
+    used = replace(settings, data=replace(settings.data, test_batch_size=detector.batch_size))
+    return manifest.result_inputs(used.as_dict(), splits, detector.networks.hash(), device_name(detector.device))
 
 
-def choose_result_folder(
-    folder: Path, inputs: dict[str, object], settings: Settings, any_batch_size: bool
-) -> tuple[Path, bool]:
-    """Return the folder of the result, and whether it holds this result already.
-
-    A batch size that follows the free memory makes no other result: scores differ in their last digits alone.
-    """
+def choose_result_folder(folder: Path, inputs: dict[str, object], settings: Settings) -> tuple[Path, bool]:
+    """Return the folder of the result, and whether it holds this result already."""
     choice = choose_folder(folder, inputs)
-    if choice[1] or not any_batch_size:
+    if choice[1] or settings.data.test_batch_size is not None:
         return choice
-    stored = (as_stored(with_batch_size(settings, size).as_dict()) for size in BATCH_SIZES)
+    # with `auto`, another batch size makes no other result: scores differ in their last digits alone
+    sizes = (replace(settings.data, test_batch_size=size) for size in BATCH_SIZES)
+    stored = (as_stored(replace(settings, data=data).as_dict()) for data in sizes)
     others = (choose_folder(folder, {**inputs, "settings": values}) for values in stored)
     return next((other for other in others if other[1]), choice)
-
-
-def with_batch_size(settings: Settings, size: int) -> Settings:
-    return replace(settings, data=replace(settings.data, test_batch_size=size))
-
-
-def print_finished(folder: Path, settings: Settings) -> None:
-    """Print the metrics of a finished result; write its page where a run was killed before that."""
-    print(f"{settings.data.category} is done: {folder} is of these weights, settings and pictures; --force repeats it")
-    print_metrics(MetricSummary.from_stored(manifest.load_manifest(folder)["metrics"]), settings)
-    if distributed.group().is_main:
-        with Writer(folder).locked():
-            if not (folder / PAGE).exists():
-                write_page(folder / PAGE, [folder])
 
 
 def evaluate_pictures(
     detector: Detector, pictures: ImageFolder, writer: Writer, inputs: Mapping[str, object], settings: Settings
 ) -> None:
-    """Score the pictures, and write and print the results."""
-    began, model = time.monotonic(), settings.model
+    began, model, resamples = time.monotonic(), settings.model, settings.metrics.resamples
     writer.discard_result()
     if settings.score.protocol == PER_IMAGE:
         detector = calibrate(detector, settings)
-    picture_writer = PictureWriter(writer, detector, pictures, settings)
-    predictions = count_progress(predict_all(detector, pictures, settings), len(pictures), "detecting")
-    results = score_pictures(predictions, picture_writer, writer, settings)
-    threshold = detector.threshold if detector.calibration else None
+    results = score_pictures(detector, pictures, writer, settings)
+    threshold, selected = detector.threshold if detector.calibration else None, wanted_metrics(settings)
+    scores, kinds, maps, masks = results.scores, results.kinds, results.maps, results.masks
     summary = metric_summary.summarise_metrics(
-        results.scores,
-        results.kinds,
-        NORMAL,
-        results.maps,
-        results.masks,
-        selected=wanted_metrics(settings),
-        resamples=settings.metrics.resamples,
-        seed=model.seed,
-        threshold=threshold,
+        scores, kinds, NORMAL, maps, masks, selected=selected, resamples=resamples, seed=model.seed, threshold=threshold
     )
-    write_tables(writer, results, summary, detector, settings)
-    content = stored_metrics(results, summary, detector, settings)
+    write_tables(writer, results, detector, settings)
+    log = read_log_up_to(settings.checkpoint_folder, TRAINING, model.load_chp)
+    writer.curves({**summary.curves, "training": metric_summary.training_curve(log)})
+    content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
+    content["vanished_defects"] = results.vanished
+    if calibration := detector.calibration:
+        source = {"pictures": len(calibration.scores), "held_out": calibration.held_out, "balance": calibration.balance}
+        rate = detector.false_positive_rate
+        content["calibration"] = {**source, "wanted_rate": rate, **calibration.promise(rate)._asdict()}
     learnt = stage_seconds(settings.checkpoint_folder, {TRAINING: model.load_chp, ADAPTATION: model.DA_chp})
     seconds = {**learnt, "detection": time.monotonic() - began}
     writer.manifest(inputs, seconds, content)
@@ -225,13 +201,13 @@ def predict_all(detector: Detector, pictures: ImageFolder, settings: Settings) -
     return predict_pictures(detector, pictures, stream_noise(settings.model.seed, detector.device), workers)
 
 
-def score_pictures(
-    predictions: Iterable[tuple[Item, Prediction]], picture_writer: PictureWriter, writer: Writer, settings: Settings
-) -> ScoredPictures:
+def score_pictures(detector: Detector, pictures: ImageFolder, writer: Writer, settings: Settings) -> ScoredPictures:
     """Return scores, maps and masks of all pictures; raw maps and figures are written on the way."""
+    predictions = predict_all(detector, pictures, settings)
+    picture_writer = PictureWriter(writer, detector, pictures, settings)
     paths, kinds, scores = [], [], []
     with writer.spool() as maps, writer.spool() as masks:
-        for item, prediction in predictions:
+        for item, prediction in count_progress(predictions, len(pictures), "detecting"):
             maps.add(scored_map(prediction, settings))
             if settings.data.mask:
                 masks.add(scored_mask(item, settings))
@@ -261,20 +237,6 @@ def scored_side(settings: Settings) -> int:
     return round(settings.metrics.centre_crop * settings.metrics.size)
 
 
-def make_panel(item: Item, prediction: Prediction) -> drawing.Panel:
-    return drawing.Panel(
-        item.path,
-        prediction.score,
-        drawing.as_pixels(item.picture),
-        drawing.as_pixels(prediction.reconstruction),
-        prediction.d_pixel.numpy(),
-        prediction.d_feature.numpy(),
-        prediction.anomaly.numpy(),
-        item.mask,
-        item.size,
-    )
-
-
 def apply_threshold(scores: Scores, labels: Labels, threshold: float | None) -> tuple[float | None, Labels | None]:
     """Return the threshold, or the published one from the labels if these differ, and the anomalous pictures."""
     if threshold is not None:
@@ -289,10 +251,8 @@ def error_kind(label: bool, anomalous: bool) -> str:
     return "" if label == anomalous else "missed" if label else "false_alarm"
 
 
-def write_tables(
-    writer: Writer, results: ScoredPictures, summary: MetricSummary, detector: Detector, settings: Settings
-) -> None:
-    """Write scores, curves and misclassifications."""
+def write_tables(writer: Writer, results: ScoredPictures, detector: Detector, settings: Settings) -> None:
+    """Write the scores, and the misclassified pictures if the settings ask for them."""
     labels, scores, calibration = results.labels, results.scores, detector.calibration
     threshold, verdicts = apply_threshold(scores, labels, detector.threshold if calibration else None)
     columns: dict[str, list[object]] = {}
@@ -300,28 +260,12 @@ def write_tables(
         columns["p_value"] = [f"{calibration.p_value(score):.6g}" for score in scores]
         columns["anomalous"] = list(verdicts.astype(int))
     writer.scores(results.paths, labels, scores, **columns)
-    log = read_log_up_to(settings.checkpoint_folder, TRAINING, settings.model.load_chp)
-    writer.curves({**summary.curves, "training": metric_summary.training_curve(log)})
     if settings.metrics.misclassifications and threshold is not None and verdicts is not None:
         errors = [error_kind(label, verdict) for label, verdict in zip(labels, verdicts, strict=True)]
         writer.misclassifications(results.paths, errors, scores, threshold)
 
 
-def stored_metrics(
-    results: ScoredPictures, summary: MetricSummary, detector: Detector, settings: Settings
-) -> dict[str, object]:
-    """Return the content of metrics.json."""
-    content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
-    content["vanished_defects"] = results.vanished
-    if calibration := detector.calibration:
-        source = {"pictures": len(calibration.scores), "held_out": calibration.held_out, "balance": calibration.balance}
-        rate = detector.false_positive_rate
-        content["calibration"] = {**source, "wanted_rate": rate, **calibration.promise(rate)._asdict()}
-    return content
-
-
 def print_results(results: ScoredPictures, seconds: float, settings: Settings) -> None:
-    """Print how many pictures were scored, at which size, and how many masks are empty there."""
     side, size, resamples = scored_side(settings), settings.metrics.size, settings.metrics.resamples
     normal, defective = np.count_nonzero(~results.labels), np.count_nonzero(results.labels)
     area = "whole maps scored" if side == size else f"centre {side} of {size} pixels scored"

@@ -17,7 +17,7 @@ from detection.calibrate import calibrate
 from detection.detector import Detection, Detector, calibration_inputs, load_detector
 from images.read import read_header, read_picture
 from reports import drawing
-from reports.predictions import PredictionRow, Predictions
+from reports.predictions import PREDICTIONS, PredictionRow, Predictions
 from reports.writer import Writer
 from runtime import distributed
 from runtime.device import choose_device
@@ -33,14 +33,14 @@ ANOMALOUS, NORMAL, UNREADABLE = "anomalous", "normal", "unreadable"
 
 
 def check_prediction(
-    settings: Settings, source: Path, output: Path | None = None, resume: bool = False, force: bool = False
+    settings: Settings, source: Path, output: Path | None, resume: bool, force: bool
 ) -> tuple[dict[str, Path], Writer]:
     """Return the pictures by name, and the writer of the results. Raise UserError for what would stop the stage."""
     if settings.score.protocol != PER_IMAGE:
         reason = "score.protocol is published, whose scores depend on the batch and have no threshold"
         raise UserError(f"{reason}; set score.protocol=per_image for --input")
     pictures = input_pictures(settings, source, output)
-    writer = Writer(predictions_folder(settings, output))
+    writer = Writer(output or settings.results_folder / PREDICTIONS)
     if distributed.group().is_main:
         writer.refuse_locked()
     if not (resume or force):
@@ -50,27 +50,14 @@ def check_prediction(
 
 def input_pictures(settings: Settings, source: Path, output: Path | None = None) -> dict[str, Path]:
     """Return the pictures by their names in `source`, without those that earlier runs wrote."""
-    folder = predictions_folder(settings, output)
+    folder = output or settings.results_folder / PREDICTIONS
     inside = source.resolve() in folder.resolve().parents
-    leave_out = [folder] if inside else [folder / kind for kind in SUBFOLDERS]
-    return {
-        path.name if path == source else path.relative_to(source).as_posix(): path
-        for path in pictures_below(source, leave_out)
-    }
+    pictures = pictures_below(source, [folder] if inside else [folder / kind for kind in SUBFOLDERS])
+    return {path.name if path == source else path.relative_to(source).as_posix(): path for path in pictures}
 
 
-def predictions_folder(settings: Settings, output: Path | None) -> Path:
-    return output or settings.results_folder / "predictions"
-
-
-def predict_input(
-    settings: Settings, source: Path, output: Path | None = None, resume: bool = False, force: bool = False
-) -> int:
-    """Decide on the pictures in `source`, a folder or a picture; return how many could not be read.
-
-    Write predictions.csv and .jsonl, heat maps, outlines and raw maps to `output`, or to
-    results/<exp_name>/<category>/predictions. `resume` continues an earlier run, `force` replaces it.
-    """
+def predict_input(settings: Settings, source: Path, output: Path | None, resume: bool, force: bool) -> int:
+    """Decide on the pictures in `source`, a folder or a picture; return how many could not be read."""
     pictures, writer = check_prediction(settings, source, output, resume, force)
     with writer.locked() if distributed.group().is_main else nullcontext():
         return predict_folder(settings, source, pictures, writer, resume, force and not resume)
@@ -97,25 +84,22 @@ def predict_folder(
     if resume:
         print(f"{len(done)} of {len(pictures)} pictures are done already", flush=True)
     left = unfinished_batches(list(pictures), done, size)
-    outcomes = predict_each(left, size, pictures, detector, settings.model.num_workers, group)
+    outcomes = predict_each(left, size, pictures, detector, settings.model.num_workers)
     stems, verdicts = file_stems(pictures), Counter[str]()
     for name, picture, outcome in count_progress(outcomes, len(left), "inspecting"):
         if name in done:
             continue
         if isinstance(outcome, Detection) and picture is not None:
             draw_detection(writer, stems[name], picture, outcome, detector.threshold, settings)
+        row = prediction_row(name, outcome)
         if table:
-            table.add(prediction_row(name, outcome))
-        verdicts[verdict_of(outcome)] += 1
-    print_counts(verdicts, time.monotonic() - began, writer)
-    return verdicts[UNREADABLE]
-
-
-def print_counts(verdicts: Counter[str], seconds: float, writer: Writer) -> None:
+            table.add(row)
+        verdicts[row["verdict"]] += 1
     counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in (ANOMALOUS, NORMAL, UNREADABLE))
-    print(f"{verdicts.total()} pictures in {seconds:.0f} s: {counts}")
+    print(f"{verdicts.total()} pictures in {time.monotonic() - began:.0f} s: {counts}")
     files = ", ".join(["predictions.csv", "predictions.jsonl", *writer.written])
     print(f"results in {writer.folder}: {files}", flush=True)
+    return verdicts[UNREADABLE]
 
 
 def prediction_inputs(source: Path, detector: Detector, settings: Settings) -> dict[str, object]:
@@ -138,17 +122,10 @@ def unfinished_batches(names: Sequence[str], done: set[str], size: int) -> list[
 
 
 def predict_each(
-    names: Sequence[str],
-    size: int,
-    pictures: Mapping[str, Path],
-    detector: Detector,
-    workers: int,
-    group: distributed.Group,
+    names: Sequence[str], size: int, pictures: Mapping[str, Path], detector: Detector, workers: int
 ) -> Iterator[tuple[str, Image.Image | None, Detection | str]]:
-    """Yield each name with its picture and verdict, or with the error message where it could not be read.
-
-    The processes take turns with batches of `size`; the first one yields all results.
-    """
+    """Yield each name with its picture and verdict, or with an error message; processes take turns with batches."""
+    group = distributed.group()
 
     def read(name: str) -> tuple[str, Image.Image | str]:
         try:
@@ -162,25 +139,14 @@ def predict_each(
     for _ in range(math.ceil(len(names) / (group.size * size))):
         batch = next(batches, [])  # the last processes may have a batch less
         detections = iter(detector.detect([picture for _, picture in batch if isinstance(picture, Image.Image)]))
-        outcomes = [
-            (name, None, picture) if isinstance(picture, str) else (name, picture, next(detections))
-            for name, picture in batch
-        ]
+        outcomes = [(name, None, x) if isinstance(x, str) else (name, x, next(detections)) for name, x in batch]
         yield from group.gather(outcomes)
 
 
-def verdict_of(outcome: Detection | str) -> str:
-    if isinstance(outcome, str):
-        return UNREADABLE
-    return ANOMALOUS if outcome.is_anomalous else NORMAL
-
-
 def prediction_row(name: str, outcome: Detection | str) -> PredictionRow:
-    """Return the row of a verdict, or of an error message."""
-    verdict = verdict_of(outcome)
     if isinstance(outcome, str):
-        return PredictionRow(path=name, verdict=verdict, score=None, p_value=None, regions=[], error=outcome)
-    regions = [region._asdict() for region in outcome.regions]
+        return PredictionRow(path=name, verdict=UNREADABLE, score=None, p_value=None, regions=[], error=outcome)
+    verdict, regions = ANOMALOUS if outcome.is_anomalous else NORMAL, [region._asdict() for region in outcome.regions]
     score, p_value = outcome.score, outcome.p_value
     return PredictionRow(path=name, verdict=verdict, score=score, p_value=p_value, regions=regions, error="")
 

@@ -1,25 +1,9 @@
-"""Memory banks, beyond the paper: how unlike those of normal pictures a picture's features are.
+"""Memory banks, beyond the paper: how unlike those of normal pictures a picture's features are (docs/laptop.md).
 
-D_f and D_p measure how far a picture is from its reconstruction. A briefly trained network reconstructs some details
-badly on normal pictures too, above all fine texture; such details then count as much as a defect. A `Reference` learns
-from normal pictures which features are usual, and measures the distance from them.
-
-| part           | what it compares                                    | by                                     |
-|----------------|-----------------------------------------------------|----------------------------------------|
-| `pixel`        | picture and reconstruction, as the UNet sees them   | mean absolute difference, D_p          |
-| `feature`      | the features of both                                | cosine distance, D_f                   |
-| `memory`       | features of the full picture, no reconstruction     | local outlier factor                   |
-| `wide_memory`  | their means over 4×4 positions                      | local outlier factor                   |
-| `whole_memory` | their mean over the whole picture                   | local outlier factor                   |
-| `patch_memory` | as `memory`; a plain memory bank (PatchCore)        | distance to the nearest normal feature |
-
-The local outlier factor (Breunig et al. 2000, simplified) is the mean distance to the nearest normal features, divided
-by the mean distance of those to their own neighbours. It does not depend on how dense the normal features lie.
-
-`Scale` gives each part units in which the maximum of a normal picture is about 1. `fuse_parts` takes the length of the
-vector of all parts: one part is enough to find a defect, parts that agree count for more, and weak values do not add up
-as in a sum. BLURRED parts weigh less, so that sharp parts draw the outline. PLACELESS parts know no position: they
-multiply the map of the others, so that its maximum counts both (`boost`).
+A `Reference` measures distances from usual features, most as local outlier factors (Breunig et al. 2000, simplified):
+the mean distance to the nearest ones, divided by the mean distance of those to their own neighbours. `Scale` gives each
+part units in which the maximum of a normal picture is about 1; `fuse_parts` joins the parts to one map. BLURRED parts
+weigh less, so that sharp parts draw the outline. PLACELESS parts know no position: they multiply the map of the others.
 """
 
 import math
@@ -34,7 +18,8 @@ from torch import Tensor
 from anomaly_map import patch_mean
 
 DISTANCES = ("feature", "pixel")
-PICTURE, WIDE, WHOLE = "picture", "wide", "whole"  # kinds of descriptors
+PICTURE, WIDE, WHOLE = "picture", "wide", "whole"  # descriptors of each position, of 4×4 positions, of all
+# `patch_memory` measures plain distances (PatchCore), the others local outlier factors
 DESCRIBED_BY = {"memory": PICTURE, "wide_memory": WIDE, "whole_memory": WHOLE, "patch_memory": PICTURE}
 BLURRED = {"pixel", "wide_memory", "whole_memory"}
 PLACELESS = {"whole_memory"}
@@ -55,10 +40,8 @@ DEVIATIONS = 1  # between the mean of normal maxima and the top of a scale
 LEAST_UNIT = 1e-12
 LEAST_TOP = 0.05  # of a map that `boost` multiplies
 
-Features = Sequence[Tensor]  # feature maps (B, C, H, W), layer1 first
 
-
-def patch_descriptors(features: Features) -> Tensor:
+def patch_descriptors(features: Sequence[Tensor]) -> Tensor:
     """Return all layers but the first, means over 3×3 positions, on the second one's grid: (B, C, H, W)."""
     means = [patch_mean(layer.float()) for layer in features[1:]]
     shape = means[0].shape[-2:]
@@ -71,8 +54,8 @@ def wide_descriptors(descriptors: Tensor) -> Tensor:
     return F.avg_pool2d(descriptors, width, stride=max(1, width // 2), padding=width // 4, count_include_pad=False)
 
 
-def describe_pictures(features: Features, parts: Collection[str]) -> dict[str, Tensor]:
-    """Return by kind the descriptors that the memory `parts` compare."""
+def describe_pictures(features: Sequence[Tensor], parts: Collection[str]) -> dict[str, Tensor]:
+    """Return by kind the descriptors that the memory `parts` compare, from feature maps, layer1 first."""
     patches = patch_descriptors(features)
     described = {PICTURE: patches, WIDE: wide_descriptors(patches), WHOLE: patches.mean(dim=(2, 3), keepdim=True)}
     return {kind: described[kind] for kind in described if kind in descriptor_kinds(parts)}
@@ -95,10 +78,7 @@ class Scale(NamedTuple):
 
 
 def fuse_parts(units: Mapping[str, Tensor], scored: Callable[[Tensor], Tensor] = lambda maps: maps) -> Tensor:
-    """Return one map of the parts in their units: the root of the sum of their weights, where one is above 0.
-
-    Elsewhere it is the largest unit. PLACELESS parts boost the maximum of `scored(map)`, the scored area.
-    """
+    """Return one map: the root of the sum of weights where a part is above 0, the largest unit elsewhere."""
     placed = {part: values for part, values in units.items() if part not in PLACELESS}
     placeless = {part: values for part, values in units.items() if part in PLACELESS}
     highest = torch.stack(list((placed or placeless).values())).amax(dim=0)
@@ -131,32 +111,26 @@ def measure_scale(maps: Sequence[Tensor]) -> Scale:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A memory bank: usual descriptors of normal pictures.
+    """A memory bank: usual descriptors of normal pictures. With `spacing`, distances are local outlier factors."""
 
-    `bank` (M, D) holds descriptors @ `transform` (C, D). Distances are to its nearest rows. With `spacing` (M), the
-    distance of each row from its own neighbours, they are local outlier factors.
-    """
-
-    transform: Tensor
-    bank: Tensor
-    spacing: Tensor | None = None
+    transform: Tensor  # (C, D)
+    bank: Tensor  # (M, D), descriptors @ transform
+    spacing: Tensor | None = None  # (M), the distance of each row from its own neighbours
 
     def __post_init__(self) -> None:
-        transform, bank = (
-            tuple(matrix.shape) if isinstance(matrix, Tensor) and matrix.is_floating_point() else ()
-            for matrix in (self.transform, self.bank)
-        )
-        if len(transform) != 2 or len(bank) != 2 or transform[1] != bank[1] or not bank[0]:
-            raise ValueError(f"a reference is two matrices with as many columns, not {transform} and {bank}")
-        if self.spacing is not None and not (isinstance(self.spacing, Tensor) and self.spacing.shape == bank[:1]):
-            raise ValueError(f"a reference's spacing is a number for each of the {bank[0]} rows of its bank")
+        transform, bank, spacing = self.transform, self.bank, self.spacing
+        matrices = all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 2 for x in (transform, bank))
+        if not matrices or transform.shape[1] != bank.shape[1] or not len(bank):
+            raise ValueError("a reference has two matrices, of numbers and with as many columns")
+        if spacing is not None and not (isinstance(spacing, Tensor) and spacing.shape == bank.shape[:1]):
+            raise ValueError(f"a reference's spacing is a number for each of the {len(bank)} rows of its bank")
 
     def distance(self, descriptors: Tensor) -> Tensor:
         """Return distances (B, 1, H, W) of descriptors (B, C, H, W), the same in any batch."""
         transform, bank = self.transform.to(descriptors), self.bank.to(descriptors)
-        pictures = []
+        pictures, count = [], 1 if self.spacing is None else NEIGHBOURS
         for picture in descriptors:  # one by one, as last digits of a product depend on its size
-            squares, places = nearest_rows(rows(picture) @ transform, bank, 1 if self.spacing is None else NEIGHBOURS)
+            squares, places = nearest_rows(picture.flatten(1).T @ transform, bank, count)
             distances = squares.sqrt().mean(dim=1)
             if self.spacing is not None:
                 distances = distances / self.spacing.to(distances)[places].mean(dim=1)
@@ -176,33 +150,25 @@ def samples_per_picture(pictures: int) -> int:
 
 def placeholder(width: int, pictures: int) -> Reference:
     """Return a reference of `width` channels that takes as long as one learnt from `pictures` pictures."""
-    count = bank_size(pictures)
-    return Reference(torch.eye(width), torch.zeros(count, width), torch.ones(count))
-
-
-def rows(descriptors: Tensor) -> Tensor:
-    """(C, H, W) → (H·W, C)."""
-    return descriptors.flatten(1).T
+    rows = bank_size(pictures)
+    return Reference(torch.eye(width), torch.zeros(rows, width), torch.ones(rows))
 
 
 def sample(descriptors: Tensor, count: int, seed: int) -> Tensor:
     """Return `count` random positions, at most all, of descriptors (C, H, W): (count, C) on the CPU."""
-    positions = rows(descriptors).cpu()
+    positions = descriptors.flatten(1).T.cpu()
     return positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
-def build_references(
-    described: Mapping[str, Sequence[Tensor]], parts: Sequence[str], seed: int
-) -> dict[str, Reference]:
+def build_references(samples: Mapping[str, Sequence[Tensor]], parts: Sequence[str], seed: int) -> dict[str, Reference]:
     """Return the references of the memory `parts`, from samples (N, C) of each normal picture by kind."""
-
-    def build(part: str, kind: str) -> Reference:
-        samples, count = torch.cat(list(described[kind])), bank_size(len(described[kind]))
-        if part == "patch_memory":
-            return build_memory(samples, count, UNCHANGED, seed)
-        return local_outlier_factor(build_memory(samples, count, HALF_WHITE, seed))
-
-    return {part: build(part, kind) for part, kind in DESCRIBED_BY.items() if part in parts}
+    references = {}
+    for part, kind in DESCRIBED_BY.items():
+        if part in parts:
+            of_kind, evenness = samples[kind], UNCHANGED if part == "patch_memory" else HALF_WHITE
+            memory = build_memory(torch.cat(list(of_kind)), bank_size(len(of_kind)), evenness, seed)
+            references[part] = memory if part == "patch_memory" else local_outlier_factor(memory)
+    return references
 
 
 def build_memory(samples: Tensor, count: int, evenness: float, seed: int) -> Reference:
@@ -232,9 +198,8 @@ def whitening(samples: Tensor, evenness: float) -> Tensor:
 def farthest_points(samples: Tensor, count: int, seed: int) -> Tensor:
     """Return the indices of `count` samples (N, C), each the farthest from those before it.
 
-    The choice (Gonzalez 1985; PatchCore's coreset) is made after a random projection. Distances only shrink: a sample
-    within `least` is not chosen while others are beyond. So only those are updated at each step; the rest catches up
-    once none is beyond.
+    The choice (Gonzalez 1985; PatchCore's coreset) follows a random projection. Distances only shrink: while samples
+    lie beyond `least`, the farthest is one of them, and only they are updated; the others follow when none is left.
     """
     generator = torch.Generator().manual_seed(seed)
     projection = torch.randn(samples.shape[1], PROJECTED, generator=generator) / PROJECTED**0.5
@@ -262,21 +227,17 @@ def nearest_rows(points: Tensor, others: Tensor, count: int) -> tuple[Tensor, Te
     """Return squared distances and indices (N, count) of the rows of `others` (M, C) nearest to points (N, C)."""
     missing = -len(others) % GROUP
     lengths, padded = F.pad(others.square().sum(dim=1), (0, missing), value=math.inf), F.pad(others, (0, 0, 0, missing))
-    found = [
-        smallest(torch.addmm(lengths, block, padded.T, alpha=-2), min(count, len(others)))
-        for block in points.split(ROWS_AT_ONCE)
-    ]
+    count = min(count, len(others))
+    found = [smallest(torch.addmm(lengths, block, padded.T, alpha=-2), count) for block in points.split(ROWS_AT_ONCE)]
     relative, places = (torch.cat(blocks) for blocks in zip(*found, strict=True))
     squares = (relative + points.square().sum(dim=1, keepdim=True)).clamp_min(0)
     return squares, places.clamp_max(len(others) - 1)  # a point that is not finite may find a padded row
 
 
 def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` lowest of each row (N, M), in order, and their columns; M is a multiple of GROUP.
-
-    They lie in the groups of columns with the lowest minima, so that few values are sorted.
-    """
+    """Return the `count` lowest of each row (N, M), in order, and their columns; M is a multiple of GROUP."""
     groups = values.unflatten(1, (GROUP, -1))  # (N, GROUP, M / GROUP): a group's columns are M / GROUP apart
+    # the lowest values lie in the groups with the lowest minima, so that few are sorted
     best = groups.amin(dim=1).topk(min(count, groups.shape[2]), largest=False).indices
     columns = (best[:, None] + groups.shape[2] * torch.arange(GROUP, device=values.device)[:, None]).flatten(1)
     lowest, places = values.gather(1, columns).topk(count, largest=False)

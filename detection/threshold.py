@@ -1,12 +1,9 @@
 """The calibration: the balance of the two distances, and thresholds that need no defects.
 
-Published maps weigh D_p by max D_f / max D_p over the test batch, and published thresholds come from test labels. Both
-depend on other pictures. Here both are measured once, on normal pictures that training has not seen.
-
+Both are measured once, on normal pictures that training has not seen (published ones depend on the test pictures).
 A score is judged by its rank among the n normal scores (split conformal prediction; Vovk et al. 2005, Bates et al.
-2023). With p = (1 + normal scores at least as high) / (n + 1), a new normal picture has p ≤ α with a probability of at
-most α, for any distribution, once the balance is given. (The same pictures set the balance; in a simulation with heavy
-tails, that made 2.5 % of 2.3 % at n = 42.) The smallest p is 1 / (n + 1): a rate of α needs 1/α − 1 normal pictures.
+2023): a new normal picture has p ≤ α with a probability of at most α, for any distribution, once the balance is given.
+(The same pictures set the balance; with heavy tails, a simulation gave 2.5 % for 2.3 % at n = 42.)
 """
 
 import bisect
@@ -30,54 +27,35 @@ PIXEL_RATES = np.geomspace(0.5, 1e-5, 128)  # shares of normal pixels whose quan
 
 
 class Promise(NamedTuple):
-    """What a threshold from n normal pictures promises of new ones.
+    """What a threshold from normal pictures promises of new ones."""
 
-    `rate` is the expected false-positive rate, `confidence` the probability that this threshold keeps the requested
-    rate, `at_most` the bound that it keeps with 95 % confidence.
-    """
-
-    rate: float
-    confidence: float
-    at_most: float
+    rate: float  # expected share of false positives
+    confidence: float  # probability that the threshold keeps the requested rate
+    at_most: float  # bound on the rate that it keeps with 95 % confidence
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a detector measured on normal pictures.
+    """What a detector measured on normal pictures; `scales` and `references` are of the parts of a fused map."""
 
-    `feature` and `pixel` are the mean maxima of smoothed D_f and D_p, `scores` the sorted image scores, `pixels` the
-    pixel scores that PIXEL_RATES of the normal pixels exceed. `held_out` tells whether training saw none of the
-    pictures. `scales` and `references` belong to the parts of a fused map (reference.py).
-
-    `made_with` names the networks and settings that the calibration holds for, `normals` the pictures of train/good (a
-    hash; None: unknown). `settings` are all settings, to build the detector again. `batch_size` is recorded because
-    scores of other batch sizes differ in their last digits; it makes no calibration stale.
-    """
-
-    feature: float
-    pixel: float
-    scores: tuple[float, ...]
-    pixels: tuple[float, ...]
-    held_out: bool
-    made_with: Mapping[str, object]
-    settings: Mapping[str, object]
-    normals: str | None = None
+    feature: float  # mean maximum of smoothed D_f
+    pixel: float  # mean maximum of smoothed D_p
+    scores: tuple[float, ...]  # image scores, sorted
+    pixels: tuple[float, ...]  # the pixel scores that PIXEL_RATES of the normal pixels exceed
+    held_out: bool  # whether training saw none of the pictures
+    made_with: Mapping[str, object]  # the networks and settings that it holds for
+    settings: Mapping[str, object]  # all of them, to build the detector again
+    normals: str | None = None  # a hash of train/good; None: unknown
     scales: dict[str, Scale] = field(default_factory=dict)
     references: dict[str, Reference] = field(default_factory=dict)
-    batch_size: int | None = None
+    batch_size: int | None = None  # makes nothing stale: scores of other sizes differ in their last digits alone
 
     def __post_init__(self) -> None:
         numbers = [self.feature, self.pixel, *self.scores, *self.pixels, *chain(*self.scales.values())]
-        valid = (
-            bool(np.isfinite(np.array(numbers, np.float64)).all())
-            and self.pixel > 0
-            and len(self.scores) > 0
-            and len(self.pixels) == len(PIXEL_RATES)
-            and list(self.scores) == sorted(self.scores)
-            and isinstance(self.made_with, dict)
-            and isinstance(self.settings, dict)
-        )
-        if not valid:
+        finite = bool(np.isfinite(np.array(numbers, np.float64)).all()) and self.pixel > 0
+        complete = len(self.scores) > 0 and len(self.pixels) == len(PIXEL_RATES)
+        by_name = isinstance(self.made_with, dict) and isinstance(self.settings, dict)
+        if not (finite and complete and by_name and list(self.scores) == sorted(self.scores)):
             raise ValueError("a calibration holds finite numbers, sorted scores and settings by name; measure it again")
 
     @property
@@ -100,7 +78,7 @@ class Calibration:
         return min(pixel, self.threshold(rate))
 
     def promise(self, rate: float) -> Promise:
-        """Return the promise for `rate`: with k − 1 pictures above, the rate follows Beta(k, n + 1 − k)."""
+        """Return the promise for `rate`: with k − 1 pictures above, it follows Beta(k, n + 1 − k)."""
         n, k = len(self.scores), rank_of_threshold(len(self.scores), rate)
         return Promise(k / (n + 1), float(betainc(k, n + 1 - k, rate)), float(betaincinv(k, n + 1 - k, CONFIDENCE)))
 
@@ -109,11 +87,9 @@ class Calibration:
         n, promise = len(self.scores), self.promise(rate)
         short = f", too few for a rate of {100 * rate:.3g} %" if promise.rate > rate else ""
         seen = "" if self.held_out else "; training has seen these pictures, so that new normal ones may score higher"
-        return (
-            f"threshold {self.threshold(rate):.4g} from {n} normal pictures{short}: "
-            f"{100 * promise.rate:.1f} % false alarms expected, at most {100 * promise.at_most:.1f} % "
-            f"with {100 * CONFIDENCE:.0f} % confidence{seen}"
-        )
+        bound = f"at most {100 * promise.at_most:.1f} % with {100 * CONFIDENCE:.0f} % confidence"
+        expected = f"{100 * promise.rate:.1f} % false alarms expected, {bound}{seen}"
+        return f"threshold {self.threshold(rate):.4g} from {n} normal pictures{short}: {expected}"
 
     def staleness(self, inputs: Mapping[str, object]) -> str:
         """Return the differences between `inputs` and `made_with`; empty where there are none."""

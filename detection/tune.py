@@ -1,15 +1,16 @@
 """--tune: choose settings of detection without labels, by synthetic anomalies on pictures that training has not seen.
 
-Each of these pictures is scored as it is and with anomalies of several kinds (images/synthetic_defects.py), in full and
-faint. One setting after the other takes the value that separates the two best. A new value must gain LEAST_GAIN, and no
-kind of anomaly may lose more than MOST_LOST. tuning.jsonl holds all trials, tuned.yaml the choice, for --config.
+One setting after the other takes the value that best separates these pictures from their copies with anomalies, in full
+and faint. It must gain LEAST_GAIN, and no kind of anomaly may lose more than MOST_LOST.
 """
 
 import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,8 +55,6 @@ SCORE_SETTINGS: Mapping[str, Sequence[object]] = {  # of maps and scores alone
     "score.pooling": ("maximum", "top_mean"),
     "score.pooled_share": (0.002, 0.01, 0.05),
 }
-
-Scores = NDArray[np.float64]
 
 
 class Quality(NamedTuple):
@@ -108,10 +107,6 @@ class TrialResult(NamedTuple):
     best: Settings
     trial: Trial
 
-    def log_line(self) -> str:
-        entry = {"setting": self.setting, "value": self.value, "objective": self.quality.objective, "taken": self.taken}
-        return json.dumps({**entry, "pro": self.quality.pro, "image_auroc": self.quality.kinds}) + "\n"
-
 
 def check_tuning(settings: Settings, output: Path | None = None) -> tuple[Path, ImageFolder, ImageFolder]:
     """Return the results folder, all normal pictures, and the unseen ones. Raise UserError for a wrong setting."""
@@ -131,32 +126,28 @@ def check_tuning(settings: Settings, output: Path | None = None) -> tuple[Path, 
 def tune_settings(settings: Settings, output: Path | None = None) -> Path:
     """Choose settings; write tuned.yaml and tuning.jsonl to `output` (or the results folder), and return it."""
     folder, pictures, unseen = check_tuning(settings, output)
-    with folder_lock.locked(folder, REMEDY):
-        tune_category(settings, folder, pictures, unseen)
-    return folder
-
-
-def tune_category(settings: Settings, folder: Path, pictures: ImageFolder, unseen: ImageFolder) -> None:
     began, device, category = time.monotonic(), choose_device(settings.model.device), settings.data.category
-    detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
-    bench = prepare_bench(pictures, unseen, settings)
-    counts = f"{len(bench.clean)} normal pictures, {len(bench.anomalous)} synthetic anomalies, half of them faint"
-    places = {"reads": settings.category_dir / "train", **origins, "writes": folder}
-    announce(f"Tuning {category}: {counts}", device, settings.as_dict(), places)
-    best, lines = settings, []
-    for result in run_trials(detector, settings, bench):
-        best = result.best
-        mark = " *" if result.taken else ""
-        print(f"  {result.setting} = {result.value}: objective {result.quality.objective:.4f}{mark}", flush=True)
-        lines.append(result.log_line())
-        with atomic_write(folder / LOG, REMEDY, "w") as file:
-            file.writelines(lines)
-    with atomic_write(folder / TUNED, REMEDY, "w") as file:
-        yaml.safe_dump(best.as_dict(), file, sort_keys=False)
-    values = {name: setting_value(best, name) for name in (*RECONSTRUCTION_SETTINGS, *SCORE_SETTINGS, FEATURES)}
-    changed = [f"{name}={value}" for name, value in values.items() if value != setting_value(settings, name)]
+    with folder_lock.locked(folder, REMEDY):
+        detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
+        bench = prepare_bench(pictures, unseen, settings)
+        counts = f"{len(bench.clean)} normal pictures, {len(bench.anomalous)} synthetic anomalies, half of them faint"
+        places = {"reads": settings.category_dir / "train", **origins, "writes": folder}
+        announce(f"Tuning {category}: {counts}", device, settings.as_dict(), places)
+        best, lines = settings, []
+        for setting, value, quality, taken, chosen, _ in run_trials(detector, settings, bench):
+            best, mark = chosen, " *" if taken else ""
+            print(f"  {setting} = {value}: objective {quality.objective:.4f}{mark}", flush=True)
+            entry = {"setting": setting, "value": value, "objective": quality.objective, "taken": taken}
+            lines.append(json.dumps({**entry, "pro": quality.pro, "image_auroc": quality.kinds}) + "\n")
+            with atomic_write(folder / LOG, REMEDY, "w") as file:
+                file.writelines(lines)
+        with atomic_write(folder / TUNED, REMEDY, "w") as file:
+            yaml.safe_dump(best.as_dict(), file, sort_keys=False)
+    values = {name: attrgetter(name)(best) for name in (*RECONSTRUCTION_SETTINGS, *SCORE_SETTINGS, FEATURES)}
+    changed = [f"{name}={value}" for name, value in values.items() if value != attrgetter(name)(settings)]
     print(f"tuned {category} in {(time.monotonic() - began) / 60:.1f} min: {', '.join(changed) or 'no value gains'}")
     print(f"use it with --config {shlex.quote(str(folder / TUNED))}; all trials are in {folder / LOG}", flush=True)
+    return folder
 
 
 def prepare_bench(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> Bench:
@@ -184,23 +175,21 @@ def run_trials(detector: Detector, settings: Settings, bench: Bench) -> Iterator
                 other = try_detector(with_features(changed, candidate), bench, candidate)
             else:
                 other = try_detector(changed, bench, candidate, trial)
-            found = measure_quality(other, bench)
-            taken = found.replaces(quality)
-            if taken:
-                best, trial, quality = candidate, other, found
-            yield TrialResult(name, setting_value(candidate, name), found, taken, best, other)
+            measured = measure_quality(other, bench)
+            if taken := measured.replaces(quality):
+                best, trial, quality = candidate, other, measured
+            yield TrialResult(name, attrgetter(name)(candidate), measured, taken, best, other)
 
 
 def features_to_try(settings: Settings, unseen: Sequence[str]) -> list[int]:
     """Return other adaptation epochs of the same network, whose adaptation has not seen these pictures."""
     model, epochs = settings.model, checkpoint.epochs_in(settings.checkpoint_folder, checkpoint.FEATURES_PREFIX)
-    return [
-        epoch
-        for epoch, path in sorted(epochs.items())
-        if epoch != model.DA_chp
-        and checkpoint.extractor_name(path) == model.feature_extractor
-        and (epoch == 0 or set(unseen) <= set(checkpoint.held_out_names(path)))
-    ]
+    usable = []
+    for epoch, path in sorted(epochs.items()):
+        is_other = epoch != model.DA_chp and checkpoint.extractor_name(path) == model.feature_extractor
+        if is_other and (epoch == 0 or set(unseen) <= set(checkpoint.held_out_names(path))):
+            usable.append(epoch)
+    return usable
 
 
 def alternatives(settings: Settings, best: Settings, name: str, values: Sequence[object]) -> Iterator[Settings]:
@@ -208,14 +197,11 @@ def alternatives(settings: Settings, best: Settings, name: str, values: Sequence
     if has_no_effect(name, best):
         return
     for value in values:
-        candidate = with_setting(best, name, value)
-        if value == setting_value(settings, name):
-            continue
-        try:
-            check_combinations(candidate)
-        except UserError:
-            continue
-        yield candidate
+        if value != attrgetter(name)(settings):
+            with suppress(UserError):
+                candidate = with_setting(best, name, value)
+                check_combinations(candidate)
+                yield candidate
 
 
 def has_no_effect(name: str, settings: Settings) -> bool:
@@ -229,7 +215,7 @@ def has_no_effect(name: str, settings: Settings) -> bool:
 
 
 def with_settings(detector: Detector, settings: Settings) -> Detector:
-    """Return the detector with all tuned settings but the features; its networks stay in memory."""
+    """Return the detector, with the same networks, and all tuned settings but the features."""
     model, score = settings.model, settings.score
     networks = replace(detector.networks, w=model.w, start=model.test_trajectoy_steps, skip=model.skip)
     return replace(detector, networks=networks, v=model.v, pooling=score.pooling, pooled_share=score.pooled_share)
@@ -253,9 +239,8 @@ def try_detector(detector: Detector, bench: Bench, settings: Settings, before: T
         pairs = zip(parts, earlier or parts, strict=True)
         return [new | {part: old[part] for part in taken_over} for new, old in pairs]
 
-    clean = measure(bench.clean, before.clean if before else ())
-    anomalous = measure(bench.anomalous, before.anomalous if before else ())
-    others = measure(bench.others, before.others if before else ())
+    earlier = (before.clean, before.anomalous, before.others) if before else ((), (), ())
+    clean, anomalous, others = map(measure, (bench.clean, bench.anomalous, bench.others), earlier)
     if before:
         references |= {part: before.detector.required_calibration.references[part] for part in taken_over}
     calibration = build_calibration(detector, clean, references)
@@ -264,15 +249,16 @@ def try_detector(detector: Detector, bench: Bench, settings: Settings, before: T
 
 def measure_quality(trial: Trial, bench: Bench) -> Quality:
     """Return how well the trial separates synthetic anomalies from normal pictures, and outlines them."""
-    detector, calibration = trial.detector, trial.detector.required_calibration
-    predictions = [
-        detector.assemble(parts, calibration.balance, calibration.scales) for parts in (*trial.clean, *trial.anomalous)
-    ]
-    scores, normals = np.array([prediction.score for prediction in predictions]), len(trial.clean)
+    detector, known = trial.detector, trial.detector.required_calibration
+    predictions = [detector.assemble(parts, known.balance, known.scales) for parts in trial.clean + trial.anomalous]
+    normal, anomalous = np.split(np.array([prediction.score for prediction in predictions]), [len(trial.clean)])
+    kinds = {}
+    for kind in np.unique(bench.kinds):
+        scores = np.r_[normal, anomalous[bench.kinds == kind]]
+        kinds[str(kind)] = metrics.image_auroc(scores, np.arange(len(scores)) >= len(normal))
     maps = [detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions]
     empty = [np.zeros(picture.shape[-2:], dtype=bool) for picture in bench.clean]
-    masks = [detector.crop_maps(torch.from_numpy(mask)).numpy() for mask in (*empty, *bench.masks)]
-    kinds = auroc_by_kind(scores[:normals], scores[normals:], bench.kinds)
+    masks = [detector.crop_maps(torch.from_numpy(mask)).numpy() for mask in empty + bench.masks]
     return Quality(kinds, mean_pro(maps, masks))
 
 
@@ -284,20 +270,6 @@ def mean_pro(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.boo
         pro = metrics.pro(np.stack([maps[i] for i in same]), np.stack([masks[i] for i in same]), PRO_LIMIT)
         total += len(same) * pro
     return total / len(maps)
-
-
-def auroc_by_kind(normal: Scores, anomalous: Scores, kinds: NDArray[np.str_]) -> dict[str, float]:
-    """Return the image AUROC of each kind of anomaly against the normal pictures, from scores (N,) and (M,)."""
-    scores = {str(kind): anomalous[kinds == kind] for kind in np.unique(kinds)}
-    return {
-        kind: metrics.image_auroc(np.r_[normal, of_kind], np.repeat([False, True], [len(normal), len(of_kind)]))
-        for kind, of_kind in scores.items()
-    }
-
-
-def setting_value(settings: Settings, name: str) -> object:
-    section, _, key = name.partition(".")
-    return getattr(getattr(settings, section), key)
 
 
 def with_setting(settings: Settings, name: str, value: object) -> Settings:
