@@ -1,7 +1,6 @@
 """report.html: one page with metrics, curves, pictures and a threshold to move. It needs no network and no other file.
 
-The page is made from results folders alone (reader.py), so it can be made again at any time. `template.html` holds
-markup, style and script; two blocks of JSON fill it: the data and the pictures.
+Results folders alone give its content (reader.py): two blocks of JSON, which fill `template.html`.
 """
 
 import base64
@@ -55,10 +54,7 @@ class Plot(NamedTuple):
 
 
 def write_page(path: Path, folders: Sequence[Path]) -> None:
-    """Write the page of these results folders, one per category.
-
-    Raise UserError for a folder without valid scores, UserFileError where the page can't be written.
-    """
+    """Write the page of results folders, one per category; raise UserError for a folder without valid scores."""
     categories = [read_result(folder) for folder in folders]
     pictures = embed_pictures(categories)
     data: dict[str, object] = {"categories": list(map(describe_category, categories, pictures))}
@@ -70,19 +66,17 @@ def write_page(path: Path, folders: Sequence[Path]) -> None:
 
 
 def embed_pictures(categories: Sequence[ResultFolder]) -> list[dict[int, dict[str, str]]]:
-    """Return, for each category, the layers of pictures in base64 by row number.
-
-    Pictures are added until the page is full, the most informative ones of each category first.
-    """
-    queue = sorted(
-        (rank, number, index)
-        for number, category in enumerate(categories)
-        for rank, index in enumerate(rows_to_show(category))
-    )
+    """Return the pictures that the page has room for: for each category, layers in base64 by row number."""
+    queue = []
+    for number, category in enumerate(categories):
+        threshold, rows = category.threshold, category.rows
+        margins = [((row.score > threshold) == row.defective, abs(row.score - threshold)) for row in rows]
+        order = sorted(range(len(rows)), key=margins.__getitem__)  # errors first, then scores near the threshold
+        queue += [(rank, number, index) for rank, index in enumerate(order)]
     stems = [file_stems([row.path for row in category.rows]) for category in categories]
     pictures: list[dict[int, dict[str, str]]] = [{} for _ in categories]
     free = PICTURE_BYTES
-    for _, number, index in queue:
+    for _, number, index in sorted(queue):
         category = categories[number]
         stem = stems[number][category.rows[index].path].removeprefix("test/")
         files = {layer: category.folder / GALLERY / layer / f"{stem}.webp" for layer in category.layers}
@@ -95,23 +89,11 @@ def embed_pictures(categories: Sequence[ResultFolder]) -> list[dict[int, dict[st
     return [dict(sorted(by_row.items())) for by_row in pictures]
 
 
-def rows_to_show(category: ResultFolder) -> list[int]:
-    """Return the row numbers: errors at the first threshold first, then by the distance of their score from it."""
-    threshold, rows = category.threshold, category.rows
-
-    def order(index: int) -> tuple[bool, float]:
-        score = rows[index].score
-        return (score > threshold) == rows[index].defective, abs(score - threshold)
-
-    return sorted(range(len(rows)), key=order)
-
-
 def describe_category(category: ResultFolder, pictures: Mapping[int, Mapping[str, str]]) -> dict[str, object]:
     """Return what the page shows of a category."""
-    rows = [
-        {**row._asdict(), "kind": row.kind, "size": picture_size(pictures[index]) if index in pictures else None}
-        for index, row in enumerate(category.rows)
-    ]
+    sizes = {n: Image.open(io.BytesIO(base64.b64decode(layers["picture"]))).size for n, layers in pictures.items()}
+    rows = [row._asdict() | {"kind": row.kind, "size": sizes.get(n)} for n, row in enumerate(category.rows)]
+    settings = flatten_values("", category.manifest.get("settings", {}))
     plots = (roc_plot(category), pro_plot(category), training_plot(category))
     return {
         "name": category.name,
@@ -124,16 +106,8 @@ def describe_category(category: ResultFolder, pictures: Mapping[int, Mapping[str
         "layers": category.layers,
         "note": picture_note(category, len(pictures)),
         "facts": run_facts(category.manifest),
-        "settings": [
-            [name, value_text(value)] for name, value in flatten_values("", category.manifest.get("settings", {}))
-        ],
+        "settings": [[name, value_text(value)] for name, value in settings],
     }
-
-
-def picture_size(layers: Mapping[str, str]) -> tuple[int, int]:
-    """Return (width, height), for which the page reserves room."""
-    with Image.open(io.BytesIO(base64.b64decode(layers["picture"]))) as picture:
-        return picture.size
 
 
 def roc_plot(category: ResultFolder) -> Plot:
@@ -174,24 +148,21 @@ def picture_note(category: ResultFolder, shown: int) -> str:
     count = len(category.rows)
     if not category.layers:
         return f"The page has no pictures, as metrics.visualisation was off. All {count} rows are listed."
-    if shown < count:
-        return (
-            f"To keep the page small, it has {shown} of {count} pictures: errors at the first threshold, then those "
-            "with scores near it. All rows are listed and counted."
-        )
-    return ""
+    order = "errors at the first threshold, then scores near it"
+    return f"The page has room for {shown} of {count} pictures: {order}. All rows are listed." if shown < count else ""
 
 
 def metrics_table(category: ResultFolder) -> dict[str, object]:
     """Return head and lines of the table of metrics, beside the paper's where it has some."""
     values, intervals, published = category.summary.values, category.summary.intervals, category.published
-    head = ["", "this run", *(["95 % interval"] if intervals else []), *(["paper", "difference"] if published else [])]
-    lines = []
+    lines = [["", "this run", "95 % interval", "paper", "difference"]]
     for metric in METRICS:
         if metric.key in values or metric.key in published:
             ours, *paper = compare_with_paper(values.get(metric.key), published.get(metric.key))
-            interval = [" – ".join(map(percent, intervals.get(metric.key, ()))) or MISSING] if intervals else []
-            lines.append([capitalised(metric.name), ours, *interval, *(paper if published else [])])
+            interval = " – ".join(map(percent, intervals.get(metric.key, ()))) or MISSING
+            lines.append([capitalised(metric.name), ours, interval, *paper])
+    has_column = (True, True, bool(intervals), bool(published), bool(published))
+    head, *lines = (list(itertools.compress(line, has_column)) for line in lines)
     return {"head": head, "lines": lines}
 
 
@@ -205,11 +176,9 @@ def metric_notes(category: ResultFolder) -> list[str]:
         notes.append("No metrics: they need normal and defective test pictures.")
     elif "pixel_auroc" not in values and "pro" not in values:
         notes.append("No pixel metrics: there are no masks, or the settings turn these metrics off.")
-    if stored.get("vanished_defects"):
-        notes.append(
-            f"{stored['vanished_defects']} defective pictures count as normal for pixel metrics: "
-            "their masks hold no defect at this size and in this part."
-        )
+    if count := stored.get("vanished_defects"):
+        reason = "their masks hold no defect at this size and in this part"
+        notes.append(f"{count} defective pictures count as normal for pixel metrics: {reason}.")
     return notes
 
 
@@ -217,9 +186,10 @@ def overview_table(categories: Sequence[ResultFolder]) -> dict[str, object]:
     """Return a line per category, and the means over all of them."""
     titles = [title for key in PUBLISHED_METRICS for title in (capitalised(short_name(key)), "paper", "difference")]
     lines = [comparison_line(each.name, each.summary.values, each.published) for each in categories]
+    columns = [each.summary.values for each in categories], [each.published for each in categories]
     means = (
-        mean_metrics([each.summary.values for each in categories]),
-        mean_metrics([each.published for each in categories]),
+        {key: mean_if_complete([values.get(key) for values in column]) for key in PUBLISHED_METRICS}
+        for column in columns
     )
     return {"head": ["category", *titles], "lines": lines, "mean": comparison_line("mean", *means)}
 
@@ -227,10 +197,6 @@ def overview_table(categories: Sequence[ResultFolder]) -> dict[str, object]:
 def comparison_line(name: str, values: Mapping[str, float | None], paper: Mapping[str, float | None]) -> list[str]:
     cells = (compare_with_paper(values.get(key), paper.get(key)) for key in PUBLISHED_METRICS)
     return [name, *itertools.chain(*cells)]
-
-
-def mean_metrics(categories: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
-    return {key: mean_if_complete([values.get(key) for values in categories]) for key in PUBLISHED_METRICS}
 
 
 def compare_with_paper(fraction: float | None, published: float | None) -> list[str]:
@@ -268,19 +234,19 @@ def value_text(value: object) -> str:
 
 
 def fill_template(template: str, data: object, pictures: object) -> Iterator[str]:
-    """Yield the page in parts: the template with both blocks of JSON and a policy for its own script and style only."""
+    """Yield the page in parts: the template with both blocks of JSON and a policy for its own script and style only.
+
+    Nothing in the JSON begins or ends an element of the page.
+    """
     for kind in ("script", "style"):
-        content = re.search(f"<{kind}>(.*?)</{kind}>", template, re.DOTALL)
-        digest = hashlib.sha256(content[1].encode()).digest() if content else b""
-        template = template.replace(f"{{{{{kind}}}}}", f"'sha256-{base64.b64encode(digest).decode()}'")
+        (content,) = re.findall(f"<{kind}>(.*?)</{kind}>", template, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        template = template.replace(f"{{{{{kind}}}}}", f"'sha256-{digest}'")
     blocks = {"{{data}}": data, "{{pictures}}": pictures}
     for part in re.split(r"(\{\{data\}\}|\{\{pictures\}\})", template):
-        yield json_for_page(blocks[part]) if part in blocks else part
-
-
-def json_for_page(value: object) -> str:
-    """Return JSON in which nothing begins or ends an element of the page."""
-    return json.dumps(json_value(value)).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        if part in blocks:
+            part = re.sub("[<>&]", lambda sign: f"\\u{ord(sign[0]):04x}", json.dumps(json_value(blocks[part])))
+        yield part
 
 
 def json_value(value: object) -> object:

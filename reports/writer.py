@@ -35,14 +35,11 @@ class Spool:
 
     def __init__(self, file: IO[bytes], folder: Path):
         self._file, self._folder, self._count = file, folder, 0
-        self._shape: tuple[int, ...] = ()
-        self._dtype = np.dtype(np.float32)
 
     def add(self, array: NDArray) -> None:
         self._shape, self._dtype, self._count = array.shape, array.dtype, self._count + 1
-        content = array.tobytes()
         try:
-            if self._file.write(content) < len(content):
+            if self._file.write(array.tobytes()) < array.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise UserFileError(f"can't keep maps in {self._folder}: {write_error_text(error, REMEDY)}") from error
@@ -53,15 +50,12 @@ class Spool:
 
 
 class Writer:
-    """The writer of one results folder. Each file appears complete or not at all; `written` lists them.
-
-    Its methods raise UserFileError where something can't be written.
-    """
+    """The writer of one results folder. Each file is complete or not there. Raises UserFileError where it can't write."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._written: dict[str, int] = {}  # number of pictures by subfolder; 0 for a file
-        self._layers: list[str] = []
+        self._layers: dict[str, None] = {}  # of the gallery, in the order of their first picture
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
@@ -111,30 +105,24 @@ class Writer:
         self, paths: Sequence[str], errors: Iterable[str], scores: Iterable[float], threshold: float
     ) -> None:
         """Write misclassifications.csv; an error is missed, false_alarm or empty for none."""
-        rows = (
-            [path, error.replace("_", " "), f"{score:.8g}", f"{threshold:.8g}"]
-            for path, error, score in zip(paths, errors, scores, strict=True)
-            if error
+        rows = zip(paths, errors, scores, strict=True)
+        cells = (
+            [path, error.replace("_", " "), f"{score:.8g}", f"{threshold:.8g}"] for path, error, score in rows if error
         )
-        self._table(MISCLASSIFICATIONS, ["path", "error", "score", "threshold"], rows)
+        self._table(MISCLASSIFICATIONS, ["path", "error", "score", "threshold"], cells)
 
     def curves(self, curves: Mapping[str, object]) -> None:
         """Write curves.json: curves by name, and the layers of this run's gallery, which may hold older ones."""
-        with self._file(CURVES) as file:
-            json.dump({**curves, "layers": self._layers}, file)
-            file.write("\n")
+        self._json(CURVES, {**curves, "layers": list(self._layers)}, indent=None)
 
     def manifest(
         self, inputs: Mapping[str, object], seconds: Mapping[str, float], metrics: Mapping[str, object]
     ) -> None:
-        manifest.write_manifest(self.folder, inputs, seconds=seconds, metrics=metrics, remedy=REMEDY)
-        self._written[manifest.MANIFEST] = 0
+        self._json(manifest.MANIFEST, manifest.manifest_content(inputs, seconds, metrics))
 
     def metrics(self, content: Mapping[str, object]) -> None:
         """Write metrics.json. It comes last, as it marks the result as complete."""
-        with self._file(METRICS_FILE) as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
+        self._json(METRICS_FILE, content)
 
     def figure(self, stem: str, panel: Panel, scale: ColourScale, subfolder: str = "figures") -> None:
         self.picture(f"{stem}.png", draw_figure(panel, scale), subfolder)
@@ -143,13 +131,10 @@ class Writer:
         """Write the small layers that report.html shows, each into its own folder."""
         for layer, picture in draw_layers(panel, scale).items():
             self.picture(f"{layer}/{stem}.webp", picture, GALLERY)
-            self._layers = self._layers if layer in self._layers else [*self._layers, layer]
+            self._layers[layer] = None
 
     def raw_map(self, stem: str, values: NDArray[np.float32], category: str) -> None:
-        """Write a map of the picture's size as 32-bit TIFF, where MVTec's evaluation code looks for it.
-
-        `stem` is test/<kind>/<picture>.
-        """
+        """Write a map as 32-bit TIFF where MVTec's evaluation code looks for it; stem: test/<kind>/<picture>."""
         self.picture(f"{category}/{stem}.tiff", Image.fromarray(values), "anomaly_maps")
 
     def picture(self, name: str, picture: Image.Image, subfolder: str) -> None:
@@ -159,6 +144,11 @@ class Writer:
         with atomic_write(self.folder / subfolder / name, REMEDY) as file:
             picture.save(file, format=FORMATS[PurePosixPath(name).suffix])
         self._written[subfolder] = self._written.get(subfolder, 0) + 1
+
+    def _json(self, name: str, content: Mapping[str, object], indent: int | None = 2) -> None:
+        with self._file(name) as file:
+            json.dump(content, file, indent=indent)
+            file.write("\n")
 
     def _table(self, name: str, header: list[str], rows: Iterable[Sequence[object]]) -> None:
         with self._file(name) as file:
@@ -176,10 +166,8 @@ def choose_folder(folder: Path, inputs: Mapping[str, object]) -> tuple[Path, boo
 
     Skip the folders, of <folder>, <folder>-2, …, that hold other complete results.
     """
-    free_or_done = (
-        path for path in numbered_folders(folder) if not is_complete(path) or manifest.is_result_of(path, inputs)
-    )
-    chosen = next(free_or_done)
+    folders = numbered_folders(folder)
+    chosen = next(path for path in folders if not is_complete(path) or manifest.is_result_of(path, inputs))
     return chosen, is_complete(chosen)
 
 
