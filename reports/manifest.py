@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypedDict, TypeGuard
+from typing import TypedDict
 
 from dataset import Sample, picture_fingerprint
+from reports.metric_summary import MISSING
 from runtime.errors import MissingFileError, UserError
 from storage.fingerprint import as_stored
 
@@ -19,7 +19,7 @@ MANIFEST, FORMAT = "manifest.json", "ddad-manifest-1"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
 INPUTS = ("settings", "versions", "git_commit", "device", "data", "weights")  # all that the metrics depend on
 KIB = 1024
-PART_TYPES = {"settings": dict, "versions": dict, "data": dict, "metrics": dict, "category": str, "data_set": str}
+TYPES = {"settings": dict, "versions": dict, "data": dict, "metrics": dict, "category": str, "data_set": str}
 
 
 class Manifest(TypedDict):
@@ -67,24 +67,6 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * KIB
 
 
-def manifest_content(
-    inputs: Mapping[str, Any], seconds: Mapping[str, float], metrics: Mapping[str, object]
-) -> dict[str, object]:
-    """Return the content for manifest.json: the `inputs` (of `result_inputs`), the seconds by stage, and the metrics."""
-    data, model = inputs["settings"]["data"], inputs["settings"]["model"]
-    return {
-        "format": FORMAT,
-        "data_set": data["name"],
-        "category": data["category"],
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seed": model["seed"],
-        **inputs,
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "peak_memory_bytes": peak_memory(),
-        "metrics": metrics,
-    }
-
-
 def load_manifest(path: Path) -> Manifest:
     """Return the manifest at a path or in a folder; raise MissingFileError or UserError where it can't be read."""
     path = path / MANIFEST if path.is_dir() else path
@@ -94,19 +76,11 @@ def load_manifest(path: Path) -> Manifest:
         raise MissingFileError(f"no manifest at {path}; name a results folder of --detection") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a manifest: {error}; detection leaves one in its results folder") from error
-    if not is_manifest(content):
+    parts = content if isinstance(content, dict) else {}
+    valid = parts.get("format") == FORMAT and all(isinstance(parts.get(name), kind) for name, kind in TYPES.items())
+    if not valid or not all(isinstance(section, dict) for section in parts["settings"].values()):
         raise UserError(f"{path} is not a manifest of this version ({FORMAT}); run --detection again to have one")
     return content
-
-
-def is_manifest(content: Any) -> TypeGuard[Manifest]:
-    """Return whether all parts are there and of the right types, so that readers need no checks."""
-    return (
-        isinstance(content, dict)
-        and content.get("format") == FORMAT
-        and all(isinstance(content.get(name), kind) for name, kind in PART_TYPES.items())
-        and all(isinstance(section, dict) for section in content["settings"].values())
-    )
 
 
 def is_result_of(folder: Path, inputs: Mapping[str, object]) -> bool:
@@ -133,3 +107,12 @@ def flatten_values(name: str, value: object) -> Iterator[tuple[str, object]]:
             yield from flatten_values(f"{name}.{key}" if name else str(key), inner)
     else:
         yield name, value
+
+
+def value_text(value: object) -> str:
+    """Return a value of a manifest for a reader."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {value_text(part)}" for name, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(value_text, value))
+    return f"{value:.6g}" if isinstance(value, float) else MISSING if value is None else str(value)

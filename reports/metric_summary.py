@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-import metrics
-from metrics import OperatingPoint, Ranking, operating_point
+from metrics import OperatingPoint, Ranking, bootstrap_intervals, operating_point, rank_anomalies
 from runtime.errors import UserError
 
 POINTS = 200  # of a thinned curve, so that neighbours differ by at most 1 % of its width and height together
@@ -72,37 +71,34 @@ class MetricSummary:
         """Return the content for metrics.json."""
         content: dict[str, object] = {**self.values, "intervals": self.intervals}
         if self.operating_point:
-            content["operating_point"] = asdict(self.operating_point)
-            content["kinds"] = {kind: asdict(point) for kind, point in self.kinds.items()}
+            points = {kind: asdict(point) for kind, point in self.kinds.items()}
+            content |= {"operating_point": asdict(self.operating_point), "kinds": points}
         return content
 
 
 def summarise_metrics(
-    scores: NDArray[np.float64],
-    kinds: NDArray[np.str_],
-    normal: str,
-    maps: NDArray[np.float32],
-    masks: NDArray[np.bool_] | None,
+    scores: NDArray[np.float64],  # (N,)
+    kinds: NDArray[np.str_],  # (N,)
+    normal: str,  # the kind of normal pictures
+    maps: NDArray[np.float32],  # (N, S, S)
+    masks: NDArray[np.bool_] | None,  # (N, S, S)
     *,
     selected: Sequence[Metric],
     resamples: int,
     seed: int,
     threshold: float | None,
 ) -> MetricSummary:
-    """Return those of the selected metrics that the data allow; without intervals where `resamples` is 0.
-
-    scores and kinds: (N,), `normal` is the kind of normal pictures. maps and masks: (N, S, S).
-    """
+    """Return those of the selected metrics that the data allow; without intervals where `resamples` is 0."""
     labels, result = kinds != normal, MetricSummary()
     for level, measured, truth in (("pictures", scores, labels), ("pixels", maps, masks)):
         chosen = [metric for metric in selected if metric.level == level]
         if not chosen or truth is None or not truth.any() or truth.all():
             continue
-        ranking = metrics.rank_anomalies(measured, truth)
+        ranking = rank_anomalies(measured, truth)
         result.values.update({metric.key: metric.measure(ranking) for metric in chosen})
         result.curves.update(build_curves(level, ranking))
         if resamples:
-            bounds = metrics.bootstrap_intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
+            bounds = bootstrap_intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
             result.intervals.update({metric.key: bounds[metric.interval] for metric in chosen})
     if threshold is None:
         return result
@@ -182,14 +178,11 @@ def pro_curve(ranking: Ranking, limit: float) -> Points:
 
 
 def curve_corners(ranking: Ranking, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the corners (P, 2) of the curve of a falling threshold; `weights` (A,) of anomalous values add up to 1.
-
-    Each value gives two corners, just above it and at it, so that a tie with normal entries becomes a slope.
-    """
+    """Return the corners (P, 2) of the curve of a falling threshold; `weights` (A,) of anomalous values add up to 1."""
     last = np.flatnonzero(np.append(np.diff(ranking.values) > 0, True))[::-1]  # index of each distinct value, falling
     first = np.append(last[1:] + 1, 0)
     height = np.append(weights[::-1].cumsum()[::-1], 0)
-    points = np.empty((2 * len(last) + 2, 2))
+    points = np.empty((2 * len(last) + 2, 2))  # just above and at each value, so that a tie of both labels is a slope
     points[0], points[-1] = 0, 1
     points[1:-1:2] = np.stack([1 - ranking.up_to[last] / ranking.normals, height[last + 1]], axis=1)
     points[2:-1:2] = np.stack([1 - ranking.below[first] / ranking.normals, height[first]], axis=1)

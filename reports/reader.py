@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -35,8 +35,7 @@ class ScoredPicture(NamedTuple):
     p_value: float | None
 
     @property
-    def kind(self) -> str:
-        """The name of its folder in test."""
+    def kind(self) -> str:  # the name of its folder in test
         return self.path.split("/")[1] if self.path.count("/") > 1 else ""
 
 
@@ -71,10 +70,9 @@ def read_result(folder: Path) -> ResultFolder:
     except UserError:
         summary = MetricSummary()
     name, data_set = str(manifest.get("category", folder.resolve().name)), str(manifest.get("data_set") or "")
-    files = metrics, summary, cast(dict[str, Points], curves), cast(list[str], layers), manifest
-    return ResultFolder(
-        folder, name, data_set, rows, *files, *initial_threshold(rows, summary, metrics.get("calibration"))
-    )
+    contents = metrics, summary, cast(dict[str, Points], curves), cast(list[str], layers), manifest
+    first = initial_threshold(rows, summary, metrics.get("calibration"))
+    return ResultFolder(folder, name, data_set, rows, *contents, *first)
 
 
 def read_scores(path: Path) -> Iterator[ScoredPicture]:
@@ -109,18 +107,16 @@ def read_json_object(path: Path) -> dict[str, object]:
 def initial_threshold(rows: Sequence[ScoredPicture], summary: MetricSummary, calibration: object) -> tuple[float, str]:
     """Return the calibrated threshold, else Youden's on the test pictures, else the highest score; and its source."""
     if summary.operating_point:
-        threshold, source = summary.operating_point.threshold, calibration if isinstance(calibration, dict) else {}
-        return float(f"{threshold:.{SCORE_DIGITS}g}"), calibration_text(source)
+        threshold, stored = summary.operating_point.threshold, calibration if isinstance(calibration, dict) else {}
+        source = "held out of training" if stored.get("held_out") else "of the training set; new ones may score higher"
+        rate, most = (percent(stored.get(key)) for key in ("rate", "at_most"))
+        return float(f"{threshold:.{SCORE_DIGITS}g}"), (
+            f"Calibrated on {stored.get('pictures')} normal pictures {source}. No test picture was used. "
+            f"Expected false alarms: {rate} %; with 95 % confidence at most {most} %."
+        )
     scores, labels = [row.score for row in rows], [row.defective for row in rows]
     if all(labels) or not any(labels):
         return max(scores), ONE_LABEL
     best = youden_threshold(scores, labels)
     below = max((score for score in scores if score < best), default=best - abs(best) - 1)
     return float(f"{(best + below) / 2:.{SCORE_DIGITS}g}"), YOUDEN
-
-
-def calibration_text(calibration: Mapping[str, object]) -> str:
-    source = "held out of training" if calibration.get("held_out") else "of the training set; new ones may score higher"
-    rate, most = (percent(calibration.get(key)) for key in ("rate", "at_most"))
-    pictures = f"Calibrated on {calibration.get('pictures')} normal pictures {source}. No test picture was used."
-    return f"{pictures} Expected false alarms: {rate} %; with 95 % confidence at most {most} %."

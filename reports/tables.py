@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from config.checks import did_you_mean
 from config.published import PUBLISHED_METRICS, published_metrics, published_rows
-from reports.manifest import MANIFEST, Manifest, differences, load_manifest
+from reports.manifest import MANIFEST, Manifest, differences, load_manifest, value_text
 from reports.metric_summary import MISSING, MetricSummary, mean_if_complete, percent, short_name
 from reports.writer import REMEDY
 from runtime.errors import MissingFileError, UserError
@@ -49,13 +49,8 @@ class SummaryRow(NamedTuple):
         """Return the row as text, a failed category without numbers."""
         if self.error:
             return [self.category, "failed", *[""] * (len(self.percentages) + len(self.settings) - 1)]
-        numbers = (
-            MISSING if value is None else format(value, COLUMNS[name]) for name, value in self.percentages.items()
-        )
-        settings = (
-            "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-            for value in self.settings.values()
-        )
+        numbers = (MISSING if each is None else format(each, COLUMNS[name]) for name, each in self.percentages.items())
+        settings = ("" if value is None else value_text(value) for value in self.settings.values())
         return [self.category, *numbers, *settings]
 
 
@@ -116,12 +111,9 @@ def render_summary(rows: Sequence[SummaryRow], style: str, escape: Callable[[str
     return render_grid(body, head, style)
 
 
-def render_grid(
-    body: Sequence[Sequence[str]], head: Sequence[str], style: str = "simple", text_columns: int = 1
-) -> str:
+def render_grid(body: Sequence[Sequence[str]], head: Sequence[str], style: str = "simple", texts: int = 1) -> str:
     """Return a table whose first columns are aligned to the left and the others, numbers, to the right."""
-    left = ["left"] * text_columns
-    return tabulate(body, head, tablefmt=style, disable_numparse=True, stralign="right", colalign=left)
+    return tabulate(body, head, tablefmt=style, disable_numparse=True, stralign="right", colalign=["left"] * texts)
 
 
 def escape_markdown(text: str) -> str:
@@ -154,13 +146,10 @@ class Result(NamedTuple):
 
 
 def compare_results(paths: Sequence[Path]) -> str:
-    """Return runs side by side: a line per category and metric, then the differences of their inputs.
-
-    A run is what `results_in` reads. Raise MissingFileError where there is no manifest.
-    """
+    """Return runs, as `results_in` reads them, side by side: a line per category and metric, then what differs."""
     runs = [results_in(path) for path in paths]
     names = [chr(ord("A") + number) if number < 26 else str(number) for number in range(len(paths))]
-    table = render_grid(list(comparison_cells(runs)), ["category", "metric", *names], text_columns=2)
+    table = render_grid(list(comparison_cells(runs)), ["category", "metric", *names], texts=2)
     lines = [*(f"{name}: {path}" for name, path in zip(names, paths, strict=True)), "", table]
     for name, run in zip(names[1:], runs[1:], strict=True):
         for category in (category for category in run if category in runs[0]):
@@ -171,10 +160,7 @@ def compare_results(paths: Sequence[Path]) -> str:
 
 
 def results_in(path: Path) -> dict[str, Result]:
-    """Return the results of a folder by category; by the folder's name where two have the same category.
-
-    `path` is a results folder, its manifest, or a folder of results folders.
-    """
+    """Return the results by category (two of one: by folder) of a results folder, its manifest, or its subfolders."""
     if path.is_file() or (path / MANIFEST).is_file():
         folders = [path if path.is_dir() else path.parent]
     else:

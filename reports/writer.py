@@ -8,8 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class Spool:
 
 
 class Writer:
-    """The writer of one results folder. Each file is complete or not there. Raises UserFileError where it can't write."""
+    """The writer of one results folder: each file is complete or not there, or UserFileError says why."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -94,31 +95,38 @@ class Writer:
         for name in subfolders:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def scores(
-        self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], **further: Iterable[object]
-    ) -> None:
-        """Write scores.csv, a row per picture; `further` columns by name."""
-        columns = [paths, map(int, labels), (f"{score:.9g}" for score in scores), *further.values()]
-        self._table(SCORES, ["path", "label", "score", *further], zip(*columns, strict=True))
+    def scores(self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], **more: Iterable) -> None:
+        """Write scores.csv, a row per picture; `more` columns by name."""
+        columns = [paths, map(int, labels), (f"{score:.9g}" for score in scores), *more.values()]
+        self._table(SCORES, ["path", "label", "score", *more], zip(*columns, strict=True))
 
     def misclassifications(
         self, paths: Sequence[str], errors: Iterable[str], scores: Iterable[float], threshold: float
     ) -> None:
         """Write misclassifications.csv; an error is missed, false_alarm or empty for none."""
-        rows = zip(paths, errors, scores, strict=True)
-        cells = (
-            [path, error.replace("_", " "), f"{score:.8g}", f"{threshold:.8g}"] for path, error, score in rows if error
-        )
+        rows = zip(paths, (error.replace("_", " ") for error in errors), scores, strict=True)
+        cells = ([path, error, f"{score:.8g}", f"{threshold:.8g}"] for path, error, score in rows if error)
         self._table(MISCLASSIFICATIONS, ["path", "error", "score", "threshold"], cells)
 
     def curves(self, curves: Mapping[str, object]) -> None:
         """Write curves.json: curves by name, and the layers of this run's gallery, which may hold older ones."""
         self._json(CURVES, {**curves, "layers": list(self._layers)}, indent=None)
 
-    def manifest(
-        self, inputs: Mapping[str, object], seconds: Mapping[str, float], metrics: Mapping[str, object]
-    ) -> None:
-        self._json(manifest.MANIFEST, manifest.manifest_content(inputs, seconds, metrics))
+    def manifest(self, inputs: Mapping[str, Any], seconds: Mapping[str, float], metrics: Mapping[str, object]) -> None:
+        """Write manifest.json: the `inputs` (of `manifest.result_inputs`), the seconds by stage, and the metrics."""
+        data = inputs["settings"]["data"]
+        content = {
+            "format": manifest.FORMAT,
+            "data_set": data["name"],
+            "category": data["category"],
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seed": inputs["settings"]["model"]["seed"],
+            **inputs,
+            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "peak_memory_bytes": manifest.peak_memory(),
+            "metrics": metrics,
+        }
+        self._json(manifest.MANIFEST, content)
 
     def metrics(self, content: Mapping[str, object]) -> None:
         """Write metrics.json. It comes last, as it marks the result as complete."""
@@ -162,10 +170,7 @@ class Writer:
 
 
 def choose_folder(folder: Path, inputs: Mapping[str, object]) -> tuple[Path, bool]:
-    """Return the folder for a result of these inputs, and whether it already holds that result.
-
-    Skip the folders, of <folder>, <folder>-2, …, that hold other complete results.
-    """
+    """Return the first of <folder>, <folder>-2, … that is free or holds the result of the inputs, and if it does."""
     folders = numbered_folders(folder)
     chosen = next(path for path in folders if not is_complete(path) or manifest.is_result_of(path, inputs))
     return chosen, is_complete(chosen)
