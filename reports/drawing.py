@@ -89,9 +89,8 @@ def overlay_heat(picture: NDArray[np.uint8], anomaly: NDArray[np.floating], top:
 
 def draw_outline(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Return the picture (H, W, 3) with the outline of the mask (H, W), thicker in larger pictures."""
-    outlined = picture.copy()
-    outlined[border(mask, 1 + max(mask.shape) // PIXELS_PER_LINE)] = OUTLINE
-    return outlined
+    edge = border(mask, 1 + max(mask.shape) // PIXELS_PER_LINE)
+    return np.where(edge[..., None], np.array(OUTLINE, np.uint8), picture)
 
 
 def border(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:

@@ -58,9 +58,8 @@ def write_page(path: Path, folders: Sequence[Path]) -> None:
     data: dict[str, object] = {"categories": list(map(describe_category, categories, pictures))}
     if len(categories) > 1:
         data["overview"] = overview_table(categories)
-    page = fill_template(TEMPLATE.read_text(encoding="utf-8"), data, pictures)
     with atomic_write(path, REMEDY, "w") as file:
-        file.writelines(page)
+        file.writelines(fill_template(TEMPLATE.read_text(encoding="utf-8"), data, pictures))
 
 
 def embed_pictures(categories: Sequence[ResultFolder]) -> list[dict[int, dict[str, str]]]:
@@ -118,14 +117,12 @@ def category_plots(category: ResultFolder) -> Iterator[Plot]:
     chance = [Line([[0, 0], [1, 1]], "chance")] if lines else []
     text = "; ".join(labels.values()) or "No curve: it needs normal and defective pictures."
     yield Plot("ROC", text, [*chance, *lines], "false-positive rate", "true-positive rate")
-
     axes = "false-positive rate of pixels", "overlap with a region"
     if points := curves.get("pro"):
         label = f"PRO{areas.get('pro', '')}"
         yield Plot("Per-region overlap", label, [Line(points, "pixels", label)], *axes, x=(0, points[-1][0]))
     else:
         yield Plot("Per-region overlap", "No curve: it needs masks, and normal and defective pictures.", [], *axes)
-
     if points := curves.get("training"):
         epochs, losses = zip(*points, strict=True)
         text, low = f"loss from {losses[0]:.4g} to {losses[-1]:.4g}", min(losses)

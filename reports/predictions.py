@@ -71,8 +71,8 @@ class Predictions:
             with self._table.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 write_rows(file, [table_row(row)])
         except OSError as error:
-            text = f"can't write {self._lines}: {write_error_text(error, REMEDY)}; --resume continues"
-            raise UserFileError(text) from error
+            reason = f"{write_error_text(error, REMEDY)}; --resume continues"
+            raise UserFileError(f"can't write {self._lines}: {reason}") from error
 
 
 def table_row(row: PredictionRow) -> list[object]:

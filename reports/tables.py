@@ -85,8 +85,7 @@ def summary_rows(outcomes: Iterable[Outcome]) -> list[SummaryRow]:
 
 def summary_row(outcome: Outcome) -> SummaryRow:
     manifest = load_manifest(outcome.folder) if outcome.folder else None
-    metrics = manifest["metrics"] if manifest else {}
-    settings = manifest["settings"] if manifest else {}
+    metrics, settings = (manifest["metrics"], manifest["settings"]) if manifest else ({}, {})
     paper = published_metrics(outcome.category, manifest["data_set"]) if manifest else {}
     percentages: dict[str, float | None] = {}
     for name in PUBLISHED_METRICS:

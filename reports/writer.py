@@ -95,7 +95,9 @@ class Writer:
         for name in subfolders:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def scores(self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], **more: Iterable) -> None:
+    def scores(
+        self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], **more: Iterable[object]
+    ) -> None:
         """Write scores.csv, a row per picture; `more` columns by name."""
         columns = [paths, map(int, labels), (f"{score:.9g}" for score in scores), *more.values()]
         self._table(SCORES, ["path", "label", "score", *more], zip(*columns, strict=True))
