@@ -1,4 +1,4 @@
-"""How results look: heat colours, overlays, outlines and the figure of one picture. Arrays in, pictures out."""
+"""Heat colours, overlays, outlines and the figure of one picture: arrays in, pictures out."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""report.html, one page that needs no other file. The content of results folders, as JSON, fills template.html."""
+"""report.html: one page that needs no other file, template.html with the results folders' content."""
 
 import base64
 import hashlib
@@ -52,7 +52,7 @@ class Plot(NamedTuple):
 
 
 def write_page(path: Path, folders: Sequence[Path]) -> None:
-    """Write the page of results folders, one per category; raise UserError for a folder without valid scores."""
+    """Write the page of results folders, one per category. Raise UserError without valid scores."""
     categories = [read_result(folder) for folder in folders]
     pictures = embed_pictures(categories)
     data: dict[str, object] = {"categories": list(map(describe_category, categories, pictures))}
@@ -203,7 +203,7 @@ def run_facts(manifest: Mapping[str, object]) -> list[list[str]]:
 
 
 def fill_template(template: str, data: object, pictures: object) -> Iterator[str]:
-    """Yield the page in parts: the template with both blocks of JSON and a policy for its own script and style only."""
+    """Yield the page in parts: both blocks of JSON, and a policy for its own script and style only."""
     for kind in ("script", "style"):
         (content,) = re.findall(f"<{kind}>(.*?)</{kind}>", template, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

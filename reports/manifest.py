@@ -68,12 +68,12 @@ def peak_memory() -> int | None:
 
 
 def load_manifest(path: Path) -> Manifest:
-    """Return the manifest at a path or in a folder; raise MissingFileError or UserError where it can't be read."""
+    """Return the manifest at a path or in a folder. Raise MissingFileError, or UserError for another file."""
     path = path / MANIFEST if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MissingFileError(f"no manifest at {path}; name a results folder of --detection") from None
+        raise MissingFileError(f"no manifest at {path}; name a detection's results folder or its {MANIFEST}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a manifest: {error}; detection leaves one in its results folder") from error
     parts = content if isinstance(content, dict) else {}

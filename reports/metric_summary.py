@@ -1,4 +1,4 @@
-"""Metrics of one category with intervals, operating points and curves: computed, stored in metrics.json, printed."""
+"""Metrics of one category with intervals, operating points and curves: compute, store, print."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -51,7 +51,7 @@ class MetricSummary:
     intervals: dict[str, Interval] = field(default_factory=dict)
     curves: dict[str, Points] = field(default_factory=dict)
     operating_point: OperatingPoint | None = None  # what the threshold does to all pictures; None without one
-    kinds: dict[str, OperatingPoint] = field(default_factory=dict)  # to each kind of defect and the normal pictures
+    kinds: dict[str, OperatingPoint] = field(default_factory=dict)  # each kind of defect beside the normal pictures
 
     @classmethod
     def from_stored(cls, content: Mapping[str, Any]) -> "MetricSummary":
@@ -171,14 +171,14 @@ def roc_curve(ranking: Ranking) -> Points:
 
 
 def pro_curve(ranking: Ranking, limit: float) -> Points:
-    """Return the mean overlap of a region over the false-positive rate up to `limit` (Bergmann et al. 2020)."""
+    """Return the mean overlap of a region over the false-positive rate to `limit` (Bergmann et al. 2020)."""
     sizes = np.bincount(ranking.regions)
     points = curve_corners(ranking, (1 / (sizes * len(sizes)))[ranking.regions])
     return thin_points(np.vstack([points[points[:, 0] < limit], [limit, np.interp(limit, *points.T)]]))
 
 
 def curve_corners(ranking: Ranking, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the corners (P, 2) of the curve of a falling threshold; `weights` (A,) of anomalous values add up to 1."""
+    """Return the corners (P, 2) of the curve of a falling threshold; `weights` of anomalies add up to 1."""
     last = np.flatnonzero(np.append(np.diff(ranking.values) > 0, True))[::-1]  # index of each distinct value, falling
     first = np.append(last[1:] + 1, 0)
     height = np.append(weights[::-1].cumsum()[::-1], 0)

@@ -1,4 +1,4 @@
-"""predictions.jsonl and predictions.csv: a row per picture, appended one by one, so that a killed run can continue."""
+"""predictions.jsonl and predictions.csv: rows are added one by one, so that a killed run can continue."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ class PredictionRow(TypedDict):
 
 
 class Predictions:
-    """The predictions of a folder, continued from earlier rows but damaged ones and those of unreadable pictures.
+    """The predictions of a folder: new rows after the earlier ones that are whole and have no error.
 
     `run` says what the rows depend on; raise UserError where earlier rows depend on something else. `replace` drops
     them all. `batch_size` stays that of the earlier rows, as the last digits of a score depend on it.

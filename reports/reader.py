@@ -61,7 +61,7 @@ class ResultFolder(NamedTuple):
 
 
 def read_result(folder: Path) -> ResultFolder:
-    """Read a results folder; only its scores must be complete. Raise UserError, MissingFileError without scores."""
+    """Read a results folder. Raise UserError for damaged scores; other files may be missing or damaged."""
     rows = list(read_scores(folder / SCORES))
     metrics, curves, manifest = (read_json_object(folder / name) for name in (METRICS_FILE, CURVES, MANIFEST))
     layers = curves.pop("layers", [])
@@ -105,7 +105,7 @@ def read_json_object(path: Path) -> dict[str, object]:
 
 
 def initial_threshold(rows: Sequence[ScoredPicture], summary: MetricSummary, calibration: object) -> tuple[float, str]:
-    """Return the calibrated threshold, else Youden's on the test pictures, else the highest score; and its source."""
+    """Return the calibrated threshold, else Youden's, else the highest score; and where it comes from."""
     if summary.operating_point:
         threshold, stored = summary.operating_point.threshold, calibration if isinstance(calibration, dict) else {}
         source = "held out of training" if stored.get("held_out") else "of the training set; new ones may score higher"

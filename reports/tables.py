@@ -1,4 +1,4 @@
-"""Tables to read and to paste: categories beside the paper, the paper's own results, and runs side by side."""
+"""Tables to read and to paste: categories beside the paper, the paper's results, runs side by side."""
 
 import html
 import io
@@ -145,7 +145,7 @@ class Result(NamedTuple):
 
 
 def compare_results(paths: Sequence[Path]) -> str:
-    """Return runs, as `results_in` reads them, side by side: a line per category and metric, then what differs."""
+    """Return runs side by side: a line per category and metric, then the differences of their inputs."""
     runs = [results_in(path) for path in paths]
     names = [chr(ord("A") + number) if number < 26 else str(number) for number in range(len(paths))]
     table = render_grid(list(comparison_cells(runs)), ["category", "metric", *names], texts=2)
@@ -159,7 +159,7 @@ def compare_results(paths: Sequence[Path]) -> str:
 
 
 def results_in(path: Path) -> dict[str, Result]:
-    """Return the results by category (two of one: by folder) of a results folder, its manifest, or its subfolders."""
+    """Return results by category, from a results folder, its manifest, or a folder of results folders."""
     if path.is_file() or (path / MANIFEST).is_file():
         folders = [path if path.is_dir() else path.parent]
     else:
@@ -168,6 +168,7 @@ def results_in(path: Path) -> dict[str, Result]:
         raise MissingFileError(f"no {MANIFEST} in {path} or its subfolders; name a results folder of --detection")
     results = [Result(folder, load_manifest(folder)) for folder in folders]
     names = [result.manifest["category"] for result in results]
+    # Two results of one category have the names of their folders
     unique = (each.folder.name if names.count(name) > 1 else name for name, each in zip(names, results, strict=True))
     return dict(zip(unique, results, strict=True))
 

@@ -1,4 +1,4 @@
-"""A results folder written: tables, metrics.json, curves.json and pictures; and the choice of a free folder."""
+"""Write tables, JSON files and pictures of a results folder; choose a free folder."""
 
 import errno
 import itertools
@@ -32,7 +32,7 @@ FORMATS = {".png": "PNG", ".tiff": "TIFF", ".webp": "WEBP"}
 
 
 class Spool:
-    """Arrays of one shape and type, appended to a file and read back as one array that need not fit into memory."""
+    """Arrays of one shape and type, appended to a file and read back as one, which may exceed memory."""
 
     def __init__(self, file: IO[bytes], folder: Path):
         self._file, self._folder, self._count = file, folder, 0
@@ -51,7 +51,7 @@ class Spool:
 
 
 class Writer:
-    """The writer of one results folder: each file is complete or not there, or UserFileError says why."""
+    """The writer of one results folder. A file is complete or not there. Failures raise UserFileError."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -85,7 +85,7 @@ class Writer:
             yield Spool(file, self.folder)
 
     def discard_result(self) -> None:
-        """Remove what marks an earlier result as complete, and its misclassifications, which this one may not have."""
+        """Remove what marks an earlier result as complete, and its misclassifications."""
         for name in (METRICS_FILE, manifest.MANIFEST, MISCLASSIFICATIONS):
             (self.folder / name).unlink(missing_ok=True)
         self.clear(MISCLASSIFIED)
@@ -115,7 +115,7 @@ class Writer:
         self._json(CURVES, {**curves, "layers": list(self._layers)}, indent=None)
 
     def manifest(self, inputs: Mapping[str, Any], seconds: Mapping[str, float], metrics: Mapping[str, object]) -> None:
-        """Write manifest.json: the `inputs` (of `manifest.result_inputs`), the seconds by stage, and the metrics."""
+        """Write manifest.json: `inputs` of `manifest.result_inputs`, the seconds by stage, and the metrics."""
         data = inputs["settings"]["data"]
         content = {
             "format": manifest.FORMAT,
@@ -172,7 +172,7 @@ class Writer:
 
 
 def choose_folder(folder: Path, inputs: Mapping[str, object]) -> tuple[Path, bool]:
-    """Return the first of <folder>, <folder>-2, … that is free or holds the result of the inputs, and if it does."""
+    """Return the first of <folder>, <folder>-2, … that is free or holds this result; and if it does."""
     folders = numbered_folders(folder)
     chosen = next(path for path in folders if not is_complete(path) or manifest.is_result_of(path, inputs))
     return chosen, is_complete(chosen)
