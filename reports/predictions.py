@@ -32,7 +32,7 @@ class Predictions:
     """The predictions of a folder: new rows after the earlier ones that are whole and have no error.
 
     `run` says what the rows depend on; raise UserError where earlier rows depend on something else. `replace` drops
-    them all. `batch_size` stays that of the earlier rows, as the last digits of a score depend on it.
+    earlier rows. `batch_size` stays that of the earlier rows, as the last digits of a score depend on it.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, object], batch_size: int = 1, replace: bool = False):
