@@ -1,4 +1,4 @@
-"""How results look: heat colours, overlays, outlines and the figure of one picture. Arrays in, pictures out."""
+"""Heat colours, overlays, outlines and the figure of one picture: arrays in, pictures out."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,15 +10,12 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import maximum_filter
 from torch import Tensor
 
-PANEL_HEIGHT = 256  # pixels
-CAPTION_HEIGHT = 24  # pixels
-GAP = 6  # pixels
+PANEL_HEIGHT, CAPTION_HEIGHT, GAP = 256, 24, 6  # pixels
 COLOUR_MAP = matplotlib.colormaps["turbo"]
 OVERLAY = 0.55  # weight of the heat colours over the picture
 HOTTEST = 2  # the hottest colour stands for this multiple of what normal pictures reach
 OUTLINE = (255, 0, 80)  # RGB of the border around a defect
-LAYER_SIDE = 256  # pixels, the longer side of a layer of report.html
-LAYER_REACH = 2  # pixels, the width of the outline in a layer
+LAYER_SIDE, LAYER_REACH = 256, 2  # pixels: the longer side of a layer of report.html, and the width of its outline
 PIXELS_PER_LINE = 400  # of the longer side, per pixel of outline width
 
 
@@ -92,9 +89,8 @@ def overlay_heat(picture: NDArray[np.uint8], anomaly: NDArray[np.floating], top:
 
 def draw_outline(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Return the picture (H, W, 3) with the outline of the mask (H, W), thicker in larger pictures."""
-    outlined = picture.copy()
-    outlined[border(mask, 1 + max(mask.shape) // PIXELS_PER_LINE)] = OUTLINE
-    return outlined
+    edge = border(mask, 1 + max(mask.shape) // PIXELS_PER_LINE)
+    return np.where(edge[..., None], np.array(OUTLINE, np.uint8), picture)
 
 
 def border(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
@@ -103,17 +99,11 @@ def border(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
 
 
 def draw_layers(panel: Panel, scale: ColourScale) -> dict[str, Image.Image]:
-    """Return the layers of report.html by name, in the picture's proportions.
-
-    Only a mask with a defect gives an outline, on a transparent ground.
-    """
+    """Return the layers of report.html by name, in the picture's proportions; an outline only of a defect."""
     factor = LAYER_SIDE / max(panel.size)
     size = max(1, round(panel.size[0] * factor)), max(1, round(panel.size[1] * factor))
-    parts = {
-        "picture": panel.picture,
-        "reconstruction": panel.reconstruction,
-        "map": overlay_heat(panel.picture, panel.anomaly, scale.anomaly),
-    }
+    heat = overlay_heat(panel.picture, panel.anomaly, scale.anomaly)
+    parts = {"picture": panel.picture, "reconstruction": panel.reconstruction, "map": heat}
     layers = {name: Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC) for name, pixels in parts.items()}
     if panel.mask is not None and panel.mask.any():
         mask = np.asarray(Image.fromarray(panel.mask).resize(size, Image.Resampling.NEAREST))

@@ -1,8 +1,4 @@
-"""report.html: one page with metrics, curves, pictures and a threshold to move. It needs no network and no other file.
-
-The page is made from results folders alone (reader.py), so it can be made again at any time. `template.html` holds
-markup, style and script; two blocks of JSON fill it: the data and the pictures.
-"""
+"""report.html: one page that needs no other file, template.html with the results folders' content."""
 
 import base64
 import hashlib
@@ -18,7 +14,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from config.published import PUBLISHED_METRICS
-from reports.manifest import flatten_values
+from reports.manifest import flatten_values, value_text
 from reports.metric_summary import METRICS, MISSING, Points, mean_if_complete, percent, short_name
 from reports.reader import ResultFolder, read_result
 from reports.writer import GALLERY, REMEDY
@@ -30,6 +26,7 @@ TEMPLATE = Path(__file__).with_name("template.html")
 PICTURE_BYTES = 10_400_000  # of all pictures in a page; base64 adds a third, so that the page stays below 15 MB
 BYTES_PER_GIB = 2**30
 MINUS = "−"
+EMPTY: tuple[object, ...] = (None, "", {}, [])
 SHOWN_ELSEWHERE = {"format", "category", "data_set", "settings", "metrics"}  # parts of the manifest
 
 
@@ -55,34 +52,28 @@ class Plot(NamedTuple):
 
 
 def write_page(path: Path, folders: Sequence[Path]) -> None:
-    """Write the page of these results folders, one per category.
-
-    Raise UserError for a folder without valid scores, UserFileError where the page can't be written.
-    """
+    """Write the page of results folders, one per category. Raise UserError without valid scores."""
     categories = [read_result(folder) for folder in folders]
     pictures = embed_pictures(categories)
     data: dict[str, object] = {"categories": list(map(describe_category, categories, pictures))}
     if len(categories) > 1:
         data["overview"] = overview_table(categories)
-    page = fill_template(TEMPLATE.read_text(encoding="utf-8"), data, pictures)
     with atomic_write(path, REMEDY, "w") as file:
-        file.writelines(page)
+        file.writelines(fill_template(TEMPLATE.read_text(encoding="utf-8"), data, pictures))
 
 
 def embed_pictures(categories: Sequence[ResultFolder]) -> list[dict[int, dict[str, str]]]:
-    """Return, for each category, the layers of pictures in base64 by row number.
-
-    Pictures are added until the page is full, the most informative ones of each category first.
-    """
-    queue = sorted(
-        (rank, number, index)
-        for number, category in enumerate(categories)
-        for rank, index in enumerate(rows_to_show(category))
-    )
+    """Return the pictures that the page has room for: for each category, layers in base64 by row number."""
+    queue = []
+    for number, category in enumerate(categories):
+        threshold, rows = category.threshold, category.rows
+        margins = [((row.score > threshold) == row.defective, abs(row.score - threshold)) for row in rows]
+        order = sorted(range(len(rows)), key=margins.__getitem__)  # errors first, then scores near the threshold
+        queue += [(rank, number, index) for rank, index in enumerate(order)]
     stems = [file_stems([row.path for row in category.rows]) for category in categories]
     pictures: list[dict[int, dict[str, str]]] = [{} for _ in categories]
     free = PICTURE_BYTES
-    for _, number, index in queue:
+    for _, number, index in sorted(queue):
         category = categories[number]
         stem = stems[number][category.rows[index].path].removeprefix("test/")
         files = {layer: category.folder / GALLERY / layer / f"{stem}.webp" for layer in category.layers}
@@ -95,78 +86,50 @@ def embed_pictures(categories: Sequence[ResultFolder]) -> list[dict[int, dict[st
     return [dict(sorted(by_row.items())) for by_row in pictures]
 
 
-def rows_to_show(category: ResultFolder) -> list[int]:
-    """Return the row numbers: errors at the first threshold first, then by the distance of their score from it."""
-    threshold, rows = category.threshold, category.rows
-
-    def order(index: int) -> tuple[bool, float]:
-        score = rows[index].score
-        return (score > threshold) == rows[index].defective, abs(score - threshold)
-
-    return sorted(range(len(rows)), key=order)
-
-
 def describe_category(category: ResultFolder, pictures: Mapping[int, Mapping[str, str]]) -> dict[str, object]:
     """Return what the page shows of a category."""
-    rows = [
-        {**row._asdict(), "kind": row.kind, "size": picture_size(pictures[index]) if index in pictures else None}
-        for index, row in enumerate(category.rows)
-    ]
-    plots = (roc_plot(category), pro_plot(category), training_plot(category))
+    sizes = {n: Image.open(io.BytesIO(base64.b64decode(layers["picture"]))).size for n, layers in pictures.items()}
+    rows = [row._asdict() | {"kind": row.kind, "size": sizes.get(n)} for n, row in enumerate(category.rows)]
+    plots = [plot._asdict() | {"lines": [line._asdict() for line in plot.lines]} for plot in category_plots(category)]
+    settings = flatten_values("", category.manifest.get("settings", {}))
     return {
         "name": category.name,
         "data_set": category.data_set,
         "rows": rows,
         "threshold": category.threshold,
         "source": category.source,
-        "plots": [plot._asdict() | {"lines": [line._asdict() for line in plot.lines]} for plot in plots],
+        "plots": plots,
         "metrics": {**metrics_table(category), "notes": metric_notes(category)},
         "layers": category.layers,
         "note": picture_note(category, len(pictures)),
         "facts": run_facts(category.manifest),
-        "settings": [
-            [name, value_text(value)] for name, value in flatten_values("", category.manifest.get("settings", {}))
-        ],
+        "settings": [[name, value_text(value)] for name, value in settings],
     }
 
 
-def picture_size(layers: Mapping[str, str]) -> tuple[int, int]:
-    """Return (width, height), for which the page reserves room."""
-    with Image.open(io.BytesIO(base64.b64decode(layers["picture"]))) as picture:
-        return picture.size
-
-
-def roc_plot(category: ResultFolder) -> Plot:
-    curves = (("image_roc", "pictures", "image_auroc"), ("pixel_roc", "pixels", "pixel_auroc"))
-    lines = [
-        Line(category.curves[name], level, f"AUROC of {level}{area_text(category, key)}")
-        for name, level, key in curves
-        if name in category.curves
-    ]
-    text = "; ".join(line.label for line in lines) or "No curve: it needs normal and defective pictures."
+def category_plots(category: ResultFolder) -> Iterator[Plot]:
+    """Yield the plots of a category: ROC, per-region overlap and training."""
+    curves = category.curves
+    areas = {key: f" {percent(value)} %" for key, value in category.summary.values.items()}
+    levels = (("image_roc", "pictures", "image_auroc"), ("pixel_roc", "pixels", "pixel_auroc"))
+    labels = {name: f"AUROC of {level}{areas.get(key, '')}" for name, level, key in levels if name in curves}
+    lines = [Line(curves[name], level, labels[name]) for name, level, _ in levels if name in labels]
     chance = [Line([[0, 0], [1, 1]], "chance")] if lines else []
-    return Plot("ROC", text, [*chance, *lines], "false-positive rate", "true-positive rate")
-
-
-def pro_plot(category: ResultFolder) -> Plot:
+    text = "; ".join(labels.values()) or "No curve: it needs normal and defective pictures."
+    yield Plot("ROC", text, [*chance, *lines], "false-positive rate", "true-positive rate")
     axes = "false-positive rate of pixels", "overlap with a region"
-    if not (points := category.curves.get("pro")):
-        return Plot("Per-region overlap", "No curve: it needs masks, and normal and defective pictures.", [], *axes)
-    label = f"PRO{area_text(category, 'pro')}"
-    return Plot("Per-region overlap", label, [Line(points, "pixels", label)], *axes, x=(0, points[-1][0]))
-
-
-def training_plot(category: ResultFolder) -> Plot:
-    if not (points := category.curves.get("training")):
-        return Plot("Training", "No curve: there is no training.jsonl beside the weights.", [], "epoch", "loss")
-    losses = [loss for _, loss in points]
-    text, low, high = f"loss from {losses[0]:.4g} to {losses[-1]:.4g}", min(losses), max(losses)
-    epochs = points[0][0], points[-1][0]
-    return Plot("Training", text, [Line(points, "pixels")], "epoch", "loss", epochs, (low, high), logarithmic=low > 0)
-
-
-def area_text(category: ResultFolder, key: str) -> str:
-    return f" {percent(category.summary.values[key])} %" if key in category.summary.values else ""
+    if points := curves.get("pro"):
+        label = f"PRO{areas.get('pro', '')}"
+        yield Plot("Per-region overlap", label, [Line(points, "pixels", label)], *axes, x=(0, points[-1][0]))
+    else:
+        yield Plot("Per-region overlap", "No curve: it needs masks, and normal and defective pictures.", [], *axes)
+    if points := curves.get("training"):
+        epochs, losses = zip(*points, strict=True)
+        text, low = f"loss from {losses[0]:.4g} to {losses[-1]:.4g}", min(losses)
+        ends = (epochs[0], epochs[-1]), (low, max(losses))
+        yield Plot("Training", text, [Line(points, "pixels")], "epoch", "loss", *ends, logarithmic=low > 0)
+    else:
+        yield Plot("Training", "No curve: there is no training.jsonl beside the weights.", [], "epoch", "loss")
 
 
 def picture_note(category: ResultFolder, shown: int) -> str:
@@ -174,24 +137,21 @@ def picture_note(category: ResultFolder, shown: int) -> str:
     count = len(category.rows)
     if not category.layers:
         return f"The page has no pictures, as metrics.visualisation was off. All {count} rows are listed."
-    if shown < count:
-        return (
-            f"To keep the page small, it has {shown} of {count} pictures: errors at the first threshold, then those "
-            "with scores near it. All rows are listed and counted."
-        )
-    return ""
+    order = "errors at the first threshold, then scores near it"
+    return f"The page has room for {shown} of {count} pictures: {order}. All rows are listed." if shown < count else ""
 
 
 def metrics_table(category: ResultFolder) -> dict[str, object]:
     """Return head and lines of the table of metrics, beside the paper's where it has some."""
     values, intervals, published = category.summary.values, category.summary.intervals, category.published
-    head = ["", "this run", *(["95 % interval"] if intervals else []), *(["paper", "difference"] if published else [])]
-    lines = []
+    lines = [["", "this run", "95 % interval", "paper", "difference"]]
     for metric in METRICS:
         if metric.key in values or metric.key in published:
             ours, *paper = compare_with_paper(values.get(metric.key), published.get(metric.key))
-            interval = [" – ".join(map(percent, intervals.get(metric.key, ()))) or MISSING] if intervals else []
-            lines.append([capitalised(metric.name), ours, *interval, *(paper if published else [])])
+            interval = " – ".join(map(percent, intervals.get(metric.key, ()))) or MISSING
+            lines.append([metric.name[0].upper() + metric.name[1:], ours, interval, *paper])
+    has_column = (True, True, bool(intervals), bool(published), bool(published))
+    head, *lines = (list(itertools.compress(line, has_column)) for line in lines)
     return {"head": head, "lines": lines}
 
 
@@ -205,22 +165,19 @@ def metric_notes(category: ResultFolder) -> list[str]:
         notes.append("No metrics: they need normal and defective test pictures.")
     elif "pixel_auroc" not in values and "pro" not in values:
         notes.append("No pixel metrics: there are no masks, or the settings turn these metrics off.")
-    if stored.get("vanished_defects"):
-        notes.append(
-            f"{stored['vanished_defects']} defective pictures count as normal for pixel metrics: "
-            "their masks hold no defect at this size and in this part."
-        )
+    if count := stored.get("vanished_defects"):
+        reason = "their masks hold no defect at this size and in this part"
+        notes.append(f"{count} defective pictures count as normal for pixel metrics: {reason}.")
     return notes
 
 
 def overview_table(categories: Sequence[ResultFolder]) -> dict[str, object]:
     """Return a line per category, and the means over all of them."""
-    titles = [title for key in PUBLISHED_METRICS for title in (capitalised(short_name(key)), "paper", "difference")]
+    names = map(short_name, PUBLISHED_METRICS)
+    titles = [title for name in names for title in (name[0].upper() + name[1:], "paper", "difference")]
     lines = [comparison_line(each.name, each.summary.values, each.published) for each in categories]
-    means = (
-        mean_metrics([each.summary.values for each in categories]),
-        mean_metrics([each.published for each in categories]),
-    )
+    sides = [each.summary.values for each in categories], [each.published for each in categories]
+    means = [{key: mean_if_complete([each.get(key) for each in side]) for key in PUBLISHED_METRICS} for side in sides]
     return {"head": ["category", *titles], "lines": lines, "mean": comparison_line("mean", *means)}
 
 
@@ -229,58 +186,33 @@ def comparison_line(name: str, values: Mapping[str, float | None], paper: Mappin
     return [name, *itertools.chain(*cells)]
 
 
-def mean_metrics(categories: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
-    return {key: mean_if_complete([values.get(key) for values in categories]) for key in PUBLISHED_METRICS}
-
-
 def compare_with_paper(fraction: float | None, published: float | None) -> list[str]:
     """Return this run's value, the paper's and the difference, in percent."""
-    paper = MISSING if published is None else f"{published:.1f}"
     if fraction is None or published is None:
-        return [percent(fraction), paper, MISSING]
-    difference = 100 * fraction - published
-    return [percent(fraction), paper, f"{'+' if difference >= 0 else MINUS}{abs(difference):.1f}"]
-
-
-def capitalised(name: str) -> str:
-    return name[0].upper() + name[1:]
+        return [percent(fraction), MISSING if published is None else f"{published:.1f}", MISSING]
+    return [percent(fraction), f"{published:.1f}", f"{100 * fraction - published:+.1f}".replace("-", MINUS)]
 
 
 def run_facts(manifest: Mapping[str, object]) -> list[list[str]]:
     """Return name and value of what the manifest says of the run, except what the page shows elsewhere."""
-    facts = {
-        name.replace("_", " "): value
-        for name, value in manifest.items()
-        if name not in SHOWN_ELSEWHERE and value not in (None, "", {}, [])
-    }
-    memory = facts.pop("peak memory bytes", None)
+    facts = {name: value for name, value in manifest.items() if name not in SHOWN_ELSEWHERE and value not in EMPTY}
+    memory = facts.pop("peak_memory_bytes", None)
     if isinstance(memory, (int, float)):
-        facts["peak memory"] = f"{memory / BYTES_PER_GIB:.2f} GiB"
-    return [[name, value_text(value)] for name, value in facts.items()]
-
-
-def value_text(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {value_text(part)}" for name, part in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(value_text, value))
-    return f"{value:.6g}" if isinstance(value, float) else MISSING if value is None else str(value)
+        facts["peak_memory"] = f"{memory / BYTES_PER_GIB:.2f} GiB"
+    return [[name.replace("_", " "), value_text(value)] for name, value in facts.items()]
 
 
 def fill_template(template: str, data: object, pictures: object) -> Iterator[str]:
-    """Yield the page in parts: the template with both blocks of JSON and a policy for its own script and style only."""
+    """Yield the page in parts: both blocks of JSON, and a policy for its own script and style only."""
     for kind in ("script", "style"):
-        content = re.search(f"<{kind}>(.*?)</{kind}>", template, re.DOTALL)
-        digest = hashlib.sha256(content[1].encode()).digest() if content else b""
-        template = template.replace(f"{{{{{kind}}}}}", f"'sha256-{base64.b64encode(digest).decode()}'")
+        (content,) = re.findall(f"<{kind}>(.*?)</{kind}>", template, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        template = template.replace(f"{{{{{kind}}}}}", f"'sha256-{digest}'")
     blocks = {"{{data}}": data, "{{pictures}}": pictures}
     for part in re.split(r"(\{\{data\}\}|\{\{pictures\}\})", template):
-        yield json_for_page(blocks[part]) if part in blocks else part
-
-
-def json_for_page(value: object) -> str:
-    """Return JSON in which nothing begins or ends an element of the page."""
-    return json.dumps(json_value(value)).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        if part in blocks:  # with < > & escaped, as no name may begin or end an element
+            part = re.sub("[<>&]", lambda sign: f"\\u{ord(sign[0]):04x}", json.dumps(json_value(blocks[part])))
+        yield part
 
 
 def json_value(value: object) -> object:

@@ -6,24 +6,24 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timezone
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypedDict, TypeGuard
+from typing import TypedDict
 
 from dataset import Sample, picture_fingerprint
+from reports.metric_summary import MISSING
 from runtime.errors import MissingFileError, UserError
-from storage.atomic_file import atomic_write
 from storage.fingerprint import as_stored
 
 MANIFEST, FORMAT = "manifest.json", "ddad-manifest-1"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
 INPUTS = ("settings", "versions", "git_commit", "device", "data", "weights")  # all that the metrics depend on
 KIB = 1024
-PART_TYPES = {"settings": dict, "versions": dict, "data": dict, "metrics": dict, "category": str, "data_set": str}
+TYPES = {"settings": dict, "versions": dict, "data": dict, "metrics": dict, "category": str, "data_set": str}
 
 
 class Manifest(TypedDict):
-    """The parts of a manifest.json that are read; `load_manifest` checks all but `seconds` and `weights`."""
+    """The parts of a manifest.json that are read. `load_manifest` checks all but `seconds` and `weights`."""
 
     settings: dict[str, dict[str, object]]
     versions: dict[str, object]
@@ -40,19 +40,12 @@ def result_inputs(
 ) -> dict[str, object]:
     """Return all that the metrics depend on: `INPUTS`, with `data` by split and `weights` as their hash."""
     pictures = {split: picture_fingerprint(samples) for split, samples in data.items()}
-    code = {"versions": package_versions(), "git_commit": git_commit()}
-    return as_stored({"settings": settings, **code, "device": device, "data": pictures, "weights": weights})
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of those `PACKAGES` that are installed."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    code = {"versions": versions, "git_commit": git_commit()}
+    return as_stored({"settings": settings, **code, "device": device, "data": pictures, "weights": weights})
 
 
 def git_commit() -> str | None:
@@ -74,54 +67,20 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * KIB
 
 
-def write_manifest(
-    folder: Path, inputs: Mapping[str, Any], *, seconds: Mapping[str, float], metrics: Mapping[str, object], remedy: str
-) -> None:
-    """Write the manifest.json of a result: its `inputs` (of `result_inputs`), seconds by stage, and metrics."""
-    data, model = inputs["settings"]["data"], inputs["settings"]["model"]
-    content = {
-        "format": FORMAT,
-        "data_set": data["name"],
-        "category": data["category"],
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seed": model["seed"],
-        **inputs,
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "peak_memory_bytes": peak_memory(),
-        "metrics": metrics,
-    }
-    with atomic_write(folder / MANIFEST, remedy, "w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-
-
 def load_manifest(path: Path) -> Manifest:
-    """Return a manifest, given by its path or by its folder.
-
-    Raise MissingFileError where there is none, UserError where the file is something else.
-    """
+    """Return the manifest at a path or in a folder. Raise MissingFileError, or UserError for another file."""
     path = path / MANIFEST if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MissingFileError(
-            f"no manifest at {path}; name a results folder of --detection or its {MANIFEST}"
-        ) from None
+        raise MissingFileError(f"no manifest at {path}; name a detection's results folder or its {MANIFEST}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a manifest: {error}; detection leaves one in its results folder") from error
-    if not is_manifest(content):
+    parts = content if isinstance(content, dict) else {}
+    valid = parts.get("format") == FORMAT and all(isinstance(parts.get(name), kind) for name, kind in TYPES.items())
+    if not valid or not all(isinstance(section, dict) for section in parts["settings"].values()):
         raise UserError(f"{path} is not a manifest of this version ({FORMAT}); run --detection again to have one")
     return content
-
-
-def is_manifest(content: Any) -> TypeGuard[Manifest]:
-    """Return whether all parts are there and of the right types, so that readers need no checks."""
-    return (
-        isinstance(content, dict)
-        and content.get("format") == FORMAT
-        and all(isinstance(content.get(name), kind) for name, kind in PART_TYPES.items())
-        and all(isinstance(section, dict) for section in content["settings"].values())
-    )
 
 
 def is_result_of(folder: Path, inputs: Mapping[str, object]) -> bool:
@@ -134,10 +93,7 @@ def is_result_of(folder: Path, inputs: Mapping[str, object]) -> bool:
 
 def differences(then: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:
     """Yield what differs between the inputs of two results: 'model.w was 3, is 4'."""
-    before, after = (
-        {name: value for part in INPUTS for name, value in flatten_values(part, inputs.get(part))}
-        for inputs in (then, now)
-    )
+    before, after = (dict(flatten_values("", {part: inputs.get(part) for part in INPUTS})) for inputs in (then, now))
     for name in {**before, **after}:
         if before.get(name) != after.get(name):
             short = name.removeprefix("settings.").removeprefix("versions.")
@@ -151,3 +107,12 @@ def flatten_values(name: str, value: object) -> Iterator[tuple[str, object]]:
             yield from flatten_values(f"{name}.{key}" if name else str(key), inner)
     else:
         yield name, value
+
+
+def value_text(value: object) -> str:
+    """Return a value of a manifest for a reader."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {value_text(part)}" for name, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(value_text, value))
+    return f"{value:.6g}" if isinstance(value, float) else MISSING if value is None else str(value)

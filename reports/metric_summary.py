@@ -1,15 +1,14 @@
-"""Metrics of one category with intervals, operating points and curves: computed, stored in metrics.json, printed."""
+"""Metrics of one category with intervals, operating points and curves: compute, store, print."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-import metrics
-from metrics import OperatingPoint, Ranking, operating_point
+from metrics import OperatingPoint, Ranking, bootstrap_intervals, operating_point, rank_anomalies
 from runtime.errors import UserError
 
 POINTS = 200  # of a thinned curve, so that neighbours differ by at most 1 % of its width and height together
@@ -22,18 +21,14 @@ Interval = tuple[float, float]
 
 
 class Metric(NamedTuple):
-    """One metric of metrics.json.
-
-    `level` is "pictures" (scores and labels) or "pixels" (maps and masks), `setting` the key of the section `metrics`
-    that asks for it, `interval` its name in `metrics.intervals`.
-    """
+    """One metric of metrics.json."""
 
     key: str
     name: str
-    level: str
-    setting: str
+    level: str  # "pictures" (scores and labels) or "pixels" (maps and masks)
+    setting: str  # the key of the section `metrics` that asks for it
     measure: Callable[[Ranking], float]
-    interval: str
+    interval: str  # its name in the result of `metrics.bootstrap_intervals`
 
 
 METRICS = (
@@ -50,17 +45,13 @@ METRICS = (
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """The metrics of one category, as fractions by key, with their 95 % intervals and thinned curves.
-
-    `operating_point` says what the threshold does to all pictures, `kinds` what it does to each kind of defect beside
-    the normal pictures. Without a threshold they are None and empty.
-    """
+    """The metrics of one category, as fractions by key, with their 95 % intervals and thinned curves."""
 
     values: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, Interval] = field(default_factory=dict)
     curves: dict[str, Points] = field(default_factory=dict)
-    operating_point: OperatingPoint | None = None
-    kinds: dict[str, OperatingPoint] = field(default_factory=dict)
+    operating_point: OperatingPoint | None = None  # what the threshold does to all pictures; None without one
+    kinds: dict[str, OperatingPoint] = field(default_factory=dict)  # each kind of defect beside the normal pictures
 
     @classmethod
     def from_stored(cls, content: Mapping[str, Any]) -> "MetricSummary":
@@ -80,49 +71,40 @@ class MetricSummary:
         """Return the content for metrics.json."""
         content: dict[str, object] = {**self.values, "intervals": self.intervals}
         if self.operating_point:
-            content["operating_point"] = asdict(self.operating_point)
-            content["kinds"] = {kind: asdict(point) for kind, point in self.kinds.items()}
+            points = {kind: asdict(point) for kind, point in self.kinds.items()}
+            content |= {"operating_point": asdict(self.operating_point), "kinds": points}
         return content
 
 
 def summarise_metrics(
-    scores: NDArray[np.float64],
-    kinds: NDArray[np.str_],
-    normal: str,
-    maps: NDArray[np.float32],
-    masks: NDArray[np.bool_] | None,
+    scores: NDArray[np.float64],  # (N,)
+    kinds: NDArray[np.str_],  # (N,)
+    normal: str,  # the kind of normal pictures
+    maps: NDArray[np.float32],  # (N, S, S)
+    masks: NDArray[np.bool_] | None,  # (N, S, S)
     *,
     selected: Sequence[Metric],
     resamples: int,
     seed: int,
     threshold: float | None,
 ) -> MetricSummary:
-    """Return those of the selected metrics that the data allow.
-
-    scores and kinds: (N,), `normal` is the kind of normal pictures. maps and masks: (N, S, S).
-    `resamples` is the number of bootstrap samples behind the intervals; 0 leaves the intervals out.
-    """
-    labels = kinds != normal
-    values: dict[str, float] = {}
-    intervals: dict[str, Interval] = {}
-    curves: dict[str, Points] = {}
+    """Return those of the selected metrics that the data allow; without intervals where `resamples` is 0."""
+    labels, result = kinds != normal, MetricSummary()
     for level, measured, truth in (("pictures", scores, labels), ("pixels", maps, masks)):
         chosen = [metric for metric in selected if metric.level == level]
         if not chosen or truth is None or not truth.any() or truth.all():
             continue
-        ranking = metrics.rank_anomalies(measured, truth)
-        values |= {metric.key: metric.measure(ranking) for metric in chosen}
-        curves |= build_curves(level, ranking)
+        ranking = rank_anomalies(measured, truth)
+        result.values.update({metric.key: metric.measure(ranking) for metric in chosen})
+        result.curves.update(build_curves(level, ranking))
         if resamples:
-            by_name = metrics.bootstrap_intervals(
-                measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed
-            )
-            intervals |= {metric.key: by_name[metric.interval] for metric in chosen}
+            bounds = bootstrap_intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
+            result.intervals.update({metric.key: bounds[metric.interval] for metric in chosen})
     if threshold is None:
-        return MetricSummary(values, intervals, curves)
+        return result
     parts = {str(kind): ~labels | (kinds == kind) for kind in np.unique(kinds[labels])}
     points = {kind: operating_point(scores[part], labels[part], threshold) for kind, part in parts.items()}
-    return MetricSummary(values, intervals, curves, operating_point(scores, labels, threshold), points)
+    return replace(result, operating_point=operating_point(scores, labels, threshold), kinds=points)
 
 
 def metric_lines(summary: MetricSummary, selected: Sequence[Metric], masked: bool) -> Iterator[str]:
@@ -146,8 +128,7 @@ def interval_text(interval: Interval | None) -> str:
 
 def threshold_lines(summary: MetricSummary) -> Iterator[str]:
     """Yield printed lines on what the threshold does; none without a threshold."""
-    point = summary.operating_point
-    if point is None:
+    if (point := summary.operating_point) is None:
         return
     alarms = share_text(point.false_positives, point.true_negatives)
     recall = share_text(point.true_positives, point.false_negatives)
@@ -190,23 +171,18 @@ def roc_curve(ranking: Ranking) -> Points:
 
 
 def pro_curve(ranking: Ranking, limit: float) -> Points:
-    """Return the mean overlap of a region over the false-positive rate up to `limit` (Bergmann et al. 2020)."""
+    """Return the mean overlap of a region over the false-positive rate to `limit` (Bergmann et al. 2020)."""
     sizes = np.bincount(ranking.regions)
     points = curve_corners(ranking, (1 / (sizes * len(sizes)))[ranking.regions])
-    end = [limit, np.interp(limit, *points.T)]
-    return thin_points(np.vstack([points[points[:, 0] < limit], end]))
+    return thin_points(np.vstack([points[points[:, 0] < limit], [limit, np.interp(limit, *points.T)]]))
 
 
 def curve_corners(ranking: Ranking, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the corners (P, 2) of the curve that a falling threshold draws.
-
-    `weights` (A,) of the anomalous values add up to 1. Each value gives two corners, just above it and at it, so that
-    a tie with normal entries becomes a slope.
-    """
+    """Return the corners (P, 2) of the curve of a falling threshold; `weights` of anomalies add up to 1."""
     last = np.flatnonzero(np.append(np.diff(ranking.values) > 0, True))[::-1]  # index of each distinct value, falling
     first = np.append(last[1:] + 1, 0)
     height = np.append(weights[::-1].cumsum()[::-1], 0)
-    points = np.empty((2 * len(last) + 2, 2))
+    points = np.empty((2 * len(last) + 2, 2))  # just above and at each value, so that a tie of both labels is a slope
     points[0], points[-1] = 0, 1
     points[1:-1:2] = np.stack([1 - ranking.up_to[last] / ranking.normals, height[last + 1]], axis=1)
     points[2:-1:2] = np.stack([1 - ranking.below[first] / ranking.normals, height[first]], axis=1)

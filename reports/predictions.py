@@ -1,4 +1,4 @@
-"""predictions.jsonl and predictions.csv: a row per picture, appended one by one, so that a killed run can continue."""
+"""predictions.jsonl and predictions.csv: rows are added one by one, so that a killed run can continue."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,11 +29,10 @@ class PredictionRow(TypedDict):
 
 
 class Predictions:
-    """The predictions of a folder, continued from earlier rows.
+    """The predictions of a folder: new rows after the earlier ones that are whole and have no error.
 
-    Earlier rows stay, except damaged ones and those of unreadable pictures; `replace` drops them all.
-    `run` says what the rows depend on. Raise UserError where earlier rows depend on something else.
-    `batch_size` stays that of the earlier rows, as the last digits of a score depend on it.
+    `run` says what the rows depend on; raise UserError where earlier rows depend on something else. `replace` drops
+    earlier rows. `batch_size` stays that of the earlier rows, as the last digits of a score depend on it.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, object], batch_size: int = 1, replace: bool = False):
@@ -49,7 +48,7 @@ class Predictions:
         with atomic_write(note, REMEDY, "w") as file:
             json.dump({**run, AT_ONCE: self.batch_size}, file)
         with atomic_write(self._lines, REMEDY, "w") as file:
-            file.writelines(json_line(row) for row in rows)
+            file.writelines(f"{json.dumps(row)}\n" for row in rows)
         with atomic_write(self._table, REMEDY, "w") as file:
             write_rows(file, [COLUMNS, *map(table_row, rows)])
 
@@ -60,27 +59,20 @@ class Predictions:
     @staticmethod
     def refuse_existing(folder: Path) -> None:
         """Raise UserError where the folder holds predictions."""
-        count = sum(1 for _ in read_rows(folder / f"{PREDICTIONS}.jsonl"))
-        if count:
-            raise UserError(
-                f"{folder} holds predictions of {count} pictures; "
-                f"continue them with --resume, replace them with --force, or {REMEDY}"
-            )
+        if count := sum(1 for _ in read_rows(folder / f"{PREDICTIONS}.jsonl")):
+            choices = f"continue them with --resume, replace them with --force, or {REMEDY}"
+            raise UserError(f"{folder} holds predictions of {count} pictures; {choices}")
 
     def add(self, row: PredictionRow) -> None:
         try:
             folder_lock.refuse_replaced(self._lines)
             with self._lines.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(json_line(row))
+                file.write(f"{json.dumps(row)}\n")
             with self._table.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 write_rows(file, [table_row(row)])
         except OSError as error:
-            reason = write_error_text(error, REMEDY)
-            raise UserFileError(f"can't write {self._lines}: {reason}; --resume continues") from error
-
-
-def json_line(row: PredictionRow) -> str:
-    return json.dumps(row) + "\n"
+            reason = f"{write_error_text(error, REMEDY)}; --resume continues"
+            raise UserFileError(f"can't write {self._lines}: {reason}") from error
 
 
 def table_row(row: PredictionRow) -> list[object]:
@@ -93,16 +85,12 @@ def table_row(row: PredictionRow) -> list[object]:
 
 def read_rows(path: Path) -> Iterator[PredictionRow]:
     """Yield the rows of a predictions.jsonl, except damaged ones."""
-    if path.is_file():
-        with path.open("rb") as file:
-            yield from filter(None, map(read_row, file))
-
-
-def read_row(line: bytes) -> PredictionRow | None:
-    """Return the row in a line of predictions.jsonl; None for a damaged line."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-        "".join(map(str, table_row(row))).encode("utf-8", "surrogateescape")
-        return row if isinstance(row["path"] + row["error"], str) else None
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
-        return None
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        try:
+            row = json.loads(line.decode("utf-8"))
+            "".join(map(str, table_row(row))).encode("utf-8", "surrogateescape")
+            valid = isinstance(row["path"] + row["error"], str)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+            continue
+        if valid:
+            yield row

@@ -16,6 +16,14 @@ from runtime.errors import MissingFileError, UserError
 
 SCORE_DIGITS = 9  # of scores.csv: a threshold of as many digits gives the same verdicts as the unrounded one
 REMEDY = "run --detection True on that category again"
+ONE_LABEL = (
+    "There is no calibrated threshold, and these scores cannot give one: all test pictures have one label. "
+    "The first threshold is the highest score. Set it by hand."
+)
+YOUDEN = (
+    "There is no calibrated threshold. The first one maximises recall minus false-positive rate on these test "
+    "pictures (Youden). It depends on their labels: expect more errors on new pictures."
+)
 
 
 class ScoredPicture(NamedTuple):
@@ -27,29 +35,24 @@ class ScoredPicture(NamedTuple):
     p_value: float | None
 
     @property
-    def kind(self) -> str:
-        """The name of its folder in test."""
+    def kind(self) -> str:  # the name of its folder in test
         return self.path.split("/")[1] if self.path.count("/") > 1 else ""
 
 
 class ResultFolder(NamedTuple):
-    """The content of a results folder.
-
-    name: of the category. metrics: all of metrics.json. layers: of the gallery, as far as this run has drawn them.
-    threshold: the first one of the page, a score above it means anomalous; `source` says where it comes from.
-    """
+    """The content of a results folder."""
 
     folder: Path
-    name: str
+    name: str  # of the category
     data_set: str
     rows: list[ScoredPicture]
-    metrics: dict[str, object]
+    metrics: dict[str, object]  # all of metrics.json
     summary: MetricSummary
     curves: dict[str, Points]
-    layers: list[str]
+    layers: list[str]  # of the gallery, as far as this run has drawn them
     manifest: dict[str, object]
-    threshold: float
-    source: str
+    threshold: float  # the first one of the page; a score above it means anomalous
+    source: str  # of the threshold
 
     @property
     def published(self) -> dict[str, float]:
@@ -58,10 +61,7 @@ class ResultFolder(NamedTuple):
 
 
 def read_result(folder: Path) -> ResultFolder:
-    """Read a results folder, as far as its files go.
-
-    Raise MissingFileError without scores, UserError for damaged ones. Other files may be missing or damaged.
-    """
+    """Read a results folder. Raise UserError for damaged scores; other files may be missing or damaged."""
     rows = list(read_scores(folder / SCORES))
     metrics, curves, manifest = (read_json_object(folder / name) for name in (METRICS_FILE, CURVES, MANIFEST))
     layers = curves.pop("layers", [])
@@ -69,18 +69,10 @@ def read_result(folder: Path) -> ResultFolder:
         summary = MetricSummary.from_stored(metrics)
     except UserError:
         summary = MetricSummary()
-    return ResultFolder(
-        folder,
-        str(manifest.get("category", folder.resolve().name)),
-        str(manifest.get("data_set") or ""),
-        rows,
-        metrics,
-        summary,
-        cast(dict[str, Points], curves),
-        cast(list[str], layers),
-        manifest,
-        *initial_threshold(rows, summary, metrics.get("calibration")),
-    )
+    name, data_set = str(manifest.get("category", folder.resolve().name)), str(manifest.get("data_set") or "")
+    contents = metrics, summary, cast(dict[str, Points], curves), cast(list[str], layers), manifest
+    first = initial_threshold(rows, summary, metrics.get("calibration"))
+    return ResultFolder(folder, name, data_set, rows, *contents, *first)
 
 
 def read_scores(path: Path) -> Iterator[ScoredPicture]:
@@ -113,32 +105,18 @@ def read_json_object(path: Path) -> dict[str, object]:
 
 
 def initial_threshold(rows: Sequence[ScoredPicture], summary: MetricSummary, calibration: object) -> tuple[float, str]:
-    """Return the calibrated threshold, else Youden's on the test pictures, else the highest score; and its source."""
+    """Return the calibrated threshold, else Youden's, else the highest score; and where it comes from."""
     if summary.operating_point:
-        threshold = float(f"{summary.operating_point.threshold:.{SCORE_DIGITS}g}")
-        return threshold, calibration_text(calibration if isinstance(calibration, dict) else {})
+        threshold, stored = summary.operating_point.threshold, calibration if isinstance(calibration, dict) else {}
+        source = "held out of training" if stored.get("held_out") else "of the training set; new ones may score higher"
+        rate, most = (percent(stored.get(key)) for key in ("rate", "at_most"))
+        return float(f"{threshold:.{SCORE_DIGITS}g}"), (
+            f"Calibrated on {stored.get('pictures')} normal pictures {source}. No test picture was used. "
+            f"Expected false alarms: {rate} %; with 95 % confidence at most {most} %."
+        )
     scores, labels = [row.score for row in rows], [row.defective for row in rows]
     if all(labels) or not any(labels):
-        return max(scores), (
-            "There is no calibrated threshold, and these scores cannot give one: all test pictures have one label. "
-            "The first threshold is the highest score. Set it by hand."
-        )
+        return max(scores), ONE_LABEL
     best = youden_threshold(scores, labels)
     below = max((score for score in scores if score < best), default=best - abs(best) - 1)
-    return float(f"{(best + below) / 2:.{SCORE_DIGITS}g}"), (
-        "There is no calibrated threshold. The first one maximises recall minus false-positive rate on these test "
-        "pictures (Youden). It depends on their labels: expect more errors on new pictures."
-    )
-
-
-def calibration_text(calibration: dict[str, object]) -> str:
-    source = (
-        "held out of training"
-        if calibration.get("held_out")
-        else "of the training set; new normal pictures may score higher"
-    )
-    rate, most = (percent(calibration.get(key)) for key in ("rate", "at_most"))
-    return (
-        f"Calibrated on {calibration.get('pictures')} normal pictures {source}. No test picture was used. "
-        f"Expected false alarms: {rate} %; with 95 % confidence at most {most} %."
-    )
+    return float(f"{(best + below) / 2:.{SCORE_DIGITS}g}"), YOUDEN

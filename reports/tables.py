@@ -1,4 +1,4 @@
-"""Tables to read and to paste: categories beside the paper, the paper's own results, and runs side by side."""
+"""Tables to read and to paste: categories beside the paper, the paper's results, runs side by side."""
 
 import html
 import io
@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from config.checks import did_you_mean
 from config.published import PUBLISHED_METRICS, published_metrics, published_rows
-from reports.manifest import MANIFEST, Manifest, differences, load_manifest
+from reports.manifest import MANIFEST, Manifest, differences, load_manifest, value_text
 from reports.metric_summary import MISSING, MetricSummary, mean_if_complete, percent, short_name
 from reports.writer import REMEDY
 from runtime.errors import MissingFileError, UserError
@@ -20,14 +20,9 @@ from storage.safe_csv import write_rows
 
 SUMMARY, MEAN = "summary", "mean"
 TITLES = [short_name(key) for key in PUBLISHED_METRICS]
-SETTINGS = {  # columns of the summary → section and key
-    "w": ("model", "w"),
-    "v": ("model", "v"),
-    "epochs": ("model", "epochs"),
-    "DA_chp": ("model", "DA_chp"),
-    "image_size": ("data", "image_size"),
-}
-COLUMNS = [f"{name}{suffix}" for name in PUBLISHED_METRICS for suffix in ("", "_published", "_difference")]
+SETTINGS = {"w": "model", "v": "model", "epochs": "model", "DA_chp": "model", "image_size": "data"}  # key → section
+STYLES = {"": ".1f", "_published": ".1f", "_difference": "+.1f"}  # of a printed percentage, by the ending of its column
+COLUMNS = {f"{name}{ending}": style for name in PUBLISHED_METRICS for ending, style in STYLES.items()}
 DECIMALS = 4  # of a percentage in the summary files
 
 
@@ -54,14 +49,8 @@ class SummaryRow(NamedTuple):
         """Return the row as text, a failed category without numbers."""
         if self.error:
             return [self.category, "failed", *[""] * (len(self.percentages) + len(self.settings) - 1)]
-        numbers = (
-            MISSING if value is None else f"{value:+.1f}" if name.endswith("_difference") else f"{value:.1f}"
-            for name, value in self.percentages.items()
-        )
-        settings = (
-            "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-            for value in self.settings.values()
-        )
+        numbers = (MISSING if each is None else format(each, COLUMNS[name]) for name, each in self.percentages.items())
+        settings = ("" if value is None else value_text(value) for value in self.settings.values())
         return [self.category, *numbers, *settings]
 
 
@@ -96,8 +85,7 @@ def summary_rows(outcomes: Iterable[Outcome]) -> list[SummaryRow]:
 
 def summary_row(outcome: Outcome) -> SummaryRow:
     manifest = load_manifest(outcome.folder) if outcome.folder else None
-    metrics = manifest["metrics"] if manifest else {}
-    settings = manifest["settings"] if manifest else {}
+    metrics, settings = (manifest["metrics"], manifest["settings"]) if manifest else ({}, {})
     paper = published_metrics(outcome.category, manifest["data_set"]) if manifest else {}
     percentages: dict[str, float | None] = {}
     for name in PUBLISHED_METRICS:
@@ -105,7 +93,7 @@ def summary_row(outcome: Outcome) -> SummaryRow:
         ours = rounded(100 * fraction) if isinstance(fraction, (int, float)) else None
         difference = rounded(ours - published) if ours is not None and published is not None else None
         percentages |= {name: ours, f"{name}_published": published, f"{name}_difference": difference}
-    used = {name: settings.get(section, {}).get(key) for name, (section, key) in SETTINGS.items()}
+    used = {key: settings.get(section, {}).get(key) for key, section in SETTINGS.items()}
     return SummaryRow(outcome.category, percentages, used, outcome.error)
 
 
@@ -116,21 +104,15 @@ def rounded(value: float | None) -> float | None:
 def render_summary(rows: Sequence[SummaryRow], style: str, escape: Callable[[str], str] = str) -> str:
     """Return the summary in a style of tabulate, without empty columns."""
     header = ["category", *(title for name in TITLES for title in (name, "paper", "diff")), *SETTINGS]
-    body = [[escape(cell) for cell in row.cells()] for row in rows]
-    keep = [
-        column
-        for column in range(len(header))
-        if column == 0 or any(line[column] not in ("", MISSING) for line in body)
-    ]
-    return render_grid([[line[column] for column in keep] for line in body], [header[column] for column in keep], style)
+    columns = list(zip(header, *(map(escape, row.cells()) for row in rows), strict=True))
+    filled = [column for column in columns if column is columns[0] or set(column[1:]) - {"", MISSING}]
+    head, *body = zip(*filled, strict=True)
+    return render_grid(body, head, style)
 
 
-def render_grid(
-    body: Sequence[Sequence[str]], header: Sequence[str], style: str = "simple", text_columns: int = 1
-) -> str:
+def render_grid(body: Sequence[Sequence[str]], head: Sequence[str], style: str = "simple", texts: int = 1) -> str:
     """Return a table whose first columns are aligned to the left and the others, numbers, to the right."""
-    sides = ["left"] * text_columns + ["right"] * (len(header) - text_columns)
-    return tabulate(body, header, tablefmt=style, disable_numparse=True, colalign=sides)
+    return tabulate(body, head, tablefmt=style, disable_numparse=True, stralign="right", colalign=["left"] * texts)
 
 
 def escape_markdown(text: str) -> str:
@@ -141,12 +123,11 @@ def escape_markdown(text: str) -> str:
 
 def published_table(data_set: str) -> str:
     """Return the paper's results and settings of MVTec AD or VisA; raise UserError for another name."""
-    published = published_rows().values()
-    rows = [row for row in published if row["data_set"].lower() == data_set.lower()]
+    rows = [row for row in published_rows().values() if row["data_set"].lower() == data_set.lower()]
     if not rows:
-        known = sorted({row["data_set"] for row in published})
-        suggestion = did_you_mean(data_set, known)
-        raise UserError(f"nothing is published for {data_set!r}{suggestion}; choose {' or '.join(known)}")
+        known = sorted({row["data_set"] for row in published_rows().values()})
+        remedy = f"{did_you_mean(data_set, known)}; choose {' or '.join(known)}"
+        raise UserError(f"nothing is published for {data_set!r}{remedy}")
     settings = [name for name in rows[0] if name not in ("data_set", "category", *PUBLISHED_METRICS)]
     body = [
         [row["category"], *(f"{float(row[name]):.1f}" for name in PUBLISHED_METRICS), *(row[name] for name in settings)]
@@ -164,13 +145,10 @@ class Result(NamedTuple):
 
 
 def compare_results(paths: Sequence[Path]) -> str:
-    """Return runs side by side: a line per category and metric, then the differences of their inputs.
-
-    A run is a results folder, or a folder of them. Raise MissingFileError where there is no manifest.
-    """
+    """Return runs side by side: a line per category and metric, then the differences of their inputs."""
     runs = [results_in(path) for path in paths]
     names = [chr(ord("A") + number) if number < 26 else str(number) for number in range(len(paths))]
-    table = render_grid(list(comparison_cells(runs)), ["category", "metric", *names], text_columns=2)
+    table = render_grid(list(comparison_cells(runs)), ["category", "metric", *names], texts=2)
     lines = [*(f"{name}: {path}" for name, path in zip(names, paths, strict=True)), "", table]
     for name, run in zip(names[1:], runs[1:], strict=True):
         for category in (category for category in run if category in runs[0]):
@@ -181,35 +159,27 @@ def compare_results(paths: Sequence[Path]) -> str:
 
 
 def results_in(path: Path) -> dict[str, Result]:
-    """Return the results of a folder by category; by the folder's name where two have the same category.
-
-    `path` is a results folder, its manifest, or a folder of results folders.
-    """
+    """Return results by category, from a results folder, its manifest, or a folder of results folders."""
     if path.is_file() or (path / MANIFEST).is_file():
         folders = [path if path.is_dir() else path.parent]
     else:
-        folders = sorted(file.parent for file in path.glob(f"*/{MANIFEST}")) if path.is_dir() else []
+        folders = sorted(file.parent for file in path.glob(f"*/{MANIFEST}"))
     if not folders:
         raise MissingFileError(f"no {MANIFEST} in {path} or its subfolders; name a results folder of --detection")
     results = [Result(folder, load_manifest(folder)) for folder in folders]
     names = [result.manifest["category"] for result in results]
-    return {
-        name if names.count(name) == 1 else result.folder.name: result
-        for name, result in zip(names, results, strict=True)
-    }
+    # Two results of one category have the names of their folders
+    unique = (each.folder.name if names.count(name) > 1 else name for name, each in zip(names, results, strict=True))
+    return dict(zip(unique, results, strict=True))
 
 
 def comparison_cells(runs: Sequence[Mapping[str, Result]]) -> Iterator[list[str]]:
     """Yield category, metric and a value per run, for each published metric and each one with an interval."""
     for category in dict.fromkeys(name for run in runs for name in run):
-        summaries = [
-            MetricSummary.from_stored(run[category].manifest["metrics"]) if category in run else MetricSummary()
-            for run in runs
-        ]
-        shown = (
-            key for summary in summaries for key in (*PUBLISHED_METRICS, *summary.intervals) if key in summary.values
-        )
-        for key in dict.fromkeys(shown):
+        contents = (run[category].manifest["metrics"] if category in run else {} for run in runs)
+        summaries = list(map(MetricSummary.from_stored, contents))
+        keys = (key for each in summaries for key in (*PUBLISHED_METRICS, *each.intervals) if key in each.values)
+        for key in dict.fromkeys(keys):
             yield [category, key, *(value_with_interval(summary, key) for summary in summaries)]
 
 

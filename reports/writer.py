@@ -1,4 +1,4 @@
-"""A results folder written: tables, metrics.json, curves.json and pictures; and the choice of a free folder."""
+"""Write tables, JSON files and pictures of a results folder; choose a free folder."""
 
 import errno
 import itertools
@@ -8,8 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,18 +32,15 @@ FORMATS = {".png": "PNG", ".tiff": "TIFF", ".webp": "WEBP"}
 
 
 class Spool:
-    """Arrays of one shape and type, appended to a file and read back as one array that need not fit into memory."""
+    """Arrays of one shape and type, appended to a file and read back as one, which may exceed memory."""
 
     def __init__(self, file: IO[bytes], folder: Path):
         self._file, self._folder, self._count = file, folder, 0
-        self._shape: tuple[int, ...] = ()
-        self._dtype = np.dtype(np.float32)
 
     def add(self, array: NDArray) -> None:
         self._shape, self._dtype, self._count = array.shape, array.dtype, self._count + 1
-        content = array.tobytes()
         try:
-            if self._file.write(content) < len(content):
+            if self._file.write(array.tobytes()) < array.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise UserFileError(f"can't keep maps in {self._folder}: {write_error_text(error, REMEDY)}") from error
@@ -53,15 +51,12 @@ class Spool:
 
 
 class Writer:
-    """The writer of one results folder. Each file appears complete or not at all; `written` lists them.
-
-    Its methods raise UserFileError where something can't be written.
-    """
+    """The writer of one results folder. A file is complete or not there. Failures raise UserFileError."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._written: dict[str, int] = {}  # number of pictures by subfolder; 0 for a file
-        self._layers: list[str] = []
+        self._layers: dict[str, None] = {}  # of the gallery, in the order of their first picture
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
@@ -90,7 +85,7 @@ class Writer:
             yield Spool(file, self.folder)
 
     def discard_result(self) -> None:
-        """Remove what marks an earlier result as complete, and its misclassifications, which this one may not have."""
+        """Remove what marks an earlier result as complete, and its misclassifications."""
         for name in (METRICS_FILE, manifest.MANIFEST, MISCLASSIFICATIONS):
             (self.folder / name).unlink(missing_ok=True)
         self.clear(MISCLASSIFIED)
@@ -101,40 +96,43 @@ class Writer:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def scores(
-        self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], **further: Iterable[object]
+        self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], **more: Iterable[object]
     ) -> None:
-        """Write scores.csv, a row per picture; `further` columns by name."""
-        columns = [paths, map(int, labels), (f"{score:.9g}" for score in scores), *further.values()]
-        self._table(SCORES, ["path", "label", "score", *further], zip(*columns, strict=True))
+        """Write scores.csv, a row per picture; `more` columns by name."""
+        columns = [paths, map(int, labels), (f"{score:.9g}" for score in scores), *more.values()]
+        self._table(SCORES, ["path", "label", "score", *more], zip(*columns, strict=True))
 
     def misclassifications(
         self, paths: Sequence[str], errors: Iterable[str], scores: Iterable[float], threshold: float
     ) -> None:
         """Write misclassifications.csv; an error is missed, false_alarm or empty for none."""
-        rows = (
-            [path, error.replace("_", " "), f"{score:.8g}", f"{threshold:.8g}"]
-            for path, error, score in zip(paths, errors, scores, strict=True)
-            if error
-        )
-        self._table(MISCLASSIFICATIONS, ["path", "error", "score", "threshold"], rows)
+        rows = zip(paths, (error.replace("_", " ") for error in errors), scores, strict=True)
+        cells = ([path, error, f"{score:.8g}", f"{threshold:.8g}"] for path, error, score in rows if error)
+        self._table(MISCLASSIFICATIONS, ["path", "error", "score", "threshold"], cells)
 
     def curves(self, curves: Mapping[str, object]) -> None:
         """Write curves.json: curves by name, and the layers of this run's gallery, which may hold older ones."""
-        with self._file(CURVES) as file:
-            json.dump({**curves, "layers": self._layers}, file)
-            file.write("\n")
+        self._json(CURVES, {**curves, "layers": list(self._layers)}, indent=None)
 
-    def manifest(
-        self, inputs: Mapping[str, object], seconds: Mapping[str, float], metrics: Mapping[str, object]
-    ) -> None:
-        manifest.write_manifest(self.folder, inputs, seconds=seconds, metrics=metrics, remedy=REMEDY)
-        self._written[manifest.MANIFEST] = 0
+    def manifest(self, inputs: Mapping[str, Any], seconds: Mapping[str, float], metrics: Mapping[str, object]) -> None:
+        """Write manifest.json: `inputs` of `manifest.result_inputs`, the seconds by stage, and the metrics."""
+        data = inputs["settings"]["data"]
+        content = {
+            "format": manifest.FORMAT,
+            "data_set": data["name"],
+            "category": data["category"],
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seed": inputs["settings"]["model"]["seed"],
+            **inputs,
+            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "peak_memory_bytes": manifest.peak_memory(),
+            "metrics": metrics,
+        }
+        self._json(manifest.MANIFEST, content)
 
     def metrics(self, content: Mapping[str, object]) -> None:
         """Write metrics.json. It comes last, as it marks the result as complete."""
-        with self._file(METRICS_FILE) as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
+        self._json(METRICS_FILE, content)
 
     def figure(self, stem: str, panel: Panel, scale: ColourScale, subfolder: str = "figures") -> None:
         self.picture(f"{stem}.png", draw_figure(panel, scale), subfolder)
@@ -143,13 +141,10 @@ class Writer:
         """Write the small layers that report.html shows, each into its own folder."""
         for layer, picture in draw_layers(panel, scale).items():
             self.picture(f"{layer}/{stem}.webp", picture, GALLERY)
-            self._layers = self._layers if layer in self._layers else [*self._layers, layer]
+            self._layers[layer] = None
 
     def raw_map(self, stem: str, values: NDArray[np.float32], category: str) -> None:
-        """Write a map of the picture's size as 32-bit TIFF, where MVTec's evaluation code looks for it.
-
-        `stem` is test/<kind>/<picture>.
-        """
+        """Write a map as 32-bit TIFF where MVTec's evaluation code looks for it; stem: test/<kind>/<picture>."""
         self.picture(f"{category}/{stem}.tiff", Image.fromarray(values), "anomaly_maps")
 
     def picture(self, name: str, picture: Image.Image, subfolder: str) -> None:
@@ -159,6 +154,11 @@ class Writer:
         with atomic_write(self.folder / subfolder / name, REMEDY) as file:
             picture.save(file, format=FORMATS[PurePosixPath(name).suffix])
         self._written[subfolder] = self._written.get(subfolder, 0) + 1
+
+    def _json(self, name: str, content: Mapping[str, object], indent: int | None = 2) -> None:
+        with self._file(name) as file:
+            json.dump(content, file, indent=indent)
+            file.write("\n")
 
     def _table(self, name: str, header: list[str], rows: Iterable[Sequence[object]]) -> None:
         with self._file(name) as file:
@@ -172,14 +172,9 @@ class Writer:
 
 
 def choose_folder(folder: Path, inputs: Mapping[str, object]) -> tuple[Path, bool]:
-    """Return the folder for a result of these inputs, and whether it already holds that result.
-
-    Skip the folders, of <folder>, <folder>-2, …, that hold other complete results.
-    """
-    free_or_done = (
-        path for path in numbered_folders(folder) if not is_complete(path) or manifest.is_result_of(path, inputs)
-    )
-    chosen = next(free_or_done)
+    """Return the first of <folder>, <folder>-2, … that is free or holds this result; and if it does."""
+    folders = numbered_folders(folder)
+    chosen = next(path for path in folders if not is_complete(path) or manifest.is_result_of(path, inputs))
     return chosen, is_complete(chosen)
 
 

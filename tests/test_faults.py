@@ -24,7 +24,7 @@ from data_tools.sample_set import MAKER, NOTE, ensure_sample_set, write_sample_n
 from dataset import ImageFolder, View
 from detection.calibration_file import save_calibration
 from detection.threshold import PIXEL_RATES, Calibration
-from reports import manifest, tables
+from reports import tables
 from reports.drawing import ColourScale, Panel
 from reports.html import PAGE, write_page
 from reports.predictions import Predictions
@@ -154,10 +154,7 @@ WRITES: dict[
     "predictions.jsonl": (lambda folder: many_rows(lambda: rows_of(folder).add(predictions_row())), RESULTS),
     "maps": (spool, RESULTS),
     "curves.json": (lambda folder: Writer(folder).curves({}), RESULTS),
-    "manifest.json": (
-        lambda folder: manifest.write_manifest(folder, MADE, seconds={}, metrics={}, remedy=RESULTS),
-        RESULTS,
-    ),
+    "manifest.json": (lambda folder: Writer(folder).manifest(MADE, {}, {}), RESULTS),
     "gallery/picture/p.webp": (lambda folder: Writer(folder).gallery("p", panel(), ColourScale(1, 1, 1)), RESULTS),
     "report.html": (a_report, RESULTS),
     "summary.md": (lambda folder: tables.write_summary(folder, [tables.Outcome("nut", None, "gone")]), RESULTS),
@@ -227,7 +224,10 @@ def test_nothing_is_written_into_the_mount_point_of_a_lost_network_folder(disk, 
         write_earlier_file(name, disk.folder)
         disk.go_away()
         with pytest.raises(OSError, match="can't write .*; bring the folder back or") as caught:
-            if name.partition(".")[0] in ("scores", "metrics", "misclassifications", "curves") or "/" in name:
+            if (
+                name.partition(".")[0] in ("scores", "metrics", "misclassifications", "curves", "manifest")
+                or "/" in name
+            ):
                 writer = Writer.__new__(Writer)
                 writer.folder, writer._written = disk.folder, {}
                 writer.metrics({})

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from reports.manifest import FORMAT, MANIFEST, differences, flatten_values, is_result_of, load_manifest, write_manifest
+from reports.manifest import FORMAT, MANIFEST, differences, flatten_values, is_result_of, load_manifest
+from reports.writer import Writer
 
 INPUTS = {
     "settings": {"data": {"name": "own", "category": "nut"}, "model": {"seed": 0, "w": 3}},
@@ -13,7 +14,7 @@ INPUTS = {
 
 
 def write(folder, inputs):
-    write_manifest(folder, inputs, seconds={"detection": 1.23}, metrics={"pro": 0.5}, remedy="")
+    Writer(folder).manifest(inputs, {"detection": 1.23}, {"pro": 0.5})
 
 
 def test_a_manifest_comes_back(tmp_path):
