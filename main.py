@@ -68,55 +68,40 @@ def build_parser() -> Parser:
     add("-cfg", "--config", default="config.yaml", metavar="PATH", help="configuration file (config.yaml)")
     add("settings", nargs="*", metavar="section.key=value", help="settings above those of the file")
     add("--traceback", action="store_true", help="show where an error was raised")
-    add_stage_flags(parser)
-    add_result_flags(parser)
+
+    add = parser.add_argument_group("stages, alone or together").add_argument
+    for stage, text in STAGE_HELP.items():
+        add(f"--{stage}", nargs="?", const=True, default=False, type=truth_value, metavar="True|False", help=text)
+    add("--tune", action="store_true", help="choose detection settings without labels, on synthetic anomalies")
+    add("--input", type=as_path, metavar="PATH", help="with --detection: a picture or a folder without labels")
+    add("--output", type=as_path, metavar="DIR", help="results (results/<exp_name>/<category>), or prepared data")
+    add("--resume", action="store_true", help="continue an unfinished --train, or an earlier --input run")
+    add("--force", action="store_true", help="repeat finished work and replace earlier results")
+    add("--log", choices=("jsonl", "tensorboard"), help="log format of stages 1 and 2 (training.log)")
     add_data_flags(parser)
     return parser
 
 
-def add_stage_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("stages, alone or together").add_argument
-    for stage in STAGES:
-        kind = {"nargs": "?", "const": True, "default": False, "type": truth_value, "metavar": "True|False"}
-        add(f"--{stage}", **kind, help=STAGE_HELP[stage])  # type: ignore[arg-type]
-    add("--tune", action="store_true", help="choose detection settings without labels, on synthetic anomalies")
-    add("--input", type=path_argument, metavar="PATH", help="with --detection: a picture or a folder without labels")
-    output = "folder of the results (results/<exp_name>/<category>), or of prepared data"
-    add("--output", type=path_argument, metavar="DIR", help=output)
-    resume = "continue an unfinished --train, or the predictions of an earlier --input run"
-    add("--resume", action="store_true", help=resume)
-    add("--force", action="store_true", help="repeat finished work and replace earlier results")
-    add("--log", choices=("jsonl", "tensorboard"), help="log format of stages 1 and 2 (training.log)")
-
-
-def add_result_flags(parser: Parser) -> None:
+def add_data_flags(parser: Parser) -> None:
     add = parser.add_argument_group("results").add_argument
     rerun = "repeat the result of a manifest.json and print the differences; with --train from the start"
-    add("--rerun", type=path_argument, metavar="MANIFEST", help=rerun)
-    compare = "print the metrics of results folders side by side"
-    add("--compare", type=path_argument, nargs="+", metavar="RESULTS", help=compare)
-    figure = "draw a figure for print from results folders, into --output"
-    add("--figure", type=path_argument, nargs="+", metavar="RESULTS", help=figure)
-    choose = "a picture of --figure, by its path in the category; may be repeated"
-    add("--choose", action="append", metavar="best|worst|PICTURE", help=choose)
+    add("--rerun", type=as_path, metavar="MANIFEST", help=rerun)
+    add("--compare", type=as_path, nargs="+", metavar="RESULTS", help="print the metrics of folders side by side")
+    add("--figure", type=as_path, nargs="+", metavar="RESULTS", help="draw a figure for print, into --output")
+    add("--choose", action="append", metavar="best|worst|PICTURE", help="a picture of --figure; may be repeated")
     add("--table", metavar="MVTec|VisA", help="print the paper's results and settings")
 
-
-def add_data_flags(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--check", action="store_true", help="search the category's pictures and masks for faults")
-    sheet = "with --check: write an overview of the pictures and their faults"
-    add("--contact_sheet", type=path_argument, metavar="FILE.png", help=sheet)
+    add("--contact_sheet", type=as_path, metavar="FILE.png", help="with --check: draw the pictures and their faults")
     for flag, source in PREPARATIONS.items():
-        add(f"--{flag}", type=path_argument, metavar="PATH", help=f"prepare {source}: a folder, zip or tar")
-    defects = "with --prepare_folder: defective pictures, one subfolder for each kind of defect"
-    add("--defects", type=path_argument, metavar="DIR", help=defects)
-    masks = "with --defects: masks, or JSON of LabelMe, COCO or Label Studio"
-    add("--masks", type=path_argument, metavar="PATH", help=masks)
+        add(f"--{flag}", type=as_path, metavar="PATH", help=f"prepare {source}: a folder, zip or tar")
+    add("--defects", type=as_path, metavar="DIR", help="with --prepare_folder: one subfolder for each kind of defect")
+    add("--masks", type=as_path, metavar="PATH", help="with --defects: masks, or JSON of LabelMe, COCO, Label Studio")
     add("--split", metavar="NAME", help="with --prepare_visa: a table of split_csv, such as 2cls_fewshot (1cls)")
 
 
-def path_argument(text: str) -> Path:
+def as_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
     try:
@@ -148,7 +133,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run_request(options: argparse.Namespace) -> int:
     """Do what the flags ask for and return the exit code."""
-    requests = list_requests(options)
+    requests = [flag for flag in REQUESTS if getattr(options, flag)]
+    if "rerun" not in requests:  # else the stages belong to it
+        requests += [stage for stage in STAGES if getattr(options, stage)][:1]
     check_flags(options, requests)
     if not requests:
         build_parser().print_help()
@@ -158,22 +145,14 @@ def run_request(options: argparse.Namespace) -> int:
     return dispatch.run_command(requests[0], options)
 
 
-def list_requests(options: argparse.Namespace) -> list[str]:
-    """Return the flags that each need a run of their own. All stages are one; with --rerun they belong to it."""
-    requests = [flag for flag in REQUESTS if getattr(options, flag)]
-    stages = [stage for stage in STAGES if getattr(options, stage)]
-    return requests + (stages[:1] if "rerun" not in requests else [])
-
-
 def check_flags(options: argparse.Namespace, requests: Sequence[str]) -> None:
     """Raise UserError for flags that do not go together."""
     if len(requests) > 1:
         raise UserError(f"--{requests[0]} and --{requests[1]} are two runs; remove one of them")
     for flag, owner in OWNERS.items():
-        if getattr(options, flag) is not None and not getattr(options, owner):
-            raise UserError(
-                f"--{flag} is {getattr(options, flag)}, which belongs to --{owner}; add that, or remove --{flag}"
-            )
+        value = getattr(options, flag)
+        if value is not None and not getattr(options, owner):
+            raise UserError(f"--{flag} is {value}, which belongs to --{owner}; add that, or remove --{flag}")
     for name in UNUSED.get(requests[0], ()) if requests else ():
         if getattr(options, name):
             argument = f"--output {options.output}" if name == "output" else " ".join(options.settings)
