@@ -1,7 +1,4 @@
-"""Run DDAD from the command line: parse flags, print each error in one line, return the exit code.
-
-`commands/dispatch.py` does what the flags ask for.
-"""
+"""Run DDAD from the command line: parse flags, print each error in one line; commands/dispatch.py does the rest."""
 
 import argparse
 import difflib

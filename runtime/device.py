@@ -32,15 +32,11 @@ def computes_in_bf16(device: torch.device) -> bool:
     """Return whether the device has instructions for bf16; without them bf16 is slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and has_cpu_bf16()
-
-
-def has_cpu_bf16() -> bool:
-    """Return whether the CPU computes in bf16: torch says it, or Linux for an older torch."""
-    if hasattr(torch.cpu, "get_capabilities"):
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         return bool(torch.cpu.get_capabilities().get(CPU_BF16))
-    with suppress(OSError):  # not Linux
-        return CPU_BF16 in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    if device.type == "cpu":  # Linux answers for an older torch
+        with suppress(OSError):
+            return CPU_BF16 in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     return False
 
 
@@ -63,10 +59,9 @@ def compile_network(network: Network, wanted: bool | str, device: torch.device) 
 
 
 def keep_memory() -> None:
-    """Let the process keep the memory of freed tensors for the next ones; only glibc needs it.
+    """Let the process keep the memory of freed tensors for the next ones.
 
-    By default glibc returns large blocks, and the system clears their pages each time: a quarter of a training step
-    at 256 pixels on a CPU.
+    glibc returns large blocks, and the system clears their pages: a quarter of a training step at 256 pixels on a CPU.
     """
     if ON_GLIBC:
         for parameter, value in MALLOPT_KEEP:
@@ -102,10 +97,8 @@ def choose_device(name: str) -> torch.device:
     """Return the named device. `auto`, or one that is absent, gives the first present one of cuda, mps and cpu."""
     modules = (("cuda", torch.cuda), ("mps", torch.backends.mps))
     present = [*(kind for kind, module in modules if module.is_available()), "cpu"]
-    if name == "auto":
-        return torch.device(present[0])
     try:
-        device = torch.device(name)
+        device = torch.device(present[0] if name == "auto" else name)
     except RuntimeError:
         raise UserError(f"model.device is {name!r}; it should be auto, cuda, mps or cpu") from None
     count = torch.cuda.device_count() if device.type == "cuda" else 1

@@ -31,24 +31,12 @@ def explain_error(error: Exception) -> str | None:
         return f"the package {error.name} is missing; python -m pip install -r requirements.txt"
     if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
         return one_line(error)
-    if is_connection_lost(error):
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(words in text for words in CONNECTION_LOST):
         return "another process of this run has ended; start the run again with --resume"
-    if is_out_of_memory(error):
+    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
         return f"out of memory; lower {MEMORY_KEYS}"
     return None
-
-
-def is_connection_lost(error: BaseException) -> bool:
-    """Return whether the error says that another process of the run has ended."""
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    return several and isinstance(error, RuntimeError) and any(words in str(error) for words in CONNECTION_LOST)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the error says that memory ran out; torch raises RuntimeErrors for it."""
-    if not isinstance(error, (MemoryError, RuntimeError)):
-        return False
-    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def one_line(error: BaseException) -> str:

@@ -16,21 +16,17 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """The signal, if any, that asked the run to end."""
+    """Whether a signal asked the run to end, and its number."""
 
-    signal: int | None = None
-
-    @property
-    def requested(self) -> bool:
-        return self.signal is not None
+    requested, number = False, int(signal.SIGINT)
 
     def note(self, number: int, _: FrameType | None) -> None:
         if self.requested:
             raise Stopped(number)  # a second signal does not wait
-        self.signal = number
+        self.requested, self.number = True, number
 
     def as_exception(self) -> Stopped:
-        return Stopped(self.signal or signal.SIGINT)
+        return Stopped(self.number)
 
 
 @contextmanager

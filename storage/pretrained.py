@@ -42,10 +42,10 @@ def torchvision_state(published: WeightsEnum) -> dict[str, Tensor]:
 def timm_source(model_name: str) -> str:
     """Return the hub repository or the address of a model's weights. Raise UserError where it has no hash."""
     published = timm.get_pretrained_cfg(model_name)
-    if published is None or not (published.hf_hub_id or published.url):
-        raise UserError("timm has no weights of it")
-    if published.hf_hub_id:
+    if published and published.hf_hub_id:
         return str(published.hf_hub_id)
+    if not (published and published.url):
+        raise UserError("timm has no weights of it")
     hash_in(str(published.url))
     return str(published.url)
 

@@ -14,9 +14,8 @@ QUOTE = "'"
 
 def write_rows(file: IO[str], rows: Iterable[Sequence[object]]) -> None:
     """Write the rows, with an apostrophe before each formula."""
-    minimal, quote_all = (
-        csv.writer(file, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-    )
+    minimal = csv.writer(file, lineterminator="\n")
+    quote_all = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in rows:
         cells = [escape(cell) for cell in row]
         has_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)  # some Pythons do not quote it
