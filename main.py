@@ -13,10 +13,10 @@ from pathlib import Path
 from config.keys import STAGES
 from runtime.errors import UserError, explain_error
 
-STAGE_HELP = {
-    "train": "stage 1: train the UNet on train/good",
-    "domain_adaptation": "stage 2: fine-tune the features",
-    "detection": "stage 3: score the test pictures",
+STAGE_FLAGS = {
+    "--train": "stage 1: train the UNet on train/good",
+    "--domain_adaptation": "stage 2: fine-tune the features",
+    "--detection": "stage 3: score the test pictures",
 }
 PREPARATIONS = {  # flag: what it takes
     "prepare_visa": "the download of VisA",
@@ -31,10 +31,7 @@ OWNERS = {  # flag: the flag that it needs
     "input": "detection", "choose": "figure", "contact_sheet": "check",
     "defects": "prepare_folder", "masks": "defects", "split": "prepare_visa",
 }  # fmt: skip
-UNUSED = {  # request: arguments that it does not use
-    "compare": ("settings", "output"), "table": ("settings", "output"), "figure": ("settings",), "check": ("output",)
-}  # fmt: skip
-TRUTH_VALUES = {"true": True, "false": False}
+UNUSED = {"settings": ("compare", "table", "figure"), "output": ("compare", "table", "check")}  # argument: requests
 HELP_HINT = "python main.py --help lists the flags"
 EXAMPLES = """\
 section.key=value sets one key, above the configuration file; its value is read as YAML:
@@ -67,8 +64,8 @@ def build_parser() -> Parser:
     add("--traceback", action="store_true", help="show where an error was raised")
 
     add = parser.add_argument_group("stages, alone or together").add_argument
-    for stage, text in STAGE_HELP.items():
-        add(f"--{stage}", nargs="?", const=True, default=False, type=truth_value, metavar="True|False", help=text)
+    for flag, text in STAGE_FLAGS.items():
+        add(flag, nargs="?", const=True, default=False, type=truth_value, metavar="True|False", help=text)
     add("--tune", action="store_true", help="choose detection settings without labels, on synthetic anomalies")
     add("--input", type=as_path, metavar="PATH", help="with --detection: a picture or a folder without labels")
     add("--output", type=as_path, metavar="DIR", help="results (results/<exp_name>/<category>), or prepared data")
@@ -85,7 +82,9 @@ def add_data_flags(parser: Parser) -> None:
     add("--rerun", type=as_path, metavar="MANIFEST", help=rerun)
     add("--compare", type=as_path, nargs="+", metavar="RESULTS", help="print the metrics of folders side by side")
     add("--figure", type=as_path, nargs="+", metavar="RESULTS", help="draw a figure for print, into --output")
-    add("--choose", action="append", metavar="best|worst|PICTURE", help="a picture of --figure; may be repeated")
+    add(
+        "--choose", action="append", metavar="best|worst|PICTURE", help="a picture of --figure, by its path; repeatable"
+    )
     add("--table", metavar="MVTec|VisA", help="print the paper's results and settings")
 
     add = parser.add_argument_group("data").add_argument
@@ -93,7 +92,9 @@ def add_data_flags(parser: Parser) -> None:
     add("--contact_sheet", type=as_path, metavar="FILE.png", help="with --check: draw the pictures and their faults")
     for flag, source in PREPARATIONS.items():
         add(f"--{flag}", type=as_path, metavar="PATH", help=f"prepare {source}: a folder, zip or tar")
-    add("--defects", type=as_path, metavar="DIR", help="with --prepare_folder: one subfolder for each kind of defect")
+    add(
+        "--defects", type=as_path, metavar="DIR", help="with --prepare_folder: defective pictures, a subfolder per kind"
+    )
     add("--masks", type=as_path, metavar="PATH", help="with --defects: masks, or JSON of LabelMe, COCO, Label Studio")
     add("--split", metavar="NAME", help="with --prepare_visa: a table of split_csv, such as 2cls_fewshot (1cls)")
 
@@ -108,17 +109,16 @@ def as_path(text: str) -> Path:
 
 
 def truth_value(text: str) -> bool:
-    if text.lower() not in TRUTH_VALUES:
+    if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False nor section.key=value")
-    return TRUTH_VALUES[text.lower()]
+    return text.lower() == "true"
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse flags and settings in any order. A bare stage flag does not take the setting after it as its value."""
     spelt_out = []
     for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="--"):
-        is_stage = argument.startswith("--") and argument.removeprefix("--") in STAGES
-        is_bare = is_stage and (following.startswith("-") or "=" in following)
+        is_bare = argument in STAGE_FLAGS and (following.startswith("-") or "=" in following)
         spelt_out.append(f"{argument}=True" if is_bare else argument)
     options, unknown = build_parser().parse_known_intermixed_args(spelt_out)
     if unknown:
@@ -150,8 +150,8 @@ def check_flags(options: argparse.Namespace, requests: Sequence[str]) -> None:
         value = getattr(options, flag)
         if value is not None and not getattr(options, owner):
             raise UserError(f"--{flag} is {value}, which belongs to --{owner}; add that, or remove --{flag}")
-    for name in UNUSED.get(requests[0], ()) if requests else ():
-        if getattr(options, name):
+    for name, without in UNUSED.items():
+        if getattr(options, name) and {*requests} & {*without}:
             argument = f"--output {options.output}" if name == "output" else " ".join(options.settings)
             raise UserError(f"--{requests[0]} does not use {argument}; remove it")
     if options.contact_sheet is not None and options.contact_sheet.suffix.lower() != ".png":
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         below_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
         print(f"{below_echo}stopped; all files written so far are complete", file=sys.stderr)
-        return 128 + getattr(stopped, "signal", signal.SIGINT)
+        return 128 + next((number for number in stopped.args if isinstance(number, int)), int(signal.SIGINT))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

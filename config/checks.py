@@ -45,16 +45,16 @@ def check_sections(content: Mapping[str, object]) -> Sections:
         if section not in SECTIONS:
             hint = did_you_mean(str(section), SECTIONS)
             raise UserError(f"unknown section {section!r}{hint}; known are {', '.join(SECTIONS)}")
-    return {section: check_section(section, kind, content.get(section)) for section, kind in SECTIONS.items()}
-
-
-def check_section(section: str, kind: type, values: object) -> Values:
-    paths = {f"{section}.{spec.name}": spec for spec in fields(kind)}
-    given = unify_spellings(section, section_values(section, values), [spec.name for spec in paths.values()])
-    for path, spec in paths.items():
-        if spec.name not in given and spec.default is MISSING:
-            raise UserError(f"missing key {path}; add it to the configuration or give {path}=… on the command line")
-    return {spec.name: check_value(path, spec, given.get(spec.name, spec.default)) for path, spec in paths.items()}
+    checked: Sections = {section: {} for section in SECTIONS}
+    for section, kind in SECTIONS.items():
+        keys = {spec.name: spec for spec in fields(kind)}
+        given = unify_spellings(section, section_values(section, content.get(section)), keys)
+        for name, key in keys.items():
+            path, value = f"{section}.{name}", given.get(name, key.default)
+            if value is MISSING:
+                raise UserError(f"missing key {path}; add it to the file, or {path}=… to the command line")
+            checked[section][name] = check_value(path, key, value)
+    return checked
 
 
 def section_values(section: str, values: object) -> Values:
@@ -147,16 +147,15 @@ def check_bounds(path: str, spec: "Field[object]", value: Any) -> object:
 
 def check_combinations(settings: Settings) -> None:
     """Raise UserError for values that do not go together."""
-    data, model, crop = settings.data, settings.model, settings.metrics.centre_crop
+    data, model, size, crop = settings.data, settings.model, settings.data.image_size, settings.metrics.centre_crop
     if not (stays_inside(data.category) and stays_inside(model.exp_name)):
         names = f"data.category is {data.category!r} and model.exp_name {model.exp_name!r}"
         raise UserError(f"{names}; both must name a folder that lies inside its parent")
-    if 4 * model.blur_sigma >= data.image_size:
-        reach = f"its kernel reaches 4 sigmas, beyond data.image_size, {data.image_size}"
-        raise UserError(f"model.blur_sigma is {model.blur_sigma}; {reach}; lower it")
+    if 4 * model.blur_sigma >= size:
+        raise UserError(f"model.blur_sigma is {model.blur_sigma}; 4 sigmas exceed data.image_size, {size}; lower it")
     if data.input_channel == 2:
         raise UserError("data.input_channel is 2; it should be 1 (grey) or 3 (colour)")
-    for pixels in (data.image_size, settings.metrics.size):
+    for pixels in (size, settings.metrics.size):
         if round(crop * pixels) < 1:
             raise UserError(f"metrics.centre_crop is {crop}, which leaves none of {pixels} pixels; raise it (1: all)")
     for path, value in {"data.tiles": data.tiles, "score.parts": settings.score.parts}.items():

@@ -1,10 +1,6 @@
-"""Declare every configuration key once: its type, its default, its bounds, and what it affects.
-
-`load.py` reads them from config.yaml and the command line, checks them, and replaces `auto`.
-"""
+"""Declare every configuration key once: its type, its default, its bounds, and what it affects."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from enum import Flag
 from pathlib import Path
@@ -15,13 +11,9 @@ PER_IMAGE = "per_image"
 PLANNED = 0  # `auto` epochs until commands/budget.py knows how many fit training.budget_minutes
 STAGES = ("train", "domain_adaptation", "detection")
 PARTS = ("pixel", "feature", "memory", "wide_memory", "whole_memory", "patch_memory")
-
-UNET_KEYS = (
-    "base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts"
-)  # fmt: skip
+SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts")
 
 Values = dict[str, Any]  # by name
-
 
 Effect = Flag("Effect", ["WEIGHTS", "FEATURES", "SCORES", "PLAN"])  # results that a key's value changes directly:
 WEIGHTS, FEATURES, SCORES, PLAN = Effect  # the UNet, the adapted features, scores and metrics, epochs within a budget
@@ -29,14 +21,13 @@ NOTHING, ALL_STAGES = Effect(0), WEIGHTS | FEATURES | SCORES
 
 
 def key(
-    default: Any = MISSING, *, affects: Effect, stored_as: str = "", one_of: Iterable[str] = (), **bounds: float
+    default: Any = MISSING, *, affects: Effect, stored_as: str = "", one_of: tuple[str, ...] = (), **bounds: float
 ) -> Any:
-    """Declare a configuration key; one without a default must be given.
+    """Declare a configuration key, its name in files of weights, and its bounds `least`, `above` and `most`.
 
-    `stored_as` is its name in the files of weights. A key that only names files affects nothing, as pictures and
-    networks are compared by their content. `bounds` are `least`, `above` and `most`.
+    A key that only names files affects nothing, as pictures and networks are compared by their content.
     """
-    metadata = {"affects": affects, "stored_as": stored_as, "one_of": tuple(one_of), "bounds": bounds}
+    metadata = {"affects": affects, "stored_as": stored_as, "one_of": one_of, "bounds": bounds}
     return field(default=default, metadata=metadata)
 
 
@@ -163,17 +154,14 @@ class Settings:
 
     @property
     def category_dir(self) -> Path:
-        """Return the folder of the category's pictures."""
         return self.data.data_dir / self.data.category
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Return the folder of the category's weights."""
         return self.model.checkpoint_dir / self.data.category
 
     @property
     def results_folder(self) -> Path:
-        """Return the folder of the category's results."""
         return Path("results") / self.model.exp_name / self.data.category
 
     @property
@@ -199,19 +187,16 @@ class Settings:
         return {"workers": self.model.num_workers, "folder": self.speed.cache, "limit": self.speed.cache_limit}
 
     def schedule_arguments(self) -> Values:
-        """Return the arguments of `NoiseSchedule`."""
         model = self.model
         return {"steps": model.trajectory_steps, "beta_start": model.beta_start, "beta_end": model.beta_end}
 
     def unet_arguments(self) -> Values:
-        """Return the arguments of `UNet`."""
-        shape = {name: getattr(self.model, name) for name in UNET_KEYS}
+        shape = {name: getattr(self.model, name) for name in SHAPE}
         return {"image_size": self.unet_size, "in_channels": self.data.input_channel, **shape}
 
     def training_arguments(self) -> dict[str, object]:
         """Return all settings that the weights of the UNet depend on."""
-        in_use = {"image_size": self.unet_size, "in_channels": self.data.input_channel}
-        return self.settings_affecting(WEIGHTS) | in_use
+        return self.settings_affecting(WEIGHTS) | {"image_size": self.unet_size, "in_channels": self.data.input_channel}
 
     def planning_arguments(self) -> dict[str, object]:
         """Return all settings that the number of epochs within a budget depends on, beside the machine."""

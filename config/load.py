@@ -1,8 +1,6 @@
-"""Load the settings from config.yaml, presets and the command line, and replace `auto`.
+"""Load the settings from config.yaml, presets and the command line, and replace `auto`."""
 
-`auto` takes the published value of the category (published.py), or what the key's comment in config.yaml says.
-"""
-
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -20,18 +18,12 @@ SAMPLE = "sample"  # data.name of the embedded sample set
 ALL = "all"  # data.category for every category in data.data_dir
 BLUR_SIGMA_AT_256 = 4.0  # pixels, as published; `auto` scales it with image_size
 BY_NETWORK = {"batch_size": (32, 16), "base_channels": (64, 32), "heads": (4, 2), "dropout": (0.0, 0.3)}  # DDAD, DDAD-S
-BY_CATEGORY: dict[str, tuple[str, type, object]] = {
-    # key: (column of published.csv, type, value where nothing is published; None: the user must give one)
-    "epochs": ("epochs", int, None),
-    "load_chp": ("epochs", int, None),
-    "w": ("w", float, None),
-    "DA_epochs": ("DA_chp", int, 0),
-    "DA_chp": ("DA_chp", int, 0),
-    "v": ("v", float, 1),
-    "DLlambda": ("DLlambda", float, 0.1),
-    "DA_batch_size": ("DA_batch_size", int, 16),
-    "test_batch_size": ("test_batch_size", int, 16),
+PUBLISHED = {  # keys whose `auto` is a published value, with their type
+    **dict.fromkeys(("epochs", "load_chp", "DA_epochs", "DA_chp", "DA_batch_size", "test_batch_size"), int),
+    **dict.fromkeys(("w", "v", "DLlambda"), float),
 }
+COLUMNS = {"load_chp": "epochs", "DA_epochs": "DA_chp"}  # of published.csv, where the key has another name
+UNPUBLISHED = {"DA_epochs": 0, "DA_chp": 0, "v": 1, "DLlambda": 0.1, "DA_batch_size": 16, "test_batch_size": 16}
 DRAWS = 4  # `auto` number of reconstructions with per-image scores; the published system makes one
 HELD_OUT = 0.2  # `auto` share of train/good that calibration gets; the published system trains on all
 QUOTES = ("'", '"')
@@ -40,8 +32,7 @@ QUOTES = ("'", '"')
 def load_settings(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
     """Return the settings of a YAML file, with `section.key=value` overrides on top.
 
-    Raise UserError with the key's path for a value that is unknown, missing, of the wrong type or out of bounds.
-    Raise MissingFileError where there is no file.
+    Raise UserError with the path of a wrong key or value, MissingFileError where there is no file.
     """
     return build_settings(read_sections(path, overrides))
 
@@ -71,13 +62,11 @@ def build_settings(content: Mapping[str, object]) -> Settings:
 
 def settings_of_category(content: Mapping[str, object], name: str) -> Settings:
     """Return the settings of one category."""
-    data = content.get("data")
-    return build_settings({**content, "data": {**data, "category": name} if isinstance(data, Mapping) else data})
+    return build_settings({**content, "data": checks.section_values("data", content.get("data")) | {"category": name}})
 
 
 def category_value(content: Mapping[str, object]) -> object:
-    data = content.get("data")
-    return data.get("category") if isinstance(data, Mapping) else None
+    return checks.section_values("data", content.get("data")).get("category")
 
 
 def names_several(content: Mapping[str, object]) -> bool:
@@ -103,26 +92,21 @@ def category_names(content: Mapping[str, object], list_categories: Callable[[Pat
 
 
 def with_overrides(content: Mapping[str, object], overrides: Iterable[str]) -> PlainSections:
-    """Return the plain sections of `content`, with those of its preset on top, and then the overrides."""
+    """Return a copy of `content`, with the values of its preset on top, and then the overrides."""
     given = dict(map(parse_override, overrides))
-    shortcuts = {name: given.pop(name, content.get(name)) for name in SHORTCUTS}
-    merged = {section: values for section, values in content.items() if section not in SHORTCUTS}
-    for path, value in {**expand_shortcuts(**shortcuts), **given}.items():
+    preset, budget = (given.pop(name, content.get(name)) for name in SHORTCUTS)
+    if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
+        hint = did_you_mean(str(preset), PRESETS)
+        raise UserError(f"preset is {preset!r}{hint}; it should be {', '.join(PRESETS)} or null")
+    budgets = {} if budget is None else {"training.budget_minutes": budget}
+    merged = {section: copy.copy(values) for section, values in content.items() if section not in SHORTCUTS}
+    for path, value in (PRESETS.get(str(preset), {}) | budgets | given).items():
         section, _, leaf = path.partition(".")
         values = merged[section] = checks.section_values(section, merged.get(section))
         for spelling in next((pair for pair in SPELLINGS.items() if path in pair), ()):
             values.pop(spelling.partition(".")[2], None)
         values[leaf] = value
     return merged
-
-
-def expand_shortcuts(preset: object, budget_minutes: object) -> dict[str, object]:
-    """Return the settings, by path, that the keys at the top of the file stand for."""
-    if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
-        hint = did_you_mean(str(preset), PRESETS)
-        raise UserError(f"preset is {preset!r}{hint}; it should be {', '.join(PRESETS)} or null")
-    budget = {} if budget_minutes is None else {"training.budget_minutes": budget_minutes}
-    return PRESETS.get(str(preset), {}) | budget
 
 
 def parse_override(override: str) -> tuple[str, object]:
@@ -151,9 +135,9 @@ def auto_values(sections: Sections) -> dict[str, object]:
     data, model = sections["data"], sections["model"]
     row = published_row(data["category"], str(data["name"]))
     values: dict[str, object] = {}
-    for key, (column, kind, otherwise) in BY_CATEGORY.items():
-        if row or otherwise is not None:
-            values[key] = kind(row.get(column, otherwise))
+    for key, kind in PUBLISHED.items():
+        if row or key in UNPUBLISHED:
+            values[key] = kind(row[COLUMNS.get(key, key)] if row else UNPUBLISHED[key])
     values |= {key: pair[model["DDADS"]] for key, pair in BY_NETWORK.items()}
     values["blur_sigma"] = BLUR_SIGMA_AT_256 * data["image_size"] / 256
     if isinstance(model["DA_chp"], int):
@@ -168,4 +152,4 @@ def auto_values(sections: Sections) -> dict[str, object]:
 def unpublished_keys(sections: Sections) -> list[str]:
     """Return the keys whose `auto` is a published value, where none is published for data.category."""
     found = auto_values(sections)
-    return [f"model.{key}" for key in BY_CATEGORY if key not in found and sections["model"][key] == AUTO]
+    return [f"model.{key}" for key in PUBLISHED if key not in found and sections["model"][key] == AUTO]

@@ -1,7 +1,4 @@
-"""The values that the paper and its release publish for each category: settings and accuracies.
-
-Sources: section 5, the supplement, and the tables of results. All are in published.csv.
-"""
+"""The settings and accuracies that the paper publishes for each category: section 5, supplement, tables of results."""
 
 import csv
 import functools

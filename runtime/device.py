@@ -17,7 +17,6 @@ from runtime.errors import UserError
 Network = Callable[..., Any]  # tensors in; a tensor or a list of tensors out
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ON_GLIBC = platform.libc_ver()[0] == "glibc"
-MALLOPT_KEEP = ((-4, 0), (-1, -1))  # M_MMAP_MAX: map no block on its own; M_TRIM_THRESHOLD: return no memory
 CPU_BF16 = "avx512_bf16"  # CPUs with AMX have it too
 
 
@@ -59,12 +58,9 @@ def compile_network(network: Network, wanted: bool | str, device: torch.device) 
 
 
 def keep_memory() -> None:
-    """Let the process keep the memory of freed tensors for the next ones.
-
-    glibc returns large blocks, and the system clears their pages: a quarter of a training step at 256 pixels on a CPU.
-    """
+    """Let the process keep the memory of freed tensors: to return it costs a quarter of a training step on a CPU."""
     if ON_GLIBC:
-        for parameter, value in MALLOPT_KEEP:
+        for parameter, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: map no block alone; M_TRIM_THRESHOLD: return none
             ctypes.CDLL(None).mallopt(parameter, value)
 
 

@@ -1,7 +1,6 @@
 """Write files that are complete or absent: under a temporary name in the same folder, then renamed."""
 
 import errno
-import hashlib
 import os
 import secrets
 import time
@@ -16,7 +15,7 @@ from storage import folder_lock
 File = IO[Any]  # of text or bytes, as the mode says
 POSIX = os.name == "posix"  # Windows neither renames nor removes an open file
 TEMPORARY_SUFFIX = ".part"
-LONGEST_NAME = 200  # bytes; file systems take 255, and a temporary name is longer than the file's own
+SHARED_NAME = 40  # characters of the file's name in the temporary one; file systems take 255 bytes
 STALE_AFTER = 24 * 3600  # seconds, on a file system without locks
 REMEDIES = {  # remedy: names of its errors, not all of which exist on every system
     "free some space": ("ENOSPC", "EDQUOT", "EFBIG"),
@@ -74,10 +73,8 @@ def atomic_write(path: Path, remedy: str, mode: str = "wb") -> Iterator[File]:
 def create_temporary(path: Path, mode: str) -> tuple[Path, File]:
     """Create and open a temporary file beside `path`, locked where the file system has locks."""
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "surrogateescape"}
-    encoded = os.fsencode(path.name)
-    name = path.name if len(encoded) <= LONGEST_NAME else hashlib.sha256(encoded).hexdigest()
     while True:
-        temporary = path.with_name(f".{name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+        temporary = path.with_name(f".{path.name[:SHARED_NAME]}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
         file = temporary.open(mode, **text)  # type: ignore[call-overload]
         with suppress(OSError):  # without locks, `remove_stale` goes by age
             if not (folder_lock.try_lock(file) and folder_lock.is_at(temporary, file)):

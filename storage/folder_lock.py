@@ -1,7 +1,6 @@
 """Let one run at a time write into a folder; on a file system without locks it prints a warning and goes on.
 
-The package filelock locks the file `.lock` in the folder, and the system ends the lock with the process. The file also
-holds a note on its owner, for the error message of the next run. A killed run leaves the note without the lock.
+The lock on the file `.lock` ends with the process. The file also holds a note on its owner, for error messages.
 """
 
 import errno
@@ -23,7 +22,6 @@ from runtime.errors import MissingFileError, UserFileError
 LOCK = ".lock"
 NOTE_START = 1  # byte; filelock locks byte 0, which on Windows nobody else may read then
 LONGEST_COMMAND = 200  # characters of the command in the note
-
 LOCKED: dict[Path, os.stat_result] = {}  # folders that this process has locked, as they were at that time
 OpenFile = IO[str] | IO[bytes]
 
@@ -81,10 +79,9 @@ def try_lock(file: OpenFile) -> bool:
 
 def is_at(path: Path, file: OpenFile) -> bool:
     """Return whether `path` still names the open file."""
-    try:
+    with suppress(FileNotFoundError):
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def open_locked(path: Path) -> IO[str]:

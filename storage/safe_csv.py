@@ -1,7 +1,6 @@
 """Write CSV tables whose cells no spreadsheet runs as a formula.
 
-A file may be called `=cmd|…`. Excel, LibreOffice and Google Sheets run a cell that begins with one of FORMULA_SIGNS,
-so such a cell gets an apostrophe in front. Numbers stay numbers. `unescape` returns the original text.
+A cell that begins with one of FORMULA_SIGNS, such as `=cmd|…`, gets an apostrophe in front. Numbers stay numbers.
 """
 
 import csv
