@@ -1,7 +1,4 @@
-"""Run DDAD from the command line: parse flags, print each error in one line, return the exit code.
-
-`commands/dispatch.py` does what the flags ask for.
-"""
+"""Run DDAD from the command line: parse flags, print each error in one line; commands/dispatch.py does the rest."""
 
 import argparse
 import difflib
@@ -16,10 +13,10 @@ from pathlib import Path
 from config.keys import STAGES
 from runtime.errors import UserError, explain_error
 
-STAGE_HELP = {
-    "train": "stage 1: train the UNet on train/good",
-    "domain_adaptation": "stage 2: fine-tune the features",
-    "detection": "stage 3: score the test images",
+STAGE_FLAGS = {
+    "--train": "stage 1: train the UNet on train/good",
+    "--domain_adaptation": "stage 2: fine-tune the features",
+    "--detection": "stage 3: score the test images",
 }
 PREPARATIONS = {  # flag: what it takes
     "prepare_visa": "the download of VisA",
@@ -27,24 +24,21 @@ PREPARATIONS = {  # flag: what it takes
     "prepare_mtd": "the download of the magnetic-tile defects",
     "prepare_btad": "the download of BTAD",
     "prepare_ksdd": "the download of KolektorSDD or KolektorSDD2",
-    "prepare_folder": "your own normal images",
+    "prepare_folder": "a folder of your own normal images",
 }
 REQUESTS = ("tune", "rerun", "compare", "figure", "table", "check", *PREPARATIONS)  # one per run
 OWNERS = {  # flag: the flag that it needs
     "input": "detection", "choose": "figure", "contact_sheet": "check",
     "defects": "prepare_folder", "masks": "defects", "split": "prepare_visa",
 }  # fmt: skip
-UNUSED = {  # request: arguments that it does not use
-    "compare": ("settings", "output"), "table": ("settings", "output"), "figure": ("settings",), "check": ("output",)
-}  # fmt: skip
-TRUTH_VALUES = {"true": True, "false": False}
+UNUSED = {"settings": ("compare", "table", "figure"), "output": ("compare", "table", "check")}  # argument: requests
 HELP_HINT = "python main.py --help lists the flags"
 EXAMPLES = """\
 section.key=value sets one key; its value is read as YAML. Values are taken in this order, the last one wins:
 the file, then the preset (preset=laptop, preset=published), then section.key=value after the flags.
   python main.py --check data.data_dir=FOLDER data.category=NAME
   python main.py --train --detection preset=laptop data.name=own data.data_dir=FOLDER data.category=NAME
-  python main.py --detection data.category=screw model.w=3
+  python main.py --detection True data.category=screw model.w=3
   python main.py --train --domain_adaptation --detection --config demo.yaml 'model.channel_multipliers=[1,1,2,2]'
 """
 
@@ -69,55 +63,42 @@ def build_parser() -> Parser:
     add("-cfg", "--config", default="config.yaml", metavar="PATH", help="configuration file (default: config.yaml)")
     add("settings", nargs="*", metavar="section.key=value", help="settings; they override the file and the preset")
     add("--traceback", action="store_true", help="show where an error was raised")
-    add_stage_flags(parser)
-    add_result_flags(parser)
+
+    add = parser.add_argument_group("stages, alone or together; without a value: True").add_argument
+    for flag, text in STAGE_FLAGS.items():
+        add(flag, nargs="?", const=True, default=False, type=truth_value, metavar="True|False", help=text)
+    add("--tune", action="store_true", help="choose detection settings on synthetic anomalies; needs no labels")
+    add("--input", type=as_path, metavar="PATH", help="with --detection: an image or a folder without labels")
+    add("--output", type=as_path, metavar="DIR", help="results (results/<exp_name>/<category>), or prepared data")
+    add("--resume", action="store_true", help="continue an unfinished --train, or an earlier --input run")
+    add("--force", action="store_true", help="repeat finished work and replace earlier results")
+    add("--log", choices=("jsonl", "tensorboard"), help="log format of stages 1 and 2; overrides training.log")
     add_data_flags(parser)
     return parser
 
 
-def add_stage_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("stages, alone or together; without a value: True").add_argument
-    for stage in STAGES:
-        kind = {"nargs": "?", "const": True, "default": False, "type": truth_value, "metavar": "True|False"}
-        add(f"--{stage}", **kind, help=STAGE_HELP[stage])  # type: ignore[arg-type]
-    add("--tune", action="store_true", help="choose detection settings with synthetic anomalies; needs no labels")
-    add("--input", type=path_argument, metavar="PATH", help="with --detection: an image or a folder without labels")
-    output = "folder of the results (default: results/<exp_name>/<category>), or of prepared data"
-    add("--output", type=path_argument, metavar="DIR", help=output)
-    resume = "continue an unfinished --train, or the predictions of an earlier --input run"
-    add("--resume", action="store_true", help=resume)
-    add("--force", action="store_true", help="repeat finished work and replace earlier results")
-    add("--log", choices=("jsonl", "tensorboard"), help="log format of stages 1 and 2; overrides training.log")
-
-
-def add_result_flags(parser: Parser) -> None:
+def add_data_flags(parser: Parser) -> None:
     add = parser.add_argument_group("results").add_argument
     rerun = "repeat detection from a manifest.json and print the differences; with --train, training too"
-    add("--rerun", type=path_argument, metavar="MANIFEST", help=rerun)
-    compare = "print the metrics of results folders side by side"
-    add("--compare", type=path_argument, nargs="+", metavar="RESULTS", help=compare)
-    figure = "make a figure for print from results folders, in --output"
-    add("--figure", type=path_argument, nargs="+", metavar="RESULTS", help=figure)
-    choose = "an image for --figure, by its path in the category; may be repeated"
-    add("--choose", action="append", metavar="best|worst|PICTURE", help=choose)
+    add("--rerun", type=as_path, metavar="MANIFEST", help=rerun)
+    add("--compare", type=as_path, nargs="+", metavar="RESULTS", help="print the metrics of folders side by side")
+    add("--figure", type=as_path, nargs="+", metavar="RESULTS", help="make a figure for print, in --output")
+    add("--choose", action="append", metavar="best|worst|PICTURE", help="an image for --figure, by path; repeatable")
     add("--table", metavar="MVTec|VisA", help="print the paper's results and settings")
 
-
-def add_data_flags(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--check", action="store_true", help="check the category's images and masks for problems")
-    sheet = "with --check: write an overview of the images and their problems"
-    add("--contact_sheet", type=path_argument, metavar="FILE.png", help=sheet)
+    add(
+        "--contact_sheet", type=as_path, metavar="FILE.png", help="with --check: an overview of the images and problems"
+    )
     for flag, source in PREPARATIONS.items():
-        add(f"--{flag}", type=path_argument, metavar="PATH", help=f"prepare {source}; PATH is a folder, zip or tar")
-    defects = "with --prepare_folder: defective images, one subfolder per kind of defect"
-    add("--defects", type=path_argument, metavar="DIR", help=defects)
-    masks = "with --defects: masks, or JSON of LabelMe, COCO or Label Studio"
-    add("--masks", type=path_argument, metavar="PATH", help=masks)
-    add("--split", metavar="NAME", help="with --prepare_visa: table of split_csv, such as 2cls_fewshot (default: 1cls)")
+        add(f"--{flag}", type=as_path, metavar="PATH", help=f"prepare {source}: a folder, zip or tar")
+    add("--defects", type=as_path, metavar="DIR", help="with --prepare_folder: defective images, a subfolder per kind")
+    add("--masks", type=as_path, metavar="PATH", help="with --defects: masks, or JSON of LabelMe, COCO, Label Studio")
+    add("--split", metavar="NAME", help="with --prepare_visa: a table of split_csv, such as 2cls_fewshot (1cls)")
 
 
-def path_argument(text: str) -> Path:
+def as_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
     try:
@@ -127,17 +108,16 @@ def path_argument(text: str) -> Path:
 
 
 def truth_value(text: str) -> bool:
-    if text.lower() not in TRUTH_VALUES:
+    if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False nor section.key=value")
-    return TRUTH_VALUES[text.lower()]
+    return text.lower() == "true"
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse flags and settings in any order. A bare stage flag does not take the setting after it as its value."""
     spelt_out = []
     for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="--"):
-        is_stage = argument.startswith("--") and argument.removeprefix("--") in STAGES
-        is_bare = is_stage and (following.startswith("-") or "=" in following)
+        is_bare = argument in STAGE_FLAGS and (following.startswith("-") or "=" in following)
         spelt_out.append(f"{argument}=True" if is_bare else argument)
     options, unknown = build_parser().parse_known_intermixed_args(spelt_out)
     if unknown:
@@ -149,7 +129,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run_request(options: argparse.Namespace) -> int:
     """Do what the flags ask for and return the exit code."""
-    requests = list_requests(options)
+    requests = [flag for flag in REQUESTS if getattr(options, flag)]
+    if "rerun" not in requests:  # else the stages belong to it
+        requests += [stage for stage in STAGES if getattr(options, stage)][:1]
     check_flags(options, requests)
     if not requests:
         build_parser().print_help()
@@ -159,24 +141,16 @@ def run_request(options: argparse.Namespace) -> int:
     return dispatch.run_command(requests[0], options)
 
 
-def list_requests(options: argparse.Namespace) -> list[str]:
-    """Return the flags that each need a run of their own. All stages are one; with --rerun they belong to it."""
-    requests = [flag for flag in REQUESTS if getattr(options, flag)]
-    stages = [stage for stage in STAGES if getattr(options, stage)]
-    return requests + (stages[:1] if "rerun" not in requests else [])
-
-
 def check_flags(options: argparse.Namespace, requests: Sequence[str]) -> None:
     """Raise UserError for flags that do not go together."""
     if len(requests) > 1:
         raise UserError(f"--{requests[0]} and --{requests[1]} are two runs; remove one of them")
     for flag, owner in OWNERS.items():
-        if getattr(options, flag) is not None and not getattr(options, owner):
-            raise UserError(
-                f"--{flag} is {getattr(options, flag)}, which belongs to --{owner}; add that, or remove --{flag}"
-            )
-    for name in UNUSED.get(requests[0], ()) if requests else ():
-        if getattr(options, name):
+        value = getattr(options, flag)
+        if value is not None and not getattr(options, owner):
+            raise UserError(f"--{flag} is {value}, which belongs to --{owner}; add that, or remove --{flag}")
+    for name, without in UNUSED.items():
+        if getattr(options, name) and {*requests} & {*without}:
             argument = f"--output {options.output}" if name == "output" else " ".join(options.settings)
             raise UserError(f"--{requests[0]} does not use {argument}; remove it")
     if options.contact_sheet is not None and options.contact_sheet.suffix.lower() != ".png":
@@ -202,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         below_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
         print(f"{below_echo}stopped; all files written so far are complete", file=sys.stderr)
-        return 128 + getattr(stopped, "signal", signal.SIGINT)
+        return 128 + next((number for number in stopped.args if isinstance(number, int)), int(signal.SIGINT))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -2,6 +2,8 @@
 
 import datetime
 import difflib
+import math
+import operator
 import os
 import types
 import typing
@@ -11,7 +13,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from config.keys import AUTO, LATEST, PER_IMAGE, DataSettings, ModelSettings, Settings, Values
+from config.keys import AUTO, LATEST, PER_IMAGE, ModelSettings, Settings, Values
 from runtime.errors import UserError
 from storage.safe_names import stays_inside
 
@@ -33,30 +35,34 @@ REMOVED_VALUES = {
     "score.pooling": ("quantile",),
 }
 NOT_TEXT = (int, float, datetime.date)  # YAML reads 01 and 2024-01-02 as these
+BOUNDS = {"least": (operator.ge, "at least"), "above": (operator.gt, "above"), "most": (operator.le, "at most")}
 KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", Path: "a path"}
 
 
 def check_sections(content: Mapping[str, object]) -> Sections:
-    """Return checked values by section; `auto` stays, as it may depend on the category."""
+    """Return checked values by section, defaults included; `auto` stays, as it may depend on the category."""
     for section in content:
         if section not in SECTIONS:
             hint = did_you_mean(str(section), SECTIONS)
             raise UserError(f"unknown section {section!r}{hint}; known are {', '.join(SECTIONS)}")
-    return {section: check_section(section, kind, content.get(section)) for section, kind in SECTIONS.items()}
+    checked: Sections = {section: {} for section in SECTIONS}
+    for section, kind in SECTIONS.items():
+        keys = {spec.name: spec for spec in fields(kind)}
+        given = unify_spellings(section, section_values(section, content.get(section)), keys)
+        for name, key in keys.items():
+            path, value = f"{section}.{name}", given.get(name, key.default)
+            if value is MISSING:
+                raise UserError(f"missing key {path}; add it to the file, or {path}=… to the command line")
+            checked[section][name] = check_value(path, key, value)
+    return checked
 
 
-def check_section(section: str, kind: type, values: object) -> dict[str, object]:
-    """Return the checked values of a section, defaults included."""
+def section_values(section: str, values: object) -> Values:
+    """Return a copy of a section's values. Raise UserError where it is no section."""
     values = values or {}
     if not isinstance(values, dict):
         raise UserError(f"{section} should be a section with keys, not {values!r}")
-    known = {spec.name: spec for spec in fields(kind)}
-    given = unify_spellings(section, values, known)
-    for name, spec in known.items():
-        if name not in given and spec.default is MISSING:
-            path = f"{section}.{name}"
-            raise UserError(f"missing key {path}; add it to the configuration or give {path}=… on the command line")
-    return {name: check_value(f"{section}.{name}", spec, given.get(name, spec.default)) for name, spec in known.items()}
+    return dict(values)
 
 
 def unify_spellings(section: str, values: Mapping[str, object], known: Iterable[str]) -> dict[str, object]:
@@ -79,16 +85,11 @@ def unify_spellings(section: str, values: Mapping[str, object], known: Iterable[
     return unified
 
 
-def check_category(name: object) -> str:
-    """Return the name of one category. Raise UserError where it is none."""
-    spec = next(spec for spec in fields(DataSettings) if spec.name == "category")
-    return str(check_value("data.category", spec, name))
-
-
 def check_value(path: str, spec: "Field[object]", value: object) -> object:
     """Return the value as the key's type. Raise UserError where it has another type or is out of bounds."""
-    kinds = list(typing.get_args(spec.type)) if isinstance(spec.type, types.UnionType) else [spec.type]
-    words = [AUTO] * spec.metadata["takes_auto"] + [LATEST] * (int in kinds and str in kinds)
+    kinds = typing.get_args(spec.type) if isinstance(spec.type, types.UnionType) else (spec.type,)
+    is_epoch = int in kinds and str in kinds
+    words = [AUTO] * (is_epoch or spec.default == AUTO) + [LATEST] * is_epoch
     if value in words or (value is None and types.NoneType in kinds):
         return value
     kind = kinds[0]
@@ -100,14 +101,15 @@ def check_value(path: str, spec: "Field[object]", value: object) -> object:
     return check_bounds(path, spec, convert_value(path, kind, value, words))
 
 
-def convert_value(path: str, kind: object, value: object, words: Iterable[str] = ()) -> object:
+def convert_value(path: str, kind: type, value: object, words: Iterable[str] = ()) -> object:
     """Return the value as `kind`. `words` are what the key takes besides, for the error message."""
     if kind in (int, float) and not isinstance(value, bool):
-        number = as_number(value)
-        if kind is float and abs(number) < float("inf"):
-            return number
-        if number.is_integer():
-            return value if isinstance(value, int) else int(number)  # above 2**53 a float is another number
+        with suppress(TypeError, ValueError, OverflowError):
+            number = float(value)  # type: ignore[arg-type]  # PyYAML reads 3e-4 as text
+            if kind is float and math.isfinite(number):
+                return number
+            if kind is int and number.is_integer():
+                return value if isinstance(value, int) else int(number)  # above 2**53 a float is another number
     if kind is bool and isinstance(value, bool):
         return value
     if kind in (str, Path) and isinstance(value, NOT_TEXT) and not isinstance(value, bool):
@@ -117,8 +119,7 @@ def convert_value(path: str, kind: object, value: object, words: Iterable[str] =
     if kind is Path and isinstance(value, (str, Path)) and is_file_text(str(value)):
         with suppress(RuntimeError):  # the user of ~user is unknown
             return Path(value).expanduser()
-    kind_name = next(name for known, name in KIND_NAMES.items() if known is kind)
-    raise UserError(f"{path} is {value!r}; it should be {' or '.join([kind_name, *words])}")
+    raise UserError(f"{path} is {value!r}; it should be {' or '.join([KIND_NAMES[kind], *words])}")
 
 
 def is_file_text(text: str) -> bool:
@@ -129,70 +130,39 @@ def is_file_text(text: str) -> bool:
         return False
 
 
-def as_number(value: object) -> float:
-    """Return the value as a float, nan where it is none. PyYAML reads 3e-4 as text."""
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return float("nan")
-
-
 def check_bounds(path: str, spec: "Field[object]", value: Any) -> object:
     """Return the value. Raise UserError where it is outside the key's bounds."""
-    least, above, most, one_of = (spec.metadata[bound] for bound in ("least", "above", "most", "one_of"))
+    one_of = spec.metadata["one_of"]
     if value in REMOVED_VALUES.get(path, ()):
         choices = [*one_of, "null"] if spec.default is None else one_of
         raise UserError(f"{path} is {value!r}, which this version no longer has; set it to {' or '.join(choices)}")
     if one_of and value not in one_of:
         raise UserError(f"{path} is {value!r}{did_you_mean(value, one_of)}; it should be {' or '.join(one_of)}")
-    for broken, rule in (
-        (least is not None and value < least, f"at least {least}"),
-        (above is not None and value <= above, f"above {above}"),
-        (most is not None and value > most, f"at most {most}"),
-    ):
-        if broken:
-            raise UserError(f"{path} is {value}; it should be {rule}")
+    for bound, limit in spec.metadata["bounds"].items():
+        holds, words = BOUNDS[bound]
+        if not holds(value, limit):
+            raise UserError(f"{path} is {value}; it should be {words} {limit}")
     return value
 
 
 def check_combinations(settings: Settings) -> None:
     """Raise UserError for values that do not go together."""
-    check_folder_names(settings)
-    check_image_sizes(settings)
-    check_protocol(settings)
-    check_noise_steps(settings.model, settings.training.highest_step)
-
-
-def check_folder_names(settings: Settings) -> None:
-    category, exp_name = settings.data.category, settings.model.exp_name
-    if not (stays_inside(category) and stays_inside(exp_name)):
-        names = f"data.category is {category!r} and model.exp_name {exp_name!r}"
+    data, model, size, crop = settings.data, settings.model, settings.data.image_size, settings.metrics.centre_crop
+    if not (stays_inside(data.category) and stays_inside(model.exp_name)):
+        names = f"data.category is {data.category!r} and model.exp_name {model.exp_name!r}"
         raise UserError(f"{names}; both must name a folder that lies inside its parent")
-
-
-def check_image_sizes(settings: Settings) -> None:
-    size, blur, crop = settings.data.image_size, settings.model.blur_sigma, settings.metrics.centre_crop
-    if 4 * blur >= size:
-        reach = f"its kernel reaches 4 sigmas, beyond data.image_size, {size}"
-        raise UserError(f"model.blur_sigma is {blur}; {reach}; lower it")
-    if settings.data.input_channel == 2:
+    if 4 * model.blur_sigma >= size:
+        raise UserError(f"model.blur_sigma is {model.blur_sigma}; 4 sigmas exceed data.image_size, {size}; lower it")
+    if data.input_channel == 2:
         raise UserError("data.input_channel is 2; it should be 1 (grey) or 3 (colour)")
     for pixels in (size, settings.metrics.size):
         if round(crop * pixels) < 1:
             raise UserError(f"metrics.centre_crop is {crop}, which leaves none of {pixels} pixels; raise it (1: all)")
-
-
-def check_protocol(settings: Settings) -> None:
-    """Raise UserError for tiles and parts with the published protocol, which has neither."""
-    tiles = settings.data.tiles
-    if settings.score.protocol == PER_IMAGE:
-        return
-    if tiles is not None:
-        remedy = "set score.protocol=per_image, or data.tiles=null"
-        raise UserError(f"data.tiles is {tiles}, which the published protocol does not have; {remedy}")
-    if settings.score.parts:
-        remedy = "set score.protocol=per_image, or score.parts=null"
-        raise UserError(f"score.parts need normal pictures, which the published protocol does not use; {remedy}")
+    for path, value in {"data.tiles": data.tiles, "score.parts": settings.score.parts}.items():
+        if value and settings.score.protocol != PER_IMAGE:
+            remedy = f"set score.protocol=per_image, or {path}=null"
+            raise UserError(f"{path} is {value}, which the published protocol does not have; {remedy}")
+    check_noise_steps(model, settings.training.highest_step)
 
 
 def check_noise_steps(model: ModelSettings, highest: int | None) -> None:
@@ -219,11 +189,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def keys_without_effect(content: Mapping[str, object]) -> list[str]:
     """Return a sentence for each given key that does nothing. A removed key counts even where it is null."""
-    given = {
-        f"{section}.{name}": value
-        for section, values in content.items()
-        if isinstance(values, dict)
-        for name, value in values.items()
-    }
-    useless = (path for path in NO_EFFECT if path in given and (path in REMOVED_KEYS or given[path] is not None))
-    return [f"{path} is accepted and has no effect: {NO_EFFECT[path]}" for path in useless]
+    lines = []
+    for path, reason in NO_EFFECT.items():
+        section, _, name = path.partition(".")
+        values = content.get(section)
+        if isinstance(values, dict) and name in values and (path in REMOVED_KEYS or values[name] is not None):
+            lines.append(f"{path} is accepted and has no effect: {reason}")
+    return lines

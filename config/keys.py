@@ -1,11 +1,8 @@
-"""Declare every configuration key once: its type, its default, its bounds, and what it affects.
+"""Declare every configuration key once: its type, its default, its bounds, and what it affects."""
 
-`load.py` reads them from config.yaml and the command line, checks them, and replaces `auto`.
-"""
-
-from collections.abc import Iterable
+import json
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from enum import Flag, auto
+from enum import Flag
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +11,24 @@ PER_IMAGE = "per_image"
 PLANNED = 0  # `auto` epochs until commands/budget.py knows how many fit training.budget_minutes
 STAGES = ("train", "domain_adaptation", "detection")
 PARTS = ("pixel", "feature", "memory", "wide_memory", "whole_memory", "patch_memory")
-
-UNET_KEYS = (
-    "base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts"
-)  # fmt: skip
+SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts")
 
 Values = dict[str, Any]  # by name
 
-
-class Effect(Flag):
-    """Results that a key's value changes directly.
-
-    Pictures and networks are compared by their content, so a key that only names their files has no effect of its own.
-    """
-
-    NOTHING = 0
-    WEIGHTS = auto()  # of the UNet
-    FEATURES = auto()  # the adapted ones
-    SCORES = auto()  # image scores, anomaly maps and metrics
-    PLAN = auto()  # of the epochs that fit a budget
-
-
-NOTHING, WEIGHTS, FEATURES, SCORES, PLAN = Effect.NOTHING, Effect.WEIGHTS, Effect.FEATURES, Effect.SCORES, Effect.PLAN
-ALL_STAGES = WEIGHTS | FEATURES | SCORES
+Effect = Flag("Effect", ["WEIGHTS", "FEATURES", "SCORES", "PLAN"])  # results that a key's value changes directly:
+WEIGHTS, FEATURES, SCORES, PLAN = Effect  # the UNet, the adapted features, scores and metrics, epochs within a budget
+NOTHING, ALL_STAGES = Effect(0), WEIGHTS | FEATURES | SCORES
 
 
 def key(
-    default: Any = MISSING,
-    *,
-    affects: Effect,
-    stored_as: str | None = None,
-    takes_auto: bool = False,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    one_of: Iterable[str] = (),
+    default: Any = MISSING, *, affects: Effect, stored_as: str = "", one_of: tuple[str, ...] = (), **bounds: float
 ) -> Any:
-    """Declare a configuration key; one without a default must be given.
+    """Declare a configuration key, its name in files of weights, and its bounds `least`, `above` and `most`.
 
-    `stored_as` is its name in the files of weights, `takes_auto` allows `auto` beside another default.
+    A key that only names files affects nothing, as pictures and networks are compared by their content.
     """
-    bounds = {"least": least, "above": above, "most": most, "one_of": tuple(one_of)}
-    names = {"affects": affects, "stored_as": stored_as, "takes_auto": takes_auto or default == AUTO}
-    return field(default=default, metadata=bounds | names)
+    metadata = {"affects": affects, "stored_as": stored_as, "one_of": one_of, "bounds": bounds}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -92,7 +64,7 @@ class ModelSettings:
     learning_rate: float = key(3e-4, affects=WEIGHTS, above=0)
     weight_decay: float = key(0.05, affects=WEIGHTS, least=0)
     epochs: int = key(AUTO, affects=WEIGHTS, least=1)
-    load_chp: int | str = key(LATEST, affects=NOTHING, takes_auto=True, least=0)
+    load_chp: int | str = key(LATEST, affects=NOTHING, least=0)
     averaged: bool = key(True, affects=NOTHING)
     DA_epochs: int = key(AUTO, affects=FEATURES, least=0)
     DA_chp: int | str = key(AUTO, affects=NOTHING, least=0)
@@ -182,17 +154,14 @@ class Settings:
 
     @property
     def category_dir(self) -> Path:
-        """Return the folder of the category's pictures."""
         return self.data.data_dir / self.data.category
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Return the folder of the category's weights."""
         return self.model.checkpoint_dir / self.data.category
 
     @property
     def results_folder(self) -> Path:
-        """Return the folder of the category's results."""
         return Path("results") / self.model.exp_name / self.data.category
 
     @property
@@ -218,19 +187,16 @@ class Settings:
         return {"workers": self.model.num_workers, "folder": self.speed.cache, "limit": self.speed.cache_limit}
 
     def schedule_arguments(self) -> Values:
-        """Return the arguments of `NoiseSchedule`."""
         model = self.model
         return {"steps": model.trajectory_steps, "beta_start": model.beta_start, "beta_end": model.beta_end}
 
     def unet_arguments(self) -> Values:
-        """Return the arguments of `UNet`."""
-        shape = {name: getattr(self.model, name) for name in UNET_KEYS}
+        shape = {name: getattr(self.model, name) for name in SHAPE}
         return {"image_size": self.unet_size, "in_channels": self.data.input_channel, **shape}
 
     def training_arguments(self) -> dict[str, object]:
         """Return all settings that the weights of the UNet depend on."""
-        in_use = {"image_size": self.unet_size, "in_channels": self.data.input_channel}
-        return self.settings_affecting(WEIGHTS) | in_use
+        return self.settings_affecting(WEIGHTS) | {"image_size": self.unet_size, "in_channels": self.data.input_channel}
 
     def planning_arguments(self) -> dict[str, object]:
         """Return all settings that the number of epochs within a budget depends on, beside the machine."""
@@ -243,23 +209,14 @@ class Settings:
     def settings_affecting(self, effect: Effect) -> dict[str, object]:
         """Return the values of all keys that have this effect, under the names that files of weights store."""
         sections = [getattr(self, section.name) for section in fields(self)]
-        return {
-            spec.metadata["stored_as"] or spec.name: getattr(section, spec.name)
-            for section in sections
-            for spec in fields(section)
-            if effect in spec.metadata["affects"]
-        }
+        keys = [
+            (section, spec) for section in sections for spec in fields(section) if effect in spec.metadata["affects"]
+        ]
+        return {spec.metadata["stored_as"] or spec.name: getattr(section, spec.name) for section, spec in keys}
 
     def as_dict(self) -> dict[str, dict[str, object]]:
         """Return plain values by section, as config.yaml would hold them."""
-        sections = {
-            section: {name: plain_value(value) for name, value in values.items()}
-            for section, values in asdict(self).items()
-        }
+        sections: dict[str, dict[str, object]] = json.loads(json.dumps(asdict(self), default=str))
         if self.model.epochs == PLANNED:
             sections["model"]["epochs"] = AUTO
         return sections
-
-
-def plain_value(value: object) -> object:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

@@ -1,7 +1,4 @@
-"""The values that the paper and its release publish for each category: settings and accuracies.
-
-Sources: section 5, the supplement, and the tables of results. All are in published.csv.
-"""
+"""The settings and accuracies that the paper publishes for each category: section 5, supplement, tables of results."""
 
 import csv
 import functools
@@ -18,12 +15,13 @@ def published_rows() -> dict[str, dict[str, str]]:
         return {row["category"]: row for row in csv.DictReader(file)}
 
 
-def published_metrics(category: str, data_set: str | None = None) -> dict[str, float]:
-    """Return the paper's metrics of a category in percent; an empty dict where it has none.
+def published_row(category: str, data_set: str | None = None) -> dict[str, str]:
+    """Return the row of a category of this data set, or of any; an empty one where the paper has none."""
+    row = published_rows().get(category, {})
+    return row if data_set is None or data_set.lower() == row.get("data_set", "").lower() else {}
 
-    A category of another `data_set` with the same name has none.
-    """
-    row = published_rows().get(category)
-    if row is None or (data_set is not None and data_set.lower() != row["data_set"].lower()):
-        return {}
-    return {name: float(row[name]) for name in PUBLISHED_METRICS}
+
+def published_metrics(category: str, data_set: str | None = None) -> dict[str, float]:
+    """Return the paper's metrics of a category in percent; an empty dict where it has none."""
+    row = published_row(category, data_set)
+    return {name: float(row[name]) for name in PUBLISHED_METRICS if row}

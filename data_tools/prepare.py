@@ -118,7 +118,7 @@ def next_command(
         changes["model"]["checkpoint_dir"] = named_path(file["model"]["checkpoint_dir"]).parent / name
     if plan.without_mask():
         changes["data"]["mask"] = False
-    missing = unpublished_keys(merge_sections(read_sections(configuration, overrides), changes))
+    missing = unpublished_keys(check_sections(merge_sections(read_sections(configuration, overrides), changes)))
     if missing:
         overrides = [f"preset={LAPTOP}", *without_keys(overrides, ["preset", *missing])]
     settings = build_settings(merge_sections(read_sections(configuration, overrides), changes))

@@ -17,7 +17,6 @@ from runtime.errors import UserError
 Network = Callable[..., Any]  # tensors in; a tensor or a list of tensors out
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ON_GLIBC = platform.libc_ver()[0] == "glibc"
-MALLOPT_KEEP = ((-4, 0), (-1, -1))  # M_MMAP_MAX: map no block on its own; M_TRIM_THRESHOLD: return no memory
 CPU_BF16 = "avx512_bf16"  # CPUs with AMX have it too
 
 
@@ -32,15 +31,11 @@ def computes_in_bf16(device: torch.device) -> bool:
     """Return whether the device has instructions for bf16; without them bf16 is slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and has_cpu_bf16()
-
-
-def has_cpu_bf16() -> bool:
-    """Return whether the CPU computes in bf16: torch says it, or Linux for an older torch."""
-    if hasattr(torch.cpu, "get_capabilities"):
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         return bool(torch.cpu.get_capabilities().get(CPU_BF16))
-    with suppress(OSError):  # not Linux
-        return CPU_BF16 in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    if device.type == "cpu":  # Linux answers for an older torch
+        with suppress(OSError):
+            return CPU_BF16 in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     return False
 
 
@@ -63,13 +58,9 @@ def compile_network(network: Network, wanted: bool | str, device: torch.device) 
 
 
 def keep_memory() -> None:
-    """Let the process keep the memory of freed tensors for the next ones; only glibc needs it.
-
-    By default glibc returns large blocks, and the system clears their pages each time: a quarter of a training step
-    at 256 pixels on a CPU.
-    """
+    """Let the process keep the memory of freed tensors: to return it costs a quarter of a training step on a CPU."""
     if ON_GLIBC:
-        for parameter, value in MALLOPT_KEEP:
+        for parameter, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: map no block alone; M_TRIM_THRESHOLD: return none
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
@@ -102,10 +93,8 @@ def choose_device(name: str) -> torch.device:
     """Return the named device. `auto`, or one that is absent, gives the first present one of cuda, mps and cpu."""
     modules = (("cuda", torch.cuda), ("mps", torch.backends.mps))
     present = [*(kind for kind, module in modules if module.is_available()), "cpu"]
-    if name == "auto":
-        return torch.device(present[0])
     try:
-        device = torch.device(name)
+        device = torch.device(present[0] if name == "auto" else name)
     except RuntimeError:
         raise UserError(f"model.device is {name!r}; it should be auto, cuda, mps or cpu") from None
     count = torch.cuda.device_count() if device.type == "cuda" else 1

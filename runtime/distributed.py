@@ -1,7 +1,4 @@
-"""Let several processes, started by torchrun, share one run: the main process writes and prints.
-
-torchrun sets RANK, WORLD_SIZE and LOCAL_RANK, and restarts all processes when one dies.
-"""
+"""Let several processes, started by torchrun, share one run: the main process writes and prints."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +52,6 @@ class Group:
         return [item for part in parts or [] for item in part or []]
 
     def wait(self) -> None:
-        """Wait for all processes."""
         if self.size > 1:
             torch.distributed.barrier()
 
@@ -67,9 +63,9 @@ class Group:
         return cast(Item, values[0])
 
     def share_gradients(self, unet: nn.Module) -> tuple[nn.Module, Callable[[bool], AbstractContextManager[object]]]:
-        """Return the network with gradients averaged over all processes, and a context for its backward pass.
+        """Return the network with gradients averaged over all processes, and the context for a backward pass.
 
-        The context takes whether the processes exchange gradients now, or only sum their own.
+        It takes whether the processes exchange gradients in this pass, or only sum their own.
         """
         if self.size == 1:
             return unet, lambda _: nullcontext()

@@ -7,8 +7,6 @@ import re
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")
 CONNECTION_LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "NCCL")
 
-MEMORY_KEYS = "data.batch_size, data.DA_batch_size or data.test_batch_size, data.image_size, model.base_channels"
-
 
 class UserError(ValueError):
     """A mistake that the user can mend; the message names the thing, its value and the remedy in one line."""
@@ -23,32 +21,17 @@ class MissingFileError(UserFileError, FileNotFoundError):
 
 
 def explain_error(error: Exception) -> str | None:
-    """Return the error in one line that names its remedy; None for a fault of this program.
-
-    An OSError with an errno, such as a full disk, comes from the user's system and not from this program.
-    """
+    """Return the error in one line that names its remedy; None for a fault of this program."""
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is missing; python -m pip install -r requirements.txt"
-    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):  # such as a full disk
         return one_line(error)
-    if is_connection_lost(error):
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(words in text for words in CONNECTION_LOST):
         return "another process of this run has ended; start the run again with --resume"
-    if is_out_of_memory(error):
-        return f"out of memory; lower {MEMORY_KEYS}"
+    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+        return "out of memory; lower data.batch_size, DA_batch_size, test_batch_size, image_size or model.base_channels"
     return None
-
-
-def is_connection_lost(error: BaseException) -> bool:
-    """Return whether the error says that another process of the run has ended."""
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    return several and isinstance(error, RuntimeError) and any(words in str(error) for words in CONNECTION_LOST)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the error says that memory ran out; torch raises RuntimeErrors for it."""
-    if not isinstance(error, (MemoryError, RuntimeError)):
-        return False
-    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def one_line(error: BaseException) -> str:

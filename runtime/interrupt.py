@@ -7,42 +7,28 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal, of this number, asked the run to end."""
-
-    def __init__(self, number: int):
-        super().__init__()
-        self.signal = number
-
-
 class StopRequest:
-    """The signal, if any, that asked the run to end."""
+    """Whether a signal asked the run to end, and its number."""
 
-    signal: int | None = None
-
-    @property
-    def requested(self) -> bool:
-        return self.signal is not None
+    requested, number = False, int(signal.SIGINT)
 
     def note(self, number: int, _: FrameType | None) -> None:
         if self.requested:
-            raise Stopped(number)  # a second signal does not wait
-        self.signal = number
+            raise KeyboardInterrupt(number)  # a second signal does not wait
+        self.requested, self.number = True, number
 
-    def as_exception(self) -> Stopped:
-        return Stopped(self.signal or signal.SIGINT)
+    def as_exception(self) -> KeyboardInterrupt:
+        return KeyboardInterrupt(self.number)
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Yield a request that notes the first Ctrl-C or SIGTERM; a second one ends the run at once."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
-        yield request
-        return
-    earlier = {number: signal.signal(number, request.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    request, handlers = StopRequest(), {}
+    if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other
+        handlers = {number: signal.signal(number, request.note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
     finally:
-        for number, handler in earlier.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -17,6 +17,7 @@ from runtime.errors import UserError
 LINE_SECONDS = 10.0  # between two lines without a terminal
 BAR_SECONDS = 1.0  # between two updates of the bar's text
 Item = TypeVar("Item")
+Values = Mapping[str, object]  # by name
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,13 @@ def check_loss(progress: Progress, remedy: str) -> None:
         raise UserError(f"the loss is {progress.loss.item()} after epoch {progress.epoch}; {remedy}")
 
 
-def announce(
-    stage: str, device: torch.device, settings: Mapping[str, Mapping[str, object]], paths: Mapping[str, object]
-) -> None:
+def announce(stage: str, device: torch.device, settings: Mapping[str, Values], paths: Values) -> None:
     """Print what a stage is about to do: its device, its settings by section, what it reads and writes."""
     print(f"{stage} on {device_name(device)}")
     for section, values in settings.items():
         print(f"  {section + ':':13}{'  '.join(f'{name}={value}' for name, value in values.items())}")
     for label, path in paths.items():
-        print(f"  {label + ':':13}{path}")
-    sys.stdout.flush()
+        print(f"  {label + ':':13}{path}", flush=True)
 
 
 def follow_steps(steps: Iterable[Progress], total: int, label: str, done: int = 0) -> Iterator[Progress]:

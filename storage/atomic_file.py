@@ -1,10 +1,6 @@
-"""Write files that are complete or absent: under a temporary name in the same folder, then renamed.
-
-A killed run leaves its temporary files; `remove_stale` removes them later.
-"""
+"""Write files that are complete or absent: under a temporary name in the same folder, then renamed."""
 
 import errno
-import hashlib
 import os
 import secrets
 import time
@@ -17,8 +13,9 @@ from runtime.errors import UserFileError
 from storage import folder_lock
 
 File = IO[Any]  # of text or bytes, as the mode says
+POSIX = os.name == "posix"  # Windows neither renames nor removes an open file
 TEMPORARY_SUFFIX = ".part"
-LONGEST_NAME = 200  # bytes; file systems take 255, and a temporary name is longer than the file's own
+SHARED_NAME = 40  # characters of the file's name in the temporary one; file systems take 255 bytes
 STALE_AFTER = 24 * 3600  # seconds, on a file system without locks
 REMEDIES = {  # remedy: names of its errors, not all of which exist on every system
     "free some space": ("ENOSPC", "EDQUOT", "EFBIG"),
@@ -61,10 +58,10 @@ def atomic_write(path: Path, remedy: str, mode: str = "wb") -> Iterator[File]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if os.name == "posix":
+            if POSIX:
                 temporary.replace(path)  # while the lock on it still holds
-        if os.name != "posix":
-            temporary.replace(path)  # Windows renames no open file
+        if not POSIX:
+            temporary.replace(path)
     except OSError as error:
         raise UserFileError(f"can't write {path}: {write_error_text(error, remedy)}") from error
     finally:
@@ -76,18 +73,14 @@ def atomic_write(path: Path, remedy: str, mode: str = "wb") -> Iterator[File]:
 def create_temporary(path: Path, mode: str) -> tuple[Path, File]:
     """Create and open a temporary file beside `path`, locked where the file system has locks."""
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "surrogateescape"}
-    encoded = os.fsencode(path.name)
-    name = path.name if len(encoded) <= LONGEST_NAME else hashlib.sha256(encoded).hexdigest()
     while True:
-        temporary = path.with_name(f".{name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+        temporary = path.with_name(f".{path.name[:SHARED_NAME]}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
         file = temporary.open(mode, **text)  # type: ignore[call-overload]
-        try:
-            is_locked = folder_lock.try_lock(file)
-        except OSError:
-            is_locked = True  # without locks, `remove_stale` goes by age
-        if is_locked and folder_lock.is_at(temporary, file):  # else another run removed it before it was locked
-            return temporary, file
-        file.close()
+        with suppress(OSError):  # without locks, `remove_stale` goes by age
+            if not (folder_lock.try_lock(file) and folder_lock.is_at(temporary, file)):
+                file.close()  # another run removed it before it was locked
+                continue
+        return temporary, file
 
 
 def remove_stale(folder: Path, *below: str) -> None:
@@ -96,17 +89,12 @@ def remove_stale(folder: Path, *below: str) -> None:
     deeper = [path for subfolder in below for path in (folder / subfolder).rglob(pattern)]
     for path in [*folder.glob(pattern), *deeper]:
         with suppress(OSError):
-            remove_if_stale(path)
-
-
-def remove_if_stale(path: Path) -> None:
-    """Remove a temporary file, unless a running process writes to it."""
-    with path.open("r+b") as file:
-        try:
-            is_stale = folder_lock.try_lock(file)
-        except OSError:
-            is_stale = time.time() - path.stat().st_mtime >= STALE_AFTER
-        if is_stale and os.name == "posix":
-            path.unlink()
-    if is_stale and os.name != "posix":
-        path.unlink()  # Windows removes no open file
+            with path.open("r+b") as file:
+                try:
+                    is_stale = folder_lock.try_lock(file)
+                except OSError:
+                    is_stale = time.time() - path.stat().st_mtime >= STALE_AFTER
+                if is_stale and POSIX:
+                    path.unlink()
+            if is_stale and not POSIX:
+                path.unlink()

@@ -18,10 +18,9 @@ def describe_differences(then: Mapping[str, object], now: Mapping[str, object]) 
 def weights_hash(networks: Iterable[nn.Module]) -> str:
     """Return a hash of all weights of the networks."""
     digest = hashlib.sha256()
-    for network in networks:
-        for name, value in network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().numpy().tobytes())
+    for name, value in (entry for network in networks for entry in network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:HASH_DIGITS]
 
 

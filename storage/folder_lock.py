@@ -1,8 +1,6 @@
-"""Let one run at a time write into a folder.
+"""Let one run at a time write into a folder; on a file system without locks it prints a warning and goes on.
 
-The lock is the system's, taken by the package filelock on the file `.lock` in the folder, so that it ends with the
-process. The file also holds a note on its owner, for the error message of the next run. A killed run leaves the note
-without the lock; the next run replaces it. On a file system without locks the run prints a warning and goes on.
+The lock on the file `.lock` ends with the process. The file also holds a note on its owner, for error messages.
 """
 
 import errno
@@ -24,7 +22,6 @@ from runtime.errors import MissingFileError, UserFileError
 LOCK = ".lock"
 NOTE_START = 1  # byte; filelock locks byte 0, which on Windows nobody else may read then
 LONGEST_COMMAND = 200  # characters of the command in the note
-
 LOCKED: dict[Path, os.stat_result] = {}  # folders that this process has locked, as they were at that time
 OpenFile = IO[str] | IO[bytes]
 
@@ -35,10 +32,7 @@ class FolderLockedError(UserFileError, BlockingIOError):
 
 @contextmanager
 def locked(folder: Path, remedy: str) -> Iterator[None]:
-    """Keep other runs from writing into `folder`.
-
-    Raise FolderLockedError with the owner and `remedy` where another run writes into it already.
-    """
+    """Keep other runs from writing into `folder`. Raise FolderLockedError with `remedy` where one does so already."""
     path, file = folder / LOCK, None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,36 +66,26 @@ def refuse_locked(folder: Path, remedy: str) -> None:
 
 
 def refuse_replaced(path: Path) -> None:
-    """Raise MissingFileError where a locked folder around `path` is gone, or another folder has its place.
-
-    A network folder that comes back hides what was written into its mount point meanwhile.
-    """
+    """Raise MissingFileError where a locked folder around `path` is gone, or is another one, such as a mount point."""
     for folder, before in LOCKED.items():
         if folder in path.parents and not os.path.samestat(folder.stat(), before):
             raise MissingFileError(errno.ENOENT, "the folder is not the one that the run began with")
 
 
 def try_lock(file: OpenFile) -> bool:
-    """Lock an open file until it is closed; return whether no other process has locked it.
-
-    Raise OSError where the file system has no locks.
-    """
+    """Lock an open file until it is closed, unless another process has. Raise OSError where there are no locks."""
     return lock_descriptor(file.fileno(), blocking=False)
 
 
 def is_at(path: Path, file: OpenFile) -> bool:
     """Return whether `path` still names the open file."""
-    try:
+    with suppress(FileNotFoundError):
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def open_locked(path: Path) -> IO[str]:
-    """Return the lock's file, open and locked; create it where it is missing.
-
-    Raise BlockingIOError where another process has the lock, OSError where the file can be neither written nor locked.
-    """
+    """Return the lock's file, open and locked. Raise BlockingIOError where another process has the lock."""
     while True:
         with ExitStack() as on_failure:
             file = on_failure.enter_context(open_lock(path, "a+"))
@@ -143,21 +127,12 @@ def write_owner(file: IO[str]) -> None:
         file.flush()
 
 
-def read_owner(path: Path) -> dict[str, object]:
-    """Return the owner's note; an empty one where it is missing or damaged."""
-    try:
-        with path.open("rb") as file:
-            file.seek(NOTE_START)
-            note = json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return note if isinstance(note, dict) else {}
-
-
 def locked_text(path: Path, remedy: str) -> str:
-    """Return the error message for a locked folder: its owner, and what the user can do."""
-    note, owner = read_owner(path), "another run"
-    if note:
-        owner = f"{note.get('command')} (process {note.get('pid')} on {note.get('host')}, since {note.get('since')})"
+    """Return the error message for a locked folder: its owner, where the note is readable, and what the user can do."""
+    owner = "another run"
+    with suppress(OSError, ValueError, RecursionError, LookupError, TypeError), path.open("rb") as file:
+        file.seek(NOTE_START)
+        note = json.loads(file.read())
+        owner = f"{note['command']} (process {note['pid']} on {note['host']}, since {note['since']})"
     printable = "".join(sign if sign.isprintable() else "?" for sign in owner)  # anybody may have written the note
     return f"{path.parent} is being written by {printable}; wait for its end, or {remedy}"

@@ -1,7 +1,6 @@
-"""Fetch pretrained weights: by a known name only, and only with the content that the publisher's hash describes.
+"""Fetch pretrained weights: by a known name only, and only with the content that the publisher's SHA-256 describes.
 
-Files of torchvision and of timm's own addresses carry the first digits of their SHA-256 in their name. The Hugging
-Face hub stores each large file under its whole SHA-256. Hashes are checked at each use, not only after a download.
+Names of torchvision's files and of timm's addresses contain its first digits; the Hugging Face hub names files by it.
 """
 
 import contextlib
@@ -32,8 +31,7 @@ def cached_file(url: str) -> Path | None:
 
 def torchvision_state(published: WeightsEnum) -> dict[str, Tensor]:
     """Return torchvision's weights, cached or downloaded. Raise UserFileError where their hash is wrong."""
-    cached = cached_file(published.url)
-    if cached:
+    if cached := cached_file(published.url):
         check_hash(cached, hash_in(published.url))
     with contextlib.redirect_stderr(sys.stdout):  # torch announces the download on stderr
         return dict(published.get_state_dict(progress=False, check_hash=True, weights_only=True))
@@ -42,10 +40,10 @@ def torchvision_state(published: WeightsEnum) -> dict[str, Tensor]:
 def timm_source(model_name: str) -> str:
     """Return the hub repository or the address of a model's weights. Raise UserError where it has no hash."""
     published = timm.get_pretrained_cfg(model_name)
-    if published is None or not (published.hf_hub_id or published.url):
-        raise UserError("timm has no weights of it")
-    if published.hf_hub_id:
+    if published and published.hf_hub_id:
         return str(published.hf_hub_id)
+    if not (published and published.url):
+        raise UserError("timm has no weights of it")
     hash_in(str(published.url))
     return str(published.url)
 

@@ -1,7 +1,6 @@
 """Write CSV tables whose cells no spreadsheet runs as a formula.
 
-A file may be called `=cmd|…`. Excel, LibreOffice and Google Sheets run a cell that begins with one of FORMULA_SIGNS,
-so such a cell gets an apostrophe in front. Numbers stay numbers. `unescape` returns the original text.
+A cell that begins with one of FORMULA_SIGNS, such as `=cmd|…`, gets an apostrophe in front. Numbers stay numbers.
 """
 
 import csv
@@ -14,9 +13,8 @@ QUOTE = "'"
 
 def write_rows(file: IO[str], rows: Iterable[Sequence[object]]) -> None:
     """Write the rows, with an apostrophe before each formula."""
-    minimal, quote_all = (
-        csv.writer(file, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-    )
+    minimal = csv.writer(file, lineterminator="\n")
+    quote_all = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in rows:
         cells = [escape(cell) for cell in row]
         has_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)  # some Pythons do not quote it

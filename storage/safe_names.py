@@ -1,7 +1,4 @@
-"""Make file names of names that data and configuration bring, none of which may leave its folder.
-
-The rules are the same on all systems, but for those that Windows adds: reserved names, signs, trailing dots and spaces.
-"""
+"""Make file names of names that data and configuration bring, none of which may leave its folder."""
 
 import hashlib
 import os
@@ -13,9 +10,8 @@ from pathlib import Path, PurePosixPath
 from runtime.errors import UserError
 
 WINDOWS = os.name == "nt"
-RESERVED = re.compile(  # names of devices, in every folder
-    r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE
-)
+DEVICES = r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])"
+RESERVED = re.compile(rf"{DEVICES}\s*(\..*)?", re.IGNORECASE)  # on Windows, in every folder
 CONTROL = r"[\x00-\x1f\x7f]"
 UNSAFE = re.compile(rf"{CONTROL}|[\\/]|^.:")  # ^.: is a drive
 UNSAFE_ON_WINDOWS = re.compile(rf'{CONTROL}|[\\/<>:"|?*]|[. ]$')
@@ -33,9 +29,8 @@ def stays_inside(name: str, windows: bool = WINDOWS) -> bool:
 
 
 def file_stems(names: Collection[str], windows: bool = WINDOWS) -> dict[str, str]:
-    """Return a safe name, without suffix, for the files made from each picture.
+    """Return a safe name for each picture's files: its stem, or its whole name where several pictures share the stem.
 
-    It is the picture's stem, or its whole name where several pictures share the stem.
     Raise UserError for a name, such as `.`, that is no file's.
     """
     for name in names:

@@ -44,6 +44,5 @@ def read_state(path: str | Path, mapped: bool = False) -> dict[str, Any]:
         reason = "it is damaged, or holds more than tensors"
         raise UserError(f"{path} is not a file of weights: {reason}; replace or remove it") from error
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        kind = type(state).__name__
-        raise UserError(f"{path} holds a {kind} and not a state dict, tensors by name; replace or remove it")
+        raise UserError(f"{path} holds a {type(state).__name__}, not a state dict of tensors; replace or remove it")
     return state

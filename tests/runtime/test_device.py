@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from runtime.device import choose_device, free_memory, has_cpu_bf16, output_bytes, resolve_dtype
+from runtime.device import choose_device, computes_in_bf16, free_memory, output_bytes, resolve_dtype
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -36,14 +36,14 @@ def test_auto_precision_on_a_cpu_is_bf16_where_torch_reports_its_instructions(mo
 def test_an_older_torch_without_capabilities_asks_linux(monkeypatch, cpuinfo, supported):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: cpuinfo)
-    assert has_cpu_bf16() is supported
+    assert computes_in_bf16(torch.device("cpu")) is supported
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux has /proc/cpuinfo")
 def test_torch_and_linux_agree_on_bf16(monkeypatch):
-    reported = has_cpu_bf16()
+    reported = computes_in_bf16(torch.device("cpu"))
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert has_cpu_bf16() == reported
+    assert computes_in_bf16(torch.device("cpu")) == reported
 
 
 def test_an_unknown_device_raises():
