@@ -144,18 +144,15 @@ ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit, "wo
 
 
 class SyntheticAnomalies(NamedTuple):
-    """Pictures (C, H, W) uint8 with one synthetic defect each, the kinds of defects, and masks (H, W)."""
+    """Pictures with one synthetic defect each."""
 
-    pictures: list[Tensor]
+    pictures: list[Tensor]  # (C, H, W) uint8
     kinds: NDArray[np.str_]
-    masks: list[Mask]
+    masks: list[Mask]  # (H, W)
 
 
 def make_synthetic_anomalies(normal: Sequence[Tensor], copies: int, seed: int) -> SyntheticAnomalies:
-    """Add defects to `copies` of each normal picture (C, H, W) uint8; the kinds take turns.
-
-    The places of the defects follow from `seed`.
-    """
+    """Add defects to `copies` of each normal picture (C, H, W) uint8; the kinds take turns."""
     rng, names = np.random.default_rng(seed), list(ALL_DEFECTS)
     kinds = [names[number % len(names)] for number in range(copies * len(normal))]
     arrays = [pixels.permute(1, 2, 0).numpy().astype(np.float32) / np.float32(255) for pixels in normal]  # (H, W, C)
