@@ -137,10 +137,7 @@ def reconstruct(
 
 
 def strides(start: int, skip: int) -> list[tuple[int, int]]:
-    """Return (t, s) of each denoising step, latest first; t runs over the multiples of `skip` below `start`.
-
-    s is the next t, and −1 at the end.
-    """
+    """Return (t, s) of each step, latest first: t is a multiple of `skip` below `start`, s the next t or −1."""
     times = list(range(0, start, skip))[::-1]
     return list(zip(times, [*times[1:], -1], strict=True))
 

@@ -37,11 +37,8 @@ def pro(maps: ArrayLike, masks: ArrayLike, limit: float = 0.3) -> float:
 
 
 def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Return the score at which the true- minus the false-positive rate is largest (Youden 1950), as published.
-
-    Raise ValueError as `rank_anomalies`.
-    """
-    rank_anomalies(scores, labels)
+    """Return the score at which the true- minus the false-positive rate is largest (Youden 1950), as published."""
+    rank_anomalies(scores, labels)  # raises ValueError for what cannot be ranked
     false_positive_rate, true_positive_rate, thresholds = roc_curve(np.asarray(labels) > 0, np.asarray(scores))
     gain = (true_positive_rate - false_positive_rate)[1:]  # without the threshold of infinity
     return float(thresholds[1:][np.argmax(gain)])
@@ -108,12 +105,16 @@ def rank_anomalies(values: ArrayLike, truth: ArrayLike) -> Ranking:
         anomalous.append(chunk[mask])
         regions.append(numbered[mask] + np.int32(regions_before - 1))
         pictures = np.empty(count, np.int64)
-        entries = np.count_nonzero(mask, axis=(1, 2))
-        pictures[regions[-1] - regions_before] = np.repeat(np.arange(first, first + len(mask)), entries)
+        repeats = np.count_nonzero(mask, axis=(1, 2))
+        pictures[regions[-1] - regions_before] = np.repeat(np.arange(first, first + len(mask)), repeats)
         region_pictures.append(pictures)
         regions_before += count
     flat = np.concatenate(anomalous)
-    _check_entries(np.ndim(values), maps.size, len(flat), infinite)
+    if infinite:
+        raise ValueError(f"{infinite} of {maps.size} scores are not finite")
+    if len(flat) in (0, maps.size):
+        missing, entries = "normal" if len(flat) else "defective", "pixels" if np.ndim(values) == 3 else "pictures"
+        raise ValueError(f"no {missing} {entries}; this metric needs both normal and defective ones")
     order = np.argsort(flat)
     flat = flat[order]
     below, up_to = np.zeros((2, len(flat)), np.int64)
@@ -137,19 +138,13 @@ class PictureCounts:
     true_positives: NDArray[np.float64]  # (N, T)
     overlap: NDArray[np.float64]  # (N, T) share of a region, summed over the picture's regions
 
-    def resample_metrics(
-        self, multiplicities: NDArray, pro_limits: Collection[float] = ()
-    ) -> dict[str, NDArray[np.float64]]:
-        """Return the metrics of R sets in which each picture occurs `multiplicities` (R, N) times.
-
-        Keys are those of `bootstrap_intervals`, values are (R,).
-        """
-        multiplicities = np.asarray(multiplicities, np.float64)
-        parts = []
-        for first in range(0, len(multiplicities), RESAMPLES_AT_ONCE):
-            rows = multiplicities[first : first + RESAMPLES_AT_ONCE]
+    def resample_metrics(self, multiplicities: ArrayLike, pro_limits: Collection[float] = ()) -> dict[str, NDArray]:
+        """Return the metrics (R,) of R sets in which each picture occurs `multiplicities` (R, N) times."""
+        times, parts = np.asarray(multiplicities, np.float64), []
+        for first in range(0, len(times), RESAMPLES_AT_ONCE):
+            rows = times[first : first + RESAMPLES_AT_ONCE]
             drawn = rows @ self.false_positives, rows @ self.true_positives, rows @ self.overlap
-            parts.append(_curve_metrics(*drawn, pro_limits))
+            parts.append(_curve_metrics(drawn, pro_limits))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -172,9 +167,8 @@ def count_by_picture(values: ArrayLike, truth: ArrayLike) -> PictureCounts:
     rows = ranking.region_pictures[ranking.regions]
     cells = (rows + 1) * false_positives.shape[1] - 1 - slots  # flat index of (picture, falling threshold)
     shares = (1 / np.bincount(ranking.regions))[ranking.regions]
-    counts, overlap = (
-        np.bincount(cells, weights, false_positives.size).reshape(false_positives.shape) for weights in (None, shares)
-    )
+    shape, size = false_positives.shape, false_positives.size
+    counts, overlap = (np.bincount(cells, weights, size).reshape(shape) for weights in (None, shares))
     return PictureCounts(false_positives, counts.cumsum(axis=1, dtype=np.float64), overlap.cumsum(axis=1))
 
 
@@ -198,7 +192,11 @@ def bootstrap_intervals(
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"resamples is {resamples}, confidence is {confidence}; take 1 or more, and between 0 and 1")
     counts = count_by_picture(values, truth)
-    multiplicities = _draw_resamples(counts.true_positives[:, -1] > 0, resamples, np.random.default_rng(seed))
+    defective, generator = counts.true_positives[:, -1] > 0, np.random.default_rng(seed)
+    multiplicities = np.zeros((resamples, len(defective)), np.int64)  # how often each picture is drawn
+    for stratum in (np.flatnonzero(~defective), np.flatnonzero(defective)):
+        if count := len(stratum):
+            multiplicities[:, stratum] = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
     multiplicities = multiplicities[multiplicities @ counts.false_positives[:, -1] > 0]
     if not len(multiplicities):
         raise ValueError(f"none of {resamples} resamples holds a normal entry; take more resamples")
@@ -233,18 +231,14 @@ def operating_point(scores: ArrayLike, labels: ArrayLike, threshold: float) -> O
     hits, alarms = int((flagged & defective).sum()), int((flagged & ~defective).sum())
     defects, normals = int(defective.sum()), int((~defective).sum())
     counts = hits, alarms, normals - alarms, defects - hits
-    rates = _rate(hits, defects), _rate(alarms, normals), _rate(hits, hits + alarms)
+    fractions = (hits, defects), (alarms, normals), (hits, hits + alarms)
+    rates = [part / total if total else None for part, total in fractions]
     return OperatingPoint(float(threshold), *counts, *rates)
 
 
-def _rate(part: int, total: int) -> float | None:
-    return part / total if total else None
-
-
-def _curve_metrics(
-    false_positives: NDArray, true_positives: NDArray, overlap: NDArray, pro_limits: Collection[float]
-) -> dict[str, NDArray]:
-    """Return the metrics (R,) of R curves (R, T) at falling thresholds, in the layout of `PictureCounts`."""
+def _curve_metrics(counts: tuple[NDArray, NDArray, NDArray], pro_limits: Collection[float]) -> dict[str, NDArray]:
+    """Return the metrics (R,) of R curves: counts (R, T) in the order and layout of `PictureCounts`."""
+    false_positives, true_positives, overlap = counts
     normals, anomalous, regions = false_positives[:, -1:], true_positives[:, -1:], overlap[:, -1:]
     flagged = false_positives + true_positives
     precision = true_positives[:, 1:] / np.maximum(flagged[:, 1:], 1)
@@ -282,15 +276,6 @@ def _choose_edges(ranking: Ranking) -> NDArray:
     reached = np.searchsorted(ranking.below, ranking.normals - alarms)
     ranks = np.concatenate([np.linspace(0, last, EDGES // 2), reached - 1, reached]).clip(0, last)
     return np.unique(ranking.values[ranks.astype(np.int64)])
-
-
-def _draw_resamples(defective: NDArray, resamples: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return how often each picture is drawn (resamples, N); each class keeps its number of pictures."""
-    multiplicities = np.zeros((resamples, len(defective)), np.int64)
-    for stratum in (np.flatnonzero(~defective), np.flatnonzero(defective)):
-        if count := len(stratum):
-            multiplicities[:, stratum] = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
-    return multiplicities
 
 
 def _chunks(maps: NDArray, masks: NDArray, pixels: int) -> Iterator[tuple[int, NDArray, NDArray]]:
@@ -340,14 +325,6 @@ def _as_maps(values: ArrayLike, truth: ArrayLike) -> tuple[NDArray, NDArray]:
     if values.size == 0:
         raise ValueError(f"no scores: their shape is {values.shape}; give one normal and one defective picture or more")
     return (values, truth) if values.ndim == 3 else (values[:, None, None], truth[:, None, None])
-
-
-def _check_entries(dimensions: int, size: int, anomalous: int, infinite: int) -> None:
-    if infinite:
-        raise ValueError(f"{infinite} of {size} scores are not finite")
-    if anomalous in (0, size):
-        missing, what = "normal" if anomalous else "defective", "pixels" if dimensions == 3 else "pictures"
-        raise ValueError(f"no {missing} {what}; this metric needs both normal and defective ones")
 
 
 def _check_limit(limit: float) -> None:

@@ -84,12 +84,8 @@ class UNet(nn.Module):
         def attention(size: int, width: int) -> list[nn.Module]:
             return [SelfAttention(width, heads)] if size in attention_sizes else []
 
-        self.time_embedding = nn.Sequential(
-            SinusoidalEmbedding(base_channels),
-            nn.Linear(base_channels, embedding),
-            nn.SiLU(),
-            nn.Linear(embedding, embedding),
-        )
+        first, second = nn.Linear(base_channels, embedding), nn.Linear(embedding, embedding)
+        self.time_embedding = nn.Sequential(SinusoidalEmbedding(base_channels), first, nn.SiLU(), second)
 
         channels = widths[0]
         self.down = nn.ModuleList([TimedSequential(nn.Conv2d(in_channels, channels, 3, padding=1))])
@@ -103,9 +99,8 @@ class UNet(nn.Module):
                 self.down.append(TimedSequential(block(channels, channels, nn.AvgPool2d(2))))
                 skips.append(channels)
 
-        self.middle = TimedSequential(
-            block(channels, channels), SelfAttention(channels, heads), block(channels, channels)
-        )
+        before, attended, after = block(channels, channels), SelfAttention(channels, heads), block(channels, channels)
+        self.middle = TimedSequential(before, attended, after)
 
         self.up = nn.ModuleList()
         for level, size, width in reversed(levels):
@@ -281,18 +276,15 @@ def check_shape(
     factor = 2 ** (len(widths) - 1)
     if image_size % factor:
         lower = max(image_size // factor, 1) * factor
-        remedy = f"take {lower} or {lower + factor}, or fewer channel_multipliers"
-        raise ValueError(
-            f"image_size is {image_size}, not a multiple of {factor}, as {len(widths)} levels need; {remedy}"
-        )
+        problem = f"image_size is {image_size}, not a multiple of {factor}, as {len(widths)} levels need"
+        raise ValueError(f"{problem}; take {lower} or {lower + factor}, or fewer channel_multipliers")
     if base_channels < 2 or base_channels % 2:
         raise ValueError(f"base_channels is {base_channels}; take an even number, which the time embedding needs")
     if min(widths) < 1:
-        raise ValueError(
-            f"a level has no channels, as base_channels is {base_channels}; raise one of channel_multipliers"
-        )
+        problem = f"a level has no channels, as base_channels is {base_channels}"
+        raise ValueError(f"{problem}; raise one of channel_multipliers")
     attended = {width for level, width in enumerate(widths) if image_size >> level in attention_sizes} | {widths[-1]}
     for width in sorted(attended):
         if width % heads:
-            remedy = "change heads or channel_multipliers"
-            raise ValueError(f"heads is {heads}, which does not divide a width of {width} channels; {remedy}")
+            problem = f"heads is {heads}, which does not divide a width of {width} channels"
+            raise ValueError(f"{problem}; change heads or channel_multipliers")
