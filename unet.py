@@ -139,9 +139,7 @@ class ResidualBlock(nn.Module):
     Sums are done in place: no gradient needs the tensor before the sum.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, embedding: int, dropout: float, resample: nn.Module | None = None
-    ):
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, resample: nn.Module | None):
         super().__init__()
         self.resample = resample or nn.Identity()
         convolution_type = UpsamplingConv2d if isinstance(resample, nn.Upsample) else nn.Conv2d
@@ -267,9 +265,7 @@ def zero_parameters(module: Module) -> Module:
     return module
 
 
-def check_shape(
-    image_size: int, base_channels: int, widths: Sequence[int], attention_sizes: Sequence[int], heads: int
-) -> None:
+def check_shape(image_size: int, base_channels: int, widths: list[int], attention: Sequence[int], heads: int) -> None:
     """Raise ValueError if no network of this shape can be built."""
     if not widths:
         raise ValueError("channel_multipliers is empty; give one number per level, such as [1, 2]")
@@ -283,7 +279,7 @@ def check_shape(
     if min(widths) < 1:
         problem = f"a level has no channels, as base_channels is {base_channels}"
         raise ValueError(f"{problem}; raise one of channel_multipliers")
-    attended = {width for level, width in enumerate(widths) if image_size >> level in attention_sizes} | {widths[-1]}
+    attended = {width for level, width in enumerate(widths) if image_size >> level in attention} | {widths[-1]}
     for width in sorted(attended):
         if width % heads:
             problem = f"heads is {heads}, which does not divide a width of {width} channels"

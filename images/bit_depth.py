@@ -1,8 +1,7 @@
-"""Pixels of any depth as 8 bits, on fixed scales.
+"""Pixels of any depth as 8 bits. The scale is fixed, as a picture's own range depends on its brightest pixel.
 
 16 bits are divided by 65535, or by the largest value that a TIFF's tags declare (12 bits: 4095).
-Floating-point values are divided by the smallest of 1, 255 and 65535 that holds them. A picture's own range never
-counts, as its brightness would depend on its brightest pixel.
+Floating-point values are divided by the smallest of 1, 255 and 65535 that holds them.
 """
 
 import math

@@ -82,10 +82,7 @@ def as_image(picture: object, channels: int = 3) -> Image.Image:
 
 
 def to_channels(picture: Image.Image, channels: int = 3) -> Image.Image:
-    """Return a picture turned as its EXIF says, 8 bit, RGB or (channels = 1) grey, transparency on white.
-
-    Raise UnusableError for values beyond 16 bits, and if there are no pixels.
-    """
+    """Return a picture turned as its EXIF says, 8 bit, RGB or (channels = 1) grey, transparency on white."""
     if 0 in picture.size:
         raise UnusableError("it has no pixels", "replace or remove it")
     picture = ImageOps.exif_transpose(to_eight_bit(picture))
@@ -122,10 +119,7 @@ def on_background(picture: Image.Image, colour: str) -> Image.Image:
 
 
 def open_upright(path: Path) -> Image.Image:
-    """Return a picture in its stored mode, turned as its EXIF says; of several frames or pages the first.
-
-    Raise UnusableError if it cannot be read, MissingFileError if there is no file.
-    """
+    """Return the first frame or page in its stored mode, upright. Raise UserError if it cannot be read."""
     with naming_file(path), reading_errors(path):
         with open_picture(path) as picture:
             check_pixels(picture.size)
