@@ -226,8 +226,7 @@ def find_test_samples(category_dir: Path, masks: bool) -> Iterator[Sample]:
         raise MissingFileError(f"no test pictures: {test_dir} is not a folder; put them in subfolders of it")
     folders = folders_in(test_dir)
     if not folders:
-        layout = f"normal pictures in {test_dir / NORMAL}, defective ones in folders named after the defect"
-        raise MissingFileError(f"{test_dir} has no subfolders; put {layout}")
+        raise MissingFileError(f"{test_dir} has no subfolders; put normal pictures in {NORMAL}, others in <defect>")
     for folder in folders:
         has_masks = masks and folder.name != NORMAL
         truth = masks_in(category_dir / "ground_truth" / folder.name) if has_masks else {}

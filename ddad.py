@@ -35,8 +35,7 @@ class NoiseSchedule:
         if steps < 1 or not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"{name} is invalid; take steps ≥ 1 and 0 < beta_start ≤ beta_end < 1")
         self.steps = steps
-        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
-        alpha_bars = torch.cumprod(1 - betas, dim=0)
+        alpha_bars = torch.cumprod(1 - torch.linspace(beta_start, beta_end, steps, dtype=torch.float64), dim=0)
         self._alpha_bars = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars])  # index t + 1
         if alpha_bars[-1] < LEAST_SIGNAL:
             raise ValueError(f"{name} leaves no signal; lower beta_end or the number of steps")

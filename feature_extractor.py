@@ -46,7 +46,6 @@ class FeatureExtractor(nn.Module):
     Raise UserError for an unknown name or a file of other weights, UserFileError if weights cannot be found.
     """
 
-    network: nn.Module
     mean: Tensor
     std: Tensor
 

@@ -65,11 +65,12 @@ class Ranking:
 
     def average_precision(self) -> float:
         """Return the mean over the anomalous entries of the precision at their value."""
-        return float((self.true_positives / self._flagged()).mean())
+        return float((self.true_positives / (self.true_positives + self.normals - self.below)).mean())
 
     def f1_max(self) -> float:
         """Return the largest F1 over all thresholds; one of the values reaches it."""
-        return float((2 * self.true_positives / (self._flagged() + len(self.values))).max())
+        flagged = self.true_positives + self.normals - self.below
+        return float((2 * self.true_positives / (flagged + len(self.values))).max())
 
     def pro(self, limit: float = 0.3) -> float:
         """Return the per-region overlap (Bergmann et al. 2020): 1 is perfect, limit/2 is a constant map.
@@ -86,10 +87,6 @@ class Ranking:
         area = np.where(hi <= limit, limit - (lo + hi) / 2, np.where(lo < limit, partial, 0.0)) / limit
         sizes = np.bincount(self.regions)
         return float((np.bincount(self.regions[reached], weights=area, minlength=len(sizes)) / sizes).mean())
-
-    def _flagged(self) -> NDArray[np.int64]:
-        """Return the number of entries at or above each value."""
-        return self.true_positives + self.normals - self.below
 
 
 def rank_anomalies(values: ArrayLike, truth: ArrayLike) -> Ranking:
@@ -320,8 +317,7 @@ def _as_maps(values: ArrayLike, truth: ArrayLike) -> tuple[NDArray, NDArray]:
     """Return both as views (N, H, W); a score becomes a map of one pixel."""
     values, truth = np.asarray(values), np.asarray(truth)
     if values.ndim not in (1, 3) or values.shape != truth.shape:
-        shapes = f"{values.shape} scores do not match {truth.shape} labels"
-        raise ValueError(f"{shapes}; both must be (N,), or (N, H, W) for maps and masks")
+        raise ValueError(f"{values.shape} scores do not match {truth.shape} labels; both must be (N,) or (N, H, W)")
     if values.size == 0:
         raise ValueError(f"no scores: their shape is {values.shape}; give one normal and one defective picture or more")
     return (values, truth) if values.ndim == 3 else (values[:, None, None], truth[:, None, None])

@@ -1,7 +1,4 @@
-"""Pictures and masks of any format and mode: upright, 8 bit, grey or colour.
-
-Pillow reads what it can. tifffile reads other TIFF files: deep colour, floating-point numbers of 16 and 64 bits.
-"""
+"""Pictures and masks of any format: upright, 8 bit, grey or colour. tifffile reads TIFFs that Pillow cannot."""
 
 import math
 import struct
@@ -21,22 +18,17 @@ from images.bit_depth import UnusableError, check_depth, image_from_array, print
 from runtime.errors import MissingFileError, UserError, UserFileError
 
 Size = tuple[int, int]  # (width, height)
-
 TIFF = {".tif", ".tiff"}
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 NETPBM = {".pbm", ".pgm", ".ppm", ".pnm", ".pfm"}
 SUFFIXES = {".png", ".bmp", ".webp", ".gif", ".tga", ".jp2", ".j2k", ".avif", *JPEG, *TIFF, *NETPBM}
 LARGEST_LABEL = 127  # a mask without a value above it holds labels 0…n, of which all but 0 are defects
-
 MOST_PIXELS = 20_000**2  # larger pictures are refused: a file of kilobytes can claim any number of pixels
 LARGE = 178_956_970  # pixels (Pillow's own limit); larger pictures are read one at a time and reduced in strips
 REDUCED = 4  # times the final side; a large picture is reduced by whole numbers to this, then resized
-
 PLANAR, SEPARATE = 284, 2  # a TIFF tag, and its value for colours in separate planes
 INKS = 5  # the value of PHOTOMETRIC for CMYK
-
 OPENING, READING = threading.Lock(), threading.Lock()
-
 UNREADABLE = (  # what Pillow and tifffile raise on a damaged file
     *(OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
     *(LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
@@ -51,10 +43,7 @@ def read_picture(path: Path, channels: int = 3) -> Image.Image:
 
 
 def read_reduced(path: Path, channels: int, target: Callable[[int, int], Size]) -> tuple[Image.Image, Size]:
-    """Return `read_picture` for a resize to `target(width, height)`, and the picture's own (width, height).
-
-    A large picture comes reduced. Only its stored form is in memory as a whole.
-    """
+    """Return `read_picture` for a resize to `target(width, height)`, reduced if it is large, and its own size."""
     header = read_header(path)
     with READING if header and math.prod(header[0]) > LARGE else nullcontext():
         picture = open_upright(path)
@@ -71,11 +60,9 @@ def as_image(picture: object, channels: int = 3) -> Image.Image:
         return to_channels(picture, channels)
     if not isinstance(picture, np.ndarray):
         raise UserError(f"{type(picture).__name__} is not a picture; give a path, a PIL image or an array")
-    shaped = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype != np.bool_)
-    if (
-        not (shaped and (picture.dtype in bit_depth.GREY_TYPES or np.issubdtype(picture.dtype, np.floating)))
-        or picture.size == 0
-    ):
+    is_colour = picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype != np.bool_
+    has_values = picture.dtype in bit_depth.GREY_TYPES or np.issubdtype(picture.dtype, np.floating)
+    if not ((picture.ndim == 2 or is_colour) and has_values and picture.size):
         remedy = "give (H, W) or (H, W, 3 or 4) of 8 or 16 bits, or of 0…1 as floats"
         raise UserError(f"an array {picture.shape} of {picture.dtype} is not a picture; {remedy}")
     return to_channels(image_from_array(picture), channels)
@@ -236,9 +223,9 @@ def read_mask(path: Path, picture_size: Size, picture_path: Path, size: int) -> 
     """Return a mask (size, size), true where defective. Raise UserError unless it has its picture's size."""
     values, are_labels = read_mask_values(path)
     if values.shape[::-1] != picture_size:
-        mask_size, expected = ("×".join(map(str, size)) for size in (values.shape[::-1], picture_size))
-        sizes = f"mask {path} is {mask_size}, its picture {picture_path} {expected}"
-        raise UserError(f"{sizes}; make them the same, or set data.mask=False")
+        actual, expected = ("×".join(map(str, sides)) for sides in (values.shape[::-1], picture_size))
+        problem = f"mask {path} is {actual}, its picture {picture_path} {expected}"
+        raise UserError(f"{problem}; make them the same, or set data.mask=False")
     levels = Image.fromarray(mask_levels(values, are_labels))
     return np.asarray(levels.resize((size, size), Image.Resampling.BILINEAR)) > LARGEST_LABEL  # binary only now
 
@@ -255,11 +242,8 @@ def mask_levels(values: NDArray, are_labels: bool) -> NDArray[np.uint8]:
 
 
 def read_mask_values(path: Path) -> tuple[NDArray, bool]:
-    """Return the values (H, W) of a mask, and whether they are labels, of which all but 0 are defects.
-
-    Palette indices and values of more than 8 bits are labels.
-    """
+    """Return the values (H, W) of a mask, and whether they are labels, of which all but 0 are defects."""
     mask = open_upright(path)
     mask = to_eight_bit(mask) if mask.mode == "F" else mask
-    are_labels = mask.mode == "P" or mask.mode.startswith("I")
+    are_labels = mask.mode == "P" or mask.mode.startswith("I")  # a palette, or more than 8 bits
     return np.asarray(mask if are_labels else on_background(mask, "black").convert("L")), are_labels
