@@ -29,7 +29,6 @@ MASK_ENDING = "_mask"
 LARGEST_RATIO = 50  # of the sides of a picture that is tiled
 HASH_DIGITS, HASHING_THREADS = 16, 2
 PARTS = ("train", "test")
-
 Key = TypeVar("Key")
 Read = TypeVar("Read")
 

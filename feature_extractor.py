@@ -22,7 +22,7 @@ import torchvision
 from torch import Tensor, nn
 
 from runtime.errors import UserError, UserFileError
-from storage.pretrained import cached_file, timm_model, torchvision_state
+from storage.pretrained import timm_model, torchvision_state
 from storage.weights_file import copy_into, read_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -83,11 +83,6 @@ class FeatureExtractor(nn.Module):
         return maps
 
 
-def cached_weights(name: str) -> Path | None:
-    """Return the file of a resnet's ImageNet weights if torchvision has downloaded it."""
-    return cached_file(RESNETS[name].url)
-
-
 def resnet_trunk(name: str, weights: str | Path | None) -> nn.Sequential:
     """Return torchvision's network up to layer3."""
     children = torchvision.models.get_model(name, weights=None).named_children()
@@ -123,8 +118,13 @@ def timm_trunk(name: str, weights: str | Path | None) -> nn.Module:
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         remedy = "take another of timm.list_models()"
         raise UserError(f"feature_extractor is {name!r}, for which timm has no features: {error}; {remedy}") from error
-    if weights is None and embedded:
-        load_in_order(network, embedded_state(name), timm.create_model(model_name), EMBEDDED_PACKAGES[name])
+    if weights is None and embedded:  # these are in the order of timm's whole model, under other names
+        state, named = embedded_state(name), timm.create_model(model_name).state_dict()
+        if [value.shape for value in named.values()] != [value.shape for value in state.values()]:
+            problem = f"the weights embedded in {EMBEDDED_PACKAGES[name]} do not fit timm's model"
+            raise UserError(f"{problem}; install another version")
+        renamed = dict(zip(named, state.values(), strict=True))
+        network.load_state_dict({key: renamed[key] for key in network.state_dict()})
     elif weights is not None and weights != RANDOM:
         load_trunk(network, read_state(weights), name, weights)
     return network
@@ -137,15 +137,6 @@ def embedded_state(name: str) -> dict[str, Tensor]:
         raise UserFileError(f"no embedded weights for {name}; install {EMBEDDED_PACKAGES[name]}")
     file = getattr(importlib.import_module(package), f"EfficientnetLite{name[-1]}ModelFile")
     return read_state(file.get_model_file_path())
-
-
-def load_in_order(network: nn.Module, state: dict[str, Tensor], whole: nn.Module, source: str) -> None:
-    """Load `state`, which has other names in the order of timm's `whole` model, into the trunk of that model."""
-    names = whole.state_dict()
-    if [value.shape for value in names.values()] != [value.shape for value in state.values()]:
-        raise UserError(f"the weights embedded in {source} do not fit timm's model; install another version")
-    renamed = dict(zip(names, state.values(), strict=True))
-    network.load_state_dict({key: renamed[key] for key in network.state_dict()})
 
 
 def load_trunk(network: nn.Module, state: dict[str, Tensor], name: str, source: object) -> None:

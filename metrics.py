@@ -217,10 +217,7 @@ class OperatingPoint:
 
 
 def operating_point(scores: ArrayLike, labels: ArrayLike, threshold: float) -> OperatingPoint:
-    """Return the counts and rates of the rule score > threshold on scores (N,).
-
-    Raise ValueError if shapes differ, scores are not finite or the threshold is not a number.
-    """
+    """Return the counts and rates of the rule score > threshold on scores (N,), which must be finite."""
     maps, masks = _as_maps(scores, labels)
     if not np.isfinite(maps).all() or np.isnan(threshold):
         raise ValueError(f"threshold is {threshold}; it or a score is not finite, so they cannot be compared")

@@ -5,7 +5,6 @@ random generator. It returns the changed picture and a mask (S, S) of the pixels
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -143,20 +142,17 @@ DEFECTS: dict[str, Defect] = {"bent_line": bent_line, "patch": foreign_patch, "s
 ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit, "worn": worn}
 
 
-class SyntheticAnomalies(NamedTuple):
-    """Pictures with one synthetic defect each."""
+def make_synthetic_anomalies(
+    normal: Sequence[Tensor], copies: int, seed: int
+) -> tuple[list[Tensor], NDArray[np.str_], list[Mask]]:
+    """Add a defect to each of `copies` of the normal pictures (C, H, W) uint8; the kinds take turns.
 
-    pictures: list[Tensor]  # (C, H, W) uint8
-    kinds: NDArray[np.str_]
-    masks: list[Mask]  # (H, W)
-
-
-def make_synthetic_anomalies(normal: Sequence[Tensor], copies: int, seed: int) -> SyntheticAnomalies:
-    """Add defects to `copies` of each normal picture (C, H, W) uint8; the kinds take turns."""
+    Return the pictures, the kinds of their defects, and the masks (H, W).
+    """
     rng, names = np.random.default_rng(seed), list(ALL_DEFECTS)
     kinds = [names[number % len(names)] for number in range(copies * len(normal))]
     arrays = [pixels.permute(1, 2, 0).numpy().astype(np.float32) / np.float32(255) for pixels in normal]  # (H, W, C)
     pairs = [with_defect(arrays[number % len(arrays)], ALL_DEFECTS[kind], rng) for number, kind in enumerate(kinds)]
     changed = [torch.from_numpy((pixels.clip(0, 1) * 255).round().astype(np.uint8)) for pixels, _ in pairs]
     pictures = [pixels.permute(2, 0, 1).contiguous() for pixels in changed]
-    return SyntheticAnomalies(pictures, np.array(kinds), [mask for _, mask in pairs])
+    return pictures, np.array(kinds), [mask for _, mask in pairs]
