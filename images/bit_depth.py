@@ -21,7 +21,6 @@ GREY_TYPES = (np.uint8, np.uint16, np.bool_)
 STRIP = 512  # rows that are converted at once, as wider numbers take several times the memory
 ORIENTATION, BITS, PHOTOMETRIC = 274, 258, 262  # TIFF tags
 WHITE_IS_ZERO = 0  # a value of PHOTOMETRIC
-
 PRINTED: set[str] = set()  # lines of `print_once`
 PRINTING = threading.Lock()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 Pixels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Anomalies = tuple[list[Tensor], NDArray[np.str_], list[Mask]]  # pictures, their kinds of defect, masks (H, W)
 Defect = Callable[[Pixels, Pixels, np.random.Generator], tuple[Pixels, Mask]]
 REFERENCE_SIDE = 128  # pixels; the side for which docstrings give widths
 
@@ -142,13 +143,8 @@ DEFECTS: dict[str, Defect] = {"bent_line": bent_line, "patch": foreign_patch, "s
 ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit, "worn": worn}
 
 
-def make_synthetic_anomalies(
-    normal: Sequence[Tensor], copies: int, seed: int
-) -> tuple[list[Tensor], NDArray[np.str_], list[Mask]]:
-    """Add a defect to each of `copies` of the normal pictures (C, H, W) uint8; the kinds take turns.
-
-    Return the pictures, the kinds of their defects, and the masks (H, W).
-    """
+def make_synthetic_anomalies(normal: Sequence[Tensor], copies: int, seed: int) -> Anomalies:
+    """Return `copies` of each normal picture (C, H, W) uint8, each with one defect; the kinds take turns."""
     rng, names = np.random.default_rng(seed), list(ALL_DEFECTS)
     kinds = [names[number % len(names)] for number in range(copies * len(normal))]
     arrays = [pixels.permute(1, 2, 0).numpy().astype(np.float32) / np.float32(255) for pixels in normal]  # (H, W, C)

@@ -21,8 +21,7 @@ def cut_tiles(pictures: Tensor, size: int) -> Tensor:
 def merge_tiles(tiles: Tensor, shape: Sequence[int]) -> Tensor:
     """Merge the tiles of `cut_tiles`: (…, B·N, C, size, size) → (…, *shape) with shape (B, C, H, W).
 
-    Where tiles overlap, the result is their weighted mean.
-    The weight is 1 inside a tile and falls linearly over the overlap towards its border, never to 0.
+    Where tiles overlap, the result is their mean. Weights fall linearly over the overlap towards a tile's border.
     """
     size, (batch, _, height, width) = tiles.shape[-1], shape
     pieces = tiles.unflatten(-4, (batch, -1))  # (…, B, N, C, size, size)
