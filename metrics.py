@@ -146,10 +146,9 @@ class PictureCounts:
 
 
 def count_by_picture(values: ArrayLike, truth: ArrayLike) -> PictureCounts:
-    """Count the scores (N,) or maps (N, H, W) of each picture at thresholds taken from the anomalous values.
+    """Count the scores (N,) or maps (N, H, W) of each picture at the thresholds of `_choose_edges`.
 
-    All values are taken if they are `EDGES` or fewer; then the metrics of resampled pictures are exact.
-    Else some are taken (see `_choose_edges`), which leaves errors of about 1e-4. Raise ValueError as `rank_anomalies`.
+    Metrics of resampled pictures are exact for up to `EDGES` anomalous values; more leave errors of about 1e-4.
     """
     ranking = rank_anomalies(values, truth)
     maps, masks = _as_maps(values, truth)
@@ -257,14 +256,12 @@ def _area_up_to(limit: float, rate: NDArray, overlap: NDArray) -> NDArray:
 
 
 def _choose_edges(ranking: Ranking) -> NDArray:
-    """Return the anomalous values to count at, ascending: all, or about `EDGES` of them.
-
-    Half divide the true-positive rate evenly. The others divide the logarithm of the false-positive rate evenly,
-    two for each rate, since the curve has a corner at both ends of a run of normal entries.
-    """
+    """Return the anomalous values to count at, ascending: all, or about `EDGES` of them."""
     distinct = np.unique(ranking.values)
     if len(distinct) <= EDGES:
         return distinct
+    # half divide the true-positive rate evenly, the others the logarithm of the false-positive rate:
+    # two for each rate, since the curve has a corner at both ends of a run of normal entries
     last = len(ranking.values) - 1
     alarms = np.geomspace(1, ranking.normals, EDGES // 4)
     reached = np.searchsorted(ranking.below, ranking.normals - alarms)

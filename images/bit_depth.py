@@ -92,8 +92,7 @@ def white_level(low: float, high: float) -> int:
 def check_depth(low: float, high: float, white: int = WHITES[-1]) -> None:
     """Raise UnusableError for whole numbers below 0 or above `white`."""
     if low < 0 or high > white:
-        reason = f"its values go from {low:.0f} to {high:.0f}, beyond 16 bits"
-        raise UnusableError(reason, "save it with 8 or 16 bits")
+        raise UnusableError(f"its values go from {low:.0f} to {high:.0f}, beyond 16 bits", "save it with 8 or 16 bits")
 
 
 def scale_to_bytes(values: NDArray, white: float) -> NDArray[np.uint8]:
