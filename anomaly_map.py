@@ -82,9 +82,7 @@ def resize_maps(maps: Tensor, shape: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=list(shape), mode="bilinear", align_corners=False, antialias=True)
 
 
-def find_regions(
-    scores: NDArray[np.float32], above: NDArray[np.bool_], threshold: float
-) -> tuple[NDArray[np.bool_], list[Region]]:
+def find_regions(scores: NDArray, above: NDArray, threshold: float) -> tuple[NDArray[np.bool_], list[Region]]:
     """Return the mask and the list of the 8-connected regions of `above` whose highest score exceeds the threshold.
 
     All arrays are (H, W). The region with the highest score comes first.

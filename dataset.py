@@ -28,8 +28,7 @@ NORMAL = "good"
 MASK_ENDING = "_mask"
 LARGEST_RATIO = 50  # of the sides of a picture that is tiled
 HASH_DIGITS, HASHING_THREADS = 16, 2
-HASH_BLOCK = 2**20  # bytes
-
+PARTS = ("train", "test")
 Key = TypeVar("Key")
 Read = TypeVar("Read")
 
@@ -50,22 +49,21 @@ class View:
         if self.tiles is None:
             return self.size, self.size
         if max(width, height) > LARGEST_RATIO * min(width, height):
-            remedy = "crop it, or set data.tiles=null"
-            raise UserError(f"a picture of {width}×{height} is too narrow for data.tiles; {remedy}")
+            problem = f"a picture of {width}×{height} is too narrow for data.tiles"
+            raise UserError(f"{problem}; crop it, or set data.tiles=null")
         shorter = self.size * self.tiles
         across, down = (max(shorter, round(side * shorter / min(width, height))) for side in (width, height))
         return across, down
 
     def read(self, path: Path) -> tuple[Tensor, Size]:
         """Return the `pixels` of a file and the picture's own (width, height)."""
-        picture, own = read_reduced(path, self.channels, self.shape)
-        return self.resized(picture, self.shape(*own)), own
+        reduced, own = read_reduced(path, self.channels, self.shape)
+        return self.resized(reduced, self.shape(*own)), own
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """Return an upright 8-bit picture as (C, H, W) uint8, resized bilinearly with antialiasing."""
         size = self.shape(*picture.size)
-        factors = reduction_factors(picture.size, size)
-        return self.resized(picture if factors == (1, 1) else picture.reduce(factors), size)
+        return self.resized(picture.reduce(reduction_factors(picture.size, size)), size)
 
     def resized(self, picture: Image.Image, size: Size) -> Tensor:
         pixels = np.array(picture.resize(size, Image.Resampling.BILINEAR))
@@ -106,7 +104,10 @@ class ImageFolder:
     def __init__(self, category_dir: Path, split: str, view: View, *, masks: bool = True, mask_size: int | None = None):
         check_category(category_dir)
         self.category_dir, self.view, self.mask_size = category_dir, view, mask_size or view.size
-        self.samples = list(train_samples(category_dir) if split == "train" else test_samples(category_dir, masks))
+        if split == "train":
+            self.samples = [Sample(path, NORMAL) for path in pictures_in(category_dir / "train" / NORMAL)]
+        else:
+            self.samples = list(find_test_samples(category_dir, masks))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -140,10 +141,8 @@ class ImageFolder:
         return self.without(held_out.names()), held_out
 
     def sample(self, count: int, seed: int) -> "ImageFolder":
-        """Return a folder of `count` pictures, or of all if there are fewer.
-
-        A hash of seed and name chooses them, so one more picture changes the choice by one picture at most.
-        """
+        """Return a folder of `count` pictures, or of all if there are fewer."""
+        # a hash of seed and name chooses, so that one more picture changes the choice by one at most
         hashes = {name: hashlib.sha256(f"{seed} {name}".encode()).digest() for name in self.names()}
         return self.only(sorted(hashes, key=hashes.__getitem__)[:count])
 
@@ -158,35 +157,25 @@ class ImageFolder:
 
 
 def held_out_count(total: int, share: float, most: int) -> int:
-    """Return the number of held-out pictures: `share` of `total`, at most `most`, at least one unless share is 0.
-
-    One picture or more stays for training.
-    """
-    return min(max(1, round(share * total)), most, total - 1) if share else 0
+    """Return the number of held-out pictures: `share` of `total`, from 1 to `most`, or 0 if `share` is 0."""
+    return min(max(1, round(share * total)), most, total - 1) if share else 0  # one stays for training
 
 
 def picture_fingerprint(samples: Iterable[Sample]) -> dict[str, int | str]:
     """Return the number of pictures and masks, and a hash of their names and contents."""
     files = [path for sample in samples for path in (sample.picture, sample.mask) if path is not None]
+    facts = [path.stat() for path in files]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        lines = pool.map(lambda path: f"{path.parent.name}/{path.name} {content_hash(path)}", files)
-        digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape"))
+        hashes = pool.map(hash_file, files, [fact.st_size for fact in facts], [fact.st_mtime_ns for fact in facts])
+        lines = [f"{path.parent.name}/{path.name} {file_hash}" for path, file_hash in zip(files, hashes, strict=True)]
+    digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape"))
     return {"files": len(files), "hash": digest.hexdigest()[:HASH_DIGITS]}
-
-
-def content_hash(path: Path) -> str:
-    facts = path.stat()
-    return hash_file(path, facts.st_size, facts.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=2**17)
 def hash_file(path: Path, size: int, changed: int) -> str:
     """Return the hash of a file's content; a file whose size and time of change stay is read once."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_ahead(read: Callable[[Key], Read], keys: Sequence[Key], size: int, workers: int) -> Iterator[list[Read]]:
@@ -208,63 +197,49 @@ def to_unit_range(pixels: Tensor) -> Tensor:
 
 def categories_in(data_dir: Path) -> list[str]:
     """Return the names of the folders with train or test. Raise MissingFileError if there is none."""
-    check_data_dir(data_dir)
-    folders = [folder for folder in folders_in(data_dir) if (folder / "train").is_dir() or (folder / "test").is_dir()]
-    if not folders:
+    names = [name for name in folder_names(data_dir) if any((data_dir / name / part).is_dir() for part in PARTS)]
+    if not names:
         raise MissingFileError(f"no categories in {data_dir}; each is a folder that holds train/good and test")
-    return [folder.name for folder in folders]
+    return names
 
 
 def check_category(category_dir: Path) -> None:
     """Raise MissingFileError, with the nearest name, if there is no such folder."""
     if category_dir.is_dir():
         return
-    data_dir = category_dir.parent
-    check_data_dir(data_dir)
-    names = [folder.name for folder in folders_in(data_dir)]
+    names = folder_names(category_dir.parent)
     close = difflib.get_close_matches(category_dir.name, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"it holds {', '.join(names[:20]) or 'no folders'}"
-    raise MissingFileError(f"no category {category_dir.name!r} in {data_dir}; {hint}")
+    raise MissingFileError(f"no category {category_dir.name!r} in {category_dir.parent}; {hint}")
 
 
-def check_data_dir(data_dir: Path) -> None:
+def folder_names(data_dir: Path) -> list[str]:
     if not data_dir.is_dir():
         raise MissingFileError(f"no data at {data_dir}; set data.data_dir to the folder that holds the categories")
+    return [folder.name for folder in folders_in(data_dir)]
 
 
-def train_samples(category_dir: Path) -> Iterator[Sample]:
-    for path in pictures_in(category_dir / "train" / NORMAL):
-        yield Sample(path, NORMAL)
-
-
-def test_samples(category_dir: Path, masks: bool) -> Iterator[Sample]:
+def find_test_samples(category_dir: Path, masks: bool) -> Iterator[Sample]:
     test_dir = category_dir / "test"
     if not test_dir.is_dir():
         raise MissingFileError(f"no test pictures: {test_dir} is not a folder; put them in subfolders of it")
     folders = folders_in(test_dir)
     if not folders:
-        layout = f"normal pictures in {test_dir / NORMAL}, defective ones in folders named after the defect"
-        raise MissingFileError(f"{test_dir} has no subfolders; put {layout}")
+        raise MissingFileError(f"{test_dir} has no subfolders; put normal pictures in {NORMAL}, others in <defect>")
     for folder in folders:
-        with_masks = masks and folder.name != NORMAL
-        truth = masks_in(category_dir / "ground_truth" / folder.name) if with_masks else {}
+        has_masks = masks and folder.name != NORMAL
+        truth = masks_in(category_dir / "ground_truth" / folder.name) if has_masks else {}
         for path in pictures_in(folder):
-            yield Sample(path, folder.name, mask_of(path, category_dir, truth) if with_masks else None)
+            mask = truth.get(path.stem + MASK_ENDING) or truth.get(path.stem)
+            if has_masks and mask is None:
+                remedy = f"add ground_truth/{folder.name}/{path.stem}{MASK_ENDING}.png, or set data.mask=False"
+                raise MissingFileError(f"no mask for test/{folder.name}/{path.name} in {category_dir}; {remedy}")
+            yield Sample(path, folder.name, mask)
 
 
 def masks_in(folder: Path) -> dict[str, Path]:
     """Return the mask files of a folder by stem."""
     return {path.stem: path for path in sorted(folder.iterdir()) if is_picture(path)} if folder.is_dir() else {}
-
-
-def mask_of(picture: Path, category_dir: Path, truth: dict[str, Path]) -> Path:
-    """Return a picture's mask among those of `masks_in`. Raise MissingFileError if there is none."""
-    mask = truth.get(picture.stem + MASK_ENDING) or truth.get(picture.stem)
-    if mask is None:
-        name = picture.relative_to(category_dir).as_posix()
-        remedy = f"add ground_truth/{picture.parent.name}/{picture.stem}{MASK_ENDING}.png, or set data.mask=False"
-        raise MissingFileError(f"no mask for {name} in {category_dir}; {remedy}")
-    return mask
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -275,10 +250,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def pictures_below(source: Path, leave_out: Collection[Path]) -> list[Path]:
-    """Return all pictures in a folder and its subfolders, sorted, without those in folders of `leave_out`.
-
-    `source` may also be one picture. Raise MissingFileError if there is none.
-    """
+    """Return a picture, or all pictures below a folder, sorted, without those in folders of `leave_out`."""
     if source.is_file():
         return [source]
     if not source.is_dir():
@@ -289,7 +261,6 @@ def pictures_below(source: Path, leave_out: Collection[Path]) -> list[Path]:
 
 
 def check_pictures(folder: Path, pictures: list[Path]) -> list[Path]:
-    """Return the pictures. Raise MissingFileError if there is none."""
     if not pictures:
         raise MissingFileError(f"no pictures in {folder}; it should hold {', '.join(sorted(SUFFIXES))}")
     return pictures

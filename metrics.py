@@ -37,11 +37,8 @@ def pro(maps: ArrayLike, masks: ArrayLike, limit: float = 0.3) -> float:
 
 
 def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Return the score at which the true- minus the false-positive rate is largest (Youden 1950), as published.
-
-    Raise ValueError as `rank_anomalies`.
-    """
-    rank_anomalies(scores, labels)
+    """Return the score at which the true- minus the false-positive rate is largest (Youden 1950), as published."""
+    rank_anomalies(scores, labels)  # raises ValueError for what cannot be ranked
     false_positive_rate, true_positive_rate, thresholds = roc_curve(np.asarray(labels) > 0, np.asarray(scores))
     gain = (true_positive_rate - false_positive_rate)[1:]  # without the threshold of infinity
     return float(thresholds[1:][np.argmax(gain)])
@@ -68,11 +65,12 @@ class Ranking:
 
     def average_precision(self) -> float:
         """Return the mean over the anomalous entries of the precision at their value."""
-        return float((self.true_positives / self._flagged()).mean())
+        return float((self.true_positives / (self.true_positives + self.normals - self.below)).mean())
 
     def f1_max(self) -> float:
         """Return the largest F1 over all thresholds; one of the values reaches it."""
-        return float((2 * self.true_positives / (self._flagged() + len(self.values))).max())
+        flagged = self.true_positives + self.normals - self.below
+        return float((2 * self.true_positives / (flagged + len(self.values))).max())
 
     def pro(self, limit: float = 0.3) -> float:
         """Return the per-region overlap (Bergmann et al. 2020): 1 is perfect, limit/2 is a constant map.
@@ -90,10 +88,6 @@ class Ranking:
         sizes = np.bincount(self.regions)
         return float((np.bincount(self.regions[reached], weights=area, minlength=len(sizes)) / sizes).mean())
 
-    def _flagged(self) -> NDArray[np.int64]:
-        """Return the number of entries at or above each value."""
-        return self.true_positives + self.normals - self.below
-
 
 def rank_anomalies(values: ArrayLike, truth: ArrayLike) -> Ranking:
     """Rank scores (N,) or maps (N, H, W) against labels or masks of the same shape.
@@ -108,12 +102,16 @@ def rank_anomalies(values: ArrayLike, truth: ArrayLike) -> Ranking:
         anomalous.append(chunk[mask])
         regions.append(numbered[mask] + np.int32(regions_before - 1))
         pictures = np.empty(count, np.int64)
-        entries = np.count_nonzero(mask, axis=(1, 2))
-        pictures[regions[-1] - regions_before] = np.repeat(np.arange(first, first + len(mask)), entries)
+        repeats = np.count_nonzero(mask, axis=(1, 2))
+        pictures[regions[-1] - regions_before] = np.repeat(np.arange(first, first + len(mask)), repeats)
         region_pictures.append(pictures)
         regions_before += count
     flat = np.concatenate(anomalous)
-    _check_entries(np.ndim(values), maps.size, len(flat), infinite)
+    if infinite:
+        raise ValueError(f"{infinite} of {maps.size} scores are not finite")
+    if len(flat) in (0, maps.size):
+        missing, entries = "normal" if len(flat) else "defective", "pixels" if np.ndim(values) == 3 else "pictures"
+        raise ValueError(f"no {missing} {entries}; this metric needs both normal and defective ones")
     order = np.argsort(flat)
     flat = flat[order]
     below, up_to = np.zeros((2, len(flat)), np.int64)
@@ -137,27 +135,20 @@ class PictureCounts:
     true_positives: NDArray[np.float64]  # (N, T)
     overlap: NDArray[np.float64]  # (N, T) share of a region, summed over the picture's regions
 
-    def resample_metrics(
-        self, multiplicities: NDArray, pro_limits: Collection[float] = ()
-    ) -> dict[str, NDArray[np.float64]]:
-        """Return the metrics of R sets in which each picture occurs `multiplicities` (R, N) times.
-
-        Keys are those of `bootstrap_intervals`, values are (R,).
-        """
-        multiplicities = np.asarray(multiplicities, np.float64)
-        parts = []
-        for first in range(0, len(multiplicities), RESAMPLES_AT_ONCE):
-            rows = multiplicities[first : first + RESAMPLES_AT_ONCE]
+    def resample_metrics(self, multiplicities: ArrayLike, pro_limits: Collection[float] = ()) -> dict[str, NDArray]:
+        """Return the metrics (R,) of R sets in which each picture occurs `multiplicities` (R, N) times."""
+        times, parts = np.asarray(multiplicities, np.float64), []
+        for first in range(0, len(times), RESAMPLES_AT_ONCE):
+            rows = times[first : first + RESAMPLES_AT_ONCE]
             drawn = rows @ self.false_positives, rows @ self.true_positives, rows @ self.overlap
-            parts.append(_curve_metrics(*drawn, pro_limits))
+            parts.append(_curve_metrics(drawn, pro_limits))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def count_by_picture(values: ArrayLike, truth: ArrayLike) -> PictureCounts:
-    """Count the scores (N,) or maps (N, H, W) of each picture at thresholds taken from the anomalous values.
+    """Count the scores (N,) or maps (N, H, W) of each picture at the thresholds of `_choose_edges`.
 
-    All values are taken if they are `EDGES` or fewer; then the metrics of resampled pictures are exact.
-    Else some are taken (see `_choose_edges`), which leaves errors of about 1e-4. Raise ValueError as `rank_anomalies`.
+    Metrics of resampled pictures are exact for up to `EDGES` anomalous values; more leave errors of about 1e-4.
     """
     ranking = rank_anomalies(values, truth)
     maps, masks = _as_maps(values, truth)
@@ -172,9 +163,8 @@ def count_by_picture(values: ArrayLike, truth: ArrayLike) -> PictureCounts:
     rows = ranking.region_pictures[ranking.regions]
     cells = (rows + 1) * false_positives.shape[1] - 1 - slots  # flat index of (picture, falling threshold)
     shares = (1 / np.bincount(ranking.regions))[ranking.regions]
-    counts, overlap = (
-        np.bincount(cells, weights, false_positives.size).reshape(false_positives.shape) for weights in (None, shares)
-    )
+    shape, size = false_positives.shape, false_positives.size
+    counts, overlap = (np.bincount(cells, weights, size).reshape(shape) for weights in (None, shares))
     return PictureCounts(false_positives, counts.cumsum(axis=1, dtype=np.float64), overlap.cumsum(axis=1))
 
 
@@ -198,7 +188,11 @@ def bootstrap_intervals(
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"resamples is {resamples}, confidence is {confidence}; take 1 or more, and between 0 and 1")
     counts = count_by_picture(values, truth)
-    multiplicities = _draw_resamples(counts.true_positives[:, -1] > 0, resamples, np.random.default_rng(seed))
+    defective, generator = counts.true_positives[:, -1] > 0, np.random.default_rng(seed)
+    multiplicities = np.zeros((resamples, len(defective)), np.int64)  # how often each picture is drawn
+    for stratum in (np.flatnonzero(~defective), np.flatnonzero(defective)):
+        if count := len(stratum):
+            multiplicities[:, stratum] = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
     multiplicities = multiplicities[multiplicities @ counts.false_positives[:, -1] > 0]
     if not len(multiplicities):
         raise ValueError(f"none of {resamples} resamples holds a normal entry; take more resamples")
@@ -222,10 +216,7 @@ class OperatingPoint:
 
 
 def operating_point(scores: ArrayLike, labels: ArrayLike, threshold: float) -> OperatingPoint:
-    """Return the counts and rates of the rule score > threshold on scores (N,).
-
-    Raise ValueError if shapes differ, scores are not finite or the threshold is not a number.
-    """
+    """Return the counts and rates of the rule score > threshold on scores (N,), which must be finite."""
     maps, masks = _as_maps(scores, labels)
     if not np.isfinite(maps).all() or np.isnan(threshold):
         raise ValueError(f"threshold is {threshold}; it or a score is not finite, so they cannot be compared")
@@ -233,18 +224,14 @@ def operating_point(scores: ArrayLike, labels: ArrayLike, threshold: float) -> O
     hits, alarms = int((flagged & defective).sum()), int((flagged & ~defective).sum())
     defects, normals = int(defective.sum()), int((~defective).sum())
     counts = hits, alarms, normals - alarms, defects - hits
-    rates = _rate(hits, defects), _rate(alarms, normals), _rate(hits, hits + alarms)
+    fractions = (hits, defects), (alarms, normals), (hits, hits + alarms)
+    rates = [part / total if total else None for part, total in fractions]
     return OperatingPoint(float(threshold), *counts, *rates)
 
 
-def _rate(part: int, total: int) -> float | None:
-    return part / total if total else None
-
-
-def _curve_metrics(
-    false_positives: NDArray, true_positives: NDArray, overlap: NDArray, pro_limits: Collection[float]
-) -> dict[str, NDArray]:
-    """Return the metrics (R,) of R curves (R, T) at falling thresholds, in the layout of `PictureCounts`."""
+def _curve_metrics(counts: tuple[NDArray, NDArray, NDArray], pro_limits: Collection[float]) -> dict[str, NDArray]:
+    """Return the metrics (R,) of R curves: counts (R, T) in the order and layout of `PictureCounts`."""
+    false_positives, true_positives, overlap = counts
     normals, anomalous, regions = false_positives[:, -1:], true_positives[:, -1:], overlap[:, -1:]
     flagged = false_positives + true_positives
     precision = true_positives[:, 1:] / np.maximum(flagged[:, 1:], 1)
@@ -269,28 +256,17 @@ def _area_up_to(limit: float, rate: NDArray, overlap: NDArray) -> NDArray:
 
 
 def _choose_edges(ranking: Ranking) -> NDArray:
-    """Return the anomalous values to count at, ascending: all, or about `EDGES` of them.
-
-    Half divide the true-positive rate evenly. The others divide the logarithm of the false-positive rate evenly,
-    two for each rate, since the curve has a corner at both ends of a run of normal entries.
-    """
+    """Return the anomalous values to count at, ascending: all, or about `EDGES` of them."""
     distinct = np.unique(ranking.values)
     if len(distinct) <= EDGES:
         return distinct
+    # half divide the true-positive rate evenly, the others the logarithm of the false-positive rate:
+    # two for each rate, since the curve has a corner at both ends of a run of normal entries
     last = len(ranking.values) - 1
     alarms = np.geomspace(1, ranking.normals, EDGES // 4)
     reached = np.searchsorted(ranking.below, ranking.normals - alarms)
     ranks = np.concatenate([np.linspace(0, last, EDGES // 2), reached - 1, reached]).clip(0, last)
     return np.unique(ranking.values[ranks.astype(np.int64)])
-
-
-def _draw_resamples(defective: NDArray, resamples: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return how often each picture is drawn (resamples, N); each class keeps its number of pictures."""
-    multiplicities = np.zeros((resamples, len(defective)), np.int64)
-    for stratum in (np.flatnonzero(~defective), np.flatnonzero(defective)):
-        if count := len(stratum):
-            multiplicities[:, stratum] = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
-    return multiplicities
 
 
 def _chunks(maps: NDArray, masks: NDArray, pixels: int) -> Iterator[tuple[int, NDArray, NDArray]]:
@@ -335,19 +311,10 @@ def _as_maps(values: ArrayLike, truth: ArrayLike) -> tuple[NDArray, NDArray]:
     """Return both as views (N, H, W); a score becomes a map of one pixel."""
     values, truth = np.asarray(values), np.asarray(truth)
     if values.ndim not in (1, 3) or values.shape != truth.shape:
-        shapes = f"{values.shape} scores do not match {truth.shape} labels"
-        raise ValueError(f"{shapes}; both must be (N,), or (N, H, W) for maps and masks")
+        raise ValueError(f"{values.shape} scores do not match {truth.shape} labels; both must be (N,) or (N, H, W)")
     if values.size == 0:
         raise ValueError(f"no scores: their shape is {values.shape}; give one normal and one defective picture or more")
     return (values, truth) if values.ndim == 3 else (values[:, None, None], truth[:, None, None])
-
-
-def _check_entries(dimensions: int, size: int, anomalous: int, infinite: int) -> None:
-    if infinite:
-        raise ValueError(f"{infinite} of {size} scores are not finite")
-    if anomalous in (0, size):
-        missing, what = "normal" if anomalous else "defective", "pixels" if dimensions == 3 else "pictures"
-        raise ValueError(f"no {missing} {what}; this metric needs both normal and defective ones")
 
 
 def _check_limit(limit: float) -> None:

@@ -84,12 +84,8 @@ class UNet(nn.Module):
         def attention(size: int, width: int) -> list[nn.Module]:
             return [SelfAttention(width, heads)] if size in attention_sizes else []
 
-        self.time_embedding = nn.Sequential(
-            SinusoidalEmbedding(base_channels),
-            nn.Linear(base_channels, embedding),
-            nn.SiLU(),
-            nn.Linear(embedding, embedding),
-        )
+        first, second = nn.Linear(base_channels, embedding), nn.Linear(embedding, embedding)
+        self.time_embedding = nn.Sequential(SinusoidalEmbedding(base_channels), first, nn.SiLU(), second)
 
         channels = widths[0]
         self.down = nn.ModuleList([TimedSequential(nn.Conv2d(in_channels, channels, 3, padding=1))])
@@ -103,9 +99,8 @@ class UNet(nn.Module):
                 self.down.append(TimedSequential(block(channels, channels, nn.AvgPool2d(2))))
                 skips.append(channels)
 
-        self.middle = TimedSequential(
-            block(channels, channels), SelfAttention(channels, heads), block(channels, channels)
-        )
+        before, attended, after = block(channels, channels), SelfAttention(channels, heads), block(channels, channels)
+        self.middle = TimedSequential(before, attended, after)
 
         self.up = nn.ModuleList()
         for level, size, width in reversed(levels):
@@ -117,7 +112,7 @@ class UNet(nn.Module):
                 self.up.append(TimedSequential(*layers))
 
         convolution = zero_parameters(nn.Conv2d(channels, in_channels, 3, padding=1))
-        self.out = nn.Sequential(group_norm(channels), InPlaceSiLU(), convolution)
+        self.out = nn.Sequential(Float32GroupNorm(channels), InPlaceSiLU(), convolution)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         embedding = self.time_embedding(t)  # (B, 4·base)
@@ -144,17 +139,15 @@ class ResidualBlock(nn.Module):
     Sums are done in place: no gradient needs the tensor before the sum.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, embedding: int, dropout: float, resample: nn.Module | None = None
-    ):
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, resample: nn.Module | None):
         super().__init__()
         self.resample = resample or nn.Identity()
         convolution_type = UpsamplingConv2d if isinstance(resample, nn.Upsample) else nn.Conv2d
         first = convolution_type(in_channels, out_channels, 3, padding=1)
-        self.in_layers = nn.Sequential(group_norm(in_channels), InPlaceSiLU(), first)
+        self.in_layers = nn.Sequential(Float32GroupNorm(in_channels), InPlaceSiLU(), first)
         self.embed_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
         second = zero_parameters(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.out_layers = nn.Sequential(group_norm(out_channels), InPlaceSiLU(), UniformDropout(dropout), second)
+        self.out_layers = nn.Sequential(Float32GroupNorm(out_channels), InPlaceSiLU(), UniformDropout(dropout), second)
         self.skip_connection = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -190,7 +183,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm = group_norm(channels)
+        self.norm = Float32GroupNorm(channels)
         self.to_qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero_parameters(nn.Conv1d(channels, channels, 1))
 
@@ -248,21 +241,19 @@ class UniformDropout(nn.Dropout):
 
 
 class Float32GroupNorm(nn.GroupNorm):
-    """GroupNorm that computes in fp32 under any autocast.
+    """GroupNorm of 32 groups, as published, or fewer where 32 does not divide `channels`; fp32 under any autocast.
 
     On a CPU the kernel for NCHW tensors reads bf16 and computes in fp32 by itself, so no copy in fp32 is made.
     """
+
+    def __init__(self, channels: int):
+        super().__init__(math.gcd(PUBLISHED_GROUPS, channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.is_contiguous():
             with torch.autocast("cpu", enabled=False):
                 return super().forward(x)
         return super().forward(x.float())
-
-
-def group_norm(channels: int) -> Float32GroupNorm:
-    """Return a norm of 32 groups, as published, or fewer where 32 does not divide `channels`."""
-    return Float32GroupNorm(math.gcd(PUBLISHED_GROUPS, channels), channels)
 
 
 def zero_parameters(module: Module) -> Module:
@@ -272,27 +263,20 @@ def zero_parameters(module: Module) -> Module:
     return module
 
 
-def check_shape(
-    image_size: int, base_channels: int, widths: Sequence[int], attention_sizes: Sequence[int], heads: int
-) -> None:
+def check_shape(image_size: int, base_channels: int, widths: list[int], attention: Sequence[int], heads: int) -> None:
     """Raise ValueError if no network of this shape can be built."""
     if not widths:
         raise ValueError("channel_multipliers is empty; give one number per level, such as [1, 2]")
     factor = 2 ** (len(widths) - 1)
     if image_size % factor:
         lower = max(image_size // factor, 1) * factor
-        remedy = f"take {lower} or {lower + factor}, or fewer channel_multipliers"
-        raise ValueError(
-            f"image_size is {image_size}, not a multiple of {factor}, as {len(widths)} levels need; {remedy}"
-        )
+        problem = f"image_size is {image_size}, not a multiple of {factor}, as {len(widths)} levels need"
+        raise ValueError(f"{problem}; take {lower} or {lower + factor}, or fewer channel_multipliers")
     if base_channels < 2 or base_channels % 2:
         raise ValueError(f"base_channels is {base_channels}; take an even number, which the time embedding needs")
     if min(widths) < 1:
-        raise ValueError(
-            f"a level has no channels, as base_channels is {base_channels}; raise one of channel_multipliers"
-        )
-    attended = {width for level, width in enumerate(widths) if image_size >> level in attention_sizes} | {widths[-1]}
+        raise ValueError(f"base_channels is {base_channels}, so a level has none; raise one of channel_multipliers")
+    attended = {width for level, width in enumerate(widths) if image_size >> level in attention} | {widths[-1]}
     for width in sorted(attended):
         if width % heads:
-            remedy = "change heads or channel_multipliers"
-            raise ValueError(f"heads is {heads}, which does not divide a width of {width} channels; {remedy}")
+            raise ValueError(f"heads is {heads}, no divisor of {width} channels; change heads or channel_multipliers")

@@ -153,11 +153,11 @@ def tune_settings(settings: Settings, output: Path | None = None) -> Path:
 def prepare_bench(pictures: ImageFolder, unseen: ImageFolder, settings: Settings) -> Bench:
     """Return the pictures of all trials, with every anomaly in full and faint."""
     pixels = unseen.pixels(settings.model.num_workers)
-    made = make_synthetic_anomalies(pixels, COPIES, settings.model.seed)
-    clean, full = ([to_unit_range(picture) for picture in group] for group in (pixels, made.pictures))
-    faint = [clean[number % len(clean)].lerp(changed, FAINT) for number, changed in enumerate(full)]
-    kinds = np.r_[made.kinds, [f"{kind}, faint" for kind in made.kinds]]
-    return Bench(unseen.names(), clean, full + faint, kinds, 2 * made.masks, pictures.without(unseen.names()))
+    changed, kinds, masks = make_synthetic_anomalies(pixels, COPIES, settings.model.seed)
+    clean, full = ([to_unit_range(picture) for picture in group] for group in (pixels, changed))
+    faint = [clean[number % len(clean)].lerp(picture, FAINT) for number, picture in enumerate(full)]
+    kinds = np.r_[kinds, [f"{kind}, faint" for kind in kinds]]
+    return Bench(unseen.names(), clean, full + faint, kinds, 2 * masks, pictures.without(unseen.names()))
 
 
 def run_trials(detector: Detector, settings: Settings, bench: Bench) -> Iterator[TrialResult]:

@@ -1,8 +1,7 @@
-"""Pixels of any depth as 8 bits, on fixed scales.
+"""Pixels of any depth as 8 bits. The scale is fixed, as a picture's own range depends on its brightest pixel.
 
 16 bits are divided by 65535, or by the largest value that a TIFF's tags declare (12 bits: 4095).
-Floating-point values are divided by the smallest of 1, 255 and 65535 that holds them. A picture's own range never
-counts, as its brightness would depend on its brightest pixel.
+Floating-point values are divided by the smallest of 1, 255 and 65535 that holds them.
 """
 
 import math
@@ -22,7 +21,6 @@ GREY_TYPES = (np.uint8, np.uint16, np.bool_)
 STRIP = 512  # rows that are converted at once, as wider numbers take several times the memory
 ORIENTATION, BITS, PHOTOMETRIC = 274, 258, 262  # TIFF tags
 WHITE_IS_ZERO = 0  # a value of PHOTOMETRIC
-
 PRINTED: set[str] = set()  # lines of `print_once`
 PRINTING = threading.Lock()
 
@@ -30,13 +28,9 @@ PRINTING = threading.Lock()
 class UnusableError(UserError):
     """A picture that cannot be read or used. The message may also name the file and the remedy, `reason` does not."""
 
-    def __init__(self, message: str, reason: str = ""):
-        super().__init__(message)  # one argument, as worker processes rebuild an error from its message
-        self.reason = reason or message
-
-
-def unusable_error(reason: str, remedy: str) -> UnusableError:
-    return UnusableError(f"{reason}; {remedy}", reason)
+    def __init__(self, reason: str, remedy: str = ""):
+        super().__init__(f"{reason}; {remedy}" if remedy else reason)  # worker processes rebuild it from this alone
+        self.reason = reason
 
 
 def to_eight_bit(picture: Image.Image) -> Image.Image:
@@ -45,12 +39,12 @@ def to_eight_bit(picture: Image.Image) -> Image.Image:
         return picture
     white = 2 ** min(tiff_tag(picture, BITS, 16), 16) - 1
     if picture.mode in ("I", "F"):
-        extremes = [(strip.min(), strip.max()) for _, strip in iterate_strips(picture)]
-        low, high = (np.array(values).astype(float) for values in zip(*extremes, strict=True))
+        extremes = np.array([(strip.min(), strip.max()) for _, strip in iterate_strips(picture)], float)
+        low, high = extremes[:, 0].min(), extremes[:, 1].max()
         if picture.mode == "F":
-            white = white_level(low.min(), high.max())
-        elif low.min() < 0 or high.max() > white:
-            raise too_deep_error(low.min(), high.max())
+            white = white_level(low, high)
+        else:
+            check_depth(low, high, white)
     inverted = tiff_tag(picture, PHOTOMETRIC) == WHITE_IS_ZERO
     grey = Image.new("L", picture.size)
     for top, strip in iterate_strips(picture):
@@ -85,21 +79,20 @@ def image_from_array(values: NDArray) -> Image.Image:
 
 
 def white_level(low: float, high: float) -> int:
-    """Return the value of white for values from `low` to `high`: the smallest of WHITES that holds them.
-
-    Raise UnusableError if none does.
-    """
+    """Return the smallest of WHITES that holds values from `low` to `high`. Raise UnusableError if none does."""
     for white in WHITES:
         if -OVERSHOOT * high <= low and high <= (1 + OVERSHOOT) * white:
             print_once("floating-point pictures: white is the smallest of 1, 255 and 65535 that holds all values")
             return white
     if not math.isfinite(low + high):
-        raise unusable_error("it holds values that are not finite", "save it with values of 0…1")
-    raise unusable_error(f"its values go from {low:g} to {high:g}, neither 0…1 nor 0…255 nor 0…65535", "scale them")
+        raise UnusableError("it holds values that are not finite", "save it with values of 0…1")
+    raise UnusableError(f"its values go from {low:g} to {high:g}, neither 0…1 nor 0…255 nor 0…65535", "scale them")
 
 
-def too_deep_error(low: float, high: float) -> UnusableError:
-    return unusable_error(f"its values go from {low:.0f} to {high:.0f}, beyond 16 bits", "save it with 8 or 16 bits")
+def check_depth(low: float, high: float, white: int = WHITES[-1]) -> None:
+    """Raise UnusableError for whole numbers below 0 or above `white`."""
+    if low < 0 or high > white:
+        raise UnusableError(f"its values go from {low:.0f} to {high:.0f}, beyond 16 bits", "save it with 8 or 16 bits")
 
 
 def scale_to_bytes(values: NDArray, white: float) -> NDArray[np.uint8]:
@@ -114,7 +107,6 @@ def scale_to_bytes(values: NDArray, white: float) -> NDArray[np.uint8]:
 def print_once(line: str) -> None:
     """Print a line on standard error unless this process has printed it before."""
     with PRINTING:
-        is_new = line not in PRINTED
+        if line not in PRINTED:
+            print(line, file=sys.stderr, flush=True)
         PRINTED.add(line)
-    if is_new:
-        print(line, file=sys.stderr, flush=True)

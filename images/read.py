@@ -1,7 +1,4 @@
-"""Pictures and masks of any format and mode: upright, 8 bit, grey or colour.
-
-Pillow reads what it can. tifffile reads other TIFF files: deep colour, floating-point numbers of 16 and 64 bits.
-"""
+"""Pictures and masks of any format: upright, 8 bit, grey or colour. tifffile reads TIFFs that Pillow cannot."""
 
 import math
 import struct
@@ -16,44 +13,25 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from images.bit_depth import (
-    BITS,
-    GREY_TYPES,
-    ORIENTATION,
-    STRIP,
-    WHITE_IS_ZERO,
-    WHITES,
-    UnusableError,
-    image_from_array,
-    print_once,
-    tiff_tag,
-    to_eight_bit,
-    too_deep_error,
-    unusable_error,
-)
+from images import bit_depth
+from images.bit_depth import UnusableError, check_depth, image_from_array, print_once, tiff_tag, to_eight_bit
 from runtime.errors import MissingFileError, UserError, UserFileError
 
 Size = tuple[int, int]  # (width, height)
-
 TIFF = {".tif", ".tiff"}
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 NETPBM = {".pbm", ".pgm", ".ppm", ".pnm", ".pfm"}
 SUFFIXES = {".png", ".bmp", ".webp", ".gif", ".tga", ".jp2", ".j2k", ".avif", *JPEG, *TIFF, *NETPBM}
 LARGEST_LABEL = 127  # a mask without a value above it holds labels 0…n, of which all but 0 are defects
-
 MOST_PIXELS = 20_000**2  # larger pictures are refused: a file of kilobytes can claim any number of pixels
 LARGE = 178_956_970  # pixels (Pillow's own limit); larger pictures are read one at a time and reduced in strips
 REDUCED = 4  # times the final side; a large picture is reduced by whole numbers to this, then resized
-
 PLANAR, SEPARATE = 284, 2  # a TIFF tag, and its value for colours in separate planes
 INKS = 5  # the value of PHOTOMETRIC for CMYK
-
 OPENING, READING = threading.Lock(), threading.Lock()
-
 UNREADABLE = (  # what Pillow and tifffile raise on a damaged file
-    *(UnidentifiedImageError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, tifffile.TiffFileError),
+    *(OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
     *(LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
-    Image.DecompressionBombError,
 )
 
 
@@ -65,10 +43,7 @@ def read_picture(path: Path, channels: int = 3) -> Image.Image:
 
 
 def read_reduced(path: Path, channels: int, target: Callable[[int, int], Size]) -> tuple[Image.Image, Size]:
-    """Return `read_picture` for a resize to `target(width, height)`, and the picture's own (width, height).
-
-    A large picture comes reduced. Only its stored form is in memory as a whole.
-    """
+    """Return `read_picture` for a resize to `target(width, height)`, reduced if it is large, and its own size."""
     header = read_header(path)
     with READING if header and math.prod(header[0]) > LARGE else nullcontext():
         picture = open_upright(path)
@@ -85,20 +60,18 @@ def as_image(picture: object, channels: int = 3) -> Image.Image:
         return to_channels(picture, channels)
     if not isinstance(picture, np.ndarray):
         raise UserError(f"{type(picture).__name__} is not a picture; give a path, a PIL image or an array")
-    shaped = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype != np.bool_)
-    if not (shaped and (picture.dtype in GREY_TYPES or np.issubdtype(picture.dtype, np.floating))) or picture.size == 0:
+    is_colour = picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype != np.bool_
+    has_values = picture.dtype in bit_depth.GREY_TYPES or np.issubdtype(picture.dtype, np.floating)
+    if not ((picture.ndim == 2 or is_colour) and has_values and picture.size):
         remedy = "give (H, W) or (H, W, 3 or 4) of 8 or 16 bits, or of 0…1 as floats"
         raise UserError(f"an array {picture.shape} of {picture.dtype} is not a picture; {remedy}")
     return to_channels(image_from_array(picture), channels)
 
 
 def to_channels(picture: Image.Image, channels: int = 3) -> Image.Image:
-    """Return a picture turned as its EXIF says, 8 bit, RGB or (channels = 1) grey, transparency on white.
-
-    Raise UnusableError for values beyond 16 bits, and if there are no pixels.
-    """
+    """Return a picture turned as its EXIF says, 8 bit, RGB or (channels = 1) grey, transparency on white."""
     if 0 in picture.size:
-        raise unusable_error("it has no pixels", "replace or remove it")
+        raise UnusableError("it has no pixels", "replace or remove it")
     picture = ImageOps.exif_transpose(to_eight_bit(picture))
     return on_background(picture, "white").convert("L" if channels == 1 else "RGB")
 
@@ -116,7 +89,7 @@ def reduce_picture(picture: Image.Image, factors: Size, channels: int) -> Image.
     if factors == (1, 1):
         return to_channels(picture, channels)
     picture = to_eight_bit(picture)
-    rows = max(1, STRIP // factors[1]) * factors[1]
+    rows = max(1, bit_depth.STRIP // factors[1]) * factors[1]
     boxes = [(0, top, picture.width, min(top + rows, picture.height)) for top in range(0, picture.height, rows)]
     strips = [to_channels(picture.crop(box), channels).reduce(factors) for box in boxes]
     reduced = Image.new(strips[0].mode, (strips[0].width, sum(strip.height for strip in strips)))
@@ -133,12 +106,10 @@ def on_background(picture: Image.Image, colour: str) -> Image.Image:
 
 
 def open_upright(path: Path) -> Image.Image:
-    """Return a picture in its stored mode, turned as its EXIF says; of several frames or pages the first.
-
-    Raise UnusableError if it cannot be read, MissingFileError if there is no file.
-    """
-    with reading_errors(path):
+    """Return the first frame or page in its stored mode, upright. Raise UserError if it cannot be read."""
+    with naming_file(path), reading_errors(path):
         with open_picture(path) as picture:
+            check_pixels(picture.size)
             # a JPEG in MPO format holds a second picture, which phones add
             if getattr(picture, "is_animated", False) and picture.format != "MPO":
                 report_first(path)
@@ -157,24 +128,19 @@ def read_header(path: Path) -> tuple[Size, str] | None:
     try:
         with open_unlimited(path) as picture:
             return picture.size, picture.mode
-    except (*UNREADABLE, OSError):
+    except UNREADABLE:
         return None
 
 
-@contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Yield a picture whose header is read. Raise UnusableError for more than MOST_PIXELS."""
+def open_picture(path: Path) -> Image.Image:
     try:
-        picture: Image.Image = open_unlimited(path)
-        if tiff_tag(picture, PLANAR) == SEPARATE and tiff_tag(picture, BITS, 8) > 8:  # Pillow reads these wrong
-            picture = read_first_page(path)
+        picture = open_unlimited(path)
     except UnidentifiedImageError:
         if path.suffix.lower() not in TIFF or path.stat().st_size == 0:
             raise
-        picture = read_first_page(path)
-    with picture:
-        check_pixels(picture.size)
-        yield picture
+        return read_first_page(path)
+    pillow_fails = tiff_tag(picture, PLANAR) == SEPARATE and tiff_tag(picture, bit_depth.BITS, 8) > 8
+    return read_first_page(path) if pillow_fails else picture
 
 
 def open_unlimited(path: Path) -> Image.Image:
@@ -190,7 +156,7 @@ def open_unlimited(path: Path) -> Image.Image:
 def check_pixels(size: Size) -> None:
     if math.prod(size) > MOST_PIXELS:
         reason = f"its {size[0]:,}×{size[1]:,} pixels are more than the {MOST_PIXELS:,} that are read"
-        raise unusable_error(reason, "make it smaller")
+        raise UnusableError(reason, "make it smaller")
 
 
 def read_first_page(path: Path) -> Image.Image:
@@ -199,54 +165,45 @@ def read_first_page(path: Path) -> Image.Image:
         page = file.pages[0]
         if len(file.pages) > 1:
             report_first(path)
-        lengths = [
-            (axis, length) for axis, length in zip(page.axes, page.shape, strict=True) if length > 1 or axis in "YX"
-        ]
-        axes = "".join(axis for axis, _ in lengths)
+        sides = [(axis, side) for axis, side in zip(page.axes, page.shape, strict=True) if side > 1 or axis in "YX"]
+        axes = "".join(axis for axis, _ in sides)
         if axes not in ("YX", "YXS", "SYX") or page.samplesperpixel > 4 or page.dtype is None:
-            raise unusable_error(f"its pixels have {page.samplesperpixel} values", "save it as grey or colour")
+            raise UnusableError(f"its pixels have {page.samplesperpixel} values", "save it as grey or colour")
         check_pixels((page.imagewidth, page.imagelength))
-        values = page.asarray().reshape([length for _, length in lengths])
-        photometric, orientation = page.photometric, page.tags.get(ORIENTATION)
+        values = page.asarray().reshape([side for _, side in sides])
+        photometric, orientation = page.photometric, page.tags.get(bit_depth.ORIENTATION)
     values = np.moveaxis(values, 0, 2) if axes == "SYX" else values
     if values.dtype.kind in "iu" and values.dtype.itemsize > 1:
-        if values.min() < 0 or values.max() > WHITES[-1]:
-            raise too_deep_error(values.min(), values.max())
+        check_depth(values.min(), values.max())
         values = values.astype(np.uint16)
     elif values.dtype == np.int8:
         values = values.view(np.uint8)  # as Pillow reads grey of this kind
     picture = image_from_array(values)
-    if photometric == WHITE_IS_ZERO:
+    if photometric == bit_depth.WHITE_IS_ZERO:
         picture = ImageOps.invert(picture.convert("L"))
     if photometric == INKS:
         picture = Image.frombytes("CMYK", picture.size, picture.tobytes())
     if orientation is not None:
-        picture.getexif()[ORIENTATION] = int(orientation.value)
+        picture.getexif()[bit_depth.ORIENTATION] = int(orientation.value)
     return picture
 
 
 @contextmanager
 def reading_errors(path: Path) -> Iterator[None]:
-    """Turn errors of Pillow and tifffile into one that names the file and the remedy."""
+    """Turn errors of Pillow and tifffile into UserErrors."""
     try:
         yield
     except FileNotFoundError:
         raise MissingFileError(f"no picture at {path}") from None
     except PermissionError:
         raise UserFileError(f"no permission to read {path}; change it and run again") from None
-    except UnusableError as error:
-        raise name_file(path, error) from None
-    except (*UNREADABLE, OSError) as error:
-        raise name_file(path, unusable_error(*explain_failure(path, error))) from error
-
-
-def explain_failure(path: Path, error: Exception) -> tuple[str, str]:
-    """Return why Pillow or tifffile cannot read a file, and the remedy."""
-    if "imagecodecs" in str(error):  # tifffile needs this package for all compressions but deflate
-        return "its compression is not supported", "save it uncompressed"
-    if path.stat().st_size == 0:
-        return "it is empty", "replace or remove it"
-    return "it is cut short" if "truncated" in str(error) else "its content is not a picture", "replace or remove it"
+    except UnusableError:
+        raise
+    except UNREADABLE as error:
+        if "imagecodecs" in str(error):  # tifffile needs this package for all compressions but deflate
+            raise UnusableError("its compression is not supported", "save it uncompressed") from error
+        reason = "it is cut short" if "truncated" in str(error) else "its content is not a picture"
+        raise UnusableError(reason if path.stat().st_size else "it is empty", "replace or remove it") from error
 
 
 @contextmanager
@@ -254,28 +211,23 @@ def naming_file(path: Path) -> Iterator[None]:
     """Put the file's name into a ValueError about its content."""
     try:
         yield
+    except UserFileError:
+        raise
     except ValueError as error:
-        raise name_file(path, error) from error
-
-
-def name_file(path: Path, error: ValueError) -> UnusableError:
-    reason = error.reason if isinstance(error, UnusableError) else str(error)
-    return UnusableError(f"{path} can't be read: {error}", reason)
+        named = UnusableError(f"{path} can't be read: {error}")
+        named.reason = getattr(error, "reason", str(error))
+        raise named from error
 
 
 def read_mask(path: Path, picture_size: Size, picture_path: Path, size: int) -> NDArray[np.bool_]:
-    """Return a mask (size, size), true where defective; it becomes binary after the resize.
-
-    Raise UserError if the mask and its picture differ in size.
-    """
+    """Return a mask (size, size), true where defective. Raise UserError unless it has its picture's size."""
     values, are_labels = read_mask_values(path)
     if values.shape[::-1] != picture_size:
-        sizes = (
-            f"is {values.shape[1]}×{values.shape[0]}, its picture {picture_path} {picture_size[0]}×{picture_size[1]}"
-        )
-        raise UserError(f"mask {path} {sizes}; make them the same, or set data.mask=False")
+        actual, expected = ("×".join(map(str, sides)) for sides in (values.shape[::-1], picture_size))
+        problem = f"mask {path} is {actual}, its picture {picture_path} {expected}"
+        raise UserError(f"{problem}; make them the same, or set data.mask=False")
     levels = Image.fromarray(mask_levels(values, are_labels))
-    return np.asarray(levels.resize((size, size), Image.Resampling.BILINEAR)) > LARGEST_LABEL
+    return np.asarray(levels.resize((size, size), Image.Resampling.BILINEAR)) > LARGEST_LABEL  # binary only now
 
 
 def read_full_mask(path: Path) -> NDArray[np.bool_]:
@@ -290,11 +242,8 @@ def mask_levels(values: NDArray, are_labels: bool) -> NDArray[np.uint8]:
 
 
 def read_mask_values(path: Path) -> tuple[NDArray, bool]:
-    """Return the values (H, W) of a mask, and whether they are labels, of which all but 0 are defects.
-
-    Palette indices and values of more than 8 bits are labels.
-    """
+    """Return the values (H, W) of a mask, and whether they are labels, of which all but 0 are defects."""
     mask = open_upright(path)
     mask = to_eight_bit(mask) if mask.mode == "F" else mask
-    are_labels = mask.mode == "P" or mask.mode.startswith("I")
+    are_labels = mask.mode == "P" or mask.mode.startswith("I")  # a palette, or more than 8 bits
     return np.asarray(mask if are_labels else on_background(mask, "black").convert("L")), are_labels

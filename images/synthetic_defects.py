@@ -5,7 +5,6 @@ random generator. It returns the changed picture and a mask (S, S) of the pixels
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 Pixels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Anomalies = tuple[list[Tensor], NDArray[np.str_], list[Mask]]  # pictures, their kinds of defect, masks (H, W)
 Defect = Callable[[Pixels, Pixels, np.random.Generator], tuple[Pixels, Mask]]
 REFERENCE_SIDE = 128  # pixels; the side for which docstrings give widths
 
@@ -143,23 +143,12 @@ DEFECTS: dict[str, Defect] = {"bent_line": bent_line, "patch": foreign_patch, "s
 ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit, "worn": worn}
 
 
-class SyntheticAnomalies(NamedTuple):
-    """Pictures (C, H, W) uint8 with one synthetic defect each, the kinds of defects, and masks (H, W)."""
-
-    pictures: list[Tensor]
-    kinds: NDArray[np.str_]
-    masks: list[Mask]
-
-
-def make_synthetic_anomalies(normal: Sequence[Tensor], copies: int, seed: int) -> SyntheticAnomalies:
-    """Add defects to `copies` of each normal picture (C, H, W) uint8; the kinds take turns.
-
-    The places of the defects follow from `seed`.
-    """
+def make_synthetic_anomalies(normal: Sequence[Tensor], copies: int, seed: int) -> Anomalies:
+    """Return `copies` of each normal picture (C, H, W) uint8, each with one defect; the kinds take turns."""
     rng, names = np.random.default_rng(seed), list(ALL_DEFECTS)
     kinds = [names[number % len(names)] for number in range(copies * len(normal))]
     arrays = [pixels.permute(1, 2, 0).numpy().astype(np.float32) / np.float32(255) for pixels in normal]  # (H, W, C)
     pairs = [with_defect(arrays[number % len(arrays)], ALL_DEFECTS[kind], rng) for number, kind in enumerate(kinds)]
     changed = [torch.from_numpy((pixels.clip(0, 1) * 255).round().astype(np.uint8)) for pixels, _ in pairs]
     pictures = [pixels.permute(2, 0, 1).contiguous() for pixels in changed]
-    return SyntheticAnomalies(pictures, np.array(kinds), [mask for _, mask in pairs])
+    return pictures, np.array(kinds), [mask for _, mask in pairs]

@@ -12,10 +12,7 @@ OVERLAP = 0.25  # smallest share of a tile's side that neighbours have in common
 
 
 def cut_tiles(pictures: Tensor, size: int) -> Tensor:
-    """Cut pictures (B, C, H, W) into N tiles each: (B·N, C, size, size), picture by picture and row by row.
-
-    Raise UserError if the pictures are smaller than a tile.
-    """
+    """Cut pictures (B, C, H, W) into N tiles each: (B·N, C, size, size), picture by picture and row by row."""
     corners = tile_corners(pictures.shape[-2], pictures.shape[-1], size)
     tiles = [pictures[..., top : top + size, left : left + size] for top, left in corners]  # N times (B, C, size, size)
     return torch.stack(tiles, dim=1).flatten(0, 1)
@@ -24,14 +21,17 @@ def cut_tiles(pictures: Tensor, size: int) -> Tensor:
 def merge_tiles(tiles: Tensor, shape: Sequence[int]) -> Tensor:
     """Merge the tiles of `cut_tiles`: (…, B·N, C, size, size) → (…, *shape) with shape (B, C, H, W).
 
-    Where tiles overlap, the result is their mean, weighted by `tile_weights`.
+    Where tiles overlap, the result is their mean. Weights fall linearly over the overlap towards a tile's border.
     """
     size, (batch, _, height, width) = tiles.shape[-1], shape
     pieces = tiles.unflatten(-4, (batch, -1))  # (…, B, N, C, size, size)
     if (height, width) == (size, size):
         return pieces.squeeze(-4)
     total, weights = tiles.new_zeros(*tiles.shape[:-4], *shape), tiles.new_zeros(height, width)
-    weight = tile_weights(size).to(tiles)
+    pixel = torch.arange(size)
+    distance = torch.minimum(pixel, pixel.flip(0)) + 0.5  # from a pixel's centre to the border
+    ramp = (distance / (OVERLAP * size)).clamp(max=1)
+    weight = (ramp[:, None] * ramp).to(tiles)  # (size, size)
     for piece, (top, left) in zip(pieces.unbind(-4), tile_corners(height, width, size), strict=True):
         total[..., top : top + size, left : left + size] += piece * weight
         weights[top : top + size, left : left + size] += weight
@@ -44,16 +44,8 @@ def tile_corners(height: int, width: int, size: int) -> list[tuple[int, int]]:
 
 
 def tile_starts(extent: int, size: int) -> list[int]:
-    """Return the evenly spaced first pixels of the tiles along `extent` pixels, from border to border."""
+    """Return the first pixels of the tiles along `extent` pixels. Raise UserError if no tile fits."""
     if extent < size:
         raise UserError(f"{extent} pixels hold no tile of {size}; enlarge the picture")
     steps = math.ceil((extent - size) / max(1, math.floor(size * (1 - OVERLAP))))
     return [round(step * (extent - size) / steps) for step in range(steps + 1)] if steps else [0]
-
-
-def tile_weights(size: int) -> Tensor:
-    """Return weights (size, size): 1 inside, falling linearly over the overlap towards the border, never 0."""
-    pixel = torch.arange(size)
-    distance = torch.minimum(pixel, pixel.flip(0)) + 0.5  # from a pixel's centre to the border
-    ramp = (distance / (OVERLAP * size)).clamp(max=1)
-    return ramp[:, None] * ramp[None, :]

@@ -5,6 +5,7 @@ import torch
 import feature_extractor
 from feature_extractor import EMBEDDED_PACKAGES, FeatureExtractor, embedded_state
 from runtime.errors import UserFileError
+from storage.pretrained import cached_file
 
 
 @pytest.mark.parametrize("name", ["resnet50", "wide_resnet50_2", "wide_resnet101_2"])
@@ -113,7 +114,8 @@ def test_an_unknown_name_is_refused():
 
 def test_downloaded_weights_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert feature_extractor.cached_weights("resnet50") is None
+    url = feature_extractor.RESNETS["resnet50"].url
+    assert cached_file(url) is None
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").touch()
-    assert feature_extractor.cached_weights("resnet50").name == "resnet50-0676ba61.pth"
+    assert cached_file(url).name == "resnet50-0676ba61.pth"

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from config.keys import AUTO, LATEST, Settings
-from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, cached_weights, load_trunk
+from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, load_trunk
 from runtime.errors import MissingFileError, UserError
 from storage import folder_lock
 from storage.atomic_file import atomic_write, remove_stale
 from storage.fingerprint import as_stored, describe_differences
+from storage.pretrained import cached_file
 from storage.weights_file import copy_into, read_state
 from training.networks import build_unet
 from unet import UNet
@@ -232,7 +233,7 @@ def restore_features(
             extractor = FeatureExtractor(wanted, "random")
             load_features(path, extractor)
             return extractor, path
-    if name == AUTO and weights is None and cached_weights(PUBLISHED_EXTRACTOR) is None:
+    if name == AUTO and weights is None and cached_file(RESNETS[PUBLISHED_EXTRACTOR].url) is None:
         return FeatureExtractor(EMBEDDED), f"its package (this machine has no weights of {PUBLISHED_EXTRACTOR})"
     extractor = FeatureExtractor(PUBLISHED_EXTRACTOR if name == AUTO else name, weights)
     return extractor, str(weights or "its ImageNet weights")

@@ -10,7 +10,7 @@ from conftest import write_picture
 from PIL import Image
 
 from dataset import View
-from images import read
+from images import bit_depth, read
 from images.bit_depth import PRINTED
 from images.read import SUFFIXES, as_image, read_mask, read_picture, read_reduced, reduction_factors
 
@@ -317,7 +317,7 @@ def test_small_and_long_pictures_are_read(tmp_path, size):
 def test_reducing_in_strips_equals_reducing_the_whole_picture(tmp_path, mode, monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr(read, "LARGE", 10_000)
-    monkeypatch.setattr(read, "STRIP", 50)
+    monkeypatch.setattr(bit_depth, "STRIP", 50)
     path = tmp_path / "x.tif"
     if mode in ("I;16", "F"):
         tifffile.imwrite(path, rng.integers(0, 65535, (203, 317)).astype(np.uint16 if mode == "I;16" else np.float32))

@@ -17,8 +17,10 @@ def test_a_synthetic_defect_changes_only_pixels_of_its_mask(kind, shape):
 
 def test_synthetic_anomalies_follow_from_the_seed_and_have_all_kinds():
     normal = [torch.randint(60, 200, (3, 40, 56), generator=torch.Generator().manual_seed(0)).byte() for _ in range(2)]
-    first, again, other = (make_synthetic_anomalies(normal, copies=4, seed=seed) for seed in (1, 1, 2))
-    assert first.kinds.tolist() == list(ALL_DEFECTS) and len(first.pictures) == len(first.masks) == 8
-    for number, (picture, mask) in enumerate(zip(first.pictures, first.masks, strict=True)):
-        assert torch.equal(picture, again.pictures[number]) and not torch.equal(picture, other.pictures[number])
+    (pictures, kinds, masks), (again, *_), (other, *_) = (
+        make_synthetic_anomalies(normal, copies=4, seed=seed) for seed in (1, 1, 2)
+    )
+    assert kinds.tolist() == list(ALL_DEFECTS) and len(pictures) == len(masks) == 8
+    for number, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
+        assert torch.equal(picture, again[number]) and not torch.equal(picture, other[number])
         assert torch.equal(picture[:, ~mask], normal[number % 2][:, ~mask]) and picture.dtype == torch.uint8
