@@ -80,11 +80,8 @@ def adaptation_loss(
 
 def layer_distance(a: Features, b: Features) -> Tensor:
     """Return the cosine distance of flattened feature maps: mean over the batch, sum over the layers."""
-    distances = [
-        1 - F.cosine_similarity(map_a.flatten(1), map_b.flatten(1), dim=1).mean()
-        for map_a, map_b in zip(a, b, strict=True)
-    ]
-    return torch.stack(distances).sum()
+    flat = [(map_a.flatten(1), map_b.flatten(1)) for map_a, map_b in zip(a, b, strict=True)]
+    return torch.stack([1 - F.cosine_similarity(*maps, dim=1).mean() for maps in flat]).sum()
 
 
 def check_adaptation(settings: Settings) -> ImageFolder:
@@ -94,9 +91,8 @@ def check_adaptation(settings: Settings) -> ImageFolder:
     batch_size, processes = settings.data.DA_batch_size, distributed.group().size
     full_batches(len(pictures.split(**settings.split_arguments())[0]), batch_size, "data.DA_batch_size")
     if batch_size // 2 % processes:
-        raise UserError(
-            f"data.DA_batch_size is {batch_size}, whose half {processes} processes do not divide; change one of them"
-        )
+        remainder = f"whose half {processes} processes do not divide; change one of them"
+        raise UserError(f"data.DA_batch_size is {batch_size}, {remainder}")
     if settings.model.save_model:
         ensure_writable(settings.checkpoint_folder, checkpoint.UNWRITABLE)
     return pictures
@@ -105,15 +101,15 @@ def check_adaptation(settings: Settings) -> ImageFolder:
 def adapt_features(settings: Settings, pictures: ImageFolder, resume: bool = False) -> None:
     """Fine-tune the feature extractor on train/good; save feat0 (not adapted) to feat<DA_epochs>.
 
-    With `resume` do nothing where they exist already, made with this network, these settings and pictures.
+    With `resume` keep those that were made with this network, these settings and pictures.
     """
     folder, epochs, saves = settings.checkpoint_folder, settings.model.DA_epochs, settings.model.save_model
     with checkpoint.locked(folder, saves):
         adaptation = prepare_adaptation(settings, pictures)
         if resume and epochs and checkpoint.is_made_with(folder, epochs, adaptation.made_with, FEATURES_PREFIX):
             last = folder / f"{FEATURES_PREFIX}{epochs}"
-            category = settings.data.category
-            print(f"{category} is adapted: {last} has this network and these settings and pictures", flush=True)
+            reason = f"{last} has this network and these settings and pictures"
+            print(f"{settings.data.category} is adapted: {reason}", flush=True)
             if saves:
                 checkpoint.make_latest(last)
         else:
@@ -129,12 +125,8 @@ def prepare_adaptation(settings: Settings, pictures: ImageFolder) -> Adaptation:
     unet = checkpoint.restore_unet(weights, settings).to(device).eval()
     tuned, origin = checkpoint.restore_features(folder, 0, model.feature_extractor, model.backbone_weights)
     pictures = pictures.without(held_out)
-    made_with: dict[str, object] = {
-        **settings.adaptation_arguments(),
-        "weights": weights_hash([unet, tuned]),
-        "features": tuned.name,
-        "pictures": picture_fingerprint(pictures.samples),
-    }
+    made_with = {**settings.adaptation_arguments(), "weights": weights_hash([unet, tuned])}
+    made_with |= {"features": tuned.name, "pictures": picture_fingerprint(pictures.samples)}
     return Adaptation(settings, device, unet, weights, tuned, origin, held_out, pictures, made_with)
 
 
@@ -142,17 +134,14 @@ def run_adaptation(adaptation: Adaptation) -> None:
     """Print what is adapted, do all steps, and print the result."""
     settings, model, name = adaptation.settings, adaptation.settings.model, adaptation.tuned.name
     folder, category = settings.checkpoint_folder, settings.data.category
-    announce(
-        f"Adapting {name} to {category}: {model.DA_epochs} epochs, {adaptation.steps} steps",
-        adaptation.device,
-        settings.as_dict(),
-        {
-            "reads": f"{settings.category_dir / 'train'} ({len(adaptation.pictures)} pictures)",
-            "unet": adaptation.weights,
-            "features": f"{name} from {adaptation.origin}",
-            "writes": folder if model.save_model else "nothing",
-        },
-    )
+    title = f"Adapting {name} to {category}: {model.DA_epochs} epochs, {adaptation.steps} steps"
+    paths = {
+        "reads": f"{settings.category_dir / 'train'} ({len(adaptation.pictures)} pictures)",
+        "unet": adaptation.weights,
+        "features": f"{name} from {adaptation.origin}",
+        "writes": folder if model.save_model else "nothing",
+    }
+    announce(title, adaptation.device, settings.as_dict(), paths)
     began = time.monotonic()
     if model.save_model:
         checkpoint.print_replaced(folder, range(1, model.DA_epochs + 1), FEATURES_PREFIX)
@@ -166,13 +155,9 @@ def run_adaptation(adaptation: Adaptation) -> None:
 
 
 def follow_adaptation(adaptation: Adaptation) -> float | None:
-    """Do the steps, record each epoch, return the last loss.
-
-    Ctrl-C and SIGTERM end it after the present step.
-    """
+    """Do the steps, record each epoch, return the last loss. Ctrl-C and SIGTERM end it after the present step."""
     settings, steps, processes = adaptation.settings, adaptation.steps, distributed.group()
-    loop = adaptation_loop(adaptation)
-    saves = settings.model.save_model
+    saves, loop = settings.model.save_model, adaptation_loop(adaptation)
     log = Log(settings.checkpoint_folder, ADAPTATION, settings.training.log) if saves and steps else None
     began, losses, last_loss = time.monotonic(), [], None
     with stop_requests() as stop:
@@ -201,18 +186,13 @@ def follow_adaptation(adaptation: Adaptation) -> float | None:
 
 def adaptation_loop(adaptation: Adaptation) -> Iterator[Progress]:
     """Return `adaptation_steps` of the settings; order and noise come from one random stream."""
-    settings = adaptation.settings
-    generator = torch.Generator(adaptation.device).manual_seed(settings.model.seed)
-    return adaptation_steps(
-        adaptation.tuned.to(adaptation.device),
-        rebuild_function(adaptation.unet, settings, generator),
-        cached_pixels(adaptation.pictures, **settings.cache_arguments()),
-        epochs=settings.model.DA_epochs,
-        batch_size=settings.data.DA_batch_size,
-        window=settings.data.image_size,
-        distillation=settings.model.DLlambda,
-        generator=generator,
-    )
+    data, model, device = adaptation.settings.data, adaptation.settings.model, adaptation.device
+    generator = torch.Generator(device).manual_seed(model.seed)
+    rebuild = rebuild_function(adaptation.unet, adaptation.settings, generator)
+    pixels = cached_pixels(adaptation.pictures, **adaptation.settings.cache_arguments())
+    sizes = {"epochs": model.DA_epochs, "batch_size": data.DA_batch_size, "window": data.image_size}
+    tuned = adaptation.tuned.to(device)
+    return adaptation_steps(tuned, rebuild, pixels, **sizes, distillation=model.DLlambda, generator=generator)
 
 
 def rebuild_function(unet: UNet, settings: Settings, generator: torch.Generator) -> Rebuild:
