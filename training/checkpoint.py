@@ -8,7 +8,6 @@
     training.state        an unfinished training, for --resume; removed when it is done
 
 An official file is a state dict, whose names may begin with `module.`. Ours has format, network, weights and notes.
-torch's weights_only loader reads the files; it runs no code. Files are written under a temporary name, then renamed.
 """
 
 import errno
@@ -92,18 +91,16 @@ def check_training_state(folder: Path, made_with: Notes) -> None:
     if notes.get("format") != TRAINING_FORMAT:
         raise UserError(f"{path} is not the state of a training of this version; remove it to start again")
     check_complete(path, notes, "made_with")
-    differing = changes_since(path, made_with)
-    if differing:
-        raise UserError(
-            f"{path} belongs to another training: {differing}; set that again, or remove the file to start again"
-        )
+    if differing := changes_since(path, made_with):
+        remedy = "set that again, or remove the file to start again"
+        raise UserError(f"{path} belongs to another training: {differing}; {remedy}")
 
 
 def load_training_state(folder: Path, made_with: Notes) -> State | None:
     """Return the unfinished training, None where there is none. Raise UserError if `made_with` differs."""
-    check_training_state(folder, made_with)
     if not has_training_state(folder):
         return None
+    check_training_state(folder, made_with)
     state = read_state(folder / TRAINING_STATE)
     check_complete(folder / TRAINING_STATE, state, "trainer")
     return state
@@ -153,40 +150,43 @@ def epochs_of_training(folder: Path, made_with: Notes, planned_by: Notes) -> int
 
 
 def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:
-    """Load an official file or our own.
+    """Load an official file or our own, of ours the moving average if it has one, unless `averaged` is False.
 
-    Of ours the moving average is taken, if it has one, unless `averaged` is False. Raise UserError, which names both
-    sides, where the file belongs to another network.
+    Raise UserError, which names both sides, where the file belongs to another network.
     """
     weights = content = read_state(path)
     if content.get("format") == FORMAT:
         if content.get("network") != "unet":
             raise UserError(f"{path} holds feature weights, but its name is a UNet's; rename it to {FEATURES_PREFIX}…")
         check_complete(path, content, "architecture", "weights")
-        compare_architectures(path, content["architecture"], unet.architecture)
+        theirs, ours = plain_values(path, content["architecture"]), as_stored(unet.architecture)
+        differing = [name for name in ours if name not in WITHOUT_WEIGHTS and theirs.get(name) != ours[name]]
+        refuse_differing(path, differing, theirs, ours, "change the configuration or train again")
         part = "average" if averaged and "average" in content else "weights"
         check_complete(path, content, part)
         weights = content[part]
     elif unet.architecture["predicts"]:
         raise UserError(f"{path} is an official file, whose network predicts the noise; set model.predicts=null")
-    load_strictly(path, unet, {name.removeprefix("module."): value for name, value in weights.items()})
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    theirs, ours = shapes_of(weights), shapes_of(unet.state_dict())
+    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    refuse_differing(path, differing[:1], theirs, ours, "check model.DDADS, data.image_size and the network's shape")
+    copy_into(unet, weights, path)
 
 
 def load_features(path: str | Path, extractor: FeatureExtractor) -> None:
     """Load an official `feat{n}` (the state dict of a whole ResNet; layer4 and fc are ignored) or our own.
 
-    Raise UserError where the file belongs to another network; the message names both sides.
+    Raise UserError, which names both sides, where the file belongs to another network.
     """
     weights = content = read_state(path)
     if content.get("format") == FORMAT:
         if content.get("network") != "features":
             raise UserError(f"{path} holds a UNet, not feature weights; rename it to its epoch, or adapt again")
-        theirs = content.get("extractor")
-        if theirs != extractor.name:
-            raise UserError(
-                f"{path} holds features of {theirs}, the configuration asks for {extractor.name}; "
-                f"set model.feature_extractor={theirs}, or adapt again"
-            )
+        theirs, ours = content.get("extractor"), extractor.name
+        if theirs != ours:
+            remedy = f"set model.feature_extractor={theirs}, or adapt again"
+            raise UserError(f"{path} holds features of {theirs}, the configuration asks for {ours}; {remedy}")
         check_complete(path, content, "weights")
         weights = content["weights"]
     load_trunk(extractor.network, weights, extractor.name, path)
@@ -239,20 +239,15 @@ def restore_features(
 
 
 def find_weights(folder: Path, epoch: int | str, prefix: str = "") -> Path:
-    """Return the file of `epoch` ('latest': written last), with or without .zip.
-
-    Raise MissingFileError where there is none.
-    """
+    """Return the file of `epoch` ('latest': written last), with or without .zip, or raise MissingFileError."""
     available = epochs_in(folder, prefix)
     wanted = latest_epoch(folder, prefix) if epoch == LATEST else epoch
     if wanted in available:
         return available[wanted]
     stage, key = ("domain_adaptation", "DA_chp") if prefix else ("train", "load_chp")
     names = ", ".join(f"{prefix}{number}" for number in sorted(available)) or "none"
-    raise MissingFileError(
-        f"no weights {prefix}{epoch} in {folder}; it has {names}; "
-        f"run --{stage} True first, or set model.{key} to one it has"
-    )
+    remedy = f"run --{stage} True first, or set model.{key} to one it has"
+    raise MissingFileError(f"no weights {prefix}{epoch} in {folder}; it has {names}; {remedy}")
 
 
 def epoch_of(path: Path) -> int:
@@ -308,29 +303,15 @@ def plain_values(path: str | Path, part: Notes) -> dict[str, object]:
         raise UserError(f"{path} is damaged: it has no plain values where it should; replace or remove it") from error
 
 
-def compare_architectures(path: str | Path, theirs: Notes, ours: Notes) -> None:
-    """Raise UserError, which names both sides, where two architectures differ."""
-    theirs, ours = plain_values(path, theirs), as_stored(ours)
-    differing = [name for name in ours if name not in WITHOUT_WEIGHTS and theirs.get(name) != ours[name]]
-    if differing:
-        sides = "; ".join(
-            f"{name} is {theirs.get(name)} in the file, {ours[name]} in the configuration" for name in differing
-        )
-        raise UserError(f"{path} belongs to another network: {sides}; change the configuration or train again")
+def shapes_of(state: Mapping[str, object]) -> dict[str, object]:
+    """Return the shape of each tensor, and the type's name of other values."""
+    sizes = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+    return {name: sizes.get(name, type(value).__name__) for name, value in state.items()}
 
 
-def load_strictly(path: str | Path, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights. Raise UserError, which names both sides, where a name or a shape differs."""
-    ours = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    theirs = {
-        name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        for name, value in weights.items()
-    }
-    for name in ours | theirs:
-        if ours.get(name) != theirs.get(name):
-            raise UserError(
-                f"{path} belongs to another network: {name} is {theirs.get(name) or 'absent'} in the file, "
-                f"{ours.get(name) or 'absent'} in the configuration; "
-                "check model.DDADS, data.image_size and the network's shape"
-            )
-    copy_into(network, dict(weights), path)
+def refuse_differing(path: str | Path, names: list[str], theirs: Notes, ours: Notes, remedy: str) -> None:
+    """Raise UserError, which names both sides, if there are names of differing values."""
+    stored, own = ({name: side.get(name, "absent") for name in names} for side in (theirs, ours))
+    sides = [f"{name} is {stored[name]} in the file, {own[name]} in the configuration" for name in names]
+    if sides:
+        raise UserError(f"{path} belongs to another network: {'; '.join(sides)}; {remedy}")
