@@ -1,7 +1,6 @@
 """Plan how many epochs fit into training.budget_minutes on this machine.
 
-A few steps and pictures are timed. Detection is planned first, with all its work on normal and test pictures;
-training gets the rest.
+A few steps and pictures are timed. Detection is planned first, training gets the rest.
 """
 
 import itertools
@@ -11,6 +10,8 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import NamedTuple
+
+from torch import Tensor
 
 import train
 from config.keys import PLANNED, Settings
@@ -37,18 +38,6 @@ class Costs(NamedTuple):
     step: float
     picture: float = 0.0
     descriptors: float = 0.0
-
-
-class DetectionWork(NamedTuple):
-    """Numbers of pictures: normal ones to score, those to compute only descriptors of, and test pictures."""
-
-    calibration: int = 0
-    described: int = 0
-    test: int = 0
-
-    def seconds(self, costs: Costs) -> float:
-        compared = self.calibration * costs.picture + self.described * costs.descriptors
-        return compared + self.test * (costs.picture + DRAWING_SECONDS)
 
 
 def fit_budget(settings: Settings, stages: Collection[str], resume: bool, inputs: int | None = None) -> Settings:
@@ -86,54 +75,46 @@ def plan_epochs(settings: Settings, stages: Collection[str], inputs: int | None)
     batches, detects = plan.batches, "detection" in stages
     print(f"timing this machine, to fit {settings.data.category} into {budget:g} minutes", flush=True)
     costs = distributed.group().broadcast(time_machine(plan, detects))
-    work = detection_work(plan, inputs) if detects else DetectionWork()
-    others = work.seconds(costs) + time.monotonic() - began
+    calibration, described, test = detection_work(plan, inputs) if detects else (0, 0, 0)
+    others = calibration * costs.picture + described * costs.descriptors + test * (costs.picture + DRAWING_SECONDS)
+    others += time.monotonic() - began
     fitting = steps_within(budget, costs.step, others, settings.training.most_steps)
     if fitting < batches:
         print(f"an epoch has {batches} steps, more than the {fitting} that fit; one whole epoch is trained")
     epochs = max(1, fitting // batches)
     steps = epochs * batches
-    print(
-        f"plan: {steps} training steps of {batch_size} pictures ({costs.step:.2g} s each) in "
-        f"{steps * costs.step / SECONDS_PER_MINUTE:.1f} min; "
-        f"{work.calibration + work.test} pictures to compare ({costs.picture:.2g} s each) and "
-        f"{work.described} to compute descriptors of ({costs.descriptors:.2g} s each) in "
-        f"{others / SECONDS_PER_MINUTE:.1f} min",
-        flush=True,
-    )
+    minutes = steps * costs.step / SECONDS_PER_MINUTE
+    trained = f"{steps} training steps of {batch_size} pictures ({costs.step:.2g} s each) in {minutes:.1f} min"
+    compared = f"{calibration + test} pictures to compare ({costs.picture:.2g} s each)"
+    rest = f"{described} to compute descriptors of ({costs.descriptors:.2g} s each)"
+    print(f"plan: {trained}; {compared} and {rest} in {others / SECONDS_PER_MINUTE:.1f} min", flush=True)
     return epochs
 
 
-def detection_work(plan: train.TrainingPlan, inputs: int | None) -> DetectionWork:
-    """Return the pictures of detection: for its calibration, and the `inputs` or else the test pictures."""
-    settings = plan.settings
-    work = calibration_work(
-        settings.score.parts or (), len(plan.pictures), len(plan.held_out), settings.calibration.pictures
-    )
+def detection_work(plan: train.TrainingPlan, inputs: int | None) -> tuple[int, int, int]:
+    """Return numbers of pictures: normal ones to score, those to compute only descriptors of, and test pictures."""
+    settings, normal = plan.settings, (len(plan.pictures), len(plan.held_out))
+    scored, described = calibration_work(settings.score.parts or (), *normal, settings.calibration.pictures)
     if inputs is None:
         inputs = len(ImageFolder(settings.category_dir, "test", plan.pictures.view, masks=False))
-    return DetectionWork(*work, inputs)
+    return scored, described, inputs
 
 
 def steps_within(budget: float, step: float, others: float, most: int | None = None) -> int:
-    """Return the training steps, at most `most`, that fit into `budget` minutes beside `others` seconds.
+    """Return the steps of `step` seconds, at most `most`, that fit into `budget` minutes beside `others` seconds.
 
-    A step takes `step` seconds. Training gets at least TRAINING_SHARE of the budget. Raise UserError for too few steps.
+    Training gets at least TRAINING_SHARE of the budget. Raise UserError for too few steps.
     """
     seconds = budget * SECONDS_PER_MINUTE
     rest, least = RESERVE * seconds - others, TRAINING_SHARE * seconds
     if rest < least:
-        print(
-            f"detection takes {others / SECONDS_PER_MINUTE:.0f} min; "
-            f"training gets its part too, so that all takes longer than {budget:g} minutes"
-        )
+        result = f"training gets its part too, so that all takes longer than {budget:g} minutes"
+        print(f"detection takes {others / SECONDS_PER_MINUTE:.0f} min; {result}")
     fitting = int(max(rest, least) / step)
     if fitting < FEWEST_STEPS:
         minutes = math.ceil(FEWEST_STEPS * step / TRAINING_SHARE / SECONDS_PER_MINUTE)
-        raise UserError(
-            f"budget_minutes is {budget:g}, which leaves {fitting} training steps; "
-            f"set it to {minutes} or more on this machine"
-        )
+        remedy = f"set it to {minutes} or more on this machine"
+        raise UserError(f"budget_minutes is {budget:g}, which leaves {fitting} training steps; {remedy}")
     return min(most or fitting, fitting)
 
 
@@ -148,19 +129,16 @@ def time_machine(plan: train.TrainingPlan, detects: bool) -> Costs:
     step = statistics.median(time_calls(lambda: next(steps, None), TIMED_STEPS)[1:])
     if not detects:
         return Costs(step)
-    extractor, _ = checkpoint.restore_features(
-        settings.checkpoint_folder, 0, model.feature_extractor, model.backbone_weights
-    )
+    folder, name = settings.checkpoint_folder, model.feature_extractor
+    extractor, _ = checkpoint.restore_features(folder, 0, name, model.backbone_weights)
     detector = build_detector(settings, build_unet(settings), extractor, device)
     references = placeholder_references(detector, next(few.batches(1, 0))[0].picture[None], len(plan.pictures))
 
-    def compare() -> object:
-        return list(map_batches(detector, few, lambda batch: parts_of_batch(detector, batch, references), 0))
+    def seconds_of(work: Callable[[Tensor], list[dict[str, Tensor]]]) -> float:
+        return time_calls(lambda: list(map_batches(detector, few, work, 0)), 2)[-1] / len(few)
 
-    def describe() -> object:
-        return list(map_batches(detector, few, lambda batch: [image_descriptors(detector, batch)] * len(batch), 0))
-
-    return Costs(step, *(time_calls(work, 2)[-1] / len(few) for work in (compare, describe)))
+    picture = seconds_of(lambda batch: parts_of_batch(detector, batch, references))
+    return Costs(step, picture, seconds_of(lambda batch: [image_descriptors(detector, batch)] * len(batch)))
 
 
 def time_calls(call: Callable[[], object], times: int) -> list[float]:

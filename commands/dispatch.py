@@ -27,7 +27,7 @@ def run_command(flag: str, options: Namespace) -> int:
     keep_memory()
     if flag.startswith(PREPARE):
         return prepare_data(flag.removeprefix(PREPARE), options)
-    return COMMANDS[flag](options)
+    return COMMANDS[flag](options) or 0
 
 
 def run_stages(options: Namespace) -> int:
@@ -47,9 +47,8 @@ def refuse_several(flag: str) -> None:
     """Raise UserError where torchrun has started several processes."""
     processes = distributed.group().size
     if processes > 1:
-        raise UserError(
-            f"--{flag} needs a single process, and torchrun has started {processes}; run python main.py --{flag}"
-        )
+        remedy = f"run python main.py --{flag}"
+        raise UserError(f"--{flag} needs a single process, and torchrun has started {processes}; {remedy}")
 
 
 def plan_of(options: Namespace) -> RunPlan:
@@ -62,29 +61,13 @@ def overrides_of(options: Namespace) -> list[str]:
     return [*options.settings, *([f"training.log={options.log}"] if options.log else [])]
 
 
-def compare_results(options: Namespace) -> int:
-    print(tables.compare_results(options.compare))
-    return 0
-
-
-def draw_figure(options: Namespace) -> int:
-    draw_paper_figure(options.figure, options.choose or [], options.output)
-    return 0
-
-
-def print_paper_table(options: Namespace) -> int:
-    print(tables.published_table(options.table))
-    return 0
-
-
-def tune(options: Namespace) -> int:
+def tune(options: Namespace) -> None:
     refuse_several("tune")
     content = read_sections(options.config, options.settings)
     provide_sample_set(content)
     if names_several(content):
         raise UserError("--tune chooses settings for one category; set data.category to its name")
     tune_settings(build_settings(content), options.output)
-    return 0
 
 
 def check_data(options: Namespace) -> int:
@@ -100,12 +83,12 @@ def prepare_data(kind: str, options: Namespace) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Namespace], int]] = {
+COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     **dict.fromkeys(STAGES, run_stages),
     "tune": tune,
     "rerun": rerun,
-    "compare": compare_results,
-    "figure": draw_figure,
-    "table": print_paper_table,
+    "compare": lambda options: print(tables.compare_results(options.compare)),
+    "figure": lambda options: draw_paper_figure(options.figure, options.choose or [], options.output),
+    "table": lambda options: print(tables.published_table(options.table)),
     "check": check_data,
 }

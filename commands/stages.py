@@ -39,7 +39,7 @@ class StageResult(NamedTuple):
     unreadable: int = 0
 
 
-Stage = Callable[[], StageResult]  # a stage that is checked and ready to run
+Stage = Callable[[], StageResult | None]  # a stage that is checked and ready to run
 
 
 class RunPlan(NamedTuple):
@@ -97,7 +97,7 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     distributed.group().wait()  # no process begins to write before all have checked
     result = StageResult()
     for run_stage in stages:
-        result = run_stage()
+        result = run_stage() or StageResult()
         distributed.group().wait()  # the next stage finds what this one wrote
     return result
 
@@ -105,9 +105,9 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
 def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
     """Yield the plan's stages in order, each checked. Raise UserError for what would stop one later."""
     if "train" in plan.stages:
-        yield partial(leave_weights, train_unet, check_training(settings, plan.resume))
+        yield partial(train_unet, check_training(settings, plan.resume))
     if "domain_adaptation" in plan.stages:
-        yield partial(leave_weights, adapt_features, settings, check_adaptation(settings), plan.resume)
+        yield partial(adapt_features, settings, check_adaptation(settings), plan.resume)
     if "detection" not in plan.stages:
         return
     if plan.source is None:
@@ -117,12 +117,6 @@ def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
         arguments = (settings, plan.source, plan.output, plan.resume, plan.force)
         check_prediction(*arguments)
         yield lambda: StageResult(unreadable=predict_input(*arguments))
-
-
-def leave_weights(learn: Callable[..., None], *arguments: object) -> StageResult:
-    """Run a stage that leaves weights but no results."""
-    learn(*arguments)
-    return StageResult()
 
 
 def refuse_without_weights(settings: Settings, stages: frozenset[str]) -> None:
@@ -142,7 +136,9 @@ def run_categories(content: Content, names: list[str], plan: RunPlan) -> int:
     """Run the plan on one category after the other and write the table of all; return the exit code."""
     outcomes, began = [], time.monotonic()
     for number, name in enumerate(names, start=1):
-        remaining = remaining_time(time.monotonic() - began, number - 1, len(names))
+        done, left = number - 1, len(names) - number + 1
+        seconds = (time.monotonic() - began) / max(1, done) * left
+        remaining = f" (about {tqdm.format_interval(seconds)} left for {left})" if done else ""
         print(f"[{number} of {len(names)}] {name}{remaining}", flush=True)
         outcomes.append(try_category(content, name, plan))
     failed = [outcome for outcome in outcomes if outcome.error]
@@ -171,10 +167,3 @@ def try_category(content: Content, name: str, plan: RunPlan) -> Outcome:
             raise
         print(f"error: {name}: {line}", file=sys.stderr, flush=True)
         return Outcome(name, None, line)
-
-
-def remaining_time(seconds: float, done: int, total: int) -> str:
-    """Return ' (about 02:30 left for 5)'; nothing before the first category is done."""
-    if not done:
-        return ""
-    return f" (about {tqdm.format_interval(seconds / done * (total - done))} left for {total - done})"
