@@ -8,6 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -49,21 +50,17 @@ def fit_budget(settings: Settings, stages: Collection[str], resume: bool, inputs
     if settings.model.epochs != PLANNED:
         return settings
     trains, processes = "train" in stages, distributed.group()
-    epochs = processes.broadcast(epochs_planned_before(settings) if resume or not trains else None)
+    planned = None
+    if resume or not trains:
+        with suppress(MissingFileError):  # a category that is only detected has no training pictures
+            plan = train.plan_training(settings)
+            planned = checkpoint.epochs_of_training(plan.folder, plan.made_with, settings.planning_arguments())
+    epochs = processes.broadcast(planned)
     if trains and epochs:
         print(f"{epochs} epochs, as planned for the training in {settings.checkpoint_folder}", flush=True)
     elif trains:
         epochs = processes.broadcast(plan_epochs(settings, stages, inputs))
     return replace(settings, model=replace(settings.model, epochs=epochs or PLANNED))
-
-
-def epochs_planned_before(settings: Settings) -> int | None:
-    """Return the epochs of the folder's training, if it has these settings, pictures and minutes."""
-    try:
-        plan = train.plan_training(settings)
-    except MissingFileError:  # a category that is only detected
-        return None
-    return checkpoint.epochs_of_training(plan.folder, plan.made_with, settings.planning_arguments())
 
 
 def plan_epochs(settings: Settings, stages: Collection[str], inputs: int | None) -> int:

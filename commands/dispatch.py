@@ -8,11 +8,13 @@ from pathlib import Path
 
 from commands.paper_figure import draw_paper_figure
 from commands.rerun import repeat_result
-from commands.stages import RunPlan, category_folders, provide_sample_set, run_plan
+from commands.stages import RunPlan, provide_sample_set, run_plan
+from config.checks import check_sections
 from config.keys import STAGES
-from config.load import build_settings, names_several, read_sections
+from config.load import build_settings, category_names, names_several, read_sections
 from data_tools.check import check_categories
 from data_tools.prepare import ONE_CLASS, PrepareRequest, prepare_data_set
+from dataset import categories_in
 from detection.tune import tune_settings
 from reports import tables
 from runtime import distributed
@@ -71,8 +73,13 @@ def tune(options: Namespace) -> None:
 
 
 def check_data(options: Namespace) -> int:
-    folders, data, model = category_folders(options.config, options.settings)
-    return check_categories(folders, masks=data["mask"], workers=model["num_workers"], sheet=options.contact_sheet)
+    content = read_sections(options.config, options.settings)
+    provide_sample_set(content)
+    names = category_names(content, categories_in)
+    sections = check_sections({**content, "data": {**content["data"], "category": names[0]}})
+    data, workers = sections["data"], sections["model"]["num_workers"]
+    folders = [data["data_dir"] / name for name in names]
+    return check_categories(folders, masks=data["mask"], workers=workers, sheet=options.contact_sheet)
 
 
 def prepare_data(kind: str, options: Namespace) -> int:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from commands.budget import fit_budget
-from config.checks import check_sections, keys_without_effect
+from config.checks import keys_without_effect
 from config.keys import LATEST, PLANNED, Settings
-from config.load import SAMPLE, build_settings, category_names, names_several, read_sections, settings_of_category
+from config.load import SAMPLE, build_settings, category_names, names_several, settings_of_category
 from data_tools.sample_set import TEXTURES, ensure_sample_set
 from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
@@ -65,15 +65,6 @@ def run_plan(content: Content, plan: RunPlan) -> int:
     if plan.source is not None:
         raise UserError("--input needs the detector of one category; set data.category to its name")
     return run_categories(content, category_names(content, categories_in), plan._replace(resume=not plan.force))
-
-
-def category_folders(path: str, overrides: Iterable[str]) -> tuple[list[Path], dict[str, Any], dict[str, Any]]:
-    """Return the categories' folders, and the checked sections data and model, in which `auto` stays."""
-    content = read_sections(path, overrides)
-    provide_sample_set(content)
-    names = category_names(content, categories_in)
-    sections = check_sections({**content, "data": {**content["data"], "category": names[0]}})
-    return [sections["data"]["data_dir"] / name for name in names], sections["data"], sections["model"]
 
 
 def provide_sample_set(content: Content) -> None:

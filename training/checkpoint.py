@@ -87,7 +87,7 @@ def check_training_state(folder: Path, made_with: Notes) -> None:
     path = folder / TRAINING_STATE
     if not path.exists():
         return
-    notes = read_notes(path)
+    notes = read_state(path, mapped=True)
     if notes.get("format") != TRAINING_FORMAT:
         raise UserError(f"{path} is not the state of a training of this version; remove it to start again")
     check_complete(path, notes, "made_with")
@@ -114,14 +114,9 @@ def remove_training_state(folder: Path) -> None:
     (folder / TRAINING_STATE).unlink(missing_ok=True)
 
 
-def read_notes(path: Path) -> State:
-    """Return the content of a file of weights; its tensors stay on disk until they are used."""
-    return read_state(path, mapped=True)
-
-
 def changes_since(path: Path, made_with: Notes) -> str | None:
     """Return how `made_with` differs from a file's settings and pictures; None where it names none."""
-    theirs = read_notes(path).get("made_with")
+    theirs = read_state(path, mapped=True).get("made_with")
     return describe_differences(plain_values(path, theirs), as_stored(made_with)) if isinstance(theirs, dict) else None
 
 
@@ -140,7 +135,7 @@ def epochs_of_training(folder: Path, made_with: Notes, planned_by: Notes) -> int
     None where it was not made with `made_with`, epochs aside, or not planned by `planned_by`.
     """
     path = folder / TRAINING_STATE if has_training_state(folder) else epochs_in(folder).get(latest_epoch(folder) or 0)
-    notes = read_notes(path) if path else {}
+    notes = read_state(path, mapped=True) if path else {}
     theirs = notes.get("made_with")
     epochs = theirs.get("epochs") if isinstance(theirs, dict) else None
     if path is None or not isinstance(epochs, int) or epochs <= 0:
@@ -201,7 +196,7 @@ def restore_unet(path: Path, settings: Settings) -> UNet:
 
 def held_out_names(path: Path) -> list[str]:
     """Return the pictures held out of this file's training; official files name none."""
-    names = read_notes(path).get("held_out", [])
+    names = read_state(path, mapped=True).get("held_out", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path} is damaged: its held_out is not a list of names; replace or remove it")
     return names
@@ -209,7 +204,7 @@ def held_out_names(path: Path) -> list[str]:
 
 def extractor_name(path: Path) -> str | None:
     """Return the name of the network whose features a file holds; None for an official file."""
-    name = read_notes(path).get("extractor")
+    name = read_state(path, mapped=True).get("extractor")
     return name if isinstance(name, str) else None
 
 
