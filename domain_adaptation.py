@@ -3,7 +3,9 @@
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,19 +17,16 @@ from config.keys import Settings
 from dataset import ImageFolder, View, picture_fingerprint
 from ddad import gaussian_draws, noise_predictor, reconstruct
 from feature_extractor import FeatureExtractor
-from runtime import distributed
+from runtime import distributed, interrupt
 from runtime.device import choose_device
 from runtime.errors import UserError
-from runtime.interrupt import stop_requests
 from runtime.progress import Progress, announce, check_loss, follow_steps
 from storage.atomic_file import ensure_writable
 from storage.fingerprint import weights_hash
-from training import checkpoint
+from training import checkpoint, networks, pixel_cache
 from training.batches import full_batches, shuffled_batches
 from training.checkpoint import FEATURES_PREFIX
 from training.log import ADAPTATION, Log, check_log_kind
-from training.networks import build_schedule
-from training.pixel_cache import cached_pixels
 from unet import UNet
 
 LEARNING_RATE = 1e-4  # AdamW, as published
@@ -104,7 +103,7 @@ def adapt_features(settings: Settings, pictures: ImageFolder, resume: bool = Fal
     With `resume` keep those that were made with this network, these settings and pictures.
     """
     folder, epochs, saves = settings.checkpoint_folder, settings.model.DA_epochs, settings.model.save_model
-    with checkpoint.locked(folder, saves):
+    with checkpoint.locked(folder) if saves else nullcontext():
         adaptation = prepare_adaptation(settings, pictures)
         if resume and epochs and checkpoint.is_made_with(folder, epochs, adaptation.made_with, FEATURES_PREFIX):
             last = folder / f"{FEATURES_PREFIX}{epochs}"
@@ -159,8 +158,8 @@ def follow_adaptation(adaptation: Adaptation) -> float | None:
     settings, steps, processes = adaptation.settings, adaptation.steps, distributed.group()
     saves, loop = settings.model.save_model, adaptation_loop(adaptation)
     log = Log(settings.checkpoint_folder, ADAPTATION, settings.training.log) if saves and steps else None
-    began, losses, last_loss = time.monotonic(), [], None
-    with stop_requests() as stop:
+    losses, last_loss = [], None
+    with interrupt.stop_requests() as stop:
         for progress in follow_steps(loop, steps, "adapting"):
             losses.append(progress.loss)
             stopped = processes.any(stop.requested, adaptation.device) and progress.step < steps
@@ -168,11 +167,9 @@ def follow_adaptation(adaptation: Adaptation) -> float | None:
                 check_loss(progress, "lower model.DLlambda or model.w_DA")
                 last_loss = progress.loss.item()
                 if log:
-                    loss, pictures = torch.stack(losses).mean().item(), len(losses) * settings.data.DA_batch_size
-                    now = time.monotonic()
-                    log.add(progress.step, progress.epoch, loss, LEARNING_RATE, pictures, now - began)
+                    loss, batch_size = torch.stack(losses).mean().item(), settings.data.DA_batch_size
+                    log.add(progress.step, progress.epoch, loss, LEARNING_RATE, batch_size)
                     adaptation.save_epoch(progress.epoch)
-                    began = now
                 losses = []
             if stopped:
                 epoch = progress.epoch if progress.epoch_ends else progress.epoch - 1
@@ -189,7 +186,7 @@ def adaptation_loop(adaptation: Adaptation) -> Iterator[Progress]:
     data, model, device = adaptation.settings.data, adaptation.settings.model, adaptation.device
     generator = torch.Generator(device).manual_seed(model.seed)
     rebuild = rebuild_function(adaptation.unet, adaptation.settings, generator)
-    pixels = cached_pixels(adaptation.pictures, **adaptation.settings.cache_arguments())
+    pixels = pixel_cache.cached_pixels(adaptation.pictures, **adaptation.settings.cache_arguments())
     sizes = {"epochs": model.DA_epochs, "batch_size": data.DA_batch_size, "window": data.image_size}
     tuned = adaptation.tuned.to(device)
     return adaptation_steps(tuned, rebuild, pixels, **sizes, distillation=model.DLlambda, generator=generator)
@@ -197,24 +194,16 @@ def adaptation_loop(adaptation: Adaptation) -> Iterator[Progress]:
 
 def rebuild_function(unet: UNet, settings: Settings, generator: torch.Generator) -> Rebuild:
     """Return the reconstruction; each process does its share of a batch, all get the result."""
-    model, schedule, processes = settings.model, build_schedule(settings), distributed.group()
-    predictor = noise_predictor(unet, model.predicts, schedule)
-    size = (settings.unet_size, settings.unet_size)
+    model, schedule, processes = settings.model, networks.build_schedule(settings), distributed.group()
+    predictor, size = noise_predictor(unet, model.predicts, schedule), (settings.unet_size, settings.unet_size)
+    sample = partial(reconstruct, predictor, schedule=schedule, w=model.w_DA, eta=model.eta)
+    start, skip = model.test_trajectoy_steps_DA, model.skip_DA
 
     def rebuild(start_from: Tensor, target: Tensor) -> Tensor:
         small_start, small_target = resize_maps(start_from, size), resize_maps(target, size)
         draw = gaussian_draws(small_target.shape, generator)
-        rebuilt = reconstruct(
-            predictor,
-            processes.share(small_start),
-            processes.share(small_target),
-            schedule=schedule,
-            w=model.w_DA,
-            start=model.test_trajectoy_steps_DA,
-            skip=model.skip_DA,
-            eta=model.eta,
-            draw=lambda: processes.share(draw()),
-        )
+        shares = processes.share(small_start), processes.share(small_target)
+        rebuilt = sample(*shares, start=start, skip=skip, draw=lambda: processes.share(draw()))
         return resize_maps(processes.all_gather(rebuilt), target.shape[-2:])
 
     return rebuild
@@ -243,9 +232,8 @@ def adaptation_steps(
         for position, pictures in enumerate(shuffled_batches(pixels, batch_size, window, generator), start=1):
             target, start_from = pictures[:half], pictures[half : 2 * half]
             reconstruction = rebuild(start_from, target)
-            loss = adaptation_loss(
-                tuned(reconstruction), tuned(target), frozen(target), frozen(reconstruction), distillation
-            )
+            features = tuned(reconstruction), tuned(target), frozen(target), frozen(reconstruction)
+            loss = adaptation_loss(*features, distillation)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +14,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from anomaly_map import resize_maps
 from config.keys import Settings
-from data_tools.check import quick_check
-from data_tools.check_output import brief_findings
+from data_tools import check, check_output
 from dataset import ImageFolder, View, picture_fingerprint
 from ddad import NoisePredictor, NoiseSchedule, loss_weights, noise_loss, noise_predictor
-from runtime import distributed
+from runtime import distributed, interrupt
 from runtime.device import autocast, choose_device, compile_network, resolve_dtype
 from runtime.errors import UserError
-from runtime.interrupt import stop_requests
 from runtime.progress import Progress, announce, follow_steps
 from storage.atomic_file import ensure_writable
-from training import checkpoint
+from training import checkpoint, networks, pixel_cache
 from training.batches import augment, full_batches, random_squares, shuffled_order
 from training.log import TRAINING, Log, check_log_kind
-from training.networks import build_schedule, build_unet
-from training.pixel_cache import cached_pixels
 from training.resume import Trainer, restore_trainer
 
 LOSS_WINDOW = 100  # steps over which the printed loss is averaged
@@ -49,10 +44,6 @@ class TrainingPlan:
     pictures: ImageFolder
     held_out: ImageFolder  # for calibration
     resume: bool
-
-    @property
-    def folder(self) -> Path:
-        return self.settings.checkpoint_folder
 
     @property
     def batches(self) -> int:
@@ -83,7 +74,6 @@ class Losses:
         return values
 
     def mean(self, count: int = LOSS_WINDOW) -> float:
-        """Return the mean of the last `count` losses, at most LOSS_WINDOW."""
         recent = self.values()[-count:]
         return sum(recent) / len(recent)
 
@@ -119,17 +109,14 @@ class BatchSource:
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """How a batch changes the weights.
-
-    All processes of a run draw the same batch, learn from their `share` of it and exchange gradients once a batch.
-    """
+    """How a batch changes the weights."""
 
     schedule: NoiseSchedule
     predict: NoisePredictor  # the trainer's network in the form in which it is called
     weights: Tensor | None = None  # of the loss at each step t
     parts: int = 1  # in which the batch passes the network; their gradients add up to the batch's
     clip: float | None = None  # longest gradient
-    share: Callable[[Tensor], Tensor] = lambda batch: batch
+    share: Callable[[Tensor], Tensor] = lambda batch: batch  # this process's part of the batch that all draw alike
     exchanged: Callable[[bool], AbstractContextManager[object]] = lambda now: nullcontext()
 
 
@@ -156,8 +143,8 @@ def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:
 
 def train_unet(plan: TrainingPlan) -> None:
     """Train on train/good and save weights in the category's checkpoint folder, unless they exist already."""
-    folder, epochs, saves = plan.folder, plan.settings.model.epochs, plan.settings.model.save_model
-    with checkpoint.locked(folder, saves):
+    folder, epochs, saves = plan.settings.checkpoint_folder, plan.settings.model.epochs, plan.settings.model.save_model
+    with checkpoint.locked(folder) if saves else nullcontext():
         if plan.resume and checkpoint.is_made_with(folder, epochs, plan.made_with):
             category = plan.settings.data.category
             print(f"{category} is trained: {folder / str(epochs)} has these settings and pictures", flush=True)
@@ -165,12 +152,12 @@ def train_unet(plan: TrainingPlan) -> None:
             run_training(plan)
         if saves:
             checkpoint.make_latest(folder / str(epochs))
-            checkpoint.remove_training_state(folder)
+            (folder / checkpoint.TRAINING_STATE).unlink(missing_ok=True)
 
 
 def run_training(plan: TrainingPlan) -> None:
     """Do the steps that are left, from the trainer's restoration to the last line printed."""
-    settings, model, folder = plan.settings, plan.settings.model, plan.folder
+    settings, model, folder = plan.settings, plan.settings.model, plan.settings.checkpoint_folder
     device = choose_device(model.device)
     torch.manual_seed(model.seed)
     trainer, losses = build_trainer(settings, plan.steps, device), Losses()
@@ -180,9 +167,9 @@ def run_training(plan: TrainingPlan) -> None:
         del state  # as large as network and optimizer
     announce_training(plan, trainer)
     began = time.monotonic()
-    pixels = cached_pixels(plan.pictures, **settings.cache_arguments())
-    findings = quick_check(settings.category_dir, plan.pictures.names(), [picture.numpy() for picture in pixels])
-    for line in brief_findings(findings):
+    pixels = pixel_cache.cached_pixels(plan.pictures, **settings.cache_arguments())
+    findings = check.quick_check(settings.category_dir, plan.pictures.names(), [picture.numpy() for picture in pixels])
+    for line in check_output.brief_findings(findings):
         print(line, flush=True)
     follow_training(plan, trainer, losses, pixels)
     minutes = (time.monotonic() - began) / SECONDS_PER_MINUTE
@@ -193,8 +180,8 @@ def run_training(plan: TrainingPlan) -> None:
 
 def announce_training(plan: TrainingPlan, trainer: Trainer) -> None:
     """Print what is trained, where, and what becomes of an earlier run."""
-    settings, folder, device = plan.settings, plan.folder, trainer.generator.device
-    saves = settings.model.save_model
+    settings, device, saves = plan.settings, trainer.generator.device, plan.settings.model.save_model
+    folder = settings.checkpoint_folder
     precision = str(resolve_dtype(settings.speed.precision, device)).removeprefix("torch.")
     size = sum(weights.numel() for weights in trainer.unet.parameters())
     network = f"{size:,} weights in {precision}, {settings.model.epochs} epochs, {plan.steps} steps"
@@ -204,7 +191,7 @@ def announce_training(plan: TrainingPlan, trainer: Trainer) -> None:
     if trainer.step:
         print(f"continuing after step {trainer.step}", flush=True)
         return
-    if checkpoint.has_training_state(folder):
+    if (folder / checkpoint.TRAINING_STATE).exists():
         print(f"starting again; the unfinished run in {folder}, which --resume would continue, is replaced", flush=True)
     if saves:
         checkpoint.print_replaced(folder, settings.saved_epochs)
@@ -213,9 +200,9 @@ def announce_training(plan: TrainingPlan, trainer: Trainer) -> None:
 def follow_training(plan: TrainingPlan, trainer: Trainer, losses: Losses, pixels: Sequence[Tensor]) -> None:
     """Do the steps that are left and record them. Ctrl-C and SIGTERM end it after the present step."""
     settings, device, processes = plan.settings, trainer.generator.device, distributed.group()
-    recorder = Recorder(plan, trainer, losses) if settings.model.save_model else None
-    checked_at = time.monotonic()
-    with stop_requests() as stop:
+    folder, saves, checked_at = settings.checkpoint_folder, settings.model.save_model, time.monotonic()
+    log = Log(folder, TRAINING, settings.training.log, trainer.step) if saves else None
+    with interrupt.stop_requests() as stop:
         steps = training_loop(trainer, pixels, plan.steps, settings)
         for progress in follow_steps(steps, plan.steps, "training", trainer.step):
             losses.last.append(progress.loss)
@@ -224,52 +211,41 @@ def follow_training(plan: TrainingPlan, trainer: Trainer, losses: Losses, pixels
             due = stopped or minutes > settings.training.checkpoint_minutes
             if progress.epoch_ends or due:
                 losses.check(progress.epoch)
-            if recorder and progress.epoch_ends:
-                recorder.end_epoch(progress.epoch)
-            if recorder and due:
-                recorder.save_state()
+            if log and progress.epoch_ends:
+                loss, rate = losses.mean(plan.batches), trainer.optimizer.param_groups[0]["lr"]
+                log.add(progress.step, progress.epoch, loss, rate, settings.data.batch_size)
+                if progress.epoch in settings.saved_epochs:
+                    save_weights(plan, trainer, progress.epoch)
+            if log and due:
+                save_state(plan, trainer, losses)
             if due:
                 checked_at = time.monotonic()
             if stopped:
-                rest = "the same command with --resume continues" if recorder else "nothing is saved"
+                rest = "the same command with --resume continues" if saves else "nothing is saved"
                 print(f"stopped after step {progress.step} of {plan.steps}; {rest}", flush=True)
                 raise stop.as_exception()
         if processes.any(stop.requested, device):  # while the last weights were written
             raise stop.as_exception()
 
 
-class Recorder:
-    """Writes the log, the weights and the training state of a run."""
+def save_weights(plan: TrainingPlan, trainer: Trainer, epoch: int) -> None:
+    settings, average = plan.settings, trainer.average.module if trainer.average is not None else None
+    notes = {"epoch": epoch, "settings": settings.as_dict(), "held_out": plan.held_out.names()}
+    notes |= {"made_with": plan.made_with, **settings.planning_arguments()}
+    checkpoint.save_unet(settings.checkpoint_folder / str(epoch), trainer.unet, average=average, **notes)
 
-    def __init__(self, plan: TrainingPlan, trainer: Trainer, losses: Losses):
-        self.plan, self.trainer, self.losses = plan, trainer, losses
-        self.log = Log(plan.folder, TRAINING, plan.settings.training.log, trainer.step)
-        self.logged_at, self.logged_step = time.monotonic(), trainer.step
 
-    def end_epoch(self, epoch: int) -> None:
-        """Write the epoch's line of the log, and its weights where they are to be saved."""
-        step, settings = self.trainer.step, self.plan.settings
-        loss, rate = self.losses.mean(self.plan.batches), self.trainer.optimizer.param_groups[0]["lr"]
-        pictures, now = (step - self.logged_step) * settings.data.batch_size, time.monotonic()
-        self.log.add(step, epoch, loss, rate, pictures, now - self.logged_at)
-        self.logged_at, self.logged_step = now, step
-        if epoch in settings.saved_epochs:
-            average = self.trainer.average.module if self.trainer.average is not None else None
-            notes = {"epoch": epoch, "settings": settings.as_dict(), "held_out": self.plan.held_out.names()}
-            notes |= {"made_with": self.plan.made_with, **settings.planning_arguments()}
-            checkpoint.save_unet(self.plan.folder / str(epoch), self.trainer.unet, average=average, **notes)
-
-    def save_state(self) -> None:
-        """Write all that --resume needs to continue after the present step."""
-        state = {"trainer": self.trainer.state_dict(), "losses": [self.losses.lowest, self.losses.values()]}
-        notes = {"made_with": self.plan.made_with, **self.plan.settings.planning_arguments()}
-        checkpoint.save_training_state(self.plan.folder, {**state, **notes})
+def save_state(plan: TrainingPlan, trainer: Trainer, losses: Losses) -> None:
+    """Save all that --resume needs to continue after the present step."""
+    state = {"trainer": trainer.state_dict(), "losses": [losses.lowest, losses.values()]}
+    notes = {"made_with": plan.made_with, **plan.settings.planning_arguments()}
+    checkpoint.save_training_state(plan.settings.checkpoint_folder, {**state, **notes})
 
 
 def build_trainer(settings: Settings, steps: int, device: torch.device) -> Trainer:
     """Return the untrained network, in the form that trains fastest on its device, and its optimizer."""
     model, training, speed = settings.model, settings.training, settings.speed
-    unet = build_unet(settings).to(device)
+    unet = networks.build_unet(settings).to(device)
     if device.type == "cuda":  # on a CPU training in channels_last was 4 % slower, though detection is faster
         unet = unet.to(memory_format=torch.channels_last)
     unet.checkpointing = speed.activation_checkpointing
@@ -284,7 +260,7 @@ def build_trainer(settings: Settings, steps: int, device: torch.device) -> Train
 def training_loop(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settings: Settings) -> Iterator[Progress]:
     """Return `training_steps` with what the settings ask for."""
     data, model, training, speed = settings.data, settings.model, settings.training, settings.speed
-    device, processes, schedule = trainer.generator.device, distributed.group(), build_schedule(settings)
+    device, processes, schedule = trainer.generator.device, distributed.group(), networks.build_schedule(settings)
     shared, exchanged = processes.share_gradients(trainer.unet)
     network = compile_network(autocast(shared, speed.precision, device), speed.compile, device)
     predict, weights = noise_predictor(network, model.predicts, schedule), loss_weights(model.predicts, schedule)

@@ -22,8 +22,7 @@ from detection.detector import build_detector, map_batches
 from runtime import distributed
 from runtime.device import choose_device
 from runtime.errors import MissingFileError, UserError
-from training import checkpoint
-from training.networks import build_unet
+from training import checkpoint, networks
 
 TIMED_STEPS, TIMED_PICTURES = 5, 8
 FEWEST_STEPS = 100  # fewer give a network that detects nothing
@@ -34,18 +33,16 @@ SECONDS_PER_MINUTE = 60
 
 
 class Costs(NamedTuple):
-    """Seconds on this machine: a training step, a picture in detection, the descriptors of a picture."""
-
-    step: float
-    picture: float = 0.0
-    descriptors: float = 0.0
+    step: float  # seconds of a training step on this machine
+    picture: float = 0.0  # seconds of a picture in detection
+    descriptors: float = 0.0  # seconds of the descriptors of a picture
 
 
 def fit_budget(settings: Settings, stages: Collection[str], resume: bool, inputs: int | None = None) -> Settings:
     """Return the settings with as many epochs as fit the budget, if model.epochs is auto for it.
 
-    A run that resumes or does not train gets the epochs planned earlier. `inputs` is the number of pictures of --input;
-    None: detection scores the test pictures. Raise UserError where the budget holds no useful training.
+    A run that resumes or does not train gets the epochs planned earlier. `inputs` is the number of pictures of --input,
+    None where detection scores the test pictures.
     """
     if settings.model.epochs != PLANNED:
         return settings
@@ -54,7 +51,8 @@ def fit_budget(settings: Settings, stages: Collection[str], resume: bool, inputs
     if resume or not trains:
         with suppress(MissingFileError):  # a category that is only detected has no training pictures
             plan = train.plan_training(settings)
-            planned = checkpoint.epochs_of_training(plan.folder, plan.made_with, settings.planning_arguments())
+            folder, budget = settings.checkpoint_folder, settings.planning_arguments()
+            planned = checkpoint.epochs_of_training(folder, plan.made_with, budget)
     epochs = processes.broadcast(planned)
     if trains and epochs:
         print(f"{epochs} epochs, as planned for the training in {settings.checkpoint_folder}", flush=True)
@@ -128,7 +126,7 @@ def time_machine(plan: train.TrainingPlan, detects: bool) -> Costs:
         return Costs(step)
     folder, name = settings.checkpoint_folder, model.feature_extractor
     extractor, _ = checkpoint.restore_features(folder, 0, name, model.backbone_weights)
-    detector = build_detector(settings, build_unet(settings), extractor, device)
+    detector = build_detector(settings, networks.build_unet(settings), extractor, device)
     references = placeholder_references(detector, next(few.batches(1, 0))[0].picture[None], len(plan.pictures))
 
     def seconds_of(work: Callable[[Tensor], list[dict[str, Tensor]]]) -> float:
@@ -139,7 +137,6 @@ def time_machine(plan: train.TrainingPlan, detects: bool) -> Costs:
 
 
 def time_calls(call: Callable[[], object], times: int) -> list[float]:
-    """Return the seconds that each of so many calls takes."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()

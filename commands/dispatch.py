@@ -33,7 +33,6 @@ def run_command(flag: str, options: Namespace) -> int:
 
 
 def run_stages(options: Namespace) -> int:
-    """Run stages on one category or several."""
     with distributed.process_group() as group:
         if not group.is_main:  # of several processes only one prints
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
@@ -83,7 +82,6 @@ def check_data(options: Namespace) -> int:
 
 
 def prepare_data(kind: str, options: Namespace) -> int:
-    """Prepare a data set of this kind for training."""
     source, split = getattr(options, f"{PREPARE}{kind}"), options.split or ONE_CLASS
     request = PrepareRequest(kind, source, options.output, options.defects, options.masks, split)
     prepare_data_set(request, options.config, options.settings)

@@ -7,9 +7,7 @@ from commands.stages import RunPlan, run_category
 from config.checks import keys_without_effect
 from config.keys import AUTO
 from config.load import build_settings, with_overrides
-from reports import manifest
-from reports.reader import read_scores
-from reports.writer import SCORES, beside, next_free_folder
+from reports import manifest, reader, writer
 from runtime.errors import UserError
 
 DIFFERS = 1  # exit code
@@ -24,7 +22,7 @@ def repeat_result(path: Path, overrides: list[str], plan: RunPlan) -> int:
     """
     before = manifest.load_manifest(path)
     earlier = path if path.is_dir() else path.parent
-    folder = next_free_folder(plan.output or beside(earlier, "-rerun"))
+    folder = writer.next_free_folder(plan.output or writer.beside(earlier, "-rerun"))
     content, stages = with_overrides(before["settings"], overrides), plan.stages | {"detection"}
     model = content["model"]
     if "train" in stages:
@@ -47,7 +45,8 @@ def compare_with(earlier: Path, before: Mapping[str, object], folder: Path) -> i
     now = manifest.load_manifest(folder)
     inputs = list(manifest.differences(before, now))
     print_differences("inputs differ", inputs, "made with the same settings, versions, pictures and weights")
-    old, new = ({row.path: row.score for row in read_scores(place / SCORES)} for place in (earlier, folder))
+    scores = [reader.read_scores(place / writer.SCORES) for place in (earlier, folder)]
+    old, new = ({row.path: row.score for row in rows} for rows in scores)
     results = [*metric_differences(before["metrics"], now["metrics"]), *score_differences(old, new)]
     print_differences("results differ", results, f"all metrics and {len(new)} scores are equal to the last bit")
     return DIFFERS if results else 0

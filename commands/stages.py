@@ -19,9 +19,7 @@ from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
 from detection.predict import check_prediction, input_pictures, predict_input
 from domain_adaptation import adapt_features, check_adaptation
-from reports import tables
-from reports.html import PAGE, write_page
-from reports.tables import Outcome
+from reports import html, tables
 from runtime import distributed
 from runtime.errors import UserError, explain_error
 from train import check_training, train_unet
@@ -33,26 +31,19 @@ Content = Mapping[str, Any]  # sections of a configuration, as config.yaml has t
 
 
 class StageResult(NamedTuple):
-    """What a stage leaves: the folder of its results, if any, and the number of unreadable pictures."""
-
-    folder: Path | None = None
-    unreadable: int = 0
+    folder: Path | None = None  # of the results, if any
+    unreadable: int = 0  # number of pictures
 
 
 Stage = Callable[[], StageResult | None]  # a stage that is checked and ready to run
 
 
 class RunPlan(NamedTuple):
-    """The stages of a run, the pictures of --input (None: the test pictures), the folder of the results.
-
-    `resume` continues what an earlier run left, `force` repeats and replaces it.
-    """
-
     stages: frozenset[str]
-    source: Path | None = None
-    output: Path | None = None
-    resume: bool = False
-    force: bool = False
+    source: Path | None = None  # pictures of --input; None: the test pictures
+    output: Path | None = None  # folder of the results
+    resume: bool = False  # continue what an earlier run left
+    force: bool = False  # repeat and replace it
 
 
 def run_plan(content: Content, plan: RunPlan) -> int:
@@ -136,8 +127,8 @@ def run_categories(content: Content, names: list[str], plan: RunPlan) -> int:
     folders = [outcome.folder for outcome in outcomes if outcome.folder]
     if folders and distributed.group().is_main:
         print(f"\n{tables.write_summary(folders[0].parent, outcomes)}\n")
-        write_page(folders[0].parent / PAGE, folders)
-        print(f"summary.csv, .json, .md, .tex and {PAGE} in {folders[0].parent}")
+        html.write_page(folders[0].parent / html.PAGE, folders)
+        print(f"summary.csv, .json, .md, .tex and {html.PAGE} in {folders[0].parent}")
     for outcome in failed:
         print(f"{outcome.category} failed: {outcome.error}")
     elapsed = tqdm.format_interval(time.monotonic() - began)
@@ -145,11 +136,12 @@ def run_categories(content: Content, names: list[str], plan: RunPlan) -> int:
     return INCOMPLETE if failed else 0
 
 
-def try_category(content: Content, name: str, plan: RunPlan) -> Outcome:
+def try_category(content: Content, name: str, plan: RunPlan) -> tables.Outcome:
     """Run the plan on one category; return its results folder or the user's error."""
     output = plan.output and plan.output / name
     try:
-        return Outcome(name, run_category(settings_of_category(content, name), plan._replace(output=output)).folder)
+        result = run_category(settings_of_category(content, name), plan._replace(output=output))
+        return tables.Outcome(name, result.folder)
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -157,4 +149,4 @@ def try_category(content: Content, name: str, plan: RunPlan) -> Outcome:
         if line is None or distributed.group().size > 1:  # the other processes would wait for this one
             raise
         print(f"error: {name}: {line}", file=sys.stderr, flush=True)
-        return Outcome(name, None, line)
+        return tables.Outcome(name, None, line)

@@ -44,11 +44,8 @@ Notes = Mapping[str, object]  # plain values beside the weights
 
 
 @contextmanager
-def locked(folder: Path, wanted: bool) -> Iterator[None]:
-    """Keep other runs out of the folder and remove what killed runs left half-written, if `wanted`."""
-    if not wanted:
-        yield
-        return
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of the folder, and remove what killed runs left half-written."""
     with folder_lock.locked(folder, REMEDY):
         remove_stale(folder)
         yield
@@ -98,20 +95,13 @@ def check_training_state(folder: Path, made_with: Notes) -> None:
 
 def load_training_state(folder: Path, made_with: Notes) -> State | None:
     """Return the unfinished training, None where there is none. Raise UserError if `made_with` differs."""
-    if not has_training_state(folder):
+    path = folder / TRAINING_STATE
+    if not path.exists():
         return None
     check_training_state(folder, made_with)
-    state = read_state(folder / TRAINING_STATE)
-    check_complete(folder / TRAINING_STATE, state, "trainer")
+    state = read_state(path)
+    check_complete(path, state, "trainer")
     return state
-
-
-def has_training_state(folder: Path) -> bool:
-    return (folder / TRAINING_STATE).exists()
-
-
-def remove_training_state(folder: Path) -> None:
-    (folder / TRAINING_STATE).unlink(missing_ok=True)
 
 
 def changes_since(path: Path, made_with: Notes) -> str | None:
@@ -130,11 +120,9 @@ def is_made_with(folder: Path, epoch: int, made_with: Notes, prefix: str = "") -
 
 
 def epochs_of_training(folder: Path, made_with: Notes, planned_by: Notes) -> int | None:
-    """Return the epochs of the training that the folder holds, unfinished or else written last.
-
-    None where it was not made with `made_with`, epochs aside, or not planned by `planned_by`.
-    """
-    path = folder / TRAINING_STATE if has_training_state(folder) else epochs_in(folder).get(latest_epoch(folder) or 0)
+    """Return the epochs of the folder's training, if made with `made_with`, epochs aside, and `planned_by`."""
+    unfinished = folder / TRAINING_STATE
+    path = unfinished if unfinished.exists() else epochs_in(folder).get(latest_epoch(folder) or 0)
     notes = read_state(path, mapped=True) if path else {}
     theirs = notes.get("made_with")
     epochs = theirs.get("epochs") if isinstance(theirs, dict) else None
@@ -188,7 +176,6 @@ def load_features(path: str | Path, extractor: FeatureExtractor) -> None:
 
 
 def restore_unet(path: Path, settings: Settings) -> UNet:
-    """Return the settings' network with the weights of a file."""
     unet = build_unet(settings)
     load_unet(path, unet, settings.model.averaged)
     return unet
@@ -275,7 +262,6 @@ def make_latest(path: Path) -> None:
 
 
 def print_replaced(folder: Path, epochs: Iterable[int], prefix: str = "") -> None:
-    """Print which weights of an earlier run will be replaced."""
     replaced = sorted(epochs_in(folder, prefix).keys() & set(epochs))
     if replaced:
         names = ", ".join(f"{prefix}{epoch}" for epoch in replaced)

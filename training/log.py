@@ -6,6 +6,7 @@
 
 import importlib.util
 import json
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +35,7 @@ class Log:
 
     def __init__(self, folder: Path, stage: str, kind: str, step: int = 0):
         self.path = log_path(folder, stage)
-        self._board = None
+        self._board, self._logged_at, self._logged_step = None, time.monotonic(), step
         with atomic_write(self.path, REMEDY, "w") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in read_log(folder, stage) if entry["step"] <= step)
         if kind == TENSORBOARD:
@@ -42,8 +43,10 @@ class Log:
 
             self._board = SummaryWriter(str(folder / TENSORBOARD / stage), purge_step=step + 1)
 
-    def add(self, step: int, epoch: int, loss: float, learning_rate: float, pictures: int, seconds: float) -> None:
-        """Write the line of an epoch: its mean loss, and the pictures and seconds since the line before."""
+    def add(self, step: int, epoch: int, loss: float, learning_rate: float, batch_size: int) -> None:
+        """Write the line of an epoch: its mean loss, and the time and pictures since the line before."""
+        pictures, now = (step - self._logged_step) * batch_size, time.monotonic()
+        seconds = now - self._logged_at
         values = {"loss": loss, "learning_rate": learning_rate, "seconds": round(seconds, 3)}
         values["pictures_per_second"] = round(pictures / seconds, 3)
         try:
@@ -56,6 +59,7 @@ class Log:
                 self._board.flush()
         except OSError as error:
             raise UserFileError(f"can't write {self.path}: {write_error_text(error, REMEDY)}") from error
+        self._logged_at, self._logged_step = now, step
 
 
 def log_path(folder: Path, stage: str) -> Path:

@@ -31,7 +31,6 @@ class Trainer:
     order: list[int] = field(default_factory=list)  # pictures that are left in the epoch
 
     def state_dict(self) -> State:
-        """Return plain values and tensors."""
         device = self.generator.device
         state = {name: part.state_dict() for name, part in self.parts().items()}
         state |= {"step": self.step, "order": self.order, "random": self.generator.get_state()}
