@@ -3,7 +3,9 @@
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,19 +17,16 @@ from config.keys import Settings
 from dataset import ImageFolder, View, picture_fingerprint
 from ddad import gaussian_draws, noise_predictor, reconstruct
 from feature_extractor import FeatureExtractor
-from runtime import distributed
+from runtime import distributed, interrupt
 from runtime.device import choose_device
 from runtime.errors import UserError
-from runtime.interrupt import stop_requests
 from runtime.progress import Progress, announce, check_loss, follow_steps
 from storage.atomic_file import ensure_writable
 from storage.fingerprint import weights_hash
-from training import checkpoint
+from training import checkpoint, networks, pixel_cache
 from training.batches import full_batches, shuffled_batches
 from training.checkpoint import FEATURES_PREFIX
 from training.log import ADAPTATION, Log, check_log_kind
-from training.networks import build_schedule
-from training.pixel_cache import cached_pixels
 from unet import UNet
 
 LEARNING_RATE = 1e-4  # AdamW, as published
@@ -80,11 +79,8 @@ def adaptation_loss(
 
 def layer_distance(a: Features, b: Features) -> Tensor:
     """Return the cosine distance of flattened feature maps: mean over the batch, sum over the layers."""
-    distances = [
-        1 - F.cosine_similarity(map_a.flatten(1), map_b.flatten(1), dim=1).mean()
-        for map_a, map_b in zip(a, b, strict=True)
-    ]
-    return torch.stack(distances).sum()
+    flat = [(map_a.flatten(1), map_b.flatten(1)) for map_a, map_b in zip(a, b, strict=True)]
+    return torch.stack([1 - F.cosine_similarity(*maps, dim=1).mean() for maps in flat]).sum()
 
 
 def check_adaptation(settings: Settings) -> ImageFolder:
@@ -94,9 +90,8 @@ def check_adaptation(settings: Settings) -> ImageFolder:
     batch_size, processes = settings.data.DA_batch_size, distributed.group().size
     full_batches(len(pictures.split(**settings.split_arguments())[0]), batch_size, "data.DA_batch_size")
     if batch_size // 2 % processes:
-        raise UserError(
-            f"data.DA_batch_size is {batch_size}, whose half {processes} processes do not divide; change one of them"
-        )
+        remainder = f"whose half {processes} processes do not divide; change one of them"
+        raise UserError(f"data.DA_batch_size is {batch_size}, {remainder}")
     if settings.model.save_model:
         ensure_writable(settings.checkpoint_folder, checkpoint.UNWRITABLE)
     return pictures
@@ -105,15 +100,15 @@ def check_adaptation(settings: Settings) -> ImageFolder:
 def adapt_features(settings: Settings, pictures: ImageFolder, resume: bool = False) -> None:
     """Fine-tune the feature extractor on train/good; save feat0 (not adapted) to feat<DA_epochs>.
 
-    With `resume` do nothing where they exist already, made with this network, these settings and pictures.
+    With `resume` keep those that were made with this network, these settings and pictures.
     """
     folder, epochs, saves = settings.checkpoint_folder, settings.model.DA_epochs, settings.model.save_model
-    with checkpoint.locked(folder, saves):
+    with checkpoint.locked(folder) if saves else nullcontext():
         adaptation = prepare_adaptation(settings, pictures)
         if resume and epochs and checkpoint.is_made_with(folder, epochs, adaptation.made_with, FEATURES_PREFIX):
             last = folder / f"{FEATURES_PREFIX}{epochs}"
-            category = settings.data.category
-            print(f"{category} is adapted: {last} has this network and these settings and pictures", flush=True)
+            reason = f"{last} has this network and these settings and pictures"
+            print(f"{settings.data.category} is adapted: {reason}", flush=True)
             if saves:
                 checkpoint.make_latest(last)
         else:
@@ -129,12 +124,8 @@ def prepare_adaptation(settings: Settings, pictures: ImageFolder) -> Adaptation:
     unet = checkpoint.restore_unet(weights, settings).to(device).eval()
     tuned, origin = checkpoint.restore_features(folder, 0, model.feature_extractor, model.backbone_weights)
     pictures = pictures.without(held_out)
-    made_with: dict[str, object] = {
-        **settings.adaptation_arguments(),
-        "weights": weights_hash([unet, tuned]),
-        "features": tuned.name,
-        "pictures": picture_fingerprint(pictures.samples),
-    }
+    made_with = {**settings.adaptation_arguments(), "weights": weights_hash([unet, tuned])}
+    made_with |= {"features": tuned.name, "pictures": picture_fingerprint(pictures.samples)}
     return Adaptation(settings, device, unet, weights, tuned, origin, held_out, pictures, made_with)
 
 
@@ -142,17 +133,14 @@ def run_adaptation(adaptation: Adaptation) -> None:
     """Print what is adapted, do all steps, and print the result."""
     settings, model, name = adaptation.settings, adaptation.settings.model, adaptation.tuned.name
     folder, category = settings.checkpoint_folder, settings.data.category
-    announce(
-        f"Adapting {name} to {category}: {model.DA_epochs} epochs, {adaptation.steps} steps",
-        adaptation.device,
-        settings.as_dict(),
-        {
-            "reads": f"{settings.category_dir / 'train'} ({len(adaptation.pictures)} pictures)",
-            "unet": adaptation.weights,
-            "features": f"{name} from {adaptation.origin}",
-            "writes": folder if model.save_model else "nothing",
-        },
-    )
+    title = f"Adapting {name} to {category}: {model.DA_epochs} epochs, {adaptation.steps} steps"
+    paths = {
+        "reads": f"{settings.category_dir / 'train'} ({len(adaptation.pictures)} pictures)",
+        "unet": adaptation.weights,
+        "features": f"{name} from {adaptation.origin}",
+        "writes": folder if model.save_model else "nothing",
+    }
+    announce(title, adaptation.device, settings.as_dict(), paths)
     began = time.monotonic()
     if model.save_model:
         checkpoint.print_replaced(folder, range(1, model.DA_epochs + 1), FEATURES_PREFIX)
@@ -166,16 +154,12 @@ def run_adaptation(adaptation: Adaptation) -> None:
 
 
 def follow_adaptation(adaptation: Adaptation) -> float | None:
-    """Do the steps, record each epoch, return the last loss.
-
-    Ctrl-C and SIGTERM end it after the present step.
-    """
+    """Do the steps, record each epoch, return the last loss. Ctrl-C and SIGTERM end it after the present step."""
     settings, steps, processes = adaptation.settings, adaptation.steps, distributed.group()
-    loop = adaptation_loop(adaptation)
-    saves = settings.model.save_model
+    saves, loop = settings.model.save_model, adaptation_loop(adaptation)
     log = Log(settings.checkpoint_folder, ADAPTATION, settings.training.log) if saves and steps else None
-    began, losses, last_loss = time.monotonic(), [], None
-    with stop_requests() as stop:
+    losses, last_loss = [], None
+    with interrupt.stop_requests() as stop:
         for progress in follow_steps(loop, steps, "adapting"):
             losses.append(progress.loss)
             stopped = processes.any(stop.requested, adaptation.device) and progress.step < steps
@@ -183,11 +167,9 @@ def follow_adaptation(adaptation: Adaptation) -> float | None:
                 check_loss(progress, "lower model.DLlambda or model.w_DA")
                 last_loss = progress.loss.item()
                 if log:
-                    loss, pictures = torch.stack(losses).mean().item(), len(losses) * settings.data.DA_batch_size
-                    now = time.monotonic()
-                    log.add(progress.step, progress.epoch, loss, LEARNING_RATE, pictures, now - began)
+                    loss, batch_size = torch.stack(losses).mean().item(), settings.data.DA_batch_size
+                    log.add(progress.step, progress.epoch, loss, LEARNING_RATE, batch_size)
                     adaptation.save_epoch(progress.epoch)
-                    began = now
                 losses = []
             if stopped:
                 epoch = progress.epoch if progress.epoch_ends else progress.epoch - 1
@@ -201,40 +183,27 @@ def follow_adaptation(adaptation: Adaptation) -> float | None:
 
 def adaptation_loop(adaptation: Adaptation) -> Iterator[Progress]:
     """Return `adaptation_steps` of the settings; order and noise come from one random stream."""
-    settings = adaptation.settings
-    generator = torch.Generator(adaptation.device).manual_seed(settings.model.seed)
-    return adaptation_steps(
-        adaptation.tuned.to(adaptation.device),
-        rebuild_function(adaptation.unet, settings, generator),
-        cached_pixels(adaptation.pictures, **settings.cache_arguments()),
-        epochs=settings.model.DA_epochs,
-        batch_size=settings.data.DA_batch_size,
-        window=settings.data.image_size,
-        distillation=settings.model.DLlambda,
-        generator=generator,
-    )
+    data, model, device = adaptation.settings.data, adaptation.settings.model, adaptation.device
+    generator = torch.Generator(device).manual_seed(model.seed)
+    rebuild = rebuild_function(adaptation.unet, adaptation.settings, generator)
+    pixels = pixel_cache.cached_pixels(adaptation.pictures, **adaptation.settings.cache_arguments())
+    sizes = {"epochs": model.DA_epochs, "batch_size": data.DA_batch_size, "window": data.image_size}
+    tuned = adaptation.tuned.to(device)
+    return adaptation_steps(tuned, rebuild, pixels, **sizes, distillation=model.DLlambda, generator=generator)
 
 
 def rebuild_function(unet: UNet, settings: Settings, generator: torch.Generator) -> Rebuild:
     """Return the reconstruction; each process does its share of a batch, all get the result."""
-    model, schedule, processes = settings.model, build_schedule(settings), distributed.group()
-    predictor = noise_predictor(unet, model.predicts, schedule)
-    size = (settings.unet_size, settings.unet_size)
+    model, schedule, processes = settings.model, networks.build_schedule(settings), distributed.group()
+    predictor, size = noise_predictor(unet, model.predicts, schedule), (settings.unet_size, settings.unet_size)
+    sample = partial(reconstruct, predictor, schedule=schedule, w=model.w_DA, eta=model.eta)
+    start, skip = model.test_trajectoy_steps_DA, model.skip_DA
 
     def rebuild(start_from: Tensor, target: Tensor) -> Tensor:
         small_start, small_target = resize_maps(start_from, size), resize_maps(target, size)
         draw = gaussian_draws(small_target.shape, generator)
-        rebuilt = reconstruct(
-            predictor,
-            processes.share(small_start),
-            processes.share(small_target),
-            schedule=schedule,
-            w=model.w_DA,
-            start=model.test_trajectoy_steps_DA,
-            skip=model.skip_DA,
-            eta=model.eta,
-            draw=lambda: processes.share(draw()),
-        )
+        shares = processes.share(small_start), processes.share(small_target)
+        rebuilt = sample(*shares, start=start, skip=skip, draw=lambda: processes.share(draw()))
         return resize_maps(processes.all_gather(rebuilt), target.shape[-2:])
 
     return rebuild
@@ -263,9 +232,8 @@ def adaptation_steps(
         for position, pictures in enumerate(shuffled_batches(pixels, batch_size, window, generator), start=1):
             target, start_from = pictures[:half], pictures[half : 2 * half]
             reconstruction = rebuild(start_from, target)
-            loss = adaptation_loss(
-                tuned(reconstruction), tuned(target), frozen(target), frozen(reconstruction), distillation
-            )
+            features = tuned(reconstruction), tuned(target), frozen(target), frozen(reconstruction)
+            loss = adaptation_loss(*features, distillation)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

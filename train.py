@@ -1,17 +1,12 @@
-"""Stage 1: train the UNet to predict the noise in normal pictures (DDPM's simple loss).
-
-<checkpoint_dir>/<category>/training.state    one file, replaced as training goes on, from which --resume continues
-"""
+"""Stage 1: train the UNet to predict the noise in normal pictures (DDPM's simple loss)."""
 
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,24 +14,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from anomaly_map import resize_maps
 from config.keys import Settings
-from data_tools.check import quick_check
-from data_tools.check_output import brief_findings
+from data_tools import check, check_output
 from dataset import ImageFolder, View, picture_fingerprint
 from ddad import NoisePredictor, NoiseSchedule, loss_weights, noise_loss, noise_predictor
-from runtime import distributed
+from runtime import distributed, interrupt
 from runtime.device import autocast, choose_device, compile_network, resolve_dtype
 from runtime.errors import UserError
-from runtime.interrupt import stop_requests
 from runtime.progress import Progress, announce, follow_steps
 from storage.atomic_file import ensure_writable
-from training import checkpoint
+from training import checkpoint, networks, pixel_cache
 from training.batches import augment, full_batches, random_squares, shuffled_order
-from training.checkpoint import State
 from training.log import TRAINING, Log, check_log_kind
-from training.networks import build_schedule, build_unet
-from training.pixel_cache import cached_pixels
-from training.resume import restore_trainer
-from unet import UNet
+from training.resume import Trainer, restore_trainer
 
 LOSS_WINDOW = 100  # steps over which the printed loss is averaged
 SECONDS_PER_MINUTE = 60
@@ -57,10 +46,6 @@ class TrainingPlan:
     resume: bool
 
     @property
-    def folder(self) -> Path:
-        return self.settings.checkpoint_folder
-
-    @property
     def batches(self) -> int:
         """Steps of an epoch. Raise UserError where the pictures do not fill one batch."""
         return full_batches(len(self.pictures), self.settings.data.batch_size, "data.batch_size")
@@ -76,49 +61,6 @@ class TrainingPlan:
         return {**self.settings.training_arguments(), "pictures": pictures}
 
 
-@dataclass
-class Trainer:
-    """All that a step changes. After `load_state_dict` training continues bit for bit as if never stopped."""
-
-    unet: UNet
-    optimizer: torch.optim.Optimizer
-    rate: torch.optim.lr_scheduler.LRScheduler
-    generator: torch.Generator  # of order, squares, steps and noise; its device is the network's
-    average: AveragedModel | None = None
-    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
-    step: int = 0
-    order: list[int] = field(default_factory=list)  # pictures that are left in the epoch
-
-    def state_dict(self) -> State:
-        """Return plain values and tensors."""
-        device = self.generator.device
-        state = {name: part.state_dict() for name, part in self.parts().items()}
-        state |= {"step": self.step, "order": self.order, "random": self.generator.get_state()}
-        state |= {"dropout": torch.get_rng_state(), "device": device.type}
-        if device.type == "cuda":  # all processes of a run draw as many numbers
-            state["dropout_there"] = torch.cuda.get_rng_state(device)
-        elif device.type == "mps":
-            state["dropout_there"] = torch.mps.get_rng_state()
-        return state
-
-    def load_state_dict(self, state: State) -> None:
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
-        self.step, self.order = state["step"], list(state["order"])
-        self.generator.set_state(state["random"])
-        torch.set_rng_state(state["dropout"])
-        device = self.generator.device
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["dropout_there"], device)
-        elif device.type == "mps":
-            torch.mps.set_rng_state(state["dropout_there"])
-
-    def parts(self) -> dict[str, Any]:
-        """Return the parts that have a state of their own."""
-        parts = {"unet": self.unet, "optimizer": self.optimizer, "rate": self.rate, "scaler": self.scaler}
-        return parts if self.average is None else {**parts, "average": self.average}
-
-
 class Losses:
     """The losses of the last steps, fetched from the device only on demand: steps need not wait."""
 
@@ -132,7 +74,6 @@ class Losses:
         return values
 
     def mean(self, count: int = LOSS_WINDOW) -> float:
-        """Return the mean of the last `count` losses, at most LOSS_WINDOW."""
         recent = self.values()[-count:]
         return sum(recent) / len(recent)
 
@@ -168,18 +109,14 @@ class BatchSource:
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """How a batch changes the weights.
-
-    The batch passes the network in `parts`, whose gradients add up to the batch's. All processes of a run draw the same
-    batch, learn from their `share` of it and exchange gradients once a batch.
-    """
+    """How a batch changes the weights."""
 
     schedule: NoiseSchedule
     predict: NoisePredictor  # the trainer's network in the form in which it is called
     weights: Tensor | None = None  # of the loss at each step t
-    parts: int = 1
+    parts: int = 1  # in which the batch passes the network; their gradients add up to the batch's
     clip: float | None = None  # longest gradient
-    share: Callable[[Tensor], Tensor] = lambda batch: batch
+    share: Callable[[Tensor], Tensor] = lambda batch: batch  # this process's part of the batch that all draw alike
     exchanged: Callable[[bool], AbstractContextManager[object]] = lambda now: nullcontext()
 
 
@@ -192,11 +129,10 @@ def plan_training(settings: Settings, resume: bool = False) -> TrainingPlan:
 def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:
     """Return the training that the settings describe. Raise UserError for what would stop it later."""
     plan, processes = plan_training(settings, resume), distributed.group()
-    if plan.batches and settings.data.batch_size % processes.size:
-        raise UserError(
-            f"data.batch_size is {settings.data.batch_size}, which {processes.size} processes do not divide; "
-            "change one of them"
-        )
+    batch_size = settings.data.batch_size
+    if plan.batches and batch_size % processes.size:
+        remainder = f"which {processes.size} processes do not divide; change one of them"
+        raise UserError(f"data.batch_size is {batch_size}, {remainder}")
     check_log_kind(settings.training.log)
     if settings.model.save_model and processes.is_main:
         ensure_writable(settings.checkpoint_folder, checkpoint.UNWRITABLE)
@@ -207,8 +143,8 @@ def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:
 
 def train_unet(plan: TrainingPlan) -> None:
     """Train on train/good and save weights in the category's checkpoint folder, unless they exist already."""
-    folder, epochs, saves = plan.folder, plan.settings.model.epochs, plan.settings.model.save_model
-    with checkpoint.locked(folder, saves):
+    folder, epochs, saves = plan.settings.checkpoint_folder, plan.settings.model.epochs, plan.settings.model.save_model
+    with checkpoint.locked(folder) if saves else nullcontext():
         if plan.resume and checkpoint.is_made_with(folder, epochs, plan.made_with):
             category = plan.settings.data.category
             print(f"{category} is trained: {folder / str(epochs)} has these settings and pictures", flush=True)
@@ -216,53 +152,46 @@ def train_unet(plan: TrainingPlan) -> None:
             run_training(plan)
         if saves:
             checkpoint.make_latest(folder / str(epochs))
-            checkpoint.remove_training_state(folder)
+            (folder / checkpoint.TRAINING_STATE).unlink(missing_ok=True)
 
 
 def run_training(plan: TrainingPlan) -> None:
     """Do the steps that are left, from the trainer's restoration to the last line printed."""
-    settings, model = plan.settings, plan.settings.model
+    settings, model, folder = plan.settings, plan.settings.model, plan.settings.checkpoint_folder
     device = choose_device(model.device)
     torch.manual_seed(model.seed)
     trainer, losses = build_trainer(settings, plan.steps, device), Losses()
-    state = checkpoint.load_training_state(plan.folder, plan.made_with) if plan.resume else None
-    if state:
-        path = plan.folder / checkpoint.TRAINING_STATE
-        losses = Losses(*restore_trainer(trainer, state, path, pictures=len(plan.pictures), most_steps=plan.steps))
-    del state  # as large as network and optimizer
+    if plan.resume and (state := checkpoint.load_training_state(folder, plan.made_with)):
+        path, pictures = folder / checkpoint.TRAINING_STATE, len(plan.pictures)
+        losses = Losses(*restore_trainer(trainer, state, path, pictures=pictures, most_steps=plan.steps))
+        del state  # as large as network and optimizer
     announce_training(plan, trainer)
     began = time.monotonic()
-    pixels = cached_pixels(plan.pictures, **settings.cache_arguments())
-    shown = [picture.numpy() for picture in pixels]
-    for line in brief_findings(quick_check(settings.category_dir, plan.pictures.names(), shown)):
+    pixels = pixel_cache.cached_pixels(plan.pictures, **settings.cache_arguments())
+    findings = check.quick_check(settings.category_dir, plan.pictures.names(), [picture.numpy() for picture in pixels])
+    for line in check_output.brief_findings(findings):
         print(line, flush=True)
     follow_training(plan, trainer, losses, pixels)
     minutes = (time.monotonic() - began) / SECONDS_PER_MINUTE
-    print(
-        f"trained {settings.data.category} for {model.epochs} epochs in {minutes:.1f} min; "
-        f"loss {losses.mean():.4g} (last {len(losses.last)} steps)"
-    )
-    print(f"weights in {plan.folder / str(model.epochs) if model.save_model else checkpoint.NOWHERE}", flush=True)
+    result = f"loss {losses.mean():.4g} (last {len(losses.last)} steps)"
+    print(f"trained {settings.data.category} for {model.epochs} epochs in {minutes:.1f} min; {result}")
+    print(f"weights in {folder / str(model.epochs) if model.save_model else checkpoint.NOWHERE}", flush=True)
 
 
 def announce_training(plan: TrainingPlan, trainer: Trainer) -> None:
     """Print what is trained, where, and what becomes of an earlier run."""
-    settings, folder, device = plan.settings, plan.folder, trainer.generator.device
-    saves = settings.model.save_model
+    settings, device, saves = plan.settings, trainer.generator.device, plan.settings.model.save_model
+    folder = settings.checkpoint_folder
     precision = str(resolve_dtype(settings.speed.precision, device)).removeprefix("torch.")
     size = sum(weights.numel() for weights in trainer.unet.parameters())
-    title = f"Training {settings.data.category}: {size:,} weights in {precision}, "
+    network = f"{size:,} weights in {precision}, {settings.model.epochs} epochs, {plan.steps} steps"
     pictures = f"{len(plan.pictures)} pictures; {len(plan.held_out)} more are held out for calibration"
-    announce(
-        f"{title}{settings.model.epochs} epochs, {plan.steps} steps",
-        device,
-        settings.as_dict(),
-        {"reads": f"{settings.category_dir / 'train'} ({pictures})", "writes": folder if saves else "nothing"},
-    )
+    paths = {"reads": f"{settings.category_dir / 'train'} ({pictures})", "writes": folder if saves else "nothing"}
+    announce(f"Training {settings.data.category}: {network}", device, settings.as_dict(), paths)
     if trainer.step:
         print(f"continuing after step {trainer.step}", flush=True)
         return
-    if checkpoint.has_training_state(folder):
+    if (folder / checkpoint.TRAINING_STATE).exists():
         print(f"starting again; the unfinished run in {folder}, which --resume would continue, is replaced", flush=True)
     if saves:
         checkpoint.print_replaced(folder, settings.saved_epochs)
@@ -271,103 +200,75 @@ def announce_training(plan: TrainingPlan, trainer: Trainer) -> None:
 def follow_training(plan: TrainingPlan, trainer: Trainer, losses: Losses, pixels: Sequence[Tensor]) -> None:
     """Do the steps that are left and record them. Ctrl-C and SIGTERM end it after the present step."""
     settings, device, processes = plan.settings, trainer.generator.device, distributed.group()
-    recorder = Recorder(plan, trainer, losses) if settings.model.save_model else None
-    checked_at = time.monotonic()
-    with stop_requests() as stop:
+    folder, saves, checked_at = settings.checkpoint_folder, settings.model.save_model, time.monotonic()
+    log = Log(folder, TRAINING, settings.training.log, trainer.step) if saves else None
+    with interrupt.stop_requests() as stop:
         steps = training_loop(trainer, pixels, plan.steps, settings)
         for progress in follow_steps(steps, plan.steps, "training", trainer.step):
             losses.last.append(progress.loss)
             stopped = processes.any(stop.requested, device) and progress.step < plan.steps
-            waited = time.monotonic() - checked_at
-            due = stopped or waited > SECONDS_PER_MINUTE * settings.training.checkpoint_minutes
+            minutes = (time.monotonic() - checked_at) / SECONDS_PER_MINUTE
+            due = stopped or minutes > settings.training.checkpoint_minutes
             if progress.epoch_ends or due:
                 losses.check(progress.epoch)
-            if recorder and progress.epoch_ends:
-                recorder.end_epoch(progress.epoch)
+            if log and progress.epoch_ends:
+                loss, rate = losses.mean(plan.batches), trainer.optimizer.param_groups[0]["lr"]
+                log.add(progress.step, progress.epoch, loss, rate, settings.data.batch_size)
+                if progress.epoch in settings.saved_epochs:
+                    save_weights(plan, trainer, progress.epoch)
+            if log and due:
+                save_state(plan, trainer, losses)
             if due:
-                if recorder:
-                    recorder.save_state()
                 checked_at = time.monotonic()
             if stopped:
-                rest = "the same command with --resume continues" if recorder else "nothing is saved"
+                rest = "the same command with --resume continues" if saves else "nothing is saved"
                 print(f"stopped after step {progress.step} of {plan.steps}; {rest}", flush=True)
                 raise stop.as_exception()
         if processes.any(stop.requested, device):  # while the last weights were written
             raise stop.as_exception()
 
 
-class Recorder:
-    """Writes the log, the weights and the training state of a run."""
+def save_weights(plan: TrainingPlan, trainer: Trainer, epoch: int) -> None:
+    settings, average = plan.settings, trainer.average.module if trainer.average is not None else None
+    notes = {"epoch": epoch, "settings": settings.as_dict(), "held_out": plan.held_out.names()}
+    notes |= {"made_with": plan.made_with, **settings.planning_arguments()}
+    checkpoint.save_unet(settings.checkpoint_folder / str(epoch), trainer.unet, average=average, **notes)
 
-    def __init__(self, plan: TrainingPlan, trainer: Trainer, losses: Losses):
-        self.plan, self.trainer, self.losses = plan, trainer, losses
-        self.log = Log(plan.folder, TRAINING, plan.settings.training.log, trainer.step)
-        self.logged_at, self.logged_step = time.monotonic(), trainer.step
 
-    def end_epoch(self, epoch: int) -> None:
-        """Write the epoch's line of the log, and its weights where they are to be saved."""
-        step, settings = self.trainer.step, self.plan.settings
-        loss, rate = self.losses.mean(self.plan.batches), self.trainer.optimizer.param_groups[0]["lr"]
-        pictures, now = (step - self.logged_step) * settings.data.batch_size, time.monotonic()
-        self.log.add(step, epoch, loss, rate, pictures, now - self.logged_at)
-        self.logged_at, self.logged_step = now, step
-        if epoch in settings.saved_epochs:
-            average = self.trainer.average.module if self.trainer.average is not None else None
-            notes = {"epoch": epoch, "settings": settings.as_dict(), "held_out": self.plan.held_out.names()}
-            notes |= {"made_with": self.plan.made_with, **settings.planning_arguments()}
-            checkpoint.save_unet(self.plan.folder / str(epoch), self.trainer.unet, average=average, **notes)
-
-    def save_state(self) -> None:
-        """Write all that --resume needs to continue after the present step."""
-        state = {"trainer": self.trainer.state_dict(), "losses": [self.losses.lowest, self.losses.values()]}
-        notes = {"made_with": self.plan.made_with, **self.plan.settings.planning_arguments()}
-        checkpoint.save_training_state(self.plan.folder, {**state, **notes})
+def save_state(plan: TrainingPlan, trainer: Trainer, losses: Losses) -> None:
+    """Save all that --resume needs to continue after the present step."""
+    state = {"trainer": trainer.state_dict(), "losses": [losses.lowest, losses.values()]}
+    notes = {"made_with": plan.made_with, **plan.settings.planning_arguments()}
+    checkpoint.save_training_state(plan.settings.checkpoint_folder, {**state, **notes})
 
 
 def build_trainer(settings: Settings, steps: int, device: torch.device) -> Trainer:
     """Return the untrained network, in the form that trains fastest on its device, and its optimizer."""
     model, training, speed = settings.model, settings.training, settings.speed
-    unet = build_unet(settings).to(device)
+    unet = networks.build_unet(settings).to(device)
     if device.type == "cuda":  # on a CPU training in channels_last was 4 % slower, though detection is faster
         unet = unet.to(memory_format=torch.channels_last)
     unet.checkpointing = speed.activation_checkpointing
     average = AveragedModel(unet, multi_avg_fn=ramped_average(training.ema)) if training.ema else None
     optimizer = build_optimizer(unet, training.optimizer, model.learning_rate, model.weight_decay)
     factor = learning_rate_factor(training.schedule, training.warmup_steps, steps)
-    return Trainer(
-        unet,
-        optimizer,
-        torch.optim.lr_scheduler.LambdaLR(optimizer, factor),
-        torch.Generator(device).manual_seed(model.seed),
-        average,
-        torch.amp.GradScaler(device.type, enabled=resolve_dtype(speed.precision, device) == torch.float16),
-    )
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    scaler = torch.amp.GradScaler(device.type, enabled=resolve_dtype(speed.precision, device) == torch.float16)
+    return Trainer(unet, optimizer, rate, torch.Generator(device).manual_seed(model.seed), average, scaler)
 
 
 def training_loop(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settings: Settings) -> Iterator[Progress]:
     """Return `training_steps` with what the settings ask for."""
-    data, model, training = settings.data, settings.model, settings.training
-    device, processes = trainer.generator.device, distributed.group()
-    schedule = build_schedule(settings)
+    data, model, training, speed = settings.data, settings.model, settings.training, settings.speed
+    device, processes, schedule = trainer.generator.device, distributed.group(), networks.build_schedule(settings)
     shared, exchanged = processes.share_gradients(trainer.unet)
-    network = compile_network(autocast(shared, settings.speed.precision, device), settings.speed.compile, device)
+    network = compile_network(autocast(shared, speed.precision, device), speed.compile, device)
+    predict, weights = noise_predictor(network, model.predicts, schedule), loss_weights(model.predicts, schedule)
+    highest_step = training.highest_step or model.trajectory_steps
     source = BatchSource(
-        pixels,
-        data.batch_size,
-        data.image_size,
-        highest_step=training.highest_step or model.trajectory_steps,
-        size=settings.unet_size,
-        augmentation=training.augmentation,
+        pixels, data.batch_size, data.image_size, highest_step, settings.unet_size, training.augmentation
     )
-    rule = UpdateRule(
-        schedule,
-        noise_predictor(network, model.predicts, schedule),
-        weights=loss_weights(model.predicts, schedule),
-        parts=training.accumulate,
-        clip=training.clip,
-        share=processes.share,
-        exchanged=exchanged,
-    )
+    rule = UpdateRule(schedule, predict, weights, training.accumulate, training.clip, processes.share, exchanged)
     return training_steps(trainer, source, rule, steps)
 
 

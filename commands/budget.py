@@ -1,7 +1,6 @@
 """Plan how many epochs fit into training.budget_minutes on this machine.
 
-A few steps and pictures are timed. Detection is planned first, with all its work on normal and test pictures;
-training gets the rest.
+A few steps and pictures are timed. Detection is planned first, training gets the rest.
 """
 
 import itertools
@@ -9,8 +8,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
+
+from torch import Tensor
 
 import train
 from config.keys import PLANNED, Settings
@@ -20,8 +22,7 @@ from detection.detector import build_detector, map_batches
 from runtime import distributed
 from runtime.device import choose_device
 from runtime.errors import MissingFileError, UserError
-from training import checkpoint
-from training.networks import build_unet
+from training import checkpoint, networks
 
 TIMED_STEPS, TIMED_PICTURES = 5, 8
 FEWEST_STEPS = 100  # fewer give a network that detects nothing
@@ -32,49 +33,32 @@ SECONDS_PER_MINUTE = 60
 
 
 class Costs(NamedTuple):
-    """Seconds on this machine: a training step, a picture in detection, the descriptors of a picture."""
-
-    step: float
-    picture: float = 0.0
-    descriptors: float = 0.0
-
-
-class DetectionWork(NamedTuple):
-    """Numbers of pictures: normal ones to score, those to compute only descriptors of, and test pictures."""
-
-    calibration: int = 0
-    described: int = 0
-    test: int = 0
-
-    def seconds(self, costs: Costs) -> float:
-        compared = self.calibration * costs.picture + self.described * costs.descriptors
-        return compared + self.test * (costs.picture + DRAWING_SECONDS)
+    step: float  # seconds of a training step on this machine
+    picture: float = 0.0  # seconds of a picture in detection
+    descriptors: float = 0.0  # seconds of the descriptors of a picture
 
 
 def fit_budget(settings: Settings, stages: Collection[str], resume: bool, inputs: int | None = None) -> Settings:
     """Return the settings with as many epochs as fit the budget, if model.epochs is auto for it.
 
-    A run that resumes or does not train gets the epochs planned earlier. `inputs` is the number of pictures of --input;
-    None: detection scores the test pictures. Raise UserError where the budget holds no useful training.
+    A run that resumes or does not train gets the epochs planned earlier. `inputs` is the number of pictures of --input,
+    None where detection scores the test pictures.
     """
     if settings.model.epochs != PLANNED:
         return settings
     trains, processes = "train" in stages, distributed.group()
-    epochs = processes.broadcast(epochs_planned_before(settings) if resume or not trains else None)
+    planned = None
+    if resume or not trains:
+        with suppress(MissingFileError):  # a category that is only detected has no training pictures
+            plan = train.plan_training(settings)
+            folder, budget = settings.checkpoint_folder, settings.planning_arguments()
+            planned = checkpoint.epochs_of_training(folder, plan.made_with, budget)
+    epochs = processes.broadcast(planned)
     if trains and epochs:
         print(f"{epochs} epochs, as planned for the training in {settings.checkpoint_folder}", flush=True)
     elif trains:
         epochs = processes.broadcast(plan_epochs(settings, stages, inputs))
     return replace(settings, model=replace(settings.model, epochs=epochs or PLANNED))
-
-
-def epochs_planned_before(settings: Settings) -> int | None:
-    """Return the epochs of the folder's training, if it has these settings, pictures and minutes."""
-    try:
-        plan = train.plan_training(settings)
-    except MissingFileError:  # a category that is only detected
-        return None
-    return checkpoint.epochs_of_training(plan.folder, plan.made_with, settings.planning_arguments())
 
 
 def plan_epochs(settings: Settings, stages: Collection[str], inputs: int | None) -> int:
@@ -86,54 +70,46 @@ def plan_epochs(settings: Settings, stages: Collection[str], inputs: int | None)
     batches, detects = plan.batches, "detection" in stages
     print(f"timing this machine, to fit {settings.data.category} into {budget:g} minutes", flush=True)
     costs = distributed.group().broadcast(time_machine(plan, detects))
-    work = detection_work(plan, inputs) if detects else DetectionWork()
-    others = work.seconds(costs) + time.monotonic() - began
+    calibration, described, test = detection_work(plan, inputs) if detects else (0, 0, 0)
+    others = calibration * costs.picture + described * costs.descriptors + test * (costs.picture + DRAWING_SECONDS)
+    others += time.monotonic() - began
     fitting = steps_within(budget, costs.step, others, settings.training.most_steps)
     if fitting < batches:
         print(f"an epoch has {batches} steps, more than the {fitting} that fit; one whole epoch is trained")
     epochs = max(1, fitting // batches)
     steps = epochs * batches
-    print(
-        f"plan: {steps} training steps of {batch_size} pictures ({costs.step:.2g} s each) in "
-        f"{steps * costs.step / SECONDS_PER_MINUTE:.1f} min; "
-        f"{work.calibration + work.test} pictures to compare ({costs.picture:.2g} s each) and "
-        f"{work.described} to compute descriptors of ({costs.descriptors:.2g} s each) in "
-        f"{others / SECONDS_PER_MINUTE:.1f} min",
-        flush=True,
-    )
+    minutes = steps * costs.step / SECONDS_PER_MINUTE
+    trained = f"{steps} training steps of {batch_size} pictures ({costs.step:.2g} s each) in {minutes:.1f} min"
+    compared = f"{calibration + test} pictures to compare ({costs.picture:.2g} s each)"
+    rest = f"{described} to compute descriptors of ({costs.descriptors:.2g} s each)"
+    print(f"plan: {trained}; {compared} and {rest} in {others / SECONDS_PER_MINUTE:.1f} min", flush=True)
     return epochs
 
 
-def detection_work(plan: train.TrainingPlan, inputs: int | None) -> DetectionWork:
-    """Return the pictures of detection: for its calibration, and the `inputs` or else the test pictures."""
-    settings = plan.settings
-    work = calibration_work(
-        settings.score.parts or (), len(plan.pictures), len(plan.held_out), settings.calibration.pictures
-    )
+def detection_work(plan: train.TrainingPlan, inputs: int | None) -> tuple[int, int, int]:
+    """Return numbers of pictures: normal ones to score, those to compute only descriptors of, and test pictures."""
+    settings, normal = plan.settings, (len(plan.pictures), len(plan.held_out))
+    scored, described = calibration_work(settings.score.parts or (), *normal, settings.calibration.pictures)
     if inputs is None:
         inputs = len(ImageFolder(settings.category_dir, "test", plan.pictures.view, masks=False))
-    return DetectionWork(*work, inputs)
+    return scored, described, inputs
 
 
 def steps_within(budget: float, step: float, others: float, most: int | None = None) -> int:
-    """Return the training steps, at most `most`, that fit into `budget` minutes beside `others` seconds.
+    """Return the steps of `step` seconds, at most `most`, that fit into `budget` minutes beside `others` seconds.
 
-    A step takes `step` seconds. Training gets at least TRAINING_SHARE of the budget. Raise UserError for too few steps.
+    Training gets at least TRAINING_SHARE of the budget. Raise UserError for too few steps.
     """
     seconds = budget * SECONDS_PER_MINUTE
     rest, least = RESERVE * seconds - others, TRAINING_SHARE * seconds
     if rest < least:
-        print(
-            f"detection takes {others / SECONDS_PER_MINUTE:.0f} min; "
-            f"training gets its part too, so that all takes longer than {budget:g} minutes"
-        )
+        result = f"training gets its part too, so that all takes longer than {budget:g} minutes"
+        print(f"detection takes {others / SECONDS_PER_MINUTE:.0f} min; {result}")
     fitting = int(max(rest, least) / step)
     if fitting < FEWEST_STEPS:
         minutes = math.ceil(FEWEST_STEPS * step / TRAINING_SHARE / SECONDS_PER_MINUTE)
-        raise UserError(
-            f"budget_minutes is {budget:g}, which leaves {fitting} training steps; "
-            f"set it to {minutes} or more on this machine"
-        )
+        remedy = f"set it to {minutes} or more on this machine"
+        raise UserError(f"budget_minutes is {budget:g}, which leaves {fitting} training steps; {remedy}")
     return min(most or fitting, fitting)
 
 
@@ -148,23 +124,19 @@ def time_machine(plan: train.TrainingPlan, detects: bool) -> Costs:
     step = statistics.median(time_calls(lambda: next(steps, None), TIMED_STEPS)[1:])
     if not detects:
         return Costs(step)
-    extractor, _ = checkpoint.restore_features(
-        settings.checkpoint_folder, 0, model.feature_extractor, model.backbone_weights
-    )
-    detector = build_detector(settings, build_unet(settings), extractor, device)
+    folder, name = settings.checkpoint_folder, model.feature_extractor
+    extractor, _ = checkpoint.restore_features(folder, 0, name, model.backbone_weights)
+    detector = build_detector(settings, networks.build_unet(settings), extractor, device)
     references = placeholder_references(detector, next(few.batches(1, 0))[0].picture[None], len(plan.pictures))
 
-    def compare() -> object:
-        return list(map_batches(detector, few, lambda batch: parts_of_batch(detector, batch, references), 0))
+    def seconds_of(work: Callable[[Tensor], list[dict[str, Tensor]]]) -> float:
+        return time_calls(lambda: list(map_batches(detector, few, work, 0)), 2)[-1] / len(few)
 
-    def describe() -> object:
-        return list(map_batches(detector, few, lambda batch: [image_descriptors(detector, batch)] * len(batch), 0))
-
-    return Costs(step, *(time_calls(work, 2)[-1] / len(few) for work in (compare, describe)))
+    picture = seconds_of(lambda batch: parts_of_batch(detector, batch, references))
+    return Costs(step, picture, seconds_of(lambda batch: [image_descriptors(detector, batch)] * len(batch)))
 
 
 def time_calls(call: Callable[[], object], times: int) -> list[float]:
-    """Return the seconds that each of so many calls takes."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()

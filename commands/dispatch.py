@@ -8,11 +8,13 @@ from pathlib import Path
 
 from commands.paper_figure import draw_paper_figure
 from commands.rerun import repeat_result
-from commands.stages import RunPlan, category_folders, provide_sample_set, run_plan
+from commands.stages import RunPlan, provide_sample_set, run_plan
+from config.checks import check_sections
 from config.keys import STAGES
-from config.load import build_settings, names_several, read_sections
+from config.load import build_settings, category_names, names_several, read_sections
 from data_tools.check import check_categories
 from data_tools.prepare import ONE_CLASS, PrepareRequest, prepare_data_set
+from dataset import categories_in
 from detection.tune import tune_settings
 from reports import tables
 from runtime import distributed
@@ -27,11 +29,10 @@ def run_command(flag: str, options: Namespace) -> int:
     keep_memory()
     if flag.startswith(PREPARE):
         return prepare_data(flag.removeprefix(PREPARE), options)
-    return COMMANDS[flag](options)
+    return COMMANDS[flag](options) or 0
 
 
 def run_stages(options: Namespace) -> int:
-    """Run stages on one category or several."""
     with distributed.process_group() as group:
         if not group.is_main:  # of several processes only one prints
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
@@ -47,9 +48,8 @@ def refuse_several(flag: str) -> None:
     """Raise UserError where torchrun has started several processes."""
     processes = distributed.group().size
     if processes > 1:
-        raise UserError(
-            f"--{flag} needs a single process, and torchrun has started {processes}; run python main.py --{flag}"
-        )
+        remedy = f"run python main.py --{flag}"
+        raise UserError(f"--{flag} needs a single process, and torchrun has started {processes}; {remedy}")
 
 
 def plan_of(options: Namespace) -> RunPlan:
@@ -62,50 +62,38 @@ def overrides_of(options: Namespace) -> list[str]:
     return [*options.settings, *([f"training.log={options.log}"] if options.log else [])]
 
 
-def compare_results(options: Namespace) -> int:
-    print(tables.compare_results(options.compare))
-    return 0
-
-
-def draw_figure(options: Namespace) -> int:
-    draw_paper_figure(options.figure, options.choose or [], options.output)
-    return 0
-
-
-def print_paper_table(options: Namespace) -> int:
-    print(tables.published_table(options.table))
-    return 0
-
-
-def tune(options: Namespace) -> int:
+def tune(options: Namespace) -> None:
     refuse_several("tune")
     content = read_sections(options.config, options.settings)
     provide_sample_set(content)
     if names_several(content):
         raise UserError("--tune chooses settings for one category; set data.category to its name")
     tune_settings(build_settings(content), options.output)
-    return 0
 
 
 def check_data(options: Namespace) -> int:
-    folders, data, model = category_folders(options.config, options.settings)
-    return check_categories(folders, masks=data["mask"], workers=model["num_workers"], sheet=options.contact_sheet)
+    content = read_sections(options.config, options.settings)
+    provide_sample_set(content)
+    names = category_names(content, categories_in)
+    sections = check_sections({**content, "data": {**content["data"], "category": names[0]}})
+    data, workers = sections["data"], sections["model"]["num_workers"]
+    folders = [data["data_dir"] / name for name in names]
+    return check_categories(folders, masks=data["mask"], workers=workers, sheet=options.contact_sheet)
 
 
 def prepare_data(kind: str, options: Namespace) -> int:
-    """Prepare a data set of this kind for training."""
     source, split = getattr(options, f"{PREPARE}{kind}"), options.split or ONE_CLASS
     request = PrepareRequest(kind, source, options.output, options.defects, options.masks, split)
     prepare_data_set(request, options.config, options.settings)
     return 0
 
 
-COMMANDS: dict[str, Callable[[Namespace], int]] = {
+COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     **dict.fromkeys(STAGES, run_stages),
     "tune": tune,
     "rerun": rerun,
-    "compare": compare_results,
-    "figure": draw_figure,
-    "table": print_paper_table,
+    "compare": lambda options: print(tables.compare_results(options.compare)),
+    "figure": lambda options: draw_paper_figure(options.figure, options.choose or [], options.output),
+    "table": lambda options: print(tables.published_table(options.table)),
     "check": check_data,
 }

@@ -11,16 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_map import resize_maps
-from config.keys import PER_IMAGE, Settings
+from config.keys import PER_IMAGE
 from config.load import build_settings
 from dataset import ImageFolder, View
 from detection.calibrate import calibrate
-from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
+from detection.detector import Prediction, load_detector, predict_pictures, stream_noise
 from images.read import read_full_mask, read_picture
-from reports import drawing
-from reports.reader import ScoredPicture, read_scores
-from reports.tables import results_in
-from reports.writer import SCORES
+from reports import drawing, reader, tables, writer
 from runtime.device import choose_device
 from runtime.errors import UserError
 from storage.atomic_file import atomic_write
@@ -28,13 +25,9 @@ from storage.atomic_file import atomic_write
 BEST, WORST = "best", "worst"
 CHOSEN = 2  # pictures of a category, unless --choose names some
 COLUMNS = ("input", "reconstruction", "anomaly map", "ground truth")
-WIDTH = 7.0  # inches, of a page's text
-LABEL = 0.3  # inches, for a row's name
-GAP = 0.04  # inches
-TITLE = 0.22  # inches
+WIDTH, LABEL, GAP, TITLE = 7.0, 0.3, 0.04, 0.22  # inches: a page's text, a row's name, between cells, above columns
 CELL = (WIDTH - LABEL) / len(COLUMNS)  # inches, width of a column
-DOTS_PER_INCH = 300
-FONT_SIZE = 8  # points
+DOTS_PER_INCH, FONT_SIZE = 300, 8  # the latter in points
 REMEDY = "choose another place with --output"
 FORMATS = ("png", "pdf")
 
@@ -42,24 +35,23 @@ Pixels = NDArray[np.uint8]
 
 
 class FigureRow(NamedTuple):
-    """A picture of the figure: its name, and its columns as pixels (H, W, 3) of one size."""
-
     label: str
-    cells: list[Pixels]
+    cells: list[Pixels]  # the columns, (H, W, 3) each, of one size
 
 
-def draw_paper_figure(paths: Sequence[Path], choices: Sequence[str], output: Path | None = None) -> list[Path]:
-    """Draw pictures of results folders into `output`.png and .pdf; return the paths.
+def draw_paper_figure(paths: Sequence[Path], choices: Sequence[str], output: Path | None = None) -> None:
+    """Draw pictures of results folders, reconstructed again, into `output`.png and .pdf.
 
-    `choices` are best, worst, or names of pictures in the category; without any, best. Weights and pictures are read
-    again. Raise UserError where they are missing or are not those of the results.
+    `choices` are best, worst, or names of pictures in the category; without any, best.
+    Raise UserError where weights or pictures are missing or are not those of the results.
     """
-    results = [result for path in paths for result in results_in(path).values()]
+    results = [result for path in paths for result in tables.results_in(path).values()]
     places = ", ".join(map(str, paths))
-    known = {BEST, WORST}.union(*({row.path for row in read_scores(result.folder / SCORES)} for result in results))
-    unknown = [choice for choice in choices if choice not in known]
+    scores = [reader.read_scores(result.folder / writer.SCORES) for result in results]
+    known = {BEST, WORST, *(row.path for rows in scores for row in rows)}
+    unknown = " or ".join(choice for choice in choices if choice not in known)
     if unknown:
-        raise UserError(f"none of {places} has a picture called {' or '.join(unknown)}; scores.csv lists their names")
+        raise UserError(f"none of {places} has a picture called {unknown}; scores.csv lists their names")
     rows = [row for result in results for row in figure_rows(result.folder, result.manifest, choices or [BEST])]
     if not rows:
         raise UserError(f"{places} have no defective picture to draw; name others with --choose")
@@ -68,7 +60,6 @@ def draw_paper_figure(paths: Sequence[Path], choices: Sequence[str], output: Pat
         with atomic_write(path, REMEDY) as file, matplotlib.rc_context({"pdf.fonttype": 42}):
             figure.savefig(file, format=path.suffix[1:], dpi=DOTS_PER_INCH)
     print(f"{len(rows)} pictures in {' and '.join(map(str, written))}", flush=True)
-    return written
 
 
 def figure_paths(output: Path | None, default: Path) -> list[Path]:
@@ -83,40 +74,28 @@ def figure_paths(output: Path | None, default: Path) -> list[Path]:
 def figure_rows(folder: Path, manifest: Mapping[str, Any], choices: Sequence[str]) -> Iterator[FigureRow]:
     """Yield the chosen pictures of a result, reconstructed again."""
     settings = build_settings(manifest["settings"])
-    names = choose_pictures(list(read_scores(folder / SCORES)), choices)
-    detector = detector_of_result(settings, manifest["weights"], folder)
+    names, device = choose_pictures(list(reader.read_scores(folder / writer.SCORES)), choices), settings.model.device
+    detector, completed, _ = load_detector(settings, settings.checkpoint_folder, choose_device(device))
+    if detector.networks.hash() != manifest["weights"]:
+        remedy = "run --detection again for a new result"
+        raise UserError(f"the weights in {settings.checkpoint_folder} are not those of {folder}; {remedy}")
+    if settings.score.protocol == PER_IMAGE:
+        detector = calibrate(detector, completed)
+    else:
+        print(f"{folder}: the maxima of the chosen pictures weigh the maps, as score.protocol is published")
     view, masks = View(**settings.view_arguments()), settings.data.mask
     pictures = ImageFolder(settings.category_dir, "test", view, masks=masks).only(names)
     noise = detector.picture_noise if detector.calibration else stream_noise(settings.model.seed, detector.device)
     predictions = list(predict_pictures(detector, pictures, noise, settings.model.num_workers))
-    if detector.calibration:
-        hottest = drawing.HOTTEST * detector.threshold
-    else:
-        hottest = max((float(prediction.anomaly.max()) for _, prediction in predictions), default=1.0)
+    largest = max((float(prediction.anomaly.max()) for _, prediction in predictions), default=1.0)
+    hottest = drawing.HOTTEST * detector.threshold if detector.calibration else largest
     for item, prediction in sorted(predictions, key=lambda pair: names.index(pair[0].path)):
         sample = pictures.only([item.path]).samples[0]
         cells = cells_of(read_picture(sample.picture), sample.mask, prediction, hottest)
         yield FigureRow(f"{settings.data.category}\n{item.kind}", cells)
 
 
-def detector_of_result(settings: Settings, weights: object, folder: Path) -> Detector:
-    """Return the detector of a result, calibrated unless its scores are the published ones.
-
-    Raise UserError where the checkpoint folder has other weights by now.
-    """
-    detector, settings, _ = load_detector(settings, settings.checkpoint_folder, choose_device(settings.model.device))
-    if detector.networks.hash() != weights:
-        raise UserError(
-            f"the weights in {settings.checkpoint_folder} are not those of {folder}; "
-            "run --detection again for a new result"
-        )
-    if settings.score.protocol == PER_IMAGE:
-        return calibrate(detector, settings)
-    print(f"{folder}: the maxima of the chosen pictures weigh the maps, as score.protocol is published")
-    return detector
-
-
-def choose_pictures(scored: Sequence[ScoredPicture], choices: Sequence[str]) -> list[str]:
+def choose_pictures(scored: Sequence[reader.ScoredPicture], choices: Sequence[str]) -> list[str]:
     """Return the names of the chosen pictures.
 
     best: the defective pictures with the highest scores, of different kinds if possible. worst: the defective picture

@@ -7,9 +7,7 @@ from commands.stages import RunPlan, run_category
 from config.checks import keys_without_effect
 from config.keys import AUTO
 from config.load import build_settings, with_overrides
-from reports import manifest
-from reports.reader import read_scores
-from reports.writer import SCORES, beside, next_free_folder
+from reports import manifest, reader, writer
 from runtime.errors import UserError
 
 DIFFERS = 1  # exit code
@@ -24,7 +22,7 @@ def repeat_result(path: Path, overrides: list[str], plan: RunPlan) -> int:
     """
     before = manifest.load_manifest(path)
     earlier = path if path.is_dir() else path.parent
-    folder = next_free_folder(plan.output or beside(earlier, "-rerun"))
+    folder = writer.next_free_folder(plan.output or writer.beside(earlier, "-rerun"))
     content, stages = with_overrides(before["settings"], overrides), plan.stages | {"detection"}
     model = content["model"]
     if "train" in stages:
@@ -33,10 +31,8 @@ def repeat_result(path: Path, overrides: list[str], plan: RunPlan) -> int:
             model["epochs"] = model["load_chp"]
         stages = stages | {"domain_adaptation"} if model["DA_chp"] else stages
     elif "domain_adaptation" in stages:
-        raise UserError(
-            "--rerun repeats stage 2 only together with stage 1, whose weights it needs; "
-            "add --train True, or leave both out"
-        )
+        reason = "--rerun repeats stage 2 only together with stage 1, whose weights it needs"
+        raise UserError(f"{reason}; add --train True, or leave both out")
     for line in keys_without_effect(content):
         print(line)
     run_category(build_settings(content), plan._replace(stages=stages, output=folder, force=True))
@@ -49,14 +45,15 @@ def compare_with(earlier: Path, before: Mapping[str, object], folder: Path) -> i
     now = manifest.load_manifest(folder)
     inputs = list(manifest.differences(before, now))
     print_differences("inputs differ", inputs, "made with the same settings, versions, pictures and weights")
-    old, new = scores_by_picture(earlier), scores_by_picture(folder)
+    scores = [reader.read_scores(place / writer.SCORES) for place in (earlier, folder)]
+    old, new = ({row.path: row.score for row in rows} for rows in scores)
     results = [*metric_differences(before["metrics"], now["metrics"]), *score_differences(old, new)]
     print_differences("results differ", results, f"all metrics and {len(new)} scores are equal to the last bit")
     return DIFFERS if results else 0
 
 
 def print_differences(title: str, lines: list[str], otherwise: str) -> None:
-    print("\n".join([f"{title}:", *(f"  {line}" for line in lines)]) if lines else otherwise, flush=True)
+    print("\n  ".join([f"{title}:", *lines]) if lines else otherwise, flush=True)
 
 
 def metric_differences(before: object, now: object) -> Iterator[str]:
@@ -88,7 +85,3 @@ def score_differences(before: Mapping[str, float], now: Mapping[str, float]) -> 
         largest = sorted(changes, key=lambda name: (-changes[name], name))[:SHOWN]
         scores = ", ".join(f"{name} {before[name]:.6g} → {now[name]:.6g}" for name in largest)
         yield f"scores of {len(changes)} of {len(common)} pictures changed, most: {scores}"
-
-
-def scores_by_picture(folder: Path) -> dict[str, float]:
-    return {row.path: row.score for row in read_scores(folder / SCORES)}

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,17 +11,15 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from commands.budget import fit_budget
-from config.checks import check_sections, keys_without_effect
+from config.checks import keys_without_effect
 from config.keys import LATEST, PLANNED, Settings
-from config.load import SAMPLE, build_settings, category_names, names_several, read_sections, settings_of_category
+from config.load import SAMPLE, build_settings, category_names, names_several, settings_of_category
 from data_tools.sample_set import TEXTURES, ensure_sample_set
 from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
 from detection.predict import check_prediction, input_pictures, predict_input
 from domain_adaptation import adapt_features, check_adaptation
-from reports import tables
-from reports.html import PAGE, write_page
-from reports.tables import Outcome
+from reports import html, tables
 from runtime import distributed
 from runtime.errors import UserError, explain_error
 from train import check_training, train_unet
@@ -33,26 +31,19 @@ Content = Mapping[str, Any]  # sections of a configuration, as config.yaml has t
 
 
 class StageResult(NamedTuple):
-    """What a stage leaves: the folder of its results, if any, and the number of unreadable pictures."""
-
-    folder: Path | None = None
-    unreadable: int = 0
+    folder: Path | None = None  # of the results, if any
+    unreadable: int = 0  # number of pictures
 
 
-Stage = Callable[[], StageResult]  # a stage that is checked and ready to run
+Stage = Callable[[], StageResult | None]  # a stage that is checked and ready to run
 
 
 class RunPlan(NamedTuple):
-    """The stages of a run, the pictures of --input (None: the test pictures), the folder of the results.
-
-    `resume` continues what an earlier run left, `force` repeats and replaces it.
-    """
-
     stages: frozenset[str]
-    source: Path | None = None
-    output: Path | None = None
-    resume: bool = False
-    force: bool = False
+    source: Path | None = None  # pictures of --input; None: the test pictures
+    output: Path | None = None  # folder of the results
+    resume: bool = False  # continue what an earlier run left
+    force: bool = False  # repeat and replace it
 
 
 def run_plan(content: Content, plan: RunPlan) -> int:
@@ -65,15 +56,6 @@ def run_plan(content: Content, plan: RunPlan) -> int:
     if plan.source is not None:
         raise UserError("--input needs the detector of one category; set data.category to its name")
     return run_categories(content, category_names(content, categories_in), plan._replace(resume=not plan.force))
-
-
-def category_folders(path: str, overrides: Iterable[str]) -> tuple[list[Path], dict[str, Any], dict[str, Any]]:
-    """Return the categories' folders, and the checked sections data and model, in which `auto` stays."""
-    content = read_sections(path, overrides)
-    provide_sample_set(content)
-    names = category_names(content, categories_in)
-    sections = check_sections({**content, "data": {**content["data"], "category": names[0]}})
-    return [sections["data"]["data_dir"] / name for name in names], sections["data"], sections["model"]
 
 
 def provide_sample_set(content: Content) -> None:
@@ -97,7 +79,7 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     distributed.group().wait()  # no process begins to write before all have checked
     result = StageResult()
     for run_stage in stages:
-        result = run_stage()
+        result = run_stage() or StageResult()
         distributed.group().wait()  # the next stage finds what this one wrote
     return result
 
@@ -105,9 +87,9 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
 def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
     """Yield the plan's stages in order, each checked. Raise UserError for what would stop one later."""
     if "train" in plan.stages:
-        yield partial(leave_weights, train_unet, check_training(settings, plan.resume))
+        yield partial(train_unet, check_training(settings, plan.resume))
     if "domain_adaptation" in plan.stages:
-        yield partial(leave_weights, adapt_features, settings, check_adaptation(settings), plan.resume)
+        yield partial(adapt_features, settings, check_adaptation(settings), plan.resume)
     if "detection" not in plan.stages:
         return
     if plan.source is None:
@@ -117,12 +99,6 @@ def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
         arguments = (settings, plan.source, plan.output, plan.resume, plan.force)
         check_prediction(*arguments)
         yield lambda: StageResult(unreadable=predict_input(*arguments))
-
-
-def leave_weights(learn: Callable[..., None], *arguments: object) -> StageResult:
-    """Run a stage that leaves weights but no results."""
-    learn(*arguments)
-    return StageResult()
 
 
 def refuse_without_weights(settings: Settings, stages: frozenset[str]) -> None:
@@ -142,15 +118,17 @@ def run_categories(content: Content, names: list[str], plan: RunPlan) -> int:
     """Run the plan on one category after the other and write the table of all; return the exit code."""
     outcomes, began = [], time.monotonic()
     for number, name in enumerate(names, start=1):
-        remaining = remaining_time(time.monotonic() - began, number - 1, len(names))
+        done, left = number - 1, len(names) - number + 1
+        seconds = (time.monotonic() - began) / max(1, done) * left
+        remaining = f" (about {tqdm.format_interval(seconds)} left for {left})" if done else ""
         print(f"[{number} of {len(names)}] {name}{remaining}", flush=True)
         outcomes.append(try_category(content, name, plan))
     failed = [outcome for outcome in outcomes if outcome.error]
     folders = [outcome.folder for outcome in outcomes if outcome.folder]
     if folders and distributed.group().is_main:
         print(f"\n{tables.write_summary(folders[0].parent, outcomes)}\n")
-        write_page(folders[0].parent / PAGE, folders)
-        print(f"summary.csv, .json, .md, .tex and {PAGE} in {folders[0].parent}")
+        html.write_page(folders[0].parent / html.PAGE, folders)
+        print(f"summary.csv, .json, .md, .tex and {html.PAGE} in {folders[0].parent}")
     for outcome in failed:
         print(f"{outcome.category} failed: {outcome.error}")
     elapsed = tqdm.format_interval(time.monotonic() - began)
@@ -158,11 +136,12 @@ def run_categories(content: Content, names: list[str], plan: RunPlan) -> int:
     return INCOMPLETE if failed else 0
 
 
-def try_category(content: Content, name: str, plan: RunPlan) -> Outcome:
+def try_category(content: Content, name: str, plan: RunPlan) -> tables.Outcome:
     """Run the plan on one category; return its results folder or the user's error."""
     output = plan.output and plan.output / name
     try:
-        return Outcome(name, run_category(settings_of_category(content, name), plan._replace(output=output)).folder)
+        result = run_category(settings_of_category(content, name), plan._replace(output=output))
+        return tables.Outcome(name, result.folder)
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -170,11 +149,4 @@ def try_category(content: Content, name: str, plan: RunPlan) -> Outcome:
         if line is None or distributed.group().size > 1:  # the other processes would wait for this one
             raise
         print(f"error: {name}: {line}", file=sys.stderr, flush=True)
-        return Outcome(name, None, line)
-
-
-def remaining_time(seconds: float, done: int, total: int) -> str:
-    """Return ' (about 02:30 left for 5)'; nothing before the first category is done."""
-    if not done:
-        return ""
-    return f" (about {tqdm.format_interval(seconds / done * (total - done))} left for {total - done})"
+        return tables.Outcome(name, None, line)

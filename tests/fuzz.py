@@ -430,7 +430,7 @@ def log_lines() -> bytes:
 
 
 def read_log(path: Path) -> object:
-    Log(path.parent, log.TRAINING, "jsonl", 6).add(8, 4, 1.0, 1e-3, 1, 1.0)
+    Log(path.parent, log.TRAINING, "jsonl", 6).add(8, 4, 1.0, 1e-3, 1)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

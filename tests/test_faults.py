@@ -137,7 +137,7 @@ WRITES: dict[
     "training.state": (lambda folder: checkpoint.save_training_state(folder, {"made_with": {}}), CHECKPOINTS),
     "feat1": (lambda folder: checkpoint.save_features(folder / "feat1", Extractor()), CHECKPOINTS),
     "calibration.json": (lambda folder: save_calibration(folder, a_calibration()), CHECKPOINTS),
-    "training.jsonl": (lambda folder: many_rows(lambda: log_of(folder).add(1, 1, 1.0, 1.0, 1, 1.0)), CHECKPOINTS),
+    "training.jsonl": (lambda folder: many_rows(lambda: log_of(folder).add(1, 1, 1.0, 1.0, 1)), CHECKPOINTS),
     "scores.csv": (lambda folder: Writer(folder).scores(["p"], [True], [0.5]), RESULTS),
     "metrics.json": (lambda folder: Writer(folder).metrics({"pro": 0.5}), RESULTS),
     "misclassifications.csv": (
@@ -167,7 +167,7 @@ GROWING = ("training.jsonl", "predictions.jsonl", "maps")
 def log_of(folder: Path) -> Log:
     """Return the existing log; the constructor would start a new one."""
     log = Log.__new__(Log)
-    log.path, log._board = log_path(folder, TRAINING), None
+    log.path, log._board, log._logged_at, log._logged_step = log_path(folder, TRAINING), None, 0.0, 0
     return log
 
 
@@ -293,7 +293,7 @@ def test_killed_runs_leave_complete_files_and_can_be_repeated():
 def test_damaged_rows_of_a_log_do_not_hide_the_others(tmp_path):
     log = Log(tmp_path, TRAINING, "jsonl")
     for step in (1, 2, 3):
-        log.add(step, step, 1.0, 1.0, 1, 1.0)
+        log.add(step, step, 1.0, 1.0, 1)
     damaged = log.path.read_text().splitlines()
     for line in ('{"step": 2, "ep', "[]", '{"step": "2"}', "\udcff"):
         log.path.write_text("\n".join([damaged[0], line, damaged[2]]) + "\n", errors="surrogateescape")

@@ -390,7 +390,7 @@ def test_weights_and_states_with_a_removed_key_are_resumed(run_main, tiny_config
     made_with = train.check_training(settings).made_with
     checkpoint.save_training_state(folder, {"made_with": {**made_with, "min_snr": None}, "trainer": {}})
     assert checkpoint.load_training_state(folder, made_with)
-    checkpoint.remove_training_state(folder)
+    (folder / checkpoint.TRAINING_STATE).unlink()
     for path in (folder / CALIBRATION, tmp_path / "results" / "manifest.json"):
         content = json.loads(path.read_text())
         content["settings"]["training"]["min_snr"] = None

@@ -1,7 +1,4 @@
-"""Batches for training and adaptation: random order, random crops and augmentation of pictures in memory.
-
-Pictures are (C, H, W) uint8. All random numbers come from the generator that is passed, and tensors are on its device.
-"""
+"""Batches of pictures (C, H, W) uint8: random order, crops and augmentation, on the device of the generator passed."""
 
 from collections.abc import Iterator, Sequence
 
@@ -28,28 +25,23 @@ def random_squares(pictures: Sequence[Tensor], side: int, generator: torch.Gener
     """Return (N, C, side, side) in [−1, 1]: the pictures, or random crops if a picture is larger."""
     if any(picture.shape[1:] != (side, side) for picture in pictures):
         places = torch.rand(len(pictures), 2, generator=generator, device=generator.device).tolist()
-        pictures = [crop_square(picture, side, *place) for picture, place in zip(pictures, places, strict=True)]
+        squares = []
+        for picture, (down, across) in zip(pictures, places, strict=True):
+            top, left = int(down * (picture.shape[1] - side + 1)), int(across * (picture.shape[2] - side + 1))
+            squares.append(picture[:, top : top + side, left : left + side])
+        pictures = squares
     return to_unit_range(torch.stack(list(pictures)).to(generator.device))
-
-
-def crop_square(picture: Tensor, side: int, down: float, across: float) -> Tensor:
-    """Return the square of `side` pixels whose corner is at these shares, 0…1, of its possible ways."""
-    extents = zip((down, across), picture.shape[1:], strict=True)
-    top, left = (int(share * (extent - side + 1)) for share, extent in extents)
-    return picture[:, top : top + side, left : left + side]
 
 
 def augment(squares: Tensor, augmentation: str | None, generator: torch.Generator) -> Tensor:
     """Return squares (N, C, S, S), each mirrored at random ("flip"), or also turned by multiples of 90° ("rotate")."""
     if augmentation is None:
         return squares
-    mirrored, turns = (
-        torch.randint(high, (len(squares),), generator=generator, device=generator.device).tolist() for high in (2, 4)
-    )
-    if augmentation == "flip":
-        turns = [0] * len(squares)
-    turned = [square.rot90(times, (1, 2)) for square, times in zip(squares, turns, strict=True)]
-    return torch.stack([square.flip(2) if flip else square for square, flip in zip(turned, mirrored, strict=True)])
+    count, device = len(squares), generator.device
+    mirrored, turns = (torch.randint(high, (count,), generator=generator, device=device).tolist() for high in (2, 4))
+    if augmentation == "rotate":
+        squares = torch.stack([square.rot90(times, (1, 2)) for square, times in zip(squares, turns, strict=True)])
+    return torch.stack([square.flip(2) if flip else square for square, flip in zip(squares, mirrored, strict=True)])
 
 
 def full_batches(pictures: int, size: int, key: str) -> int:

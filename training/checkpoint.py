@@ -8,7 +8,6 @@
     training.state        an unfinished training, for --resume; removed when it is done
 
 An official file is a state dict, whose names may begin with `module.`. Ours has format, network, weights and notes.
-torch's weights_only loader reads the files; it runs no code. Files are written under a temporary name, then renamed.
 """
 
 import errno
@@ -46,11 +45,8 @@ Notes = Mapping[str, object]  # plain values beside the weights
 
 
 @contextmanager
-def locked(folder: Path, wanted: bool) -> Iterator[None]:
-    """Keep other runs out of the folder and remove what killed runs left half-written, if `wanted`."""
-    if not wanted:
-        yield
-        return
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of the folder, and remove what killed runs left half-written."""
     with folder_lock.locked(folder, REMEDY):
         remove_stale(folder)
         yield
@@ -89,43 +85,29 @@ def check_training_state(folder: Path, made_with: Notes) -> None:
     path = folder / TRAINING_STATE
     if not path.exists():
         return
-    notes = read_notes(path)
+    notes = read_state(path, mapped=True)
     if notes.get("format") != TRAINING_FORMAT:
         raise UserError(f"{path} is not the state of a training of this version; remove it to start again")
     check_complete(path, notes, "made_with")
-    differing = changes_since(path, made_with)
-    if differing:
-        raise UserError(
-            f"{path} belongs to another training: {differing}; set that again, or remove the file to start again"
-        )
+    if differing := changes_since(path, made_with):
+        remedy = "set that again, or remove the file to start again"
+        raise UserError(f"{path} belongs to another training: {differing}; {remedy}")
 
 
 def load_training_state(folder: Path, made_with: Notes) -> State | None:
     """Return the unfinished training, None where there is none. Raise UserError if `made_with` differs."""
-    check_training_state(folder, made_with)
-    if not has_training_state(folder):
+    path = folder / TRAINING_STATE
+    if not path.exists():
         return None
-    state = read_state(folder / TRAINING_STATE)
-    check_complete(folder / TRAINING_STATE, state, "trainer")
+    check_training_state(folder, made_with)
+    state = read_state(path)
+    check_complete(path, state, "trainer")
     return state
-
-
-def has_training_state(folder: Path) -> bool:
-    return (folder / TRAINING_STATE).exists()
-
-
-def remove_training_state(folder: Path) -> None:
-    (folder / TRAINING_STATE).unlink(missing_ok=True)
-
-
-def read_notes(path: Path) -> State:
-    """Return the content of a file of weights; its tensors stay on disk until they are used."""
-    return read_state(path, mapped=True)
 
 
 def changes_since(path: Path, made_with: Notes) -> str | None:
     """Return how `made_with` differs from a file's settings and pictures; None where it names none."""
-    theirs = read_notes(path).get("made_with")
+    theirs = read_state(path, mapped=True).get("made_with")
     return describe_differences(plain_values(path, theirs), as_stored(made_with)) if isinstance(theirs, dict) else None
 
 
@@ -139,12 +121,10 @@ def is_made_with(folder: Path, epoch: int, made_with: Notes, prefix: str = "") -
 
 
 def epochs_of_training(folder: Path, made_with: Notes, planned_by: Notes) -> int | None:
-    """Return the epochs of the training that the folder holds, unfinished or else written last.
-
-    None where it was not made with `made_with`, epochs aside, or not planned by `planned_by`.
-    """
-    path = folder / TRAINING_STATE if has_training_state(folder) else epochs_in(folder).get(latest_epoch(folder) or 0)
-    notes = read_notes(path) if path else {}
+    """Return the epochs of the folder's training, if made with `made_with`, epochs aside, and `planned_by`."""
+    unfinished = folder / TRAINING_STATE
+    path = unfinished if unfinished.exists() else epochs_in(folder).get(latest_epoch(folder) or 0)
+    notes = read_state(path, mapped=True) if path else {}
     theirs = notes.get("made_with")
     epochs = theirs.get("epochs") if isinstance(theirs, dict) else None
     if path is None or not isinstance(epochs, int) or epochs <= 0:
@@ -154,47 +134,49 @@ def epochs_of_training(folder: Path, made_with: Notes, planned_by: Notes) -> int
 
 
 def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:
-    """Load an official file or our own.
+    """Load an official file or our own, of ours the moving average if it has one, unless `averaged` is False.
 
-    Of ours the moving average is taken, if it has one, unless `averaged` is False. Raise UserError, which names both
-    sides, where the file belongs to another network.
+    Raise UserError, which names both sides, where the file belongs to another network.
     """
     weights = content = read_state(path)
     if content.get("format") == FORMAT:
         if content.get("network") != "unet":
             raise UserError(f"{path} holds feature weights, but its name is a UNet's; rename it to {FEATURES_PREFIX}…")
         check_complete(path, content, "architecture", "weights")
-        compare_architectures(path, content["architecture"], unet.architecture)
+        theirs, ours = plain_values(path, content["architecture"]), as_stored(unet.architecture)
+        differing = [name for name in ours if name not in WITHOUT_WEIGHTS and theirs.get(name) != ours[name]]
+        refuse_differing(path, differing, theirs, ours, "change the configuration or train again")
         part = "average" if averaged and "average" in content else "weights"
         check_complete(path, content, part)
         weights = content[part]
     elif unet.architecture["predicts"]:
         raise UserError(f"{path} is an official file, whose network predicts the noise; set model.predicts=null")
-    load_strictly(path, unet, {name.removeprefix("module."): value for name, value in weights.items()})
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    theirs, ours = shapes_of(weights), shapes_of(unet.state_dict())
+    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    refuse_differing(path, differing[:1], theirs, ours, "check model.DDADS, data.image_size and the network's shape")
+    copy_into(unet, weights, path)
 
 
 def load_features(path: str | Path, extractor: FeatureExtractor) -> None:
     """Load an official `feat{n}` (the state dict of a whole ResNet; layer4 and fc are ignored) or our own.
 
-    Raise UserError where the file belongs to another network; the message names both sides.
+    Raise UserError, which names both sides, where the file belongs to another network.
     """
     weights = content = read_state(path)
     if content.get("format") == FORMAT:
         if content.get("network") != "features":
             raise UserError(f"{path} holds a UNet, not feature weights; rename it to its epoch, or adapt again")
-        theirs = content.get("extractor")
-        if theirs != extractor.name:
-            raise UserError(
-                f"{path} holds features of {theirs}, the configuration asks for {extractor.name}; "
-                f"set model.feature_extractor={theirs}, or adapt again"
-            )
+        theirs, ours = content.get("extractor"), extractor.name
+        if theirs != ours:
+            remedy = f"set model.feature_extractor={theirs}, or adapt again"
+            raise UserError(f"{path} holds features of {theirs}, the configuration asks for {ours}; {remedy}")
         check_complete(path, content, "weights")
         weights = content["weights"]
     load_trunk(extractor.network, weights, extractor.name, path)
 
 
 def restore_unet(path: Path, settings: Settings) -> UNet:
-    """Return the settings' network with the weights of a file."""
     unet = build_unet(settings)
     load_unet(path, unet, settings.model.averaged)
     return unet
@@ -202,7 +184,7 @@ def restore_unet(path: Path, settings: Settings) -> UNet:
 
 def held_out_names(path: Path) -> list[str]:
     """Return the pictures held out of this file's training; official files name none."""
-    names = read_notes(path).get("held_out", [])
+    names = read_state(path, mapped=True).get("held_out", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path} is damaged: its held_out is not a list of names; replace or remove it")
     return names
@@ -210,7 +192,7 @@ def held_out_names(path: Path) -> list[str]:
 
 def extractor_name(path: Path) -> str | None:
     """Return the name of the network whose features a file holds; None for an official file."""
-    name = read_notes(path).get("extractor")
+    name = read_state(path, mapped=True).get("extractor")
     return name if isinstance(name, str) else None
 
 
@@ -240,20 +222,15 @@ def restore_features(
 
 
 def find_weights(folder: Path, epoch: int | str, prefix: str = "") -> Path:
-    """Return the file of `epoch` ('latest': written last), with or without .zip.
-
-    Raise MissingFileError where there is none.
-    """
+    """Return the file of `epoch` ('latest': written last), with or without .zip, or raise MissingFileError."""
     available = epochs_in(folder, prefix)
     wanted = latest_epoch(folder, prefix) if epoch == LATEST else epoch
     if wanted in available:
         return available[wanted]
     stage, key = ("domain_adaptation", "DA_chp") if prefix else ("train", "load_chp")
     names = ", ".join(f"{prefix}{number}" for number in sorted(available)) or "none"
-    raise MissingFileError(
-        f"no weights {prefix}{epoch} in {folder}; it has {names}; "
-        f"run --{stage} True first, or set model.{key} to one it has"
-    )
+    remedy = f"run --{stage} True first, or set model.{key} to one it has"
+    raise MissingFileError(f"no weights {prefix}{epoch} in {folder}; it has {names}; {remedy}")
 
 
 def epoch_of(path: Path) -> int:
@@ -286,7 +263,6 @@ def make_latest(path: Path) -> None:
 
 
 def print_replaced(folder: Path, epochs: Iterable[int], prefix: str = "") -> None:
-    """Print which weights of an earlier run will be replaced."""
     replaced = sorted(epochs_in(folder, prefix).keys() & set(epochs))
     if replaced:
         names = ", ".join(f"{prefix}{epoch}" for epoch in replaced)
@@ -309,29 +285,15 @@ def plain_values(path: str | Path, part: Notes) -> dict[str, object]:
         raise UserError(f"{path} is damaged: it has no plain values where it should; replace or remove it") from error
 
 
-def compare_architectures(path: str | Path, theirs: Notes, ours: Notes) -> None:
-    """Raise UserError, which names both sides, where two architectures differ."""
-    theirs, ours = plain_values(path, theirs), as_stored(ours)
-    differing = [name for name in ours if name not in WITHOUT_WEIGHTS and theirs.get(name) != ours[name]]
-    if differing:
-        sides = "; ".join(
-            f"{name} is {theirs.get(name)} in the file, {ours[name]} in the configuration" for name in differing
-        )
-        raise UserError(f"{path} belongs to another network: {sides}; change the configuration or train again")
+def shapes_of(state: Mapping[str, object]) -> dict[str, object]:
+    """Return the shape of each tensor, and the type's name of other values."""
+    sizes = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+    return {name: sizes.get(name, type(value).__name__) for name, value in state.items()}
 
 
-def load_strictly(path: str | Path, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights. Raise UserError, which names both sides, where a name or a shape differs."""
-    ours = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    theirs = {
-        name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        for name, value in weights.items()
-    }
-    for name in ours | theirs:
-        if ours.get(name) != theirs.get(name):
-            raise UserError(
-                f"{path} belongs to another network: {name} is {theirs.get(name) or 'absent'} in the file, "
-                f"{ours.get(name) or 'absent'} in the configuration; "
-                "check model.DDADS, data.image_size and the network's shape"
-            )
-    copy_into(network, dict(weights), path)
+def refuse_differing(path: str | Path, names: list[str], theirs: Notes, ours: Notes, remedy: str) -> None:
+    """Raise UserError, which names both sides, if there are names of differing values."""
+    stored, own = ({name: side.get(name, "absent") for name in names} for side in (theirs, ours))
+    sides = [f"{name} is {stored[name]} in the file, {own[name]} in the configuration" for name in names]
+    if sides:
+        raise UserError(f"{path} belongs to another network: {'; '.join(sides)}; {remedy}")

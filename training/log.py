@@ -6,7 +6,9 @@
 
 import importlib.util
 import json
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,8 @@ Entry = dict[str, Any]  # a line of a log
 def check_log_kind(kind: str) -> None:
     """Raise UserError where the log is for TensorBoard and its package is missing."""
     if kind == TENSORBOARD and importlib.util.find_spec(TENSORBOARD) is None:
-        raise UserError(
-            "training.log is tensorboard, whose package is missing; "
-            "python -m pip install tensorboard, or set training.log=jsonl"
-        )
+        remedy = "python -m pip install tensorboard, or set training.log=jsonl"
+        raise UserError(f"training.log is tensorboard, whose package is missing; {remedy}")
 
 
 class Log:
@@ -35,7 +35,7 @@ class Log:
 
     def __init__(self, folder: Path, stage: str, kind: str, step: int = 0):
         self.path = log_path(folder, stage)
-        self._board = None
+        self._board, self._logged_at, self._logged_step = None, time.monotonic(), step
         with atomic_write(self.path, REMEDY, "w") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in read_log(folder, stage) if entry["step"] <= step)
         if kind == TENSORBOARD:
@@ -43,14 +43,12 @@ class Log:
 
             self._board = SummaryWriter(str(folder / TENSORBOARD / stage), purge_step=step + 1)
 
-    def add(self, step: int, epoch: int, loss: float, learning_rate: float, pictures: int, seconds: float) -> None:
-        """Write the line of an epoch: its mean loss, and the pictures and seconds since the line before."""
-        values = {
-            "loss": loss,
-            "learning_rate": learning_rate,
-            "seconds": round(seconds, 3),
-            "pictures_per_second": round(pictures / seconds, 3),
-        }
+    def add(self, step: int, epoch: int, loss: float, learning_rate: float, batch_size: int) -> None:
+        """Write the line of an epoch: its mean loss, and the time and pictures since the line before."""
+        pictures, now = (step - self._logged_step) * batch_size, time.monotonic()
+        seconds = now - self._logged_at
+        values = {"loss": loss, "learning_rate": learning_rate, "seconds": round(seconds, 3)}
+        values["pictures_per_second"] = round(pictures / seconds, 3)
         try:
             folder_lock.refuse_replaced(self.path)
             with self.path.open("a", encoding="utf-8") as file:
@@ -61,6 +59,7 @@ class Log:
                 self._board.flush()
         except OSError as error:
             raise UserFileError(f"can't write {self.path}: {write_error_text(error, REMEDY)}") from error
+        self._logged_at, self._logged_step = now, step
 
 
 def log_path(folder: Path, stage: str) -> Path:
@@ -68,19 +67,14 @@ def log_path(folder: Path, stage: str) -> Path:
 
 
 def read_log(folder: Path, stage: str) -> list[Entry]:
-    """Return the complete lines of a log; none where there is no log."""
-    path = log_path(folder, stage)
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    return [entry for line in lines if (entry := read_entry(line)) is not None]
-
-
-def read_entry(line: bytes) -> Entry | None:
-    """Return a line's values; None where the line is incomplete or damaged."""
-    try:
-        entry = json.loads(line.decode("utf-8"))
-        return entry if isinstance(entry["step"], int) else None
-    except (ValueError, TypeError, LookupError, RecursionError):
-        return None
+    """Return the lines of a log that are complete and undamaged; none where there is no log."""
+    path, entries = log_path(folder, stage), []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError, TypeError, LookupError, RecursionError):
+            entry = json.loads(line.decode("utf-8"))
+            if isinstance(entry["step"], int):
+                entries.append(entry)
+    return entries
 
 
 def read_log_up_to(folder: Path, stage: str, epoch: int | str) -> list[Entry]:

@@ -2,8 +2,7 @@
 
 <speed.cache>/<key>.pixels   a list of pictures: uint8 values one after the other, then shapes and a checksum
 
-The key follows from path, size and time of each file and from the view: changed pictures give another entry.
-New entries replace those used longest ago. If an entry can't be written, a line says so, and pictures are decoded.
+The key follows from path, size and time of each file and from the view. New entries replace those used longest ago.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from dataset import ImageFolder, Sample, read_ahead
+from dataset import ImageFolder, read_ahead
 from storage.atomic_file import atomic_write, remove_stale
 
 SUFFIX = ".pixels"
@@ -43,7 +42,15 @@ def cached_pixels(pictures: ImageFolder, workers: int, folder: Path | None, limi
     if folder is None:
         return pictures.pixels(workers)
     path = folder / f"{entry_key(pictures)}{SUFFIX}"
-    return load_pixels(path) or create_entry(path, pictures, workers, limit * BYTES_PER_GB) or pictures.pixels(workers)
+    pixels = load_pixels(path)
+    if not pixels:
+        try:
+            remove_stale(folder)
+            write_entry(path, pictures, workers, limit * BYTES_PER_GB)
+            pixels = load_pixels(path)
+        except (OSError, TooLargeError) as error:
+            print(f"decoded pictures are not kept: {error}", flush=True)
+    return pixels or pictures.pixels(workers)
 
 
 def entry_key(pictures: ImageFolder) -> str:
@@ -73,29 +80,15 @@ def load_pixels(path: Path) -> list[Tensor]:
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def create_entry(path: Path, pictures: ImageFolder, workers: int, limit: float) -> list[Tensor]:
-    """Write an entry and return its pictures; none where, with a line, it can't be written."""
-    try:
-        remove_stale(path.parent)
-        write_entry(path, pictures, workers, limit)
-    except (OSError, TooLargeError) as error:
-        print(f"decoded pictures are not kept: {error}", flush=True)
-        return []
-    return load_pixels(path)
-
-
 def write_entry(path: Path, pictures: ImageFolder, workers: int, limit: float) -> None:
     """Decode the pictures and write them; older entries make room."""
     shapes: list[list[int]] = []
     written = checksum = 0
-
-    def decode(sample: Sample) -> Tensor:
-        return pictures.view.read(sample.picture)[0]
-
+    paths, view = [sample.picture for sample in pictures.samples], pictures.view
     with atomic_write(path, REMEDY) as file:
-        for batch in read_ahead(decode, pictures.samples, AT_ONCE, workers):
-            content = b"".join(picture.numpy().tobytes() for picture in batch)
-            shapes += [list(picture.shape) for picture in batch]
+        for batch in read_ahead(view.read, paths, AT_ONCE, workers):
+            content = b"".join(picture.numpy().tobytes() for picture, _ in batch)
+            shapes += [list(picture.shape) for picture, _ in batch]
             written, checksum = written + len(content), zlib.crc32(content, checksum)
             make_room(path.parent, written, limit)
             file.write(content)
@@ -107,9 +100,8 @@ def make_room(folder: Path, size: int, limit: float) -> None:
     """Remove the entries used longest ago until `size` bytes fit. Raise TooLargeError if they can't."""
     free = limit - size
     if free < 0:
-        raise TooLargeError(
-            f"they take {size / BYTES_PER_GB:.3g} GB, speed.cache_limit is {limit / BYTES_PER_GB:.3g} GB; raise it"
-        )
+        needed, allowed = f"{size / BYTES_PER_GB:.3g} GB", f"{limit / BYTES_PER_GB:.3g} GB"
+        raise TooLargeError(f"they take {needed}, speed.cache_limit is {allowed}; raise it")
     entries = []
     for path in folder.glob(f"*{SUFFIX}"):
         with suppress(FileNotFoundError):  # another run has removed it

@@ -1,46 +1,81 @@
-"""Check that the state of an unfinished training fits the one that continues it, and load it."""
+"""The state of a training, and its restoration from a file that may be damaged or belong to another training."""
 
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from runtime.errors import UserError
 from training.checkpoint import State
+from unet import UNet
 
 # what loading a state that does not fit raises
 MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 
 
-class Resumable(Protocol):
-    """An object that a training state is loaded into."""
+@dataclass
+class Trainer:
+    """All that a step changes. After `load_state_dict` training continues bit for bit as if never stopped."""
 
-    @property
-    def unet(self) -> nn.Module: ...
+    unet: UNet
+    optimizer: torch.optim.Optimizer
+    rate: torch.optim.lr_scheduler.LRScheduler
+    generator: torch.Generator  # of order, squares, steps and noise; its device is the network's
+    average: AveragedModel | None = None
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
+    step: int = 0
+    order: list[int] = field(default_factory=list)  # pictures that are left in the epoch
 
-    def state_dict(self) -> State: ...
+    def state_dict(self) -> State:
+        device = self.generator.device
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        state |= {"step": self.step, "order": self.order, "random": self.generator.get_state()}
+        state |= {"dropout": torch.get_rng_state(), "device": device.type}
+        if device.type == "cuda":  # all processes of a run draw as many numbers
+            state["dropout_there"] = torch.cuda.get_rng_state(device)
+        elif device.type == "mps":
+            state["dropout_there"] = torch.mps.get_rng_state()
+        return state
 
-    def load_state_dict(self, state: State) -> None: ...
+    def load_state_dict(self, state: State) -> None:
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.step, self.order = state["step"], list(state["order"])
+        self.generator.set_state(state["random"])
+        torch.set_rng_state(state["dropout"])
+        device = self.generator.device
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["dropout_there"], device)
+        elif device.type == "mps":
+            torch.mps.set_rng_state(state["dropout_there"])
+
+    def parts(self) -> dict[str, Any]:
+        """Return the parts that have a state of their own."""
+        parts = {"unet": self.unet, "optimizer": self.optimizer, "rate": self.rate, "scaler": self.scaler}
+        return parts if self.average is None else {**parts, "average": self.average}
 
 
 def restore_trainer(
-    trainer: Resumable, state: State, path: Path, *, pictures: int, most_steps: int
+    trainer: Trainer, state: State, path: Path, *, pictures: int, most_steps: int
 ) -> tuple[float, list[float]]:
     """Load a training state; return its lowest and its last losses. Raise UserError where it misfits."""
-    ours = trainer.state_dict()
-    device = state["trainer"].get("device", ours["device"])
+    ours, theirs = trainer.state_dict(), state["trainer"]
+    device = theirs.get("device", ours["device"])
     if device != ours["device"]:
-        raise UserError(
-            f"{path} belongs to a training on {device}, this one is on {ours['device']}; "
-            f"continue on {device}, or remove the file to start again"
-        )
+        sides = f"{path} belongs to a training on {device}, this one is on {ours['device']}"
+        raise UserError(f"{sides}; continue on {device}, or remove the file to start again")
     try:
-        check_state(ours, list(trainer.unet.parameters()), state["trainer"], pictures, most_steps)
+        check_state(trainer, ours, theirs)
+        in_order = all(type(index) is int and 0 <= index < pictures for index in theirs["order"])
+        if not in_order or not 0 <= theirs["step"] <= most_steps:
+            raise ValueError("this training has no such step or picture")
         lowest, last = state["losses"]
         losses = float(lowest), [float(loss) for loss in last]
-        trainer.load_state_dict(state["trainer"])
+        trainer.load_state_dict(theirs)
         if math.isnan(losses[0]) or not losses[1]:
             raise ValueError("it has no losses")
     except MISFITS as error:
@@ -48,44 +83,36 @@ def restore_trainer(
     return losses
 
 
-def check_state(ours: State, weights: list[nn.Parameter], theirs: State, pictures: int, most_steps: int) -> None:
-    """Raise one of MISFITS where a state differs from `ours` in parts, shapes or types, or in its range."""
+def check_state(trainer: Trainer, ours: State, theirs: State) -> None:
+    """Raise one of MISFITS where a state differs from `ours`, the trainer's, in parts, shapes or types."""
     for part in ours.keys() - {"optimizer", "order", "device"}:
         check_same_kind(theirs[part], ours[part], part)
     check_same_kind(theirs["optimizer"]["param_groups"], ours["optimizer"]["param_groups"], "optimizer")
+    weights = list(trainer.unet.parameters())
     for index, moments in theirs["optimizer"]["state"].items():
         weight = weights[index]
         for name, value in moments.items():
             check_same_kind(value, torch.zeros(()) if name == "step" else weight, f"optimizer.{index}.{name}")
-    in_order = all(type(index) is int and 0 <= index < pictures for index in theirs["order"])
-    if not in_order or not 0 <= theirs["step"] <= most_steps:
-        raise ValueError("this training has no such step or picture")
 
 
 def check_same_kind(theirs: object, ours: object, name: str) -> None:
     """Raise ValueError where two trees differ in more than the values of their numbers, texts and tensors."""
-    if not is_same_kind(theirs, ours):
-        raise ValueError(f"{name} has another type or shape than in this training")
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key, value in ours.items():
-            check_same_kind(theirs[key], value, f"{name}.{key}")
-    elif isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
-        for index, (value, expected) in enumerate(zip(theirs, ours, strict=True)):
-            check_same_kind(value, expected, f"{name}.{index}")
-
-
-def is_same_kind(theirs: object, ours: object) -> bool:
-    """Return whether two values have the same type and the same shape, keys or length."""
     if isinstance(ours, Tensor):
-        return (
-            isinstance(theirs, Tensor)
-            and (theirs.shape, theirs.layout) == (ours.shape, ours.layout)
-            and theirs.device.type != "meta"
-        )
-    if isinstance(ours, (int, float)):
-        return isinstance(theirs, (int, float))
-    if isinstance(ours, dict):
-        return isinstance(theirs, dict) and type(theirs) is type(ours) and theirs.keys() == ours.keys()
-    if isinstance(ours, (list, tuple)):
-        return isinstance(theirs, (list, tuple)) and type(theirs) is type(ours) and len(theirs) == len(ours)
-    return type(theirs) is type(ours)
+        kind = ours.shape, ours.layout, False
+        fits = isinstance(theirs, Tensor) and (theirs.shape, theirs.layout, theirs.device.type == "meta") == kind
+    elif isinstance(ours, (int, float)):
+        fits = isinstance(theirs, (int, float))
+    else:
+        fits = type(theirs) is type(ours)
+    values, expected = children(theirs), children(ours)
+    if not fits or values.keys() != expected.keys():
+        raise ValueError(f"{name} has another type or shape than in this training")
+    for key, value in expected.items():
+        check_same_kind(values[key], value, f"{name}.{key}")
+
+
+def children(tree: object) -> dict[object, object]:
+    """Return the values of a dict or list by key or index; none for other values."""
+    if isinstance(tree, dict):
+        return tree
+    return dict(enumerate(tree)) if isinstance(tree, (list, tuple)) else {}
