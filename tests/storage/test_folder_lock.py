@@ -122,7 +122,7 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caps
     (tmp_path / ".old.part").touch()
     (tmp_path / ".new.part").touch()
     os.utime(tmp_path / ".old.part", (0, 0))
-    with checkpoint.locked(tmp_path, wanted=True):
+    with checkpoint.locked(tmp_path):
         checkpoint.save(tmp_path / "1", {})
     folder_lock.refuse_locked(tmp_path, "")
     assert "can't be locked (No locks available); start no second run on it" in capsys.readouterr().out
