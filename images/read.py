@@ -31,7 +31,7 @@ INKS = 5  # the value of PHOTOMETRIC for CMYK
 OPENING, READING = threading.Lock(), threading.Lock()
 UNREADABLE = (  # what Pillow and tifffile raise on a damaged file
     *(OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
-    *(LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
+    *(LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError, tifffile.TiffFileError),
 )
 
 

@@ -82,6 +82,8 @@ def read_scores(path: Path) -> Iterator[ScoredPicture]:
             lines = list(csv.DictReader(file))
     except FileNotFoundError:
         raise MissingFileError(f"no results at {path}; {REMEDY}") from None
+    except csv.Error as error:
+        raise UserError(f"{path} is no table of scores: {error}; {REMEDY}") from None
     if not lines:
         raise UserError(f"{path} holds no scores; {REMEDY}")
     for number, line in enumerate(lines, start=1):

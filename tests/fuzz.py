@@ -440,7 +440,8 @@ def read_sample_note(path: Path) -> object:
 
 def read_names(path: Path) -> object:
     """Write files for names of pictures from a foreign file; all stay inside the folder."""
-    given = [name for name in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if Path(name).name]
+    names = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    given = [name for name in names if Path(name).name and "\0" not in name]  # no system allows a NUL in a name
     writer = Writer(path.parent)
     for stem in safe_names.file_stems(given).values():
         writer.picture(f"{stem}.png", Image.new("L", (1, 1)), "heatmaps")
