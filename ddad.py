@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 NoisePredictor = Callable[[Tensor, Tensor], Tensor]
-LEAST_SIGNAL = 1e-12  # smallest last alpha_bar: to predict x_0 is to divide by its root
+LEAST_SIGNAL = 1e-12  # smallest alpha_bar allowed; the prediction of x_0 divides by its root
 
 
 class NoiseSchedule:

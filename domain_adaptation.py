@@ -100,7 +100,7 @@ def check_adaptation(settings: Settings) -> ImageFolder:
 def adapt_features(settings: Settings, pictures: ImageFolder, resume: bool = False) -> None:
     """Fine-tune the feature extractor on train/good; save feat0 (not adapted) to feat<DA_epochs>.
 
-    With `resume`, skip it if features made with this network, these settings and pictures exist.
+    With `resume`, skip the stage if features made with this network, these settings and pictures exist.
     """
     folder, epochs, saves = settings.checkpoint_folder, settings.model.DA_epochs, settings.model.save_model
     with checkpoint.locked(folder) if saves else nullcontext():

@@ -3,7 +3,7 @@
 Scores are (N,), maps and masks are (N, H, W). A higher value is more anomalous.
 Labels and masks are true, or above 0, where an entry (a picture or a pixel) is anomalous.
 All metrics follow from one `Ranking` of the anomalous entries. It reads the pictures in chunks, so arrays may be
-memory maps larger than the memory. It keeps the anomalous entries and a chunk of `CHUNK` pixels, or 2 for each entry.
+memory maps larger than the memory. It keeps the A anomalous entries and a chunk of max(`CHUNK`, 2·A) pixels.
 """
 
 from collections.abc import Collection, Iterator
@@ -18,7 +18,7 @@ CHUNK = 2**24  # pixels read at a time; a single picture may be larger
 BINS = 2**19  # of the histogram that saves sorting most of the normal entries
 EDGES = 1024  # largest number of values at which `PictureCounts` counts
 RESAMPLES_AT_ONCE = 64  # curves in memory
-EIGHT_CONNECTED = np.array([[[plane] * 3] * 3 for plane in (0, 1, 0)])  # regions lie within a picture
+EIGHT_CONNECTED = np.array([[[plane] * 3] * 3 for plane in (0, 1, 0)])  # no region spans pictures
 
 
 def image_auroc(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -76,7 +76,7 @@ class Ranking:
         """Return the per-region overlap (Bergmann et al. 2020): 1 is perfect, a constant map has limit/2.
 
         The overlap at a threshold is the share of a region at or above it, averaged over the 8-connected regions.
-        PRO is its mean over the false-positive rates from 0 to `limit`. The value is exact: each anomalous pixel
+        PRO is the mean overlap for false-positive rates from 0 to `limit`. The value is exact: each anomalous pixel
         adds the area under its own curve, which rises from 0 to 1 between the rates lo and hi (lo < hi for ties).
         Raise ValueError unless 0 < limit ≤ 1.
         """
@@ -181,7 +181,7 @@ def bootstrap_intervals(
 
     Keys are "auroc", "average_precision", "f1_max" and "pro_<limit>" such as "pro_0.05"; values are (low, high).
     A resample draws with replacement as many defective pictures as there are, and as many normal ones.
-    A defective picture with an empty mask counts as normal for maps. A class of one picture is in every resample.
+    A defective picture with an empty mask counts as normal for maps. The only picture of a class is in every resample.
     Resamples without a normal entry are dropped.
     Raise ValueError as `rank_anomalies`, if all are dropped, and if `resamples` or `confidence` is out of range.
     """

@@ -114,7 +114,7 @@ class UpdateRule:
     schedule: NoiseSchedule
     predict: NoisePredictor  # the trainer's network in the form in which it is called
     weights: Tensor | None = None  # of the loss at each step t
-    parts: int = 1  # of a batch that pass the network one by one; their gradients add up to the batch's
+    parts: int = 1  # parts of a batch that pass the network one by one; their gradients are added
     clip: float | None = None  # largest norm of the gradient
     share: Callable[[Tensor], Tensor] = lambda batch: batch  # this process's part of a batch; all draw the same one
     exchanged: Callable[[bool], AbstractContextManager[object]] = lambda now: nullcontext()
@@ -142,7 +142,7 @@ def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:
 
 
 def train_unet(plan: TrainingPlan) -> None:
-    """Train on train/good and save weights. With `resume`, skip it if weights of these settings and pictures exist."""
+    """Train on train/good and save weights, unless `resume` is set and weights of these settings and pictures exist."""
     folder, epochs, saves = plan.settings.checkpoint_folder, plan.settings.model.epochs, plan.settings.model.save_model
     with checkpoint.locked(folder) if saves else nullcontext():
         if plan.resume and checkpoint.is_made_with(folder, epochs, plan.made_with):

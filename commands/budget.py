@@ -39,7 +39,7 @@ class Costs(NamedTuple):
 
 
 def fit_budget(settings: Settings, stages: Collection[str], resume: bool, inputs: int | None = None) -> Settings:
-    """Return the settings with as many epochs as fit the budget, if model.epochs is `auto` and there is one.
+    """Return the settings, with as many epochs as fit the budget if model.epochs is `auto` and a budget is set.
 
     A run that resumes or does not train gets the epochs planned earlier. `inputs` is the number of pictures of --input,
     None where detection scores the test pictures.
