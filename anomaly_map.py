@@ -69,14 +69,14 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 def image_score(maps: Tensor, pooling: str = MAXIMUM, share: float = 0.0) -> float:
     """Return the image score of a map of any shape: its maximum, as published, or another `pooling`.
 
-    "top_mean" is the mean of the highest `share` of the pixels, of at least one.
+    "top_mean" is the mean of the highest pixels: `share` of all, at least one.
     """
     count = 1 if pooling == MAXIMUM else max(1, round(share * maps.numel()))
     return maps.flatten().topk(count).values.mean().item()
 
 
 def resize_maps(maps: Tensor, shape: Sequence[int]) -> Tensor:
-    """Resize (B, C, H, W) to `shape` (height, width), bilinearly, and antialiased where it shrinks."""
+    """Resize (B, C, H, W) to `shape` (height, width), bilinearly, with antialiasing if it gets smaller."""
     if maps.shape[-2:] == tuple(shape):
         return maps
     return F.interpolate(maps, size=list(shape), mode="bilinear", align_corners=False, antialias=True)

@@ -71,17 +71,17 @@ class View:
 
 
 class Item(NamedTuple):
-    """One picture as the network gets it, with what is known of it."""
+    """One picture as the network gets it, with its mask, kind and file."""
 
     picture: Tensor  # (C, H, W) in [−1, 1]
     mask: NDArray[np.bool_] | None  # (S, S), true where defective
     kind: str  # of defect, or `good`
-    path: str  # in the category
+    path: str  # within the category's folder
     size: Size  # (width, height) of the file
 
     @property
     def label(self) -> bool:
-        """Whether the picture is defective."""
+        """Return whether the picture is defective."""
         return self.kind != NORMAL
 
 
@@ -119,7 +119,7 @@ class ImageFolder:
         return Item(to_unit_range(pixels), mask, sample.kind, self.name(sample), size)
 
     def name(self, sample: Sample) -> str:
-        """Return the picture's path in the category."""
+        """Return the picture's path within the category's folder."""
         return sample.picture.relative_to(self.category_dir).as_posix()
 
     def names(self) -> list[str]:
@@ -141,7 +141,7 @@ class ImageFolder:
         return self.without(held_out.names()), held_out
 
     def sample(self, count: int, seed: int) -> "ImageFolder":
-        """Return a folder of `count` pictures, or of all if there are fewer."""
+        """Return a folder of `count` pictures that `seed` chooses, or of all if there are fewer."""
         # a hash of seed and name chooses, so that one more picture changes the choice by one at most
         hashes = {name: hashlib.sha256(f"{seed} {name}".encode()).digest() for name in self.names()}
         return self.only(sorted(hashes, key=hashes.__getitem__)[:count])
@@ -174,7 +174,7 @@ def picture_fingerprint(samples: Iterable[Sample]) -> dict[str, int | str]:
 
 @functools.lru_cache(maxsize=2**17)
 def hash_file(path: Path, size: int, changed: int) -> str:
-    """Return the hash of a file's content; a file whose size and time of change stay is read once."""
+    """Return the hash of a file's content; read it again only if its size or time of change differs."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -196,7 +196,7 @@ def to_unit_range(pixels: Tensor) -> Tensor:
 
 
 def categories_in(data_dir: Path) -> list[str]:
-    """Return the names of the folders with train or test. Raise MissingFileError if there is none."""
+    """Return the names of the folders that hold a folder train or test. Raise MissingFileError if there is none."""
     names = [name for name in folder_names(data_dir) if any((data_dir / name / part).is_dir() for part in PARTS)]
     if not names:
         raise MissingFileError(f"no categories in {data_dir}; each is a folder that holds train/good and test")
@@ -250,7 +250,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def pictures_below(source: Path, leave_out: Collection[Path]) -> list[Path]:
-    """Return a picture, or all pictures below a folder, sorted, without those in folders of `leave_out`."""
+    """Return `source` if it is a file, else all pictures below it, sorted, but none in a folder of `leave_out`."""
     if source.is_file():
         return [source]
     if not source.is_dir():

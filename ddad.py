@@ -10,7 +10,7 @@
 | alpha_bar | signal share   | product of 1 − beta over all steps up to t; 1 before the first |
 | w         | strength       | how hard the target pulls; 0 is plain denoising                |
 | eta       | stochasticity  | 1 draws new noise at each step (DDPM), 0 draws none (DDIM)     |
-| t, s      | steps          | the present step and the next, earlier one; −1 has no noise    |
+| t, s      | steps          | the current step and the lower one after it; −1 has no noise   |
 """
 
 import hashlib
@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 NoisePredictor = Callable[[Tensor, Tensor], Tensor]
-LEAST_SIGNAL = 1e-12  # smallest alpha_bar whose root x_0 can be divided by
+LEAST_SIGNAL = 1e-12  # smallest alpha_bar allowed; the prediction of x_0 divides by its root
 
 
 class NoiseSchedule:
     """Linear beta schedule. It computes alpha_bar once, in float64.
 
-    Raise ValueError unless steps ≥ 1 and 0 < beta_start ≤ beta_end < 1.
+    Raise ValueError unless steps ≥ 1, 0 < beta_start ≤ beta_end < 1 and the last alpha_bar is LEAST_SIGNAL or more.
     """
 
     def __init__(self, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
@@ -42,7 +42,7 @@ class NoiseSchedule:
         self._roots: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def alpha_bar(self, t: Tensor | int) -> Tensor:
-        """Return alpha_bar(t) in float64 on the CPU, of t's shape; t = −1…steps−1 and alpha_bar(−1) = 1.
+        """Return alpha_bar(t) in float64 on the CPU, in the shape of t. t is −1…steps−1; alpha_bar(−1) = 1.
 
         Raise ValueError for a step outside the schedule.
         """
@@ -73,7 +73,7 @@ class NoiseSchedule:
 
 
 def noise_predictor(network: NoisePredictor, predicts: str | None, schedule: NoiseSchedule) -> NoisePredictor:
-    """Return a predictor of the noise for a network that predicts x_0 ("x0") or already the noise (None)."""
+    """Return the noise predictor of a network whose output is x_0 (`predicts` is "x0") or the noise (None)."""
 
     def from_x_0(x_t: Tensor, t: Tensor) -> Tensor:
         signal, spread = schedule.roots(t, x_t)
@@ -118,14 +118,14 @@ def reconstruct(
 ) -> Tensor:
     """Add noise of step `start` to x, then denoise it in strides of `skip` while pulling it to `target` (Algorithm 1).
 
-    x and target are (B, C, H, W) in [−1, 1]. `draw()` returns noise of that shape, once at the start and once a step.
-    As published, the first network call has t = start − skip (if skip divides start) although x_t has step `start`.
-    The pull of eps by w equals x_0 ← x_0 + w·(1 − alpha_bar(t))·(y_0 − x_0).
+    x and target are (B, C, H, W) in [−1, 1]. `draw()` returns noise of that shape: one call at the start, one per step.
+    As published, the first network call has t = start − skip (if skip divides start) although x_t is at step `start`.
+    The correction of eps by w changes x_0 to x_0 + w·(1 − alpha_bar(t))·(y_0 − x_0).
     """
     x_t, y_0 = schedule.add_noise(x, start, draw()), target
     for t, s in strides(start, skip):
         alpha_bar_t, alpha_bar_s = schedule.alpha_bar(t).item(), schedule.alpha_bar(s).item()
-        eps = unet(x_t, torch.full((len(x),), t, device=x.device)).to(x_t)  # a network in bf16 or fp16 returns that
+        eps = unet(x_t, torch.full((len(x),), t, device=x.device)).to(x_t)  # a network may return bf16 or fp16
         y_t = math.sqrt(alpha_bar_t) * y_0 + math.sqrt(1 - alpha_bar_t) * eps
         eps = eps - w * math.sqrt(1 - alpha_bar_t) * (y_t - x_t)
         x_0 = (x_t - math.sqrt(1 - alpha_bar_t) * eps) / math.sqrt(alpha_bar_t)
@@ -136,21 +136,21 @@ def reconstruct(
 
 
 def strides(start: int, skip: int) -> list[tuple[int, int]]:
-    """Return (t, s) of each step, latest first: t is a multiple of `skip` below `start`, s the next t or −1."""
+    """Return (t, s) of each step, highest t first: t is a multiple of `skip` below `start`, s the next t or −1."""
     times = list(range(0, start, skip))[::-1]
     return list(zip(times, [*times[1:], -1], strict=True))
 
 
 def gaussian_draws(shape: torch.Size, generator: torch.Generator) -> Callable[[], Tensor]:
-    """Return a draw() of standard normal tensors of `shape` from one stream, on the generator's device."""
+    """Return a function that draws standard normal tensors of `shape` with the generator, on its device."""
     return lambda: torch.randn(shape, generator=generator, device=generator.device)
 
 
 def picture_draws(pictures: Tensor, seed: int, shape: Sequence[int] | None = None) -> Callable[[], Tensor]:
-    """Return a draw() in which each picture has its own stream, which follows from `seed` and its content alone.
+    """Return a function that draws noise for pictures; only `seed` and a picture's content decide its noise.
 
-    So its noise is the same in any batch, under any file name and on any device.
-    pictures are (B, C, H, W) in [−1, 1], of 8-bit values; the noise is (B, *shape), `shape` is theirs where None.
+    So a picture gets the same noise in any batch, under any file name and on any device.
+    pictures are (B, C, H, W) in [−1, 1], of 8-bit values. The noise is (B, *shape); `shape` None means (C, H, W).
     """
     generators = [torch.Generator().manual_seed(content_seed(picture, seed)) for picture in pictures]
     size = list(pictures.shape[1:] if shape is None else shape)

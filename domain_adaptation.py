@@ -47,7 +47,7 @@ class Adaptation:
     tuned: FeatureExtractor
     origin: Path | str  # of the extractor's weights
     held_out: list[str]  # names of pictures that the UNet was not trained on
-    pictures: ImageFolder  # the others
+    pictures: ImageFolder  # the other pictures of train/good
     made_with: dict[str, object]
 
     @property
@@ -84,7 +84,7 @@ def layer_distance(a: Features, b: Features) -> Tensor:
 
 
 def check_adaptation(settings: Settings) -> ImageFolder:
-    """Return all of train/good. Raise UserError for what would stop the stage later."""
+    """Return all pictures of train/good. Raise UserError for what would stop stage 2 later."""
     check_log_kind(settings.training.log)
     pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
     batch_size, processes = settings.data.DA_batch_size, distributed.group().size
@@ -100,7 +100,7 @@ def check_adaptation(settings: Settings) -> ImageFolder:
 def adapt_features(settings: Settings, pictures: ImageFolder, resume: bool = False) -> None:
     """Fine-tune the feature extractor on train/good; save feat0 (not adapted) to feat<DA_epochs>.
 
-    With `resume` keep those that were made with this network, these settings and pictures.
+    With `resume`, skip the stage if features made with this network, these settings and pictures exist.
     """
     folder, epochs, saves = settings.checkpoint_folder, settings.model.DA_epochs, settings.model.save_model
     with checkpoint.locked(folder) if saves else nullcontext():
@@ -176,7 +176,7 @@ def follow_adaptation(adaptation: Adaptation) -> float | None:
                 rest = f"feat0 to feat{epoch} are saved, later steps are lost" if saves else "nothing is saved"
                 print(f"stopped after step {progress.step} of {steps}; {rest}", flush=True)
                 raise stop.as_exception()
-        if processes.any(stop.requested, adaptation.device):  # while the last features were written
+        if processes.any(stop.requested, adaptation.device):  # the request came while the last features were written
             raise stop.as_exception()
     return last_loss
 
@@ -193,7 +193,7 @@ def adaptation_loop(adaptation: Adaptation) -> Iterator[Progress]:
 
 
 def rebuild_function(unet: UNet, settings: Settings, generator: torch.Generator) -> Rebuild:
-    """Return the reconstruction; each process does its share of a batch, all get the result."""
+    """Return a function that reconstructs a batch: each process does its share, all get the result."""
     model, schedule, processes = settings.model, networks.build_schedule(settings), distributed.group()
     predictor, size = noise_predictor(unet, model.predicts, schedule), (settings.unet_size, settings.unet_size)
     sample = partial(reconstruct, predictor, schedule=schedule, w=model.w_DA, eta=model.eta)
@@ -220,7 +220,7 @@ def adaptation_steps(
     distillation: float,
     generator: torch.Generator,
 ) -> Iterator[Progress]:
-    """Yield each optimizer step of `tuned` on random squares of `pixels`, (C, H, W) uint8 each.
+    """Do the optimizer steps of `tuned` on random squares of `pixels`, (C, H, W) uint8 each, and yield each step.
 
     The first half of a batch holds the targets, the second the pictures to start from. Batch norm is in train mode.
     """

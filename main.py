@@ -130,7 +130,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def run_request(options: argparse.Namespace) -> int:
     """Do what the flags ask for and return the exit code."""
     requests = [flag for flag in REQUESTS if getattr(options, flag)]
-    if "rerun" not in requests:  # else the stages belong to it
+    if "rerun" not in requests:  # with --rerun, the stages are part of it
         requests += [stage for stage in STAGES if getattr(options, stage)][:1]
     check_flags(options, requests)
     if not requests:

@@ -3,7 +3,7 @@
 Scores are (N,), maps and masks are (N, H, W). A higher value is more anomalous.
 Labels and masks are true, or above 0, where an entry (a picture or a pixel) is anomalous.
 All metrics follow from one `Ranking` of the anomalous entries. It reads the pictures in chunks, so arrays may be
-memory maps larger than the memory. It keeps the anomalous entries, and a chunk of `CHUNK` or twice as many pixels.
+memory maps larger than the memory. It keeps the A anomalous entries and a chunk of max(`CHUNK`, 2·A) pixels.
 """
 
 from collections.abc import Collection, Iterator
@@ -16,9 +16,9 @@ from sklearn.metrics import roc_curve
 
 CHUNK = 2**24  # pixels read at a time; a single picture may be larger
 BINS = 2**19  # of the histogram that saves sorting most of the normal entries
-EDGES = 1024  # most values at which `PictureCounts` counts
+EDGES = 1024  # largest number of values at which `PictureCounts` counts
 RESAMPLES_AT_ONCE = 64  # curves in memory
-EIGHT_CONNECTED = np.array([[[plane] * 3] * 3 for plane in (0, 1, 0)])  # within a picture, not across pictures
+EIGHT_CONNECTED = np.array([[[plane] * 3] * 3 for plane in (0, 1, 0)])  # no region spans pictures
 
 
 def image_auroc(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -37,7 +37,7 @@ def pro(maps: ArrayLike, masks: ArrayLike, limit: float = 0.3) -> float:
 
 
 def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Return the score at which the true- minus the false-positive rate is largest (Youden 1950), as published."""
+    """Return the score where true-positive rate minus false-positive rate is largest (Youden 1950), as published."""
     rank_anomalies(scores, labels)  # raises ValueError for what cannot be ranked
     false_positive_rate, true_positive_rate, thresholds = roc_curve(np.asarray(labels) > 0, np.asarray(scores))
     gain = (true_positive_rate - false_positive_rate)[1:]  # without the threshold of infinity
@@ -48,7 +48,7 @@ def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
 class Ranking:
     """The ranks of the A anomalous entries among the normal ones, in ascending order of their values.
 
-    A score is a map of one pixel, so each defective picture is a region of its own.
+    An image score counts as a map of one pixel, so each defective picture is a region of its own.
     """
 
     values: NDArray  # (A,)
@@ -68,15 +68,15 @@ class Ranking:
         return float((self.true_positives / (self.true_positives + self.normals - self.below)).mean())
 
     def f1_max(self) -> float:
-        """Return the largest F1 over all thresholds; one of the values reaches it."""
+        """Return the largest F1 over all thresholds; it is enough to try the anomalous values."""
         flagged = self.true_positives + self.normals - self.below
         return float((2 * self.true_positives / (flagged + len(self.values))).max())
 
     def pro(self, limit: float = 0.3) -> float:
-        """Return the per-region overlap (Bergmann et al. 2020): 1 is perfect, limit/2 is a constant map.
+        """Return the per-region overlap (Bergmann et al. 2020): 1 is perfect, a constant map has limit/2.
 
-        It is the mean over the 8-connected regions of the share of the region at or above a threshold, averaged
-        over the thresholds with false-positive rates from 0 to `limit`. The value is exact: each anomalous pixel
+        The overlap at a threshold is the share of a region at or above it, averaged over the 8-connected regions.
+        PRO is the mean overlap for false-positive rates from 0 to `limit`. The value is exact: each anomalous pixel
         adds the area under its own curve, which rises from 0 to 1 between the rates lo and hi (lo < hi for ties).
         Raise ValueError unless 0 < limit ≤ 1.
         """
@@ -115,7 +115,7 @@ def rank_anomalies(values: ArrayLike, truth: ArrayLike) -> Ranking:
     order = np.argsort(flat)
     flat = flat[order]
     below, up_to = np.zeros((2, len(flat)), np.int64)
-    for _, chunk, mask in _chunks(maps, masks, max(CHUNK, 2 * len(flat))):  # few passes over `flat`
+    for _, chunk, mask in _chunks(maps, masks, max(CHUNK, 2 * len(flat))):  # large chunks: few passes over `flat`
         lower, tied = _count_lower_and_tied(chunk[~mask], flat)
         below += lower
         up_to += lower + tied
@@ -126,9 +126,9 @@ def rank_anomalies(values: ArrayLike, truth: ArrayLike) -> Ranking:
 
 @dataclass(frozen=True, eq=False)
 class PictureCounts:
-    """Counts of each picture at or above T falling thresholds, the first above and the last below all values.
+    """Counts of each picture's entries at or above T falling thresholds: none at the first, all at the last.
 
-    Two thresholds belong to each value, just above it and at it: odd steps hold ties, even ones what lies between.
+    Each chosen value has two thresholds, just above and at it: odd steps count its ties, even steps the values between.
     """
 
     false_positives: NDArray[np.float64]  # (N, T)
@@ -148,7 +148,7 @@ class PictureCounts:
 def count_by_picture(values: ArrayLike, truth: ArrayLike) -> PictureCounts:
     """Count the scores (N,) or maps (N, H, W) of each picture at the thresholds of `_choose_edges`.
 
-    Metrics of resampled pictures are exact for up to `EDGES` anomalous values; more leave errors of about 1e-4.
+    Metrics of resamples are exact for up to `EDGES` distinct anomalous values; with more, errors are about 1e-4.
     """
     ranking = rank_anomalies(values, truth)
     maps, masks = _as_maps(values, truth)
@@ -181,7 +181,7 @@ def bootstrap_intervals(
 
     Keys are "auroc", "average_precision", "f1_max" and "pro_<limit>" such as "pro_0.05"; values are (low, high).
     A resample draws with replacement as many defective pictures as there are, and as many normal ones.
-    A defective picture with an empty mask counts as normal for maps. A class of one picture does not vary.
+    A defective picture with an empty mask counts as normal for maps. The only picture of a class is in every resample.
     Resamples without a normal entry are dropped.
     Raise ValueError as `rank_anomalies`, if all are dropped, and if `resamples` or `confidence` is out of range.
     """
@@ -260,8 +260,8 @@ def _choose_edges(ranking: Ranking) -> NDArray:
     distinct = np.unique(ranking.values)
     if len(distinct) <= EDGES:
         return distinct
-    # half divide the true-positive rate evenly, the others the logarithm of the false-positive rate:
-    # two for each rate, since the curve has a corner at both ends of a run of normal entries
+    # half of the edges divide the true-positive rate evenly, the others the logarithm of the false-positive rate:
+    # two edges for each rate, since the curve has a corner at both ends of a run of normal entries
     last = len(ranking.values) - 1
     alarms = np.geomspace(1, ranking.normals, EDGES // 4)
     reached = np.searchsorted(ranking.below, ranking.normals - alarms)
@@ -270,7 +270,7 @@ def _choose_edges(ranking: Ranking) -> NDArray:
 
 
 def _chunks(maps: NDArray, masks: NDArray, pixels: int) -> Iterator[tuple[int, NDArray, NDArray]]:
-    """Yield (number of the first picture, maps, boolean masks) of about `pixels` pixels, at least one picture."""
+    """Yield (number of the first picture, maps, boolean masks) of at most `pixels` pixels, or one picture."""
     pictures = max(1, pixels // maps[0].size)
     for first in range(0, len(maps), pictures):
         yield first, maps[first : first + pictures], masks[first : first + pictures] > 0

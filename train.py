@@ -29,7 +29,7 @@ from training.resume import Trainer, restore_trainer
 
 LOSS_WINDOW = 100  # steps over which the printed loss is averaged
 SECONDS_PER_MINUTE = 60
-SPIKE = 5.0  # a mean loss that is so many times the lowest one ends the run
+SPIKE = 5.0  # a mean loss above this multiple of the lowest one ends the run
 AVERAGE_RAMP = 10  # steps; a young moving average forgets faster: decay = min(ema, (1 + n) / (10 + n))
 CLIP_REMEDY = "lower model.learning_rate, or set training.clip=1"
 
@@ -38,7 +38,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What a training works on; with `resume` it continues an unfinished one."""
+    """The settings and pictures of a training; with `resume` it continues an unfinished one."""
 
     settings: Settings
     pictures: ImageFolder
@@ -47,7 +47,7 @@ class TrainingPlan:
 
     @property
     def batches(self) -> int:
-        """Steps of an epoch. Raise UserError where the pictures do not fill one batch."""
+        """Return the number of steps of an epoch. Raise UserError if the pictures do not fill one batch."""
         return full_batches(len(self.pictures), self.settings.data.batch_size, "data.batch_size")
 
     @property
@@ -56,13 +56,13 @@ class TrainingPlan:
 
     @cached_property
     def made_with(self) -> dict[str, object]:
-        """All that the weights depend on."""
+        """Return all that the weights depend on."""
         pictures = "{files}, {hash}".format(**picture_fingerprint(self.pictures.samples))
         return {**self.settings.training_arguments(), "pictures": pictures}
 
 
 class Losses:
-    """The losses of the last steps, fetched from the device only on demand: steps need not wait."""
+    """The losses of the last steps, fetched from the device only on demand, so that no step waits for it."""
 
     def __init__(self, lowest: float = math.inf, last: Sequence[float] = ()):
         self.lowest = lowest
@@ -114,9 +114,9 @@ class UpdateRule:
     schedule: NoiseSchedule
     predict: NoisePredictor  # the trainer's network in the form in which it is called
     weights: Tensor | None = None  # of the loss at each step t
-    parts: int = 1  # in which the batch passes the network; their gradients add up to the batch's
-    clip: float | None = None  # longest gradient
-    share: Callable[[Tensor], Tensor] = lambda batch: batch  # this process's part of the batch that all draw alike
+    parts: int = 1  # parts of a batch that pass the network one by one; their gradients are added
+    clip: float | None = None  # largest norm of the gradient
+    share: Callable[[Tensor], Tensor] = lambda batch: batch  # this process's part of a batch; all draw the same one
     exchanged: Callable[[bool], AbstractContextManager[object]] = lambda now: nullcontext()
 
 
@@ -142,7 +142,7 @@ def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:
 
 
 def train_unet(plan: TrainingPlan) -> None:
-    """Train on train/good and save weights in the category's checkpoint folder, unless they exist already."""
+    """Train on train/good and save weights, unless `resume` is set and weights of these settings and pictures exist."""
     folder, epochs, saves = plan.settings.checkpoint_folder, plan.settings.model.epochs, plan.settings.model.save_model
     with checkpoint.locked(folder) if saves else nullcontext():
         if plan.resume and checkpoint.is_made_with(folder, epochs, plan.made_with):
@@ -156,7 +156,7 @@ def train_unet(plan: TrainingPlan) -> None:
 
 
 def run_training(plan: TrainingPlan) -> None:
-    """Do the steps that are left, from the trainer's restoration to the last line printed."""
+    """Build or restore the trainer, do the steps that are left and print the result."""
     settings, model, folder = plan.settings, plan.settings.model, plan.settings.checkpoint_folder
     device = choose_device(model.device)
     torch.manual_seed(model.seed)
@@ -179,7 +179,7 @@ def run_training(plan: TrainingPlan) -> None:
 
 
 def announce_training(plan: TrainingPlan, trainer: Trainer) -> None:
-    """Print what is trained, where, and what becomes of an earlier run."""
+    """Print what is trained, where, and what happens to an earlier run."""
     settings, device, saves = plan.settings, trainer.generator.device, plan.settings.model.save_model
     folder = settings.checkpoint_folder
     precision = str(resolve_dtype(settings.speed.precision, device)).removeprefix("torch.")
@@ -224,7 +224,7 @@ def follow_training(plan: TrainingPlan, trainer: Trainer, losses: Losses, pixels
                 rest = "the same command with --resume continues" if saves else "nothing is saved"
                 print(f"stopped after step {progress.step} of {plan.steps}; {rest}", flush=True)
                 raise stop.as_exception()
-        if processes.any(stop.requested, device):  # while the last weights were written
+        if processes.any(stop.requested, device):  # the request came while the last weights were written
             raise stop.as_exception()
 
 
@@ -258,7 +258,7 @@ def build_trainer(settings: Settings, steps: int, device: torch.device) -> Train
 
 
 def training_loop(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settings: Settings) -> Iterator[Progress]:
-    """Return `training_steps` with what the settings ask for."""
+    """Return `training_steps` with the network, batches and update rule of the settings."""
     data, model, training, speed = settings.data, settings.model, settings.training, settings.speed
     device, processes, schedule = trainer.generator.device, distributed.group(), networks.build_schedule(settings)
     shared, exchanged = processes.share_gradients(trainer.unet)
@@ -273,7 +273,7 @@ def training_loop(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settin
 
 
 def training_steps(trainer: Trainer, source: BatchSource, rule: UpdateRule, steps: int) -> Iterator[Progress]:
-    """Yield each optimizer step up to `steps`; drop the last incomplete batch of an epoch."""
+    """Do the optimizer steps up to `steps` and yield each; drop the last incomplete batch of an epoch."""
     trainer.unet.train()
     batches = len(source.pixels) // source.batch_size
     while trainer.step < steps:
@@ -326,7 +326,7 @@ def learning_rate_factor(schedule: str, warmup_steps: int, steps: int) -> Callab
 
 
 def ramped_average(ema: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Return an exponential moving average for AveragedModel."""
+    """Return the update of an exponential moving average, for AveragedModel."""
 
     def update(averages: Tensors, weights: Tensors, count: Tensor | int) -> None:
         decay = min(ema, (1 + int(count)) / (AVERAGE_RAMP + int(count)))

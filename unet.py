@@ -20,7 +20,7 @@ PUBLISHED_MULTIPLIERS: dict[int, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
 }
 PUBLISHED_GROUPS = 32
-TIME_EMBEDDING_FACTOR = 4  # width of the time embedding, in base channels
+TIME_EMBEDDING_FACTOR = 4  # width of the time embedding, as a multiple of base_channels
 LONGEST_PERIOD = 10_000.0  # of the sinusoidal time embedding
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -35,14 +35,14 @@ def published_multipliers(image_size: int) -> tuple[float, ...]:
 
 
 class UNet(nn.Module):
-    """Predicts the noise in x_t: `unet(x, t)` with x (B, C, H, W) and steps t (B,) in 0…T−1 → (B, C, H, W).
+    """Predict the noise in x_t: `unet(x, t)` with x (B, C, H, W) and steps t (B,) in 0…T−1 → (B, C, H, W).
 
     A level has `blocks_per_level` residual blocks of `base_channels · multiplier` channels.
-    Self-attention follows each block whose feature map is one of `attention_sizes` pixels wide.
-    `channel_multipliers=None` takes the published ones. `predicts` names another output (see ddad.noise_predictor).
+    Self-attention follows each block where the width of the feature map, in pixels, is in `attention_sizes`.
+    `channel_multipliers=None` takes the published ones. `predicts` names an output other than the noise (see ddad).
     `architecture` holds these arguments as plain values: `UNet(**unet.architecture)` is the same network.
     `checkpointing` saves memory in training: it keeps the layers' outputs only and computes the rest again.
-    Raise ValueError if the levels do not divide `image_size`, or the heads do not divide a width.
+    Raise ValueError for a shape that cannot be built, such as one where `heads` does not divide a width.
     """
 
     checkpointing = False
@@ -136,7 +136,7 @@ class ResidualBlock(nn.Module):
     """GroupNorm·SiLU·conv, plus the time embedding, GroupNorm·SiLU·dropout·conv, plus the shortcut.
 
     With `resample` (2×2 mean or nearest ×2) both branches change resolution, after the first norm and activation.
-    Sums are done in place: no gradient needs the tensor before the sum.
+    Each sum overwrites its first term: no gradient needs the old value.
     """
 
     def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, resample: nn.Module | None):
@@ -164,7 +164,7 @@ class UpsamplingConv2d(nn.Conv2d):
     """Nearest-neighbour upsampling ×2 and a 3×3 convolution in one: x (B, C, H, W) → (B, C', 2H, 2W).
 
     It is a transposed convolution of x. Its 4×4 kernel sums the 3×3 kernel over the 2×2 copies of each pixel.
-    That takes four ninths of the operations and no upsampled tensor.
+    It needs four ninths of the operations, and no upsampled tensor in memory.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ class InPlaceSiLU(nn.SiLU):
 
 
 class UniformDropout(nn.Dropout):
-    """Dropout from uniform random numbers on a CPU, which draws them in a third of the time of Bernoulli numbers."""
+    """Dropout that draws uniform numbers on a CPU, which takes a third of the time of Bernoulli numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not self.training or not self.p:
@@ -241,7 +241,7 @@ class UniformDropout(nn.Dropout):
 
 
 class Float32GroupNorm(nn.GroupNorm):
-    """GroupNorm of 32 groups, as published, or fewer where 32 does not divide `channels`; fp32 under any autocast.
+    """GroupNorm of 32 groups, as published, or fewer if 32 does not divide `channels`; in fp32 under any autocast.
 
     On a CPU the kernel for NCHW tensors reads bf16 and computes in fp32 by itself, so no copy in fp32 is made.
     """
@@ -257,7 +257,7 @@ class Float32GroupNorm(nn.GroupNorm):
 
 
 def zero_parameters(module: Module) -> Module:
-    """Set the parameters to zero, so that a residual branch starts as the identity. Return the module."""
+    """Set the parameters to zero, so that the module's output is zero at first. Return the module."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module

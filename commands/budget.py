@@ -1,6 +1,6 @@
 """Plan how many epochs fit into training.budget_minutes on this machine.
 
-A few steps and pictures are timed. Detection is planned first, training gets the rest.
+It times a few steps and pictures. It plans detection first; training gets the rest.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from training import checkpoint, networks
 
 TIMED_STEPS, TIMED_PICTURES = 5, 8
 FEWEST_STEPS = 100  # fewer give a network that detects nothing
-TRAINING_SHARE = 0.4  # of the budget, at least, goes to training, however long detection takes
+TRAINING_SHARE = 0.4  # least share of the budget that training gets, however long detection takes
 RESERVE = 0.9  # share of the budget that is planned: the machine has other work too
 DRAWING_SECONDS = 0.25  # for a test picture's figure, metrics and table rows
 SECONDS_PER_MINUTE = 60
@@ -39,7 +39,7 @@ class Costs(NamedTuple):
 
 
 def fit_budget(settings: Settings, stages: Collection[str], resume: bool, inputs: int | None = None) -> Settings:
-    """Return the settings with as many epochs as fit the budget, if model.epochs is auto for it.
+    """Return the settings, with as many epochs as fit the budget if model.epochs is `auto` and a budget is set.
 
     A run that resumes or does not train gets the epochs planned earlier. `inputs` is the number of pictures of --input,
     None where detection scores the test pictures.
@@ -49,7 +49,7 @@ def fit_budget(settings: Settings, stages: Collection[str], resume: bool, inputs
     trains, processes = "train" in stages, distributed.group()
     planned = None
     if resume or not trains:
-        with suppress(MissingFileError):  # a category that is only detected has no training pictures
+        with suppress(MissingFileError):  # a run of detection alone may lack training pictures
             plan = train.plan_training(settings)
             folder, budget = settings.checkpoint_folder, settings.planning_arguments()
             planned = checkpoint.epochs_of_training(folder, plan.made_with, budget)
@@ -87,7 +87,7 @@ def plan_epochs(settings: Settings, stages: Collection[str], inputs: int | None)
 
 
 def detection_work(plan: train.TrainingPlan, inputs: int | None) -> tuple[int, int, int]:
-    """Return numbers of pictures: normal ones to score, those to compute only descriptors of, and test pictures."""
+    """Return how many normal pictures to score, how many to compute only descriptors of, and how many test pictures."""
     settings, normal = plan.settings, (len(plan.pictures), len(plan.held_out))
     scored, described = calibration_work(settings.score.parts or (), *normal, settings.calibration.pictures)
     if inputs is None:
@@ -114,7 +114,7 @@ def steps_within(budget: float, step: float, others: float, most: int | None = N
 
 
 def time_machine(plan: train.TrainingPlan, detects: bool) -> Costs:
-    """Return the seconds of steps and, if the run `detects`, of pictures, with untrained networks."""
+    """Return the seconds of a step and, if the run `detects`, of a picture, measured with untrained networks."""
     settings, model = plan.settings, plan.settings.model
     device, batch_size = choose_device(model.device), settings.data.batch_size
     few = plan.pictures.only(plan.pictures.names()[:TIMED_PICTURES])

@@ -23,7 +23,7 @@ from runtime.errors import UserError
 from storage.atomic_file import atomic_write
 
 BEST, WORST = "best", "worst"
-CHOSEN = 2  # pictures of a category, unless --choose names some
+CHOSEN = 2  # pictures that `best` chooses in a category
 COLUMNS = ("input", "reconstruction", "anomaly map", "ground truth")
 WIDTH, LABEL, GAP, TITLE = 7.0, 0.3, 0.04, 0.22  # inches: a page's text, a row's name, between cells, above columns
 CELL = (WIDTH - LABEL) / len(COLUMNS)  # inches, width of a column
@@ -63,7 +63,7 @@ def draw_paper_figure(paths: Sequence[Path], choices: Sequence[str], output: Pat
 
 
 def figure_paths(output: Path | None, default: Path) -> list[Path]:
-    """Return `output` with each format's suffix; in a folder, or else in `default`, figure.png and .pdf."""
+    """Return `output` with each format's suffix, or figure.png and .pdf in the folder `output`, else in `default`."""
     if output is None or output.is_dir():
         stem = (output or default) / "figure"
     else:

@@ -27,7 +27,7 @@ def repeat_result(path: Path, overrides: list[str], plan: RunPlan) -> int:
     model = content["model"]
     if "train" in stages:
         model["checkpoint_dir"] = str(folder / "checkpoints")
-        if model["epochs"] == AUTO:  # detection alone, with weights whose training a budget had planned
+        if model["epochs"] == AUTO:  # the result is of detection alone; a budget had planned the epochs
             model["epochs"] = model["load_chp"]
         stages = stages | {"domain_adaptation"} if model["DA_chp"] else stages
     elif "domain_adaptation" in stages:

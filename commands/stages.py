@@ -42,8 +42,8 @@ class RunPlan(NamedTuple):
     stages: frozenset[str]
     source: Path | None = None  # pictures of --input; None: the test pictures
     output: Path | None = None  # folder of the results
-    resume: bool = False  # continue what an earlier run left
-    force: bool = False  # repeat and replace it
+    resume: bool = False  # continue an earlier run's unfinished work
+    force: bool = False  # repeat finished work and replace its results
 
 
 def run_plan(content: Content, plan: RunPlan) -> int:
@@ -69,7 +69,7 @@ def provide_sample_set(content: Content) -> None:
 
 
 def run_category(settings: Settings, plan: RunPlan) -> StageResult:
-    """Run the plan's stages on one category; return what the last one leaves."""
+    """Run the plan's stages on one category; return the result of the last one."""
     refuse_without_weights(settings, plan.stages)
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
@@ -102,7 +102,7 @@ def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
 
 
 def refuse_without_weights(settings: Settings, stages: frozenset[str]) -> None:
-    """Raise MissingFileError, before hours of training, for needed weights that no stage will make."""
+    """Raise MissingFileError, before hours of training, if weights are missing that no stage will make."""
     model, folder = settings.model, settings.checkpoint_folder
     trained: set[object] = {LATEST, *settings.saved_epochs} if "train" in stages and model.save_model else set()
     if stages > {"train"} and model.load_chp not in trained and model.epochs != PLANNED:

@@ -58,7 +58,7 @@ def check_sections(content: Mapping[str, object]) -> Sections:
 
 
 def section_values(section: str, values: object) -> Values:
-    """Return a copy of a section's values. Raise UserError where it is no section."""
+    """Return a copy of a section's values. Raise UserError if it is not a section."""
     values = values or {}
     if not isinstance(values, dict):
         raise UserError(f"{section} should be a section with keys, not {values!r}")
@@ -102,14 +102,14 @@ def check_value(path: str, spec: "Field[object]", value: object) -> object:
 
 
 def convert_value(path: str, kind: type, value: object, words: Iterable[str] = ()) -> object:
-    """Return the value as `kind`. `words` are what the key takes besides, for the error message."""
+    """Return the value as `kind`. `words` are texts that the key takes too; the error message lists them."""
     if kind in (int, float) and not isinstance(value, bool):
         with suppress(TypeError, ValueError, OverflowError):
             number = float(value)  # type: ignore[arg-type]  # PyYAML reads 3e-4 as text
             if kind is float and math.isfinite(number):
                 return number
             if kind is int and number.is_integer():
-                return value if isinstance(value, int) else int(number)  # above 2**53 a float is another number
+                return value if isinstance(value, int) else int(number)  # a float would round a number above 2**53
     if kind is bool and isinstance(value, bool):
         return value
     if kind in (str, Path) and isinstance(value, NOT_TEXT) and not isinstance(value, bool):
@@ -188,7 +188,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def keys_without_effect(content: Mapping[str, object]) -> list[str]:
-    """Return a sentence for each given key that does nothing. A removed key counts even where it is null."""
+    """Return a sentence for each given key that has no effect. A removed key counts even if it is null."""
     lines = []
     for path, reason in NO_EFFECT.items():
         section, _, name = path.partition(".")

@@ -199,11 +199,11 @@ class Settings:
         return self.settings_affecting(WEIGHTS) | {"image_size": self.unet_size, "in_channels": self.data.input_channel}
 
     def planning_arguments(self) -> dict[str, object]:
-        """Return all settings that the number of epochs within a budget depends on, beside the machine."""
+        """Return all settings that the number of epochs within a budget depends on, apart from the machine."""
         return self.settings_affecting(PLAN)
 
     def adaptation_arguments(self) -> dict[str, object]:
-        """Return all settings that the adapted features depend on, beside the network."""
+        """Return all settings that the adapted features depend on, apart from the network."""
         return self.settings_affecting(FEATURES)
 
     def settings_affecting(self, effect: Effect) -> dict[str, object]:

@@ -77,7 +77,7 @@ def names_several(content: Mapping[str, object]) -> bool:
 def category_names(content: Mapping[str, object], list_categories: Callable[[Path], list[str]]) -> list[str]:
     """Return the categories that data.category names.
 
-    `all` are those that `list_categories` gives for data.data_dir: the paper's in its order, then the others.
+    `all` are those that `list_categories` gives for data.data_dir: first the paper's, in its order, then the others.
     """
     category = category_value(content)
     if category == ALL:
@@ -92,7 +92,7 @@ def category_names(content: Mapping[str, object], list_categories: Callable[[Pat
 
 
 def with_overrides(content: Mapping[str, object], overrides: Iterable[str]) -> PlainSections:
-    """Return a copy of `content`, with the values of its preset on top, and then the overrides."""
+    """Return a copy of `content`. The preset's values replace those of `content`, the overrides replace both."""
     given = dict(map(parse_override, overrides))
     preset, budget = (given.pop(name, content.get(name)) for name in SHORTCUTS)
     if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
@@ -110,7 +110,7 @@ def with_overrides(content: Mapping[str, object], overrides: Iterable[str]) -> P
 
 
 def parse_override(override: str) -> tuple[str, object]:
-    """Return name and value of `section.key=value`, the value read as YAML."""
+    """Return name and value of `section.key=value`; the value is read as YAML."""
     name, equals, text = override.partition("=")
     _, dot, leaf = name.partition(".")
     if not equals or not (name in SHORTCUTS or (dot and leaf)):
@@ -131,7 +131,7 @@ def parse_override(override: str) -> tuple[str, object]:
 
 
 def auto_values(sections: Sections) -> dict[str, object]:
-    """Return what `auto` stands for, by key: what other settings decide, or else what is published."""
+    """Return the value that replaces `auto`, by key: other settings decide it, or else it is the published one."""
     data, model = sections["data"], sections["model"]
     row = published_row(data["category"], str(data["name"]))
     values: dict[str, object] = {}

@@ -32,7 +32,7 @@ class PlainLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> object:
-    """Return the plain value of a YAML text. Raise one of NOT_YAML where it is none."""
+    """Return the plain value of a YAML text. Raise one of NOT_YAML if it has none."""
     return yaml.load(text, PlainLoader)
 
 

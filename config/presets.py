@@ -27,7 +27,7 @@ PRESETS: dict[str, Values] = {
         "model.epochs": "auto",
         "model.load_chp": "latest",
         "training.budget_minutes": 60.0,
-        "training.most_steps": 4000,  # no run measured more
+        "training.most_steps": 4000,  # no longer run was measured
         "training.optimizer": "adamw",
         "training.schedule": "cosine",
         "training.warmup_steps": 50,

@@ -16,12 +16,12 @@ def published_rows() -> dict[str, dict[str, str]]:
 
 
 def published_row(category: str, data_set: str | None = None) -> dict[str, str]:
-    """Return the row of a category of this data set, or of any; an empty one where the paper has none."""
+    """Return the row of a category in this data set, or in any if None; an empty dict if the paper has none."""
     row = published_rows().get(category, {})
     return row if data_set is None or data_set.lower() == row.get("data_set", "").lower() else {}
 
 
 def published_metrics(category: str, data_set: str | None = None) -> dict[str, float]:
-    """Return the paper's metrics of a category in percent; an empty dict where it has none."""
+    """Return the paper's metrics of a category in percent; an empty dict if it has none."""
     row = published_row(category, data_set)
     return {name: float(row[name]) for name in PUBLISHED_METRICS if row}

@@ -1,1 +1,1 @@
-"""What both training stages share: checkpoints, training states, logs, the cache of decoded pictures."""
+"""The parts that both training stages share: checkpoints, training states, logs, the cache of decoded pictures."""

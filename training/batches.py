@@ -17,7 +17,7 @@ def shuffled_batches(pictures: Sequence[Tensor], size: int, side: int, generator
 
 
 def shuffled_order(count: int, size: int, generator: torch.Generator) -> list[int]:
-    """Return 0…count − 1 in a random order, cut to as many as fill batches of `size`."""
+    """Return 0…count − 1 in a random order, cut to full batches of `size`."""
     return torch.randperm(count, generator=generator, device=generator.device).tolist()[: count // size * size]
 
 

@@ -3,11 +3,11 @@
 <checkpoint_dir>/<category>/ holds
     2000                  UNet after epoch 2000 (2000.zip is the same file)
     feat3                 feature extractor after adaptation epoch 3; feat0 is not adapted
-    latest, featlatest    the epochs written last: copies of a folder have other file times
+    latest, featlatest    the number of the epoch written last, as copying a folder changes file times
     calibration.json, references    the calibration, and the data that its score parts compare with
     training.state        an unfinished training, for --resume; removed when it is done
 
-An official file is a state dict, whose names may begin with `module.`. Ours has format, network, weights and notes.
+An official file is a state dict, whose names may begin with `module.`. Our own has format, network, weights and notes.
 """
 
 import errno
@@ -46,7 +46,7 @@ Notes = Mapping[str, object]  # plain values beside the weights
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of the folder, and remove what killed runs left half-written."""
+    """Keep other runs out of the folder, and remove the half-written files of killed runs."""
     with folder_lock.locked(folder, REMEDY):
         remove_stale(folder)
         yield
@@ -62,7 +62,7 @@ def save(path: str | Path, state: State) -> None:
 
 
 def save_unet(path: str | Path, unet: UNet, *, average: nn.Module | None = None, **notes: object) -> None:
-    """Write the UNet, its architecture, its moving average if any, and `notes`; it is the latest then."""
+    """Write the UNet, its architecture, its moving average if any, and `notes`; make it the latest."""
     state = {"format": FORMAT, "network": "unet", "architecture": unet.architecture, "weights": unet.state_dict()}
     averaged = {"average": average.state_dict()} if average is not None else {}
     save(path, {**state, **as_stored(notes), **averaged})
@@ -70,7 +70,7 @@ def save_unet(path: str | Path, unet: UNet, *, average: nn.Module | None = None,
 
 
 def save_features(path: str | Path, extractor: FeatureExtractor, **notes: object) -> None:
-    """Write the feature extractor and `notes`; it is the latest then."""
+    """Write the feature extractor and `notes`; make it the latest."""
     state = {"format": FORMAT, "network": "features", "extractor": extractor.name}
     save(path, {**state, "weights": extractor.network.state_dict(), **notes})
     make_latest(Path(path))
@@ -106,7 +106,7 @@ def load_training_state(folder: Path, made_with: Notes) -> State | None:
 
 
 def changes_since(path: Path, made_with: Notes) -> str | None:
-    """Return how `made_with` differs from a file's settings and pictures; None where it names none."""
+    """Return how `made_with` differs from a file's settings and pictures; None if the file names none."""
     theirs = read_state(path, mapped=True).get("made_with")
     return describe_differences(plain_values(path, theirs), as_stored(made_with)) if isinstance(theirs, dict) else None
 
@@ -121,7 +121,7 @@ def is_made_with(folder: Path, epoch: int, made_with: Notes, prefix: str = "") -
 
 
 def epochs_of_training(folder: Path, made_with: Notes, planned_by: Notes) -> int | None:
-    """Return the epochs of the folder's training, if made with `made_with`, epochs aside, and `planned_by`."""
+    """Return the epochs of the folder's training; None unless `made_with`, epochs aside, and `planned_by` agree."""
     unfinished = folder / TRAINING_STATE
     path = unfinished if unfinished.exists() else epochs_in(folder).get(latest_epoch(folder) or 0)
     notes = read_state(path, mapped=True) if path else {}
@@ -134,7 +134,7 @@ def epochs_of_training(folder: Path, made_with: Notes, planned_by: Notes) -> int
 
 
 def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:
-    """Load an official file or our own, of ours the moving average if it has one, unless `averaged` is False.
+    """Load an official file or our own; from our own the moving average, if it has one and `averaged` is true.
 
     Raise UserError, which names both sides, where the file belongs to another network.
     """
@@ -183,7 +183,7 @@ def restore_unet(path: Path, settings: Settings) -> UNet:
 
 
 def held_out_names(path: Path) -> list[str]:
-    """Return the pictures held out of this file's training; official files name none."""
+    """Return the names of the pictures held out of this file's training; official files have none."""
     names = read_state(path, mapped=True).get("held_out", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path} is damaged: its held_out is not a list of names; replace or remove it")
@@ -201,9 +201,9 @@ def restore_features(
 ) -> tuple[FeatureExtractor, Path | str]:
     """Return the feature extractor of adaptation epoch `epoch` ('latest': written last) and its origin.
 
-    Epochs above 0 are read from feat{epoch}. Epoch 0 is the pretrained network: from the file `weights`, from feat0 if
-    that is the same network, or else with ImageNet weights. The name 'auto' takes the network of feat{epoch}; without
-    one wide_resnet101_2 if its weights are on this machine, else efficientnet_lite0 from its package.
+    Epochs above 0 come from feat{epoch}. Epoch 0 is the pretrained network: from the file `weights`, else from feat0 if
+    that holds the same network, else with ImageNet weights. The name 'auto' is the network of that feat{epoch}, else
+    wide_resnet101_2 if its weights are given or on this machine, else efficientnet_lite0 from its package.
     """
     if epoch == LATEST:
         epoch = latest_epoch(folder, FEATURES_PREFIX) or 0
@@ -239,7 +239,7 @@ def epoch_of(path: Path) -> int:
 
 
 def epochs_in(folder: Path, prefix: str = "") -> dict[int, Path]:
-    """Return the files of weights in a folder by epoch; of 2000 and 2000.zip the former."""
+    """Return the files of weights in a folder by epoch; if both 2000 and 2000.zip exist, the former."""
     pattern = re.compile(rf"{prefix}(\d+)(\.zip)?")
     paths = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
     return {int(match[1]): path for path in paths if (match := pattern.fullmatch(path.name))}
@@ -292,7 +292,7 @@ def shapes_of(state: Mapping[str, object]) -> dict[str, object]:
 
 
 def refuse_differing(path: str | Path, names: list[str], theirs: Notes, ours: Notes, remedy: str) -> None:
-    """Raise UserError, which names both sides, if there are names of differing values."""
+    """Raise UserError, which names both sides, if `names`, those of differing values, is not empty."""
     stored, own = ({name: side.get(name, "absent") for name in names} for side in (theirs, ours))
     sides = [f"{name} is {stored[name]} in the file, {own[name]} in the configuration" for name in names]
     if sides:

@@ -31,7 +31,7 @@ def check_log_kind(kind: str) -> None:
 
 
 class Log:
-    """The log of a stage, written by epoch. Of an earlier run it keeps the lines up to `step`."""
+    """The log of a stage, one line per epoch. It keeps an earlier run's lines up to `step`."""
 
     def __init__(self, folder: Path, stage: str, kind: str, step: int = 0):
         self.path = log_path(folder, stage)
@@ -78,7 +78,7 @@ def read_log(folder: Path, stage: str) -> list[Entry]:
 
 
 def read_log_up_to(folder: Path, stage: str, epoch: int | str) -> list[Entry]:
-    """Return the lines up to this epoch; none where the last run, whose log it is, did not reach it."""
+    """Return the lines up to this epoch; none if the run that wrote the log did not reach it."""
     entries = read_log(folder, stage)
     ends = [number for number, entry in enumerate(entries, start=1) if entry.get("epoch") == epoch]
     return entries[: ends[-1]] if ends else []

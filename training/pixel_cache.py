@@ -2,7 +2,7 @@
 
 <speed.cache>/<key>.pixels   a list of pictures: uint8 values one after the other, then shapes and a checksum
 
-The key follows from path, size and time of each file and from the view. New entries replace those used longest ago.
+The key is a hash of path, size and time of each file, and of the view. New entries replace those used longest ago.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from dataset import ImageFolder, read_ahead
 from storage.atomic_file import atomic_write, remove_stale
 
 SUFFIX = ".pixels"
-FORMAT = 1  # changes with the format of an entry and with what `View` does to a picture
+FORMAT = 1  # raise it when the format of an entry changes, or what `View` does to a picture
 BYTES_PER_GB = 10**9
 AT_ONCE = 64  # pictures decoded between two writes
 TAIL = struct.Struct("<QI")  # number of bytes of the shapes; CRC-32 of all before it

@@ -13,7 +13,7 @@ from runtime.errors import UserError
 from training.checkpoint import State
 from unet import UNet
 
-# what loading a state that does not fit raises
+# errors that loading raises if the state does not fit
 MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 
 
@@ -35,7 +35,7 @@ class Trainer:
         state = {name: part.state_dict() for name, part in self.parts().items()}
         state |= {"step": self.step, "order": self.order, "random": self.generator.get_state()}
         state |= {"dropout": torch.get_rng_state(), "device": device.type}
-        if device.type == "cuda":  # all processes of a run draw as many numbers
+        if device.type == "cuda":  # one state serves all processes, as each draws as many numbers
             state["dropout_there"] = torch.cuda.get_rng_state(device)
         elif device.type == "mps":
             state["dropout_there"] = torch.mps.get_rng_state()
@@ -62,7 +62,7 @@ class Trainer:
 def restore_trainer(
     trainer: Trainer, state: State, path: Path, *, pictures: int, most_steps: int
 ) -> tuple[float, list[float]]:
-    """Load a training state; return its lowest and its last losses. Raise UserError where it misfits."""
+    """Load a training state; return its lowest and its last losses. Raise UserError if it does not fit."""
     ours, theirs = trainer.state_dict(), state["trainer"]
     device = theirs.get("device", ours["device"])
     if device != ours["device"]:
@@ -96,7 +96,7 @@ def check_state(trainer: Trainer, ours: State, theirs: State) -> None:
 
 
 def check_same_kind(theirs: object, ours: object, name: str) -> None:
-    """Raise ValueError where two trees differ in more than the values of their numbers, texts and tensors."""
+    """Raise ValueError if two trees differ in keys, types or shapes; values may differ."""
     if isinstance(ours, Tensor):
         kind = ours.shape, ours.layout, False
         fits = isinstance(theirs, Tensor) and (theirs.shape, theirs.layout, theirs.device.type == "meta") == kind
