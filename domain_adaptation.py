@@ -90,7 +90,7 @@ def check_adaptation(settings: Settings) -> ImageFolder:
     batch_size, processes = settings.data.DA_batch_size, distributed.group().size
     full_batches(len(pictures.split(**settings.split_arguments())[0]), batch_size, "data.DA_batch_size")
     if batch_size // 2 % processes:
-        remainder = f"whose half {processes} processes do not divide; change one of them"
+        remainder = f"its half is not a multiple of the {processes} processes; change one of the two"
         raise UserError(f"data.DA_batch_size is {batch_size}, {remainder}")
     if settings.model.save_model:
         ensure_writable(settings.checkpoint_folder, checkpoint.UNWRITABLE)

@@ -131,7 +131,7 @@ def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:
     plan, processes = plan_training(settings, resume), distributed.group()
     batch_size = settings.data.batch_size
     if plan.batches and batch_size % processes.size:
-        remainder = f"which {processes.size} processes do not divide; change one of them"
+        remainder = f"not a multiple of the {processes.size} processes; change one of the two"
         raise UserError(f"data.batch_size is {batch_size}, {remainder}")
     check_log_kind(settings.training.log)
     if settings.model.save_model and processes.is_main:
@@ -192,7 +192,7 @@ def announce_training(plan: TrainingPlan, trainer: Trainer) -> None:
         print(f"continuing after step {trainer.step}", flush=True)
         return
     if (folder / checkpoint.TRAINING_STATE).exists():
-        print(f"starting again; the unfinished run in {folder}, which --resume would continue, is replaced", flush=True)
+        print(f"starting again: this replaces the unfinished run in {folder}; --resume would continue it", flush=True)
     if saves:
         checkpoint.print_replaced(folder, settings.saved_epochs)
 

@@ -275,7 +275,7 @@ def check_shape(image_size: int, base_channels: int, widths: list[int], attentio
     if base_channels < 2 or base_channels % 2:
         raise ValueError(f"base_channels is {base_channels}; take an even number, which the time embedding needs")
     if min(widths) < 1:
-        raise ValueError(f"base_channels is {base_channels}, so a level has none; raise one of channel_multipliers")
+        raise ValueError(f"base_channels is {base_channels}: a level has no channels; raise channel_multipliers")
     attended = {width for level, width in enumerate(widths) if image_size >> level in attention} | {widths[-1]}
     for width in sorted(attended):
         if width % heads:

@@ -65,7 +65,7 @@ def plan_epochs(settings: Settings, stages: Collection[str], inputs: int | None)
     """Return the number of epochs that fit, and print the plan."""
     budget, batch_size = settings.training.budget_minutes, settings.data.batch_size
     if budget is None:
-        raise UserError("model.epochs is auto for a budget, which is not given; set budget_minutes")
+        raise UserError("model.epochs is auto, but no budget is given; set budget_minutes")
     began, plan = time.monotonic(), train.plan_training(settings)
     batches, detects = plan.batches, "detection" in stages
     print(f"timing this machine, to fit {settings.data.category} into {budget:g} minutes", flush=True)
@@ -103,7 +103,7 @@ def steps_within(budget: float, step: float, others: float, most: int | None = N
     seconds = budget * SECONDS_PER_MINUTE
     rest, least = RESERVE * seconds - others, TRAINING_SHARE * seconds
     if rest < least:
-        result = f"training gets its part too, so that all takes longer than {budget:g} minutes"
+        result = f"with training, the run takes longer than {budget:g} minutes"
         print(f"detection takes {others / SECONDS_PER_MINUTE:.0f} min; {result}")
     fitting = int(max(rest, least) / step)
     if fitting < FEWEST_STEPS:

@@ -82,7 +82,7 @@ def figure_rows(folder: Path, manifest: Mapping[str, Any], choices: Sequence[str
     if settings.score.protocol == PER_IMAGE:
         detector = calibrate(detector, completed)
     else:
-        print(f"{folder}: the maxima of the chosen pictures weigh the maps, as score.protocol is published")
+        print(f"{folder}: score.protocol is published, so the chosen pictures' own maxima balance the maps")
     view, masks = View(**settings.view_arguments()), settings.data.mask
     pictures = ImageFolder(settings.category_dir, "test", view, masks=masks).only(names)
     noise = detector.picture_noise if detector.calibration else stream_noise(settings.model.seed, detector.device)

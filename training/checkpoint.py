@@ -282,7 +282,7 @@ def plain_values(path: str | Path, part: Notes) -> dict[str, object]:
     try:
         return as_stored(part)
     except (TypeError, ValueError, RecursionError) as error:  # RecursionError: it contains itself
-        raise UserError(f"{path} is damaged: it has no plain values where it should; replace or remove it") from error
+        raise UserError(f"{path} is damaged: it has no plain values inside; replace or remove it") from error
 
 
 def shapes_of(state: Mapping[str, object]) -> dict[str, object]:

@@ -100,4 +100,4 @@ def test_processes_must_divide_the_batch(run_main, monkeypatch, stage, setting):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "process_group", lambda: nullcontext(distributed.ALONE))
     code, _, err = run_main(stage, setting)
-    assert code == 2 and setting.replace("=", " is ") in err and "2 processes do not divide" in err
+    assert code == 2 and setting.replace("=", " is ") in err and "not a multiple of the 2 processes" in err
