@@ -66,7 +66,7 @@ class CommonContent:
         self.components = (centred.T @ vectors[:, strongest]) / np.sqrt(values[strongest])  # (SIDE², count)
 
     def residuals(self, thumbnails: Thumbnails) -> Residuals:
-        """Return what mean and components do not explain, (N, SIDE²), each of length 1, or 0 without content."""
+        """Return thumbnails without mean and components, (N, SIDE²), each of length 1, or 0 without content."""
         residuals = standardise(thumbnails) - self.mean
         residuals -= (residuals @ self.components) @ self.components.T
         length = np.linalg.norm(residuals, axis=1, keepdims=True)

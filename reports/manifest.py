@@ -1,4 +1,4 @@
-"""manifest.json: how a result was made, enough to repeat it and to say what differs."""
+"""Read and compare manifest.json, which records the inputs of a result."""
 
 import importlib.metadata
 import json
