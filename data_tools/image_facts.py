@@ -72,7 +72,7 @@ def read_picture_facts(path: Path, place: ImageFacts) -> ImageFacts:
 
 
 def describe_problem(error: ValueError | OSError) -> str:
-    """Return what is wrong with a file, without its name, so that files with one problem can be grouped."""
+    """Return the problem of a file without its name, so that files with the same problem can be grouped."""
     if isinstance(error, UnusableError):
         return error.reason
     return "no permission to read it" if isinstance(error, PermissionError) else str(error)

@@ -160,7 +160,7 @@ def plan_kolektor(root: Path, seed: int) -> CategoryPlan:
 
 
 def plan_ksdd(top: Path, seed: int) -> CategoryPlan:
-    """Draw a fifth of the items for test: their normal parts go there, so that train has none of them."""
+    """Draw a fifth of the items and test with their normal parts: no item has normal parts in train and in test."""
     plan = CategoryPlan(KSDD, "commutator")
     labels = {part: mask for item in sorted(top.glob("kos*")) for part, mask in labelled_pairs(item, KSDD_LABEL)}
     marked = {part for part, mask in labels.items() if read_full_mask(mask).any()}

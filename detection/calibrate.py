@@ -88,7 +88,7 @@ def build_calibration(detector: Detector, normal: Sequence[Parts], references: M
 
 
 def parts_of_batch(detector: Detector, pictures: Tensor, references: Mapping[str, Reference]) -> list[Parts]:
-    """Return the parts (1, 1, h, w) of each picture, on the CPU."""
+    """Return D_f, D_p and memory parts (1, 1, h, w) of each picture, on the CPU."""
     parts = detector.measure_parts(detector.compare_batch(pictures, detector.picture_noise), references)
     return split_parts({part: maps.cpu() for part, maps in parts.items()})
 

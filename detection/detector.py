@@ -164,7 +164,7 @@ class Detector:
         return Detection(prediction.score, p_value, is_anomalous, resized, mask, regions)
 
     def predict_batch(self, pictures: Tensor, noise: NoiseSource) -> list[Prediction]:
-        """Return predictions for pictures (B, C, H, W) in [−1, 1]. Without calibration, batch maxima balance them."""
+        """Return predictions for pictures (B, C, H, W) in [−1, 1]; uncalibrated D_f and D_p use batch maxima."""
         comparison, calibration = self.compare_batch(pictures, noise), self.calibration
         parts = self.measure_parts(comparison, self.required_calibration.references if self.parts else {})
         ratio = calibration.balance if calibration else batch_ratio(parts["feature"], parts["pixel"])

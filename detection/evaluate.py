@@ -102,7 +102,7 @@ class PictureWriter:
 
 
 def check_evaluation(settings: Settings, output: Path | None = None) -> tuple[ImageFolder, Path]:
-    """Return the test pictures and the results folder. Raise UserError for what would stop the stage later."""
+    """Return the test pictures and the results folder. Raise UserError for a mistake that would stop the stage."""
     view, size = View(**settings.view_arguments()), settings.metrics.size
     pictures = ImageFolder(settings.category_dir, "test", view, masks=settings.data.mask, mask_size=size)
     writer = Writer(output or settings.results_folder)

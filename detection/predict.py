@@ -57,7 +57,7 @@ def input_pictures(settings: Settings, source: Path, output: Path | None = None)
 
 
 def predict_input(settings: Settings, source: Path, output: Path | None, resume: bool, force: bool) -> int:
-    """Decide on the pictures in `source`, a folder or a picture; return how many could not be read."""
+    """Inspect the pictures in `source`, a folder or a picture. Return how many could not be read."""
     pictures, writer = check_prediction(settings, source, output, resume, force)
     with writer.locked() if distributed.group().is_main else nullcontext():
         return predict_folder(settings, source, pictures, writer, resume, force and not resume)

@@ -1,4 +1,4 @@
-"""Read and compare manifest.json, which records the inputs of a result."""
+"""Collect the inputs of a result for manifest.json, read the file, and compare the inputs of two results."""
 
 import importlib.metadata
 import json
