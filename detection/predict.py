@@ -66,7 +66,7 @@ def predict_input(settings: Settings, source: Path, output: Path | None, resume:
 def predict_folder(
     settings: Settings, source: Path, pictures: dict[str, Path], writer: Writer, resume: bool, replace: bool
 ) -> int:
-    """Decide on the pictures, given by their names in `source`, and print a summary."""
+    """Inspect the pictures, named by their paths in `source`, and print a summary. Return how many are unreadable."""
     device = choose_device(settings.model.device)
     torch.manual_seed(settings.model.seed)
     detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)

@@ -99,7 +99,7 @@ def border(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
 
 
 def draw_layers(panel: Panel, scale: ColourScale) -> dict[str, Image.Image]:
-    """Return the layers of report.html by name, in the picture's proportions; `outline` only where there is a mask."""
+    """Return the layers of report.html by name, in the picture's proportions; `outline` only around a marked defect."""
     factor = LAYER_SIDE / max(panel.size)
     size = max(1, round(panel.size[0] * factor)), max(1, round(panel.size[1] * factor))
     heat = overlay_heat(panel.picture, panel.anomaly, scale.anomaly)

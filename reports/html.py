@@ -216,7 +216,7 @@ def fill_template(template: str, data: object, pictures: object) -> Iterator[str
 
 
 def json_value(value: object) -> object:
-    """Return what JSON can hold: bytes that are no text become \\xff, infinite numbers become text."""
+    """Return a value that JSON can hold: bytes that are no text become \\xff, non-finite numbers become text."""
     if isinstance(value, str):
         return re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", value)
     if isinstance(value, dict):
