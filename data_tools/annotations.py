@@ -80,7 +80,7 @@ def report_malformed(path: Path) -> Iterator[None]:
 
 
 def parse_annotations(path: Path, content: object) -> Iterator[Annotation]:
-    if isinstance(content, dict) and "shapes" in content:  # LabelMe; its imagePath is often one of another machine
+    if isinstance(content, dict) and "shapes" in content:  # LabelMe; its imagePath is often a path on another computer
         size = stated_size(content.get("imageWidth"), content.get("imageHeight"))
         yield Annotation(path, PurePosixPath(path.name), size, tuple(map(labelme_shape, content["shapes"])))
     elif isinstance(content, dict) and {"images", "annotations"} <= content.keys():
