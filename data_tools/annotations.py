@@ -31,7 +31,7 @@ Json = dict[str, Any]  # an object whose content is not checked yet
 
 CORNERS = 128  # of the polygon that stands for a circle or an ellipse
 UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # Label Studio puts it before the name of an uploaded file
-FARTHEST = 1e6  # pixels of a point from the picture's corner
+FARTHEST = 1e6  # pixels; largest distance of a point from the picture's corner
 MOST_PIXELS = 2**28  # of one run-length encoding
 MALFORMED = (  # what reading raises on unexpected content
     *(KeyError, IndexError, TypeError, ValueError, AttributeError),
@@ -40,7 +40,7 @@ MALFORMED = (  # what reading raises on unexpected content
 
 
 class Annotation(NamedTuple):
-    """The shapes of one picture: the annotation file, the path and size that it states for the picture, the shapes."""
+    """The annotation of one picture: its file, the picture's path and size as the file states them, and the shapes."""
 
     file: Path
     picture: PurePosixPath
@@ -80,7 +80,7 @@ def report_malformed(path: Path) -> Iterator[None]:
 
 
 def parse_annotations(path: Path, content: object) -> Iterator[Annotation]:
-    if isinstance(content, dict) and "shapes" in content:  # LabelMe; its imagePath is often one of another machine
+    if isinstance(content, dict) and "shapes" in content:  # LabelMe; its imagePath is often a path on another computer
         size = stated_size(content.get("imageWidth"), content.get("imageHeight"))
         yield Annotation(path, PurePosixPath(path.name), size, tuple(map(labelme_shape, content["shapes"])))
     elif isinstance(content, dict) and {"images", "annotations"} <= content.keys():

@@ -128,7 +128,7 @@ def tar_members(source: Path) -> Iterator[Member]:
         while info := archive.next():
             kind = "folder" if info.isdir() else "file" if info.isreg() else "link or device"
             yield Member(info.name, info.size, kind, functools.partial(archive.extractfile, info))
-            archive.members = []  # type: ignore[attr-defined]  # else it keeps a million of them
+            archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps them all in memory
 
 
 class LimitedReads:

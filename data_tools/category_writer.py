@@ -144,7 +144,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def refuse_other_content(folder: Path, fingerprint: object) -> None:
-    """Raise UserError where `folder` holds anything but this plan's files; remove an unfinished other plan's files."""
+    """Raise UserError where `folder` holds anything but this plan's files; remove another plan's unfinished files."""
     if is_new(folder):
         return
     note = read_note(folder / NOTE, MAKER)

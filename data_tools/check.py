@@ -1,7 +1,7 @@
 """Check whether a category is fit for training and testing: files, labels, masks, duplicates, unusual pictures.
 
 `python main.py --check` calls `check_categories`; training calls `quick_check` on the pictures that it has decoded.
-Each function `…_findings` yields findings, of which the callers drop those without cases.
+Each function `…_findings` yields findings. Its callers drop the findings without cases.
 """
 
 import filecmp

@@ -1,4 +1,4 @@
-"""The findings of a check, as findings.csv words them: in a table, in brief, and on a contact sheet."""
+"""Report the findings of a check, with the texts of findings.csv: in full, in brief, on a contact sheet."""
 
 import csv
 from collections import Counter

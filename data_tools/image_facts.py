@@ -1,4 +1,4 @@
-"""Measure each picture and each mask of a category, for `check.py` to find problems in."""
+"""Measure each picture and each mask of a category; `check.py` looks for problems in these facts."""
 
 import hashlib
 from collections import defaultdict
@@ -72,14 +72,14 @@ def read_picture_facts(path: Path, place: ImageFacts) -> ImageFacts:
 
 
 def describe_problem(error: ValueError | OSError) -> str:
-    """Return what is wrong with a file, without its name, so that files with one problem can be grouped."""
+    """Return the problem of a file without its name, so that files with the same problem can be grouped."""
     if isinstance(error, UnusableError):
         return error.reason
     return "no permission to read it" if isinstance(error, PermissionError) else str(error)
 
 
 def measure_picture(facts: ImageFacts, picture: Image.Image) -> ImageFacts:
-    """Return `facts` with what the pixels say."""
+    """Return `facts` with the measurements of the pixels."""
     grey = np.asarray(picture.convert("L"))
     shares = np.cumsum(np.bincount(grey.ravel(), minlength=256)) / grey.size
     darkest, brightest = (int(np.searchsorted(shares, share)) for share in (IGNORED_SHARE, 1 - IGNORED_SHARE))

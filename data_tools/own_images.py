@@ -34,7 +34,7 @@ MaskSources = Mapping[str, Sequence[MaskSource]]  # by the stem of their picture
 def plan_own_images(
     category: str, normal: Path, source: Path, defects: Path | None, masks: Path | None, seed: int
 ) -> CategoryPlan:
-    """Plan the pictures in `normal`, taken from `source`, and in `defects`, a kind in each subfolder, with `masks`."""
+    """Plan the pictures in `normal` and in `defects` (one kind per subfolder) with `masks`; the note names `source`."""
     relative_path(category, "data.category")
     plan = CategoryPlan(DataSetInfo("own pictures", str(source), "your own"), category)
     normal_pictures = find_pictures(normal, [defects, masks])

@@ -95,7 +95,7 @@ def find_named_file(top: Path, name: str, line: str) -> Path:
 
 
 def plan_mvtec(root: Path) -> Iterator[CategoryPlan]:
-    """Yield all categories of MVTec AD or MVTec LOCO AD, whose several masks of a picture become one."""
+    """Yield all categories of MVTec AD or MVTec LOCO AD. Where a picture has several masks, they become one."""
     what = "category with train/good, as MVTec AD has"
     for folder in find_folders(root, lambda folder: (folder / TRAIN_GOOD).is_dir(), what):
         validation = folder / "validation" / NORMAL  # LOCO's; stays beside train/good, as published scores have it
@@ -160,7 +160,7 @@ def plan_kolektor(root: Path, seed: int) -> CategoryPlan:
 
 
 def plan_ksdd(top: Path, seed: int) -> CategoryPlan:
-    """Draw the normal parts of a fifth of the items to test with, so that no item is normal on both sides."""
+    """Draw a fifth of the items and test with their normal parts: no item has normal parts in train and in test."""
     plan = CategoryPlan(KSDD, "commutator")
     labels = {part: mask for item in sorted(top.glob("kos*")) for part, mask in labelled_pairs(item, KSDD_LABEL)}
     marked = {part for part, mask in labels.items() if read_full_mask(mask).any()}

@@ -41,7 +41,7 @@ def ensure_sample_set(data_dir: Path, seed: int) -> None:
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with folder_lock.locked(data_dir, REMEDY):
-            write_sample_note(data_dir, {"made by": MAKER})  # marks the folder as ours, unfinished
+            write_sample_note(data_dir, {"made by": MAKER})  # marks an unfinished sample set
             for index, texture in enumerate(TEXTURES):
                 if (data_dir / texture).exists():
                     shutil.rmtree(data_dir / texture)

@@ -1,8 +1,8 @@
 """Find near-duplicates and outliers in a set of pictures, and split a set so that near-duplicates stay together.
 
-All comparisons use thumbnails, (SIDE, SIDE) grey levels. Pictures of one object or surface differ in a few ways, as in
-light, position, phase of a pattern; near-duplicates agree beyond that. So each thumbnail loses the mean and the
-principal components of the set. Residuals of unrelated pictures hardly correlate, those of copies almost fully.
+All comparisons use thumbnails, (SIDE, SIDE) grey levels. Pictures of one object or surface differ in a few ways, such
+as light, position or phase of a pattern. Near-duplicates agree in the rest, so the mean and the principal components of
+the set are removed from each thumbnail. Residuals of unrelated pictures hardly correlate, those of copies almost fully.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ class CommonContent:
         self.components = (centred.T @ vectors[:, strongest]) / np.sqrt(values[strongest])  # (SIDE², count)
 
     def residuals(self, thumbnails: Thumbnails) -> Residuals:
-        """Return what mean and components do not explain, (N, SIDE²), each of length 1, or 0 without content."""
+        """Return thumbnails without mean and components, (N, SIDE²), each of length 1, or 0 without content."""
         residuals = standardise(thumbnails) - self.mean
         residuals -= (residuals @ self.components) @ self.components.T
         length = np.linalg.norm(residuals, axis=1, keepdims=True)

@@ -22,7 +22,7 @@ from training import checkpoint
 
 
 def calibrate(detector: Detector, settings: Settings) -> Detector:
-    """Return the detector with the calibration of its checkpoint folder, measured anew where it is stale."""
+    """Return the detector with its folder's calibration, or with a new one if that is missing or stale."""
     folder = settings.checkpoint_folder
     stored = distributed.group().broadcast(load_calibration(folder))
     calibration = current_calibration(detector, settings, stored)
@@ -39,7 +39,7 @@ def current_calibration(detector: Detector, settings: Settings, stored: Calibrat
     """Return the stored calibration, or measure one where networks, settings or normal pictures have changed."""
     folder, inputs, values = settings.checkpoint_folder, calibration_inputs(detector, settings), settings.as_dict()
     stale = stored.staleness(inputs) if stored else f"no {CALIBRATION} of this version in {folder}"
-    valid = replace(stored, settings=values) if stored and not stale else None  # other settings may have changed
+    valid = replace(stored, settings=values) if stored and not stale else None  # keys without effect may differ
     try:
         pictures = ImageFolder(settings.category_dir, "train", detector.view)
     except FileNotFoundError as error:
@@ -56,7 +56,7 @@ def current_calibration(detector: Detector, settings: Settings, stored: Calibrat
 
 
 def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Settings) -> Calibration:
-    """Measure a calibration on held-out pictures (else on some of train/good), and references on the others."""
+    """Measure a calibration on held-out pictures, else on some of train/good. Learn references from the others."""
     group, seed, workers = distributed.group(), settings.model.seed, settings.model.num_workers
     unseen = pictures.only(unseen_pictures(settings))
     count = calibration_size(len(pictures), len(unseen), settings.calibration.pictures, detector.parts)
@@ -88,7 +88,7 @@ def build_calibration(detector: Detector, normal: Sequence[Parts], references: M
 
 
 def parts_of_batch(detector: Detector, pictures: Tensor, references: Mapping[str, Reference]) -> list[Parts]:
-    """Return the parts (1, 1, h, w) of each picture, on the CPU."""
+    """Return D_f, D_p and memory parts (1, 1, h, w) of each picture, on the CPU."""
     parts = detector.measure_parts(detector.compare_batch(pictures, detector.picture_noise), references)
     return split_parts({part: maps.cpu() for part, maps in parts.items()})
 
@@ -120,7 +120,7 @@ def image_descriptors(detector: Detector, pictures: Tensor) -> dict[str, Tensor]
 
 
 def placeholder_references(detector: Detector, picture: Tensor, pictures: int) -> dict[str, Reference]:
-    """Return references that take as long as those learnt from `pictures` pictures like this one (1, C, H, W)."""
+    """Return references as slow to use as those learnt from `pictures` pictures like this one (1, C, H, W)."""
     descriptors = image_descriptors(detector, picture)
     kinds = {part: kind for part, kind in reference.DESCRIBED_BY.items() if part in detector.parts}
     return {part: reference.placeholder(descriptors[kind].shape[1], pictures) for part, kind in kinds.items()}
@@ -138,7 +138,7 @@ def calibration_work(parts: Collection[str], learnt: int, held_out: int, most: i
 
 
 def unseen_pictures(settings: Settings) -> set[str]:
-    """Return the pictures of train/good that neither stage has seen, as far as the weight files say."""
+    """Return the pictures of train/good that the weight files name as unseen in training and adaptation."""
     folder, model, prefix = settings.checkpoint_folder, settings.model, checkpoint.FEATURES_PREFIX
     weights = [checkpoint.find_weights(folder, model.load_chp)]
     if adapted := checkpoint.latest_epoch(folder, prefix) if model.DA_chp == LATEST else model.DA_chp:

@@ -1,4 +1,4 @@
-"""A category's calibration in its checkpoint folder: calibration.json, and the file `references` of memory banks."""
+"""Save and load a category's calibration: calibration.json, and memory banks in the file `references`."""
 
 import json
 from dataclasses import asdict, replace
@@ -28,7 +28,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> None:
 
 
 def load_calibration(folder: Path) -> Calibration | None:
-    """Return the stored calibration, None where there is none of this format. Raise UserError for a damaged file."""
+    """Return the calibration, None if no complete one of this format exists. Raise UserError for a damaged file."""
     path = folder / CALIBRATION
     if not path.is_file():
         return None
@@ -49,7 +49,7 @@ def load_calibration(folder: Path) -> Calibration | None:
 
 
 def load_references(path: Path, calibration: Calibration) -> dict[str, Reference] | None:
-    """Return the references of the calibration, None where there are none. Raise UserError for a damaged file."""
+    """Return the calibration's references, None if missing or of another one. Raise UserError for a damaged file."""
     if not path.is_file():
         return None
     content = read_state(path)

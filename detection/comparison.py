@@ -15,8 +15,8 @@ from detection import reference
 from runtime.device import autocast, output_bytes
 from storage.fingerprint import weights_hash
 
-ACTIVE_SHARE = 0.2  # of all layer outputs, what inference holds in memory at a time; measured: 0.06 to 0.13
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # few, as scores of different sizes may differ in their last digits
+ACTIVE_SHARE = 0.2  # part of all layer outputs that inference holds in memory at once; measured: 0.06 to 0.13
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # few, as the last digits of scores depend on the batch size
 
 
 class Comparison(NamedTuple):
@@ -29,7 +29,7 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Networks:
-    """The trained networks and the settings of reconstruction; `size` is the UNet's input (None: the picture's)."""
+    """The trained networks and reconstruction settings; the UNet's input has the side `size` (None: the picture's)."""
 
     unet: nn.Module
     extractor: nn.Module
@@ -58,7 +58,7 @@ class Networks:
     def compare(self, pictures: Tensor, seen: Tensor, reconstructions: Tensor, parts: Sequence[str] = ()) -> Comparison:
         """Compare pictures (B, C, H, W), `seen` by the UNet as (B, C, h, w), with reconstructions (draws, B, C, h, w).
 
-        D_f and D_p are between the latter two, the mean over the draws. The memory `parts` describe the full pictures.
+        D_f and D_p compare `seen` with the reconstructions, averaged over draws. Descriptors are of the full pictures.
         """
         shape = (pictures.shape[-2], pictures.shape[-1])
         features, rebuilt = self.features(seen), [self.features(x_0) for x_0 in reconstructions]
@@ -77,7 +77,7 @@ class Networks:
 
 
 def largest_batch(networks: Networks, view: View, free: float, most: int) -> int:
-    """Return the largest of BATCH_SIZES, up to `most`, that fits half of `free` bytes; at least 1."""
+    """Return the largest of BATCH_SIZES, up to `most`, that fits into half of the `free` bytes; at least 1."""
     seen, picture = (torch.empty(1, view.channels, size, size) for size in (networks.size or view.size, view.size))
     layers = max(output_bytes(networks.unet, seen, torch.zeros(1)), output_bytes(networks.extractor, picture))
     fitting = min(max(1, free / 2 / (ACTIVE_SHARE * layers)), most)

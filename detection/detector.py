@@ -38,7 +38,7 @@ NO_RECONSTRUCTION = torch.empty(0)
 
 Draw = Callable[[], Tensor]
 Parts = dict[str, Tensor]  # D_f, D_p and distances of memory parts, by name
-NoiseSource = Callable[[Tensor, torch.Size], Draw]  # (8-bit pictures (B, C, S, S), shape of the noise) → draw()
+NoiseSource = Callable[[Tensor, torch.Size], Draw]  # (pictures (B, C, S, S), shape of the noise) → draw()
 Origins = dict[str, object]
 Picture = Image.Image | np.ndarray | str | Path
 Result = TypeVar("Result")
@@ -48,11 +48,11 @@ Result = TypeVar("Result")
 class Detection:
     """The verdict on one picture; `map` and `mask` are (H, W) in its own size.
 
-    The map is resized; the score and the regions' peaks are not, and may lie above the map of a small picture.
+    The map is resized after scoring: the score and the regions' peaks may exceed the map's maximum in a small picture.
     """
 
     score: float
-    p_value: float  # share of normal pictures that score as high
+    p_value: float  # share of normal pictures that score at least as high
     is_anomalous: bool
     map: NDArray[np.float32]  # pixel scores
     mask: NDArray[np.bool_]  # true in the regions
@@ -73,8 +73,8 @@ class Prediction(NamedTuple):
 class Detector:
     """Detects defects: `Detector.load(folder)` reads a checkpoint folder, `detector(picture)` returns a `Detection`.
 
-    Maps are the paper's, or fuse the `parts` (reference.py). Without a calibration the paper's maps are weighed by the
-    maxima of their batch, as published, and there are no verdicts.
+    The anomaly map is the paper's, or fuses the `parts` (reference.py). Without a calibration, the maxima of a batch
+    balance D_f and D_p, as published, and `detect` raises UserError.
     """
 
     networks: Networks
@@ -95,7 +95,7 @@ class Detector:
     def load(cls, folder: str | Path, device: str = AUTO) -> "Detector":
         """Return the calibrated detector of a category's checkpoint folder.
 
-        The folder may have been moved, but not a file of model.backbone_weights.
+        The folder may be moved. A file named in model.backbone_weights must stay where it was.
         Raise MissingFileError where there is no calibration, UserError where it belongs to other weights.
         """
         folder, remedy = Path(folder), "run python main.py --detection True"
@@ -114,7 +114,7 @@ class Detector:
         return self.detect([picture])[0]
 
     def detect(self, pictures: Sequence[Picture]) -> list[Detection]:
-        """Return a verdict on each picture, the same in any batch but for the last digits.
+        """Return a verdict on each picture. Only the last digits of a score depend on the batch.
 
         Pictures are PIL images, arrays (H, W) of 8 or 16 bits or (H, W, 3 or 4) of 8 bits, or paths.
         Raise UserError for anything else, and without a calibration.
@@ -129,7 +129,7 @@ class Detector:
 
     @property
     def pictures_per_batch(self) -> int:
-        """Return the number of pictures in a batch; tiled ones differ in shape and are single."""
+        """Return the number of pictures in a batch: one if pictures are tiled, as their shapes differ."""
         return self.batch_size if self.view.tiles is None else 1
 
     @property
@@ -147,7 +147,7 @@ class Detector:
 
     @property
     def pixel_threshold(self) -> float:
-        """Return the pixel score above which pixels belong to a region that exceeds `threshold` somewhere."""
+        """Return the pixel score above which pixels belong to a region, if the region's peak exceeds `threshold`."""
         return self.required_calibration.pixel_threshold(self.false_positive_rate)
 
     def decide(self, prediction: Prediction, size: tuple[int, int]) -> Detection:
@@ -164,7 +164,7 @@ class Detector:
         return Detection(prediction.score, p_value, is_anomalous, resized, mask, regions)
 
     def predict_batch(self, pictures: Tensor, noise: NoiseSource) -> list[Prediction]:
-        """Return predictions for pictures (B, C, H, W) in [−1, 1]; published maps are weighed by the batch's maxima."""
+        """Return predictions for pictures (B, C, H, W) in [−1, 1]; uncalibrated D_f and D_p use batch maxima."""
         comparison, calibration = self.compare_batch(pictures, noise), self.calibration
         parts = self.measure_parts(comparison, self.required_calibration.references if self.parts else {})
         ratio = calibration.balance if calibration else batch_ratio(parts["feature"], parts["pixel"])
@@ -173,7 +173,7 @@ class Detector:
         return [self.assemble(of_picture, ratio, scales, rebuilt) for of_picture, rebuilt in pairs]
 
     def compare_batch(self, pictures: Tensor, noise: NoiseSource) -> Comparison:
-        """Compare pictures (B, C, H, W) with reconstructions at the UNet's size, or put together from tiles."""
+        """Compare pictures (B, C, H, W) with reconstructions, which are made at the UNet's size, tile by tile."""
         pictures, tile_shape = pictures.to(self.device), (self.view.size,) * 2
         unet_shape = (self.networks.size or self.view.size,) * 2
         tiles = cut_tiles(pictures, self.view.size)
@@ -194,7 +194,7 @@ class Detector:
     def assemble(
         self, parts: Parts, ratio: float | Tensor, scales: dict[str, Scale], reconstruction: Tensor = NO_RECONSTRUCTION
     ) -> Prediction:
-        """Return a picture's prediction: the paper's map by `ratio`, or its parts (1, 1, h, w) fused by `scales`."""
+        """Return a picture's prediction: D_f and D_p combined by `ratio`, or parts (1, 1, h, w) fused by `scales`."""
         shape = parts["pixel"].shape[-2:]
         if self.parts:
             smoothed = {part: smooth(resize_maps(parts[part], shape), self.blur_sigma) for part in scales}
@@ -214,7 +214,7 @@ class Detector:
         return center_crop(maps, [round(self.crop * extent) for extent in maps.shape[-2:]])
 
     def picture_noise(self, pictures: Tensor, shape: torch.Size) -> Draw:
-        """Return draw() whose noise follows from each picture and the seed."""
+        """Return draw(), whose noise depends only on each picture and the seed."""
         return picture_draws(pictures, self.seed, shape[1:])
 
 
@@ -252,7 +252,7 @@ def build_detector(settings: Settings, unet: nn.Module, extractor: nn.Module, de
 
 
 def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, object]:
-    """Return all that a score depends on beside the picture, as a file stores it; the batch size is not one of them."""
+    """Return what a score depends on, except the picture and the batch size, in the form that files store."""
     of_networks = ("w", "start", "skip", "eta", "draws", "precision", "size", "predicts")
     of_detector = ("v", "blur_sigma", "crop", "seed", "parts", "pooling", "pooled_share")
     inputs = {name: getattr(detector.networks, name) for name in of_networks}
@@ -272,7 +272,7 @@ def predict_pictures(
 def map_batches(
     detector: Detector, folder: ImageFolder, work: Callable[[Tensor], list[Result]], workers: int, group: Group = ALONE
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield all pictures with the results of `work` on batches (B, C, H, W), with which processes take turns."""
+    """Yield all pictures with the results of `work` on batches (B, C, H, W), which the processes share."""
     size = group.broadcast(detector.pictures_per_batch)
     batches = folder.only(group.own_share_of(folder.names(), size)).batches(size, workers)
     for _ in range(math.ceil(len(folder) / (group.size * size))):

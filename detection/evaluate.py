@@ -1,4 +1,4 @@
-"""Stage 3 on the test pictures of a category: metrics with intervals, and what the threshold does (section 5)."""
+"""Stage 3 on the test pictures of a category: metrics with intervals, and errors at the threshold (section 5)."""
 
 import time
 from collections import deque
@@ -55,7 +55,7 @@ class ScoredPictures:
 
 
 class PictureWriter:
-    """Writes the raw maps and figures that the settings ask for; without a calibration, figures wait for all maps."""
+    """Writes the raw maps and figures that the settings ask for; without a calibration, figures after the last map."""
 
     def __init__(self, writer: Writer, detector: Detector, pictures: ImageFolder, settings: Settings):
         self._writer, self._settings, self._stems = writer, settings, file_stems(pictures.names())
@@ -67,7 +67,7 @@ class PictureWriter:
             self._scale = drawing.ColourScale(*(drawing.HOTTEST * top for top in tops))
 
     def add(self, item: Item, prediction: Prediction) -> None:
-        """Write a picture's raw map; draw its figures, or let them wait for `finish`."""
+        """Write a picture's raw map. Draw its figures, or keep them for `finish` without a calibration."""
         files = self._settings.metrics
         if files.raw_maps:
             own_size = resize_maps(prediction.anomaly[None, None], item.size[::-1])[0, 0]
@@ -85,7 +85,7 @@ class PictureWriter:
             self.finish()
 
     def finish(self) -> None:
-        """Draw the figures that wait, in colours that all share."""
+        """Draw the figures that `add` has kept, all with one colour scale."""
         if not self._waiting:
             return
         panels, labels = zip(*self._waiting, strict=True)
@@ -102,7 +102,7 @@ class PictureWriter:
 
 
 def check_evaluation(settings: Settings, output: Path | None = None) -> tuple[ImageFolder, Path]:
-    """Return the test pictures and the results folder. Raise UserError for what would stop the stage later."""
+    """Return the test pictures and the results folder. Raise UserError for a mistake that would stop the stage."""
     view, size = View(**settings.view_arguments()), settings.metrics.size
     pictures = ImageFolder(settings.category_dir, "test", view, masks=settings.data.mask, mask_size=size)
     writer = Writer(output or settings.results_folder)
@@ -153,7 +153,7 @@ def choose_result_folder(folder: Path, inputs: dict[str, object], settings: Sett
     choice = choose_folder(folder, inputs)
     if choice[1] or settings.data.test_batch_size is not None:
         return choice
-    # with `auto`, another batch size makes no other result: scores differ in their last digits alone
+    # with `auto`, a result of another batch size counts as this one: only the last digits of scores differ
     sizes = (replace(settings.data, test_batch_size=size) for size in BATCH_SIZES)
     stored = (as_stored(replace(settings, data=data).as_dict()) for data in sizes)
     others = (choose_folder(folder, {**inputs, "settings": values}) for values in stored)
@@ -194,7 +194,7 @@ def evaluate_pictures(
 
 
 def predict_all(detector: Detector, pictures: ImageFolder, settings: Settings) -> Iterator[tuple[Item, Prediction]]:
-    """Yield all pictures with their predictions; published ones need one process, for one stream of noise."""
+    """Yield all pictures with their predictions. Published ones share one stream of noise, in one process."""
     workers = settings.model.num_workers
     if detector.calibration:
         return predict_pictures(detector, pictures, detector.picture_noise, workers, distributed.group())
@@ -238,7 +238,7 @@ def scored_side(settings: Settings) -> int:
 
 
 def apply_threshold(scores: Scores, labels: Labels, threshold: float | None) -> tuple[float | None, Labels | None]:
-    """Return the threshold, or the published one from the labels if these differ, and the anomalous pictures."""
+    """Return the threshold and the verdicts; without a threshold, Youden's, as published, where both labels occur."""
     if threshold is not None:
         return threshold, scores > threshold
     if not labels.any() or labels.all():

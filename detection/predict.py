@@ -57,7 +57,7 @@ def input_pictures(settings: Settings, source: Path, output: Path | None = None)
 
 
 def predict_input(settings: Settings, source: Path, output: Path | None, resume: bool, force: bool) -> int:
-    """Decide on the pictures in `source`, a folder or a picture; return how many could not be read."""
+    """Inspect the pictures in `source`, a folder or a picture. Return how many could not be read."""
     pictures, writer = check_prediction(settings, source, output, resume, force)
     with writer.locked() if distributed.group().is_main else nullcontext():
         return predict_folder(settings, source, pictures, writer, resume, force and not resume)
@@ -66,7 +66,7 @@ def predict_input(settings: Settings, source: Path, output: Path | None, resume:
 def predict_folder(
     settings: Settings, source: Path, pictures: dict[str, Path], writer: Writer, resume: bool, replace: bool
 ) -> int:
-    """Decide on the pictures, given by their names in `source`, and print a summary."""
+    """Inspect the pictures, named by their paths in `source`, and print a summary. Return how many are unreadable."""
     device = choose_device(settings.model.device)
     torch.manual_seed(settings.model.seed)
     detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
@@ -103,20 +103,20 @@ def predict_folder(
 
 
 def prediction_inputs(source: Path, detector: Detector, settings: Settings) -> dict[str, object]:
-    """Return what all rows of one table share."""
+    """Return what all rows of a table depend on: the input, the detector and the thresholds."""
     thresholds = [detector.required_calibration.balance, detector.threshold, detector.pixel_threshold]
     inputs: dict[str, object] = {"format": FORMAT, "input": str(source.resolve())}
     return inputs | {"detector": calibration_inputs(detector, settings), "thresholds": thresholds}
 
 
 def largest_input_batch(pictures: Mapping[str, Path], detector: Detector, group: distributed.Group) -> int:
-    """Return a batch size of at most PIXELS_PER_BATCH, the same in all processes."""
+    """Return how many pictures a batch of at most PIXELS_PER_BATCH holds, the same in all processes."""
     largest = max((math.prod(stored[0]) for path in pictures.values() if (stored := read_header(path))), default=0)
     return group.broadcast(min(detector.pictures_per_batch, max(1, PIXELS_PER_BATCH // max(1, largest))))
 
 
 def unfinished_batches(names: Sequence[str], done: set[str], size: int) -> list[str]:
-    """Return the names in all batches that are not done; batches stay whole, as last digits depend on them."""
+    """Return the names in all unfinished batches. Batches stay whole: the last digits of scores depend on them."""
     batches = (names[first : first + size] for first in range(0, len(names), size))
     return [name for batch in batches if not done.issuperset(batch) for name in batch]
 
@@ -124,7 +124,7 @@ def unfinished_batches(names: Sequence[str], done: set[str], size: int) -> list[
 def predict_each(
     names: Sequence[str], size: int, pictures: Mapping[str, Path], detector: Detector, workers: int
 ) -> Iterator[tuple[str, Image.Image | None, Detection | str]]:
-    """Yield each name with its picture and verdict, or with an error message; processes take turns with batches."""
+    """Yield each name with its picture and verdict, or with an error message; the processes share the batches."""
     group = distributed.group()
 
     def read(name: str) -> tuple[str, Image.Image | str]:

@@ -1,9 +1,9 @@
-"""Memory banks, beyond the paper: how unlike those of normal pictures a picture's features are (docs/laptop.md).
+"""Memory banks, beyond the paper: distances of features from those of normal pictures (docs/laptop.md).
 
-A `Reference` measures distances from usual features, most as local outlier factors (Breunig et al. 2000, simplified):
-the mean distance to the nearest ones, divided by the mean distance of those to their own neighbours. `Scale` gives each
-part units in which the maximum of a normal picture is about 1; `fuse_parts` joins the parts to one map. BLURRED parts
-weigh less, so that sharp parts draw the outline. PLACELESS parts know no position: they multiply the map of the others.
+Most distances of a `Reference` are local outlier factors (Breunig et al. 2000, simplified): the mean distance to the
+nearest bank rows, divided by the mean distance of those rows to their own neighbours. `Scale` normalises each part: a
+normal picture's maximum becomes about 1. `fuse_parts` joins the parts to one map. BLURRED parts weigh less, so that
+sharp parts define the outline. PLACELESS parts have no position: they multiply the map of the others.
 """
 
 import math
@@ -18,15 +18,15 @@ from torch import Tensor
 from anomaly_map import patch_mean
 
 DISTANCES = ("feature", "pixel")
-PICTURE, WIDE, WHOLE = "picture", "wide", "whole"  # descriptors of each position, of 4×4 positions, of all
+PICTURE, WIDE, WHOLE = "picture", "wide", "whole"  # one descriptor per position, 4×4 positions, picture
 # `patch_memory` measures plain distances (PatchCore), the others local outlier factors
 DESCRIBED_BY = {"memory": PICTURE, "wide_memory": WIDE, "whole_memory": WHOLE, "patch_memory": PICTURE}
 BLURRED = {"pixel", "wide_memory", "whole_memory"}
 PLACELESS = {"whole_memory"}
 BLURRED_WEIGHT = 0.5
 WIDTH = 4  # positions of a wide descriptor
-HALF_WHITE, UNCHANGED = 0.5, 0.0  # how far the spreads of normal descriptors are made equal
-SHRINKAGE = 0.01  # of the covariance towards a sphere, in mean variances
+HALF_WHITE, UNCHANGED = 0.5, 0.0  # `evenness`: 0 keeps the spreads of descriptors, 1 makes them equal
+SHRINKAGE = 0.01  # added to all variances before whitening, as a share of their mean
 BANK = 20_000  # descriptors in a memory bank, at most
 KEPT_PER_PICTURE = 64  # descriptors, at most; with more, many have their nearest neighbours in their own picture
 SAMPLED_PER_KEPT = 15
@@ -35,14 +35,14 @@ FOLLOWED = 0.9  # of the largest squared distance: only samples beyond it are up
 ROWS_AT_ONCE = 1024  # rows whose distances are in memory at a time
 GROUP = 16  # columns whose minimum is found first
 NEIGHBOURS = 4  # of a local outlier factor
-LEAST_SPACING = 0.1  # of the median spacing, for rows that repeat others
-DEVIATIONS = 1  # between the mean of normal maxima and the top of a scale
+LEAST_SPACING = 0.1  # as a share of the median spacing, for rows that repeat others
+DEVIATIONS = 1  # standard deviations from the mean of normal maxima to the top of a scale
 LEAST_UNIT = 1e-12
-LEAST_TOP = 0.05  # of a map that `boost` multiplies
+LEAST_TOP = 0.05  # smallest maximum of a map by which `boost` divides
 
 
 def patch_descriptors(features: Sequence[Tensor]) -> Tensor:
-    """Return all layers but the first, means over 3×3 positions, on the second one's grid: (B, C, H, W)."""
+    """Return layers 2 and up, averaged over 3×3 positions and resized to the second's grid: (B, C, H, W)."""
     means = [patch_mean(layer.float()) for layer in features[1:]]
     shape = means[0].shape[-2:]
     return torch.cat([F.interpolate(layer, size=shape, mode="bilinear", align_corners=False) for layer in means], dim=1)
@@ -55,7 +55,7 @@ def wide_descriptors(descriptors: Tensor) -> Tensor:
 
 
 def describe_pictures(features: Sequence[Tensor], parts: Collection[str]) -> dict[str, Tensor]:
-    """Return by kind the descriptors that the memory `parts` compare, from feature maps, layer1 first."""
+    """Return the descriptors that the memory `parts` compare, by kind, from feature maps, layer1 first."""
     patches = patch_descriptors(features)
     described = {PICTURE: patches, WIDE: wide_descriptors(patches), WHOLE: patches.mean(dim=(2, 3), keepdim=True)}
     return {kind: described[kind] for kind in described if kind in descriptor_kinds(parts)}
@@ -89,7 +89,7 @@ def fuse_parts(units: Mapping[str, Tensor], scored: Callable[[Tensor], Tensor] =
 
 
 def boost(maps: Tensor, top: Tensor, weight: Tensor) -> Tensor:
-    """Multiply positive values by one factor, with which the square of `top` grows by `weight`."""
+    """Multiply positive values by one factor, so that the square of their maximum `top` grows by `weight`."""
     return torch.where(maps > 0, maps * (1 + weight / top.clamp_min(LEAST_TOP).square()).sqrt(), maps)
 
 
@@ -98,7 +98,7 @@ def sum_of_weights(units: Mapping[str, Tensor]) -> Tensor:
 
 
 def part_weight(part: str, units: Tensor) -> Tensor:
-    """Return the squares of non-negative units; of BLURRED parts half of that, and half of the units above 1."""
+    """Return the squares of units ≥ 0; for BLURRED parts half the square up to 1, and half the unit above."""
     squares = units.square()
     return BLURRED_WEIGHT * torch.minimum(units, squares) if part in BLURRED else squares
 
@@ -111,7 +111,7 @@ def measure_scale(maps: Sequence[Tensor]) -> Scale:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A memory bank: usual descriptors of normal pictures. With `spacing`, distances are local outlier factors."""
+    """A memory bank: descriptors of normal pictures. With `spacing`, distances are local outlier factors."""
 
     transform: Tensor  # (C, D)
     bank: Tensor  # (M, D), descriptors @ transform
@@ -149,7 +149,7 @@ def samples_per_picture(pictures: int) -> int:
 
 
 def placeholder(width: int, pictures: int) -> Reference:
-    """Return a reference of `width` channels that takes as long as one learnt from `pictures` pictures."""
+    """Return a reference of `width` channels that is as slow to use as one learnt from `pictures` pictures."""
     rows = bank_size(pictures)
     return Reference(torch.eye(width), torch.zeros(rows, width), torch.ones(rows))
 
@@ -172,7 +172,7 @@ def build_references(samples: Mapping[str, Sequence[Tensor]], parts: Sequence[st
 
 
 def build_memory(samples: Tensor, count: int, evenness: float, seed: int) -> Reference:
-    """Return a memory bank of `count` of the samples (N, C), their spreads made equal to the degree `evenness`."""
+    """Return a memory bank of `count` of the samples (N, C), whitened to the degree `evenness`."""
     transform = whitening(samples, evenness)
     points = samples @ transform
     return Reference(transform, points[farthest_points(points, count, seed)])
@@ -198,8 +198,8 @@ def whitening(samples: Tensor, evenness: float) -> Tensor:
 def farthest_points(samples: Tensor, count: int, seed: int) -> Tensor:
     """Return the indices of `count` samples (N, C), each the farthest from those before it.
 
-    The choice (Gonzalez 1985; PatchCore's coreset) follows a random projection. Distances only shrink: while samples
-    lie beyond `least`, the farthest is one of them, and only they are updated; the others follow when none is left.
+    Distances (Gonzalez 1985; PatchCore's coreset) are measured in a random projection. They only shrink: while one is
+    at least `least`, the farthest sample is among those `beyond`. Only these are updated; the others follow afterwards.
     """
     generator = torch.Generator().manual_seed(seed)
     projection = torch.randn(samples.shape[1], PROJECTED, generator=generator) / PROJECTED**0.5

@@ -1,9 +1,9 @@
 """The calibration: the balance of the two distances, and thresholds that need no defects.
 
-Both are measured once, on normal pictures that training has not seen (published ones depend on the test pictures).
+Both are measured once, on normal pictures that training has not seen (the published ones need test pictures).
 A score is judged by its rank among the n normal scores (split conformal prediction; Vovk et al. 2005, Bates et al.
-2023): a new normal picture has p ≤ α with a probability of at most α, for any distribution, once the balance is given.
-(The same pictures set the balance; with heavy tails, a simulation gave 2.5 % for 2.3 % at n = 42.)
+2023): a new normal picture has p ≤ α with a probability of at most α, for any distribution, if the balance is fixed.
+(Here the same pictures set it; a simulation with heavy tails gave 2.5 % instead of 2.3 % at n = 42.)
 """
 
 import bisect
@@ -27,7 +27,7 @@ PIXEL_RATES = np.geomspace(0.5, 1e-5, 128)  # shares of normal pixels whose quan
 
 
 class Promise(NamedTuple):
-    """What a threshold from normal pictures promises of new ones."""
+    """The false-positive rate that a threshold from normal pictures promises on new ones."""
 
     rate: float  # expected share of false positives
     confidence: float  # probability that the threshold keeps the requested rate
@@ -36,7 +36,7 @@ class Promise(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a detector measured on normal pictures; `scales` and `references` are of the parts of a fused map."""
+    """What a detector measured on normal pictures; `scales` and `references` belong to the parts of a fused map."""
 
     feature: float  # mean maximum of smoothed D_f
     pixel: float  # mean maximum of smoothed D_p
@@ -73,12 +73,12 @@ class Calibration:
         return self.scores[-rank_of_threshold(len(self.scores), rate)]
 
     def pixel_threshold(self, rate: float) -> float:
-        """Return the pixel score that `rate` of the normal pixels exceed; anomalous pictures have pixels above it."""
+        """Return the pixel score that `rate` of the normal pixels exceed, or `threshold(rate)` if that is lower."""
         pixel = float(np.interp(math.log(rate), np.log(PIXEL_RATES[::-1]), self.pixels[::-1]))
         return min(pixel, self.threshold(rate))
 
     def promise(self, rate: float) -> Promise:
-        """Return the promise for `rate`: with k − 1 pictures above, it follows Beta(k, n + 1 − k)."""
+        """Return the promise for `rate`: false positives follow Beta(k, n + 1 − k), k being the threshold's rank."""
         n, k = len(self.scores), rank_of_threshold(len(self.scores), rate)
         return Promise(k / (n + 1), float(betainc(k, n + 1 - k, rate)), float(betaincinv(k, n + 1 - k, CONFIDENCE)))
 

@@ -1,7 +1,7 @@
 """--tune: choose settings of detection without labels, by synthetic anomalies on pictures that training has not seen.
 
-One setting after the other takes the value that best separates these pictures from their copies with anomalies, in full
-and faint. It must gain LEAST_GAIN, and no kind of anomaly may lose more than MOST_LOST.
+Settings are tuned one by one. Each takes the value that best separates these pictures from their copies with anomalies,
+full or faint. The value must gain LEAST_GAIN, and no kind of anomaly may lose more than MOST_LOST.
 """
 
 import json
@@ -39,8 +39,8 @@ from training import checkpoint
 TUNED, LOG = "tuned.yaml", "tuning.jsonl"
 REMEDY = "name another folder with --output"
 PICTURES = 40  # held-out normal ones, at most
-COPIES = 2  # of each, with an anomaly and noise of its own, as single draws vary
-FAINT = 0.3  # share of an anomaly's change; in full, most settings find it
+COPIES = 2  # of each picture; each copy has its own anomaly and noise, as single draws vary
+FAINT = 0.3  # share of an anomaly's change in a faint copy; most settings find the full change
 LEAST_GAIN = 0.005  # of the objective, at most 1: 2.5 standard deviations between draws on most categories
 MOST_LOST = 0.02  # of a kind's image AUROC, as real defects may all be of that kind
 PRO_LIMIT = 0.3
@@ -50,7 +50,7 @@ RECONSTRUCTION_SETTINGS: Mapping[str, Sequence[object]] = {  # the values to try
     "model.test_trajectoy_steps": (100, 250, 400),
     "model.skip": (25, 50, 125),
 }
-SCORE_SETTINGS: Mapping[str, Sequence[object]] = {  # of maps and scores alone
+SCORE_SETTINGS: Mapping[str, Sequence[object]] = {  # they change only maps and scores
     "model.v": (0.25, 0.5, 1.0, 2.0, 4.0),
     "score.pooling": ("maximum", "top_mean"),
     "score.pooled_share": (0.002, 0.01, 0.05),
@@ -76,7 +76,7 @@ class Quality(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Normal pictures (C, H, W), copies with anomalies and their masks (H, W), and `others`, which do not count."""
+    """Normal pictures (C, H, W), copies with anomalies and their masks (H, W); the quality ignores `others`."""
 
     unseen: list[str]
     clean: list[Tensor]
@@ -193,7 +193,7 @@ def features_to_try(settings: Settings, unseen: Sequence[str]) -> list[int]:
 
 
 def alternatives(settings: Settings, best: Settings, name: str, values: Sequence[object]) -> Iterator[Settings]:
-    """Yield the best settings with each other value of a key that they allow."""
+    """Yield the best settings with each other value of the key `name`, if the combination is valid."""
     if has_no_effect(name, best):
         return
     for value in values:
@@ -215,7 +215,7 @@ def has_no_effect(name: str, settings: Settings) -> bool:
 
 
 def with_settings(detector: Detector, settings: Settings) -> Detector:
-    """Return the detector, with the same networks, and all tuned settings but the features."""
+    """Return the detector with the same networks and all tuned settings except the features."""
     model, score = settings.model, settings.score
     networks = replace(detector.networks, w=model.w, start=model.test_trajectoy_steps, skip=model.skip)
     return replace(detector, networks=networks, v=model.v, pooling=score.pooling, pooled_share=score.pooled_share)
@@ -248,7 +248,7 @@ def try_detector(detector: Detector, bench: Bench, settings: Settings, before: T
 
 
 def measure_quality(trial: Trial, bench: Bench) -> Quality:
-    """Return how well the trial separates synthetic anomalies from normal pictures, and outlines them."""
+    """Return how well the trial separates synthetic anomalies from normal pictures, and locates them."""
     detector, known = trial.detector, trial.detector.required_calibration
     predictions = [detector.assemble(parts, known.balance, known.scales) for parts in trial.clean + trial.anomalous]
     normal, anomalous = np.split(np.array([prediction.score for prediction in predictions]), [len(trial.clean)])
@@ -263,7 +263,7 @@ def measure_quality(trial: Trial, bench: Bench) -> Quality:
 
 
 def mean_pro(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]) -> float:
-    """Return PRO, the mean over maps where they differ in shape; those of one shape are ranked together."""
+    """Return PRO of maps of one shape, ranked together; for several shapes, the mean weighted by counts."""
     total = 0.0
     for shape in {values.shape for values in maps}:
         same = [place for place, values in enumerate(maps) if values.shape == shape]

@@ -1,4 +1,4 @@
-"""Pixels of any depth as 8 bits. The scale is fixed, as a picture's own range depends on its brightest pixel.
+"""Convert pixels of any depth to 8 bits. The scale is fixed: a picture's own range would vary with its content.
 
 16 bits are divided by 65535, or by the largest value that a TIFF's tags declare (12 bits: 4095).
 Floating-point values are divided by the smallest of 1, 255 and 65535 that holds them.

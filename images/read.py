@@ -1,4 +1,4 @@
-"""Pictures and masks of any format: upright, 8 bit, grey or colour. tifffile reads TIFFs that Pillow cannot."""
+"""Read pictures and masks of any format as upright 8-bit grey or colour. tifffile reads TIFFs that Pillow cannot."""
 
 import math
 import struct
@@ -43,7 +43,7 @@ def read_picture(path: Path, channels: int = 3) -> Image.Image:
 
 
 def read_reduced(path: Path, channels: int, target: Callable[[int, int], Size]) -> tuple[Image.Image, Size]:
-    """Return `read_picture` for a resize to `target(width, height)`, reduced if it is large, and its own size."""
+    """Return a picture for a resize to `target(width, height)`, reduced if it is large, and its original size."""
     header = read_header(path)
     with READING if header and math.prod(header[0]) > LARGE else nullcontext():
         picture = open_upright(path)
@@ -227,7 +227,7 @@ def read_mask(path: Path, picture_size: Size, picture_path: Path, size: int) -> 
         problem = f"mask {path} is {actual}, its picture {picture_path} {expected}"
         raise UserError(f"{problem}; make them the same, or set data.mask=False")
     levels = Image.fromarray(mask_levels(values, are_labels))
-    return np.asarray(levels.resize((size, size), Image.Resampling.BILINEAR)) > LARGEST_LABEL  # binary only now
+    return np.asarray(levels.resize((size, size), Image.Resampling.BILINEAR)) > LARGEST_LABEL  # binary after the resize
 
 
 def read_full_mask(path: Path) -> NDArray[np.bool_]:

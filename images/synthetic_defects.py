@@ -144,7 +144,7 @@ ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit, "wo
 
 
 def make_synthetic_anomalies(normal: Sequence[Tensor], copies: int, seed: int) -> Anomalies:
-    """Return `copies` of each normal picture (C, H, W) uint8, each with one defect; the kinds take turns."""
+    """Return `copies` of each normal picture (C, H, W) uint8, each with one defect; the kinds of defect alternate."""
     rng, names = np.random.default_rng(seed), list(ALL_DEFECTS)
     kinds = [names[number % len(names)] for number in range(copies * len(normal))]
     arrays = [pixels.permute(1, 2, 0).numpy().astype(np.float32) / np.float32(255) for pixels in normal]  # (H, W, C)

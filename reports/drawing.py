@@ -1,4 +1,4 @@
-"""Heat colours, overlays, outlines and the figure of one picture: arrays in, pictures out."""
+"""Draw heat colours, overlays, outlines and the figure of one picture, from arrays."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor
 PANEL_HEIGHT, CAPTION_HEIGHT, GAP = 256, 24, 6  # pixels
 COLOUR_MAP = matplotlib.colormaps["turbo"]
 OVERLAY = 0.55  # weight of the heat colours over the picture
-HOTTEST = 2  # the hottest colour stands for this multiple of what normal pictures reach
+HOTTEST = 2  # the hottest colour stands for this multiple of the threshold, or of a distance's mean normal maximum
 OUTLINE = (255, 0, 80)  # RGB of the border around a defect
 LAYER_SIDE, LAYER_REACH = 256, 2  # pixels: the longer side of a layer of report.html, and the width of its outline
 PIXELS_PER_LINE = 400  # of the longer side, per pixel of outline width
@@ -99,7 +99,7 @@ def border(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
 
 
 def draw_layers(panel: Panel, scale: ColourScale) -> dict[str, Image.Image]:
-    """Return the layers of report.html by name, in the picture's proportions; an outline only of a defect."""
+    """Return the layers of report.html by name, in the picture's proportions; `outline` only around a marked defect."""
     factor = LAYER_SIDE / max(panel.size)
     size = max(1, round(panel.size[0] * factor)), max(1, round(panel.size[1] * factor))
     heat = overlay_heat(panel.picture, panel.anomaly, scale.anomaly)

@@ -1,4 +1,4 @@
-"""report.html: one page that needs no other file, template.html with the results folders' content."""
+"""Write report.html, one page that needs no other file: template.html, filled with results folders' content."""
 
 import base64
 import hashlib
@@ -194,7 +194,7 @@ def compare_with_paper(fraction: float | None, published: float | None) -> list[
 
 
 def run_facts(manifest: Mapping[str, object]) -> list[list[str]]:
-    """Return name and value of what the manifest says of the run, except what the page shows elsewhere."""
+    """Return names and values of the manifest, except those that the page shows elsewhere."""
     facts = {name: value for name, value in manifest.items() if name not in SHOWN_ELSEWHERE and value not in EMPTY}
     memory = facts.pop("peak_memory_bytes", None)
     if isinstance(memory, (int, float)):
@@ -203,20 +203,20 @@ def run_facts(manifest: Mapping[str, object]) -> list[list[str]]:
 
 
 def fill_template(template: str, data: object, pictures: object) -> Iterator[str]:
-    """Yield the page in parts: both blocks of JSON, and a policy for its own script and style only."""
+    """Yield the page in parts, with both blocks of JSON and a policy that allows only its own script and style."""
     for kind in ("script", "style"):
         (content,) = re.findall(f"<{kind}>(.*?)</{kind}>", template, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         template = template.replace(f"{{{{{kind}}}}}", f"'sha256-{digest}'")
     blocks = {"{{data}}": data, "{{pictures}}": pictures}
     for part in re.split(r"(\{\{data\}\}|\{\{pictures\}\})", template):
-        if part in blocks:  # with < > & escaped, as no name may begin or end an element
+        if part in blocks:  # < > & are escaped, so that no name begins or ends an element
             part = re.sub("[<>&]", lambda sign: f"\\u{ord(sign[0]):04x}", json.dumps(json_value(blocks[part])))
         yield part
 
 
 def json_value(value: object) -> object:
-    """Return what JSON can hold: bytes that are no text become \\xff, infinite numbers become text."""
+    """Return a value that JSON can hold: bytes that are no text become \\xff, non-finite numbers become text."""
     if isinstance(value, str):
         return re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", value)
     if isinstance(value, dict):

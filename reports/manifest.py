@@ -1,4 +1,4 @@
-"""manifest.json: how a result was made, enough to repeat it and to say what differs."""
+"""Collect the inputs of a result for manifest.json, read the file, and compare the inputs of two results."""
 
 import importlib.metadata
 import json

@@ -51,7 +51,7 @@ class MetricSummary:
     intervals: dict[str, Interval] = field(default_factory=dict)
     curves: dict[str, Points] = field(default_factory=dict)
     operating_point: OperatingPoint | None = None  # what the threshold does to all pictures; None without one
-    kinds: dict[str, OperatingPoint] = field(default_factory=dict)  # each kind of defect beside the normal pictures
+    kinds: dict[str, OperatingPoint] = field(default_factory=dict)  # each kind of defect, with the normal pictures
 
     @classmethod
     def from_stored(cls, content: Mapping[str, Any]) -> "MetricSummary":
@@ -153,7 +153,7 @@ def short_name(key: str) -> str:
 
 
 def mean_if_complete(values: Sequence[float | None]) -> float | None:
-    """Return the mean; None where a value is missing, as a mean over fewer values compares with nothing."""
+    """Return the mean; None where a value is missing, as means over different categories do not compare."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 

@@ -29,7 +29,7 @@ class PredictionRow(TypedDict):
 
 
 class Predictions:
-    """The predictions of a folder: new rows after the earlier ones that are whole and have no error.
+    """Keep a folder's predictions: the earlier rows that are complete and have no error, then new rows.
 
     `run` says what the rows depend on; raise UserError where earlier rows depend on something else. `replace` drops
     earlier rows. `batch_size` stays that of the earlier rows, as the last digits of a score depend on it.

@@ -1,4 +1,4 @@
-"""A results folder read back: scores, metrics, curves, manifest, and the first threshold of its page."""
+"""Read a results folder: scores, metrics, curves, manifest, and the first threshold of its page."""
 
 import csv
 import json
@@ -76,7 +76,7 @@ def read_result(folder: Path) -> ResultFolder:
 
 
 def read_scores(path: Path) -> Iterator[ScoredPicture]:
-    """Yield the rows of a scores.csv; raise UserError, MissingFileError where there is none."""
+    """Yield the rows of a scores.csv. Raise UserError if it is damaged, MissingFileError if it is missing."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             lines = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""Tables to read and to paste: categories beside the paper, the paper's results, runs side by side."""
+"""Make tables: categories beside the paper's results, the paper's results alone, runs side by side."""
 
 import html
 import io
@@ -168,7 +168,7 @@ def results_in(path: Path) -> dict[str, Result]:
         raise MissingFileError(f"no {MANIFEST} in {path} or its subfolders; name a results folder of --detection")
     results = [Result(folder, load_manifest(folder)) for folder in folders]
     names = [result.manifest["category"] for result in results]
-    # Two results of one category have the names of their folders
+    # Results of the same category are named by their folders
     unique = (each.folder.name if names.count(name) > 1 else name for name, each in zip(names, results, strict=True))
     return dict(zip(unique, results, strict=True))
 

@@ -32,7 +32,7 @@ FORMATS = {".png": "PNG", ".tiff": "TIFF", ".webp": "WEBP"}
 
 
 class Spool:
-    """Arrays of one shape and type, appended to a file and read back as one, which may exceed memory."""
+    """Append arrays of one shape and type to a file, and read them back as one, which may exceed memory."""
 
     def __init__(self, file: IO[bytes], folder: Path):
         self._file, self._folder, self._count = file, folder, 0
@@ -98,7 +98,7 @@ class Writer:
     def scores(
         self, paths: Sequence[str], labels: Iterable[bool], scores: Iterable[float], **more: Iterable[object]
     ) -> None:
-        """Write scores.csv, a row per picture; `more` columns by name."""
+        """Write scores.csv, a row per picture; `more` gives further columns by name."""
         columns = [paths, map(int, labels), (f"{score:.9g}" for score in scores), *more.values()]
         self._table(SCORES, ["path", "label", "score", *more], zip(*columns, strict=True))
 
@@ -172,7 +172,7 @@ class Writer:
 
 
 def choose_folder(folder: Path, inputs: Mapping[str, object]) -> tuple[Path, bool]:
-    """Return the first of <folder>, <folder>-2, … that is free or holds this result; and if it does."""
+    """Return the first of <folder>, <folder>-2, … that is free or holds this result, and whether it holds it."""
     folders = numbered_folders(folder)
     chosen = next(path for path in folders if not is_complete(path) or manifest.is_result_of(path, inputs))
     return chosen, is_complete(chosen)
@@ -190,7 +190,7 @@ def numbered_folders(folder: Path) -> Iterator[Path]:
 
 
 def beside(folder: Path, ending: str) -> Path:
-    """Return the path beside `folder` whose name is longer by `ending`; resolve `.` and `..` first."""
+    """Return the path beside `folder` with `ending` added to its name; resolve `.` and `..` first."""
     named = safe_names.named_path(folder)
     return named.parent / f"{named.name}{ending}"
 

@@ -1,1 +1,1 @@
-"""The machine that a run uses: device, processes, progress, interrupts and errors."""
+"""What a run needs around its method: device, processes, progress, interrupts and errors."""

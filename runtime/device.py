@@ -58,7 +58,7 @@ def compile_network(network: Network, wanted: bool | str, device: torch.device) 
 
 
 def keep_memory() -> None:
-    """Let the process keep the memory of freed tensors: to return it costs a quarter of a training step on a CPU."""
+    """Keep the memory of freed tensors in the process: returning it costs a quarter of a training step on a CPU."""
     if ON_GLIBC:
         for parameter, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: map no block alone; M_TRIM_THRESHOLD: return none
             ctypes.CDLL(None).mallopt(parameter, value)

@@ -65,7 +65,7 @@ class Group:
     def share_gradients(self, unet: nn.Module) -> tuple[nn.Module, Callable[[bool], AbstractContextManager[object]]]:
         """Return the network with gradients averaged over all processes, and the context for a backward pass.
 
-        It takes whether the processes exchange gradients in this pass, or only sum their own.
+        Call the context with a flag: whether processes exchange gradients in this pass, or only sum their own.
         """
         if self.size == 1:
             return unet, lambda _: nullcontext()

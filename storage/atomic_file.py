@@ -47,7 +47,7 @@ def ensure_writable(folder: Path, remedy: str) -> None:
 def atomic_write(path: Path, remedy: str, mode: str = "wb") -> Iterator[File]:
     """Yield a file that gets its name only when it is complete.
 
-    Raise UserFileError with `remedy` where that fails; an earlier file of the name stays as it was.
+    Raise UserFileError with `remedy` where that fails; an earlier file of that name stays unchanged.
     """
     temporary: Path | None = None
     try:

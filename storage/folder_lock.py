@@ -1,4 +1,4 @@
-"""Let one run at a time write into a folder; on a file system without locks it prints a warning and goes on.
+"""Let one run at a time write into a folder. On a file system without locks, print a warning and continue.
 
 The lock on the file `.lock` ends with the process. The file also holds a note on its owner, for error messages.
 """

@@ -1,6 +1,6 @@
 """Fetch pretrained weights: by a known name only, and only with the content that the publisher's SHA-256 describes.
 
-Names of torchvision's files and of timm's addresses contain its first digits; the Hugging Face hub names files by it.
+torchvision's file names and timm's addresses contain its first digits; the Hugging Face hub names files by the hash.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Write CSV tables whose cells no spreadsheet runs as a formula.
 
-A cell that begins with one of FORMULA_SIGNS, such as `=cmd|…`, gets an apostrophe in front. Numbers stay numbers.
+A cell that begins with one of FORMULA_SIGNS, such as `=cmd|…`, gets an apostrophe in front. Numbers stay unchanged.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Make file names of names that data and configuration bring, none of which may leave its folder."""
+"""Make safe file names from names in data and configuration; no file may leave its folder."""
 
 import hashlib
 import os
@@ -31,7 +31,7 @@ def stays_inside(name: str, windows: bool = WINDOWS) -> bool:
 def file_stems(names: Collection[str], windows: bool = WINDOWS) -> dict[str, str]:
     """Return a safe name for each picture's files: its stem, or its whole name where several pictures share the stem.
 
-    Raise UserError for a name, such as `.`, that is no file's.
+    Raise UserError for a name that no file can have, such as `.`.
     """
     for name in names:
         if not PurePosixPath(name).name:
