@@ -219,7 +219,7 @@ def operating_point(scores: ArrayLike, labels: ArrayLike, threshold: float) -> O
     """Return the counts and rates of the rule score > threshold on scores (N,), which must be finite."""
     maps, masks = _as_maps(scores, labels)
     if not np.isfinite(maps).all() or np.isnan(threshold):
-        raise ValueError(f"threshold is {threshold}; the threshold and all scores must be finite")
+        raise ValueError(f"threshold is {threshold}; it or a score is not finite; replace what is not")
     flagged, defective = maps > threshold, masks > 0
     hits, alarms = int((flagged & defective).sum()), int((flagged & ~defective).sum())
     defects, normals = int(defective.sum()), int((~defective).sum())

@@ -521,7 +521,7 @@ CASES = (
     Case(
         "no channels",
         (*TRAIN, "model.channel_multipliers=[1, 0.1]"),
-        ("channel_multipliers", "base_channels is 8", "raise one"),
+        ("channel_multipliers", "base_channels is 8", "raise channel_multipliers"),
     ),
     Case(
         "nothing in the centre",
