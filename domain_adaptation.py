@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anomaly_map import resize_maps
 from config.keys import Settings
-from dataset import ImageFolder, View, picture_fingerprint
+from dataset import ImageFolder, picture_fingerprint
 from ddad import gaussian_draws, noise_predictor, reconstruct
 from feature_extractor import FeatureExtractor
 from runtime import distributed, interrupt
@@ -27,6 +27,7 @@ from training import checkpoint, networks, pixel_cache
 from training.batches import full_batches, shuffled_batches
 from training.checkpoint import FEATURES_PREFIX
 from training.log import ADAPTATION, Log, check_log_kind
+from training.normal_pictures import normal_pictures
 from unet import UNet
 
 LEARNING_RATE = 1e-4  # AdamW, as published
@@ -86,7 +87,7 @@ def layer_distance(a: Features, b: Features) -> Tensor:
 def check_adaptation(settings: Settings) -> ImageFolder:
     """Return all pictures of train/good. Raise UserError for what would stop stage 2 later."""
     check_log_kind(settings.training.log)
-    pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
+    pictures = normal_pictures(settings)
     batch_size, processes = settings.data.DA_batch_size, distributed.group().size
     full_batches(len(pictures.split(**settings.split_arguments())[0]), batch_size, "data.DA_batch_size")
     if batch_size // 2 % processes:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from anomaly_map import resize_maps
 from config.keys import Settings
 from data_tools import check, check_output
-from dataset import ImageFolder, View, picture_fingerprint
+from dataset import ImageFolder, picture_fingerprint
 from ddad import NoisePredictor, NoiseSchedule, loss_weights, noise_loss, noise_predictor
 from runtime import distributed, interrupt
 from runtime.device import autocast, choose_device, compile_network, resolve_dtype
@@ -25,6 +25,7 @@ from storage.atomic_file import ensure_writable
 from training import checkpoint, networks, pixel_cache
 from training.batches import augment, full_batches, random_squares, shuffled_order
 from training.log import TRAINING, Log, check_log_kind
+from training.normal_pictures import normal_pictures
 from training.resume import Trainer, restore_trainer
 
 LOSS_WINDOW = 100  # steps over which the printed loss is averaged
@@ -122,8 +123,7 @@ class UpdateRule:
 
 def plan_training(settings: Settings, resume: bool = False) -> TrainingPlan:
     """Return the training that the settings describe, unchecked. Raise MissingFileError without pictures."""
-    pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
-    return TrainingPlan(settings, *pictures.split(**settings.split_arguments()), resume)
+    return TrainingPlan(settings, *normal_pictures(settings).split(**settings.split_arguments()), resume)
 
 
 def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:

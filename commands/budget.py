@@ -7,7 +7,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,9 +16,9 @@ from torch import Tensor
 
 import train
 from config.keys import PLANNED, Settings
-from dataset import ImageFolder
+from dataset import ImageFolder, Item
 from detection.calibrate import calibration_work, image_descriptors, parts_of_batch, placeholder_references
-from detection.detector import build_detector, map_batches
+from detection.detector import build_detector, map_batches, stack_pictures
 from runtime import distributed
 from runtime.device import choose_device
 from runtime.errors import MissingFileError, UserError
@@ -89,7 +89,7 @@ def plan_epochs(settings: Settings, stages: Collection[str], inputs: int | None)
 def detection_work(plan: train.TrainingPlan, inputs: int | None) -> tuple[int, int, int]:
     """Return how many normal pictures to score, how many to compute only descriptors of, and how many test pictures."""
     settings, normal = plan.settings, (len(plan.pictures), len(plan.held_out))
-    scored, described = calibration_work(settings.score.parts or (), *normal, settings.calibration.pictures)
+    scored, described = calibration_work(settings, *normal)
     if inputs is None:
         inputs = len(ImageFolder(settings.category_dir, "test", plan.pictures.view, masks=False))
     return scored, described, inputs
@@ -129,11 +129,13 @@ def time_machine(plan: train.TrainingPlan, detects: bool) -> Costs:
     detector = build_detector(settings, networks.build_unet(settings), extractor, device)
     references = placeholder_references(detector, next(few.batches(1, 0))[0].picture[None], len(plan.pictures))
 
-    def seconds_of(work: Callable[[Tensor], list[dict[str, Tensor]]]) -> float:
+    def seconds_of(work: Callable[[Sequence[Item]], list[dict[str, Tensor]]]) -> float:
         return time_calls(lambda: list(map_batches(detector, few, work, 0)), 2)[-1] / len(few)
 
-    picture = seconds_of(lambda batch: parts_of_batch(detector, batch, references))
-    return Costs(step, picture, seconds_of(lambda batch: [image_descriptors(detector, batch)] * len(batch)))
+    picture = seconds_of(lambda items: parts_of_batch(detector, stack_pictures(items), [references] * len(items)))
+    return Costs(
+        step, picture, seconds_of(lambda items: [image_descriptors(detector, stack_pictures(items))] * len(items))
+    )
 
 
 def time_calls(call: Callable[[], object], times: int) -> list[float]:

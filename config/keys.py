@@ -8,9 +8,11 @@ from typing import Any
 
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
+SPLIT, CROSS = "split", "cross"
 PLANNED = 0  # `auto` epochs until commands/budget.py knows how many fit training.budget_minutes
 STAGES = ("train", "domain_adaptation", "detection")
-PARTS = ("pixel", "feature", "memory", "wide_memory", "whole_memory", "patch_memory")
+DISTANCES = ("pixel", "feature")  # from the reconstruction
+PARTS = (*DISTANCES, "memory", "wide_memory", "whole_memory", "patch_memory")
 SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts")
 
 Values = dict[str, Any]  # by name
@@ -125,9 +127,11 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class CalibrationSettings:
+    method: str = key(AUTO, affects=SCORES, one_of=(SPLIT, CROSS))
     share: float = key(AUTO, affects=WEIGHTS | SCORES, least=0, most=0.9)
     pictures: int = key(100, affects=WEIGHTS | SCORES, stored_as="most", least=1)
     false_positive_rate: float = key(0.01, affects=SCORES, above=0, most=0.5)
+    exclude: tuple[str, ...] = key((), affects=SCORES)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from config import checks
 from config.checks import SECTIONS, SPELLINGS, PlainSections, Sections, check_sections, check_value, did_you_mean
-from config.keys import AUTO, LATEST, PER_IMAGE, PLANNED, DataSettings, Settings
+from config.keys import AUTO, CROSS, DISTANCES, LATEST, PER_IMAGE, PLANNED, SPLIT, DataSettings, Settings
 from config.plain_yaml import NOT_YAML, parse_yaml, read_yaml_file
 from config.presets import PRESETS
 from config.published import published_row, published_rows
@@ -144,9 +144,14 @@ def auto_values(sections: Sections) -> dict[str, object]:
         values["DA_epochs"] = model["DA_chp"]
     if sections["training"]["budget_minutes"]:
         values |= {"epochs": PLANNED, "load_chp": LATEST}
-    if sections["score"]["protocol"] == PER_IMAGE:
-        return values | {"share": HELD_OUT, "draws": DRAWS, "test_batch_size": None}
-    return values | {"share": 0.0, "draws": 1}
+    if sections["score"]["protocol"] != PER_IMAGE:
+        return values | {"method": SPLIT, "share": 0.0, "draws": 1}
+    compares_with_normals = not set(sections["score"]["parts"] or ()) <= set(DISTANCES)
+    method = sections["calibration"]["method"]
+    if method == AUTO:
+        method = values["method"] = CROSS if compares_with_normals else SPLIT
+    share = HELD_OUT if method == SPLIT else 0.0
+    return values | {"share": share, "draws": DRAWS, "test_batch_size": None}
 
 
 def unpublished_keys(sections: Sections) -> list[str]:

@@ -43,5 +43,7 @@ PRESETS: dict[str, Values] = {
         "score.draws": 1,
         "score.parts": ["memory", "wide_memory", "whole_memory", "pixel"],
         "score.pooling": "maximum",
+        "calibration.method": "cross",
+        "calibration.pictures": 300,  # more cost minutes
     },
 }

@@ -11,7 +11,7 @@ from storage.atomic_file import atomic_write
 from storage.weights_file import read_state
 from training.checkpoint import REMEDY, plain_values, save
 
-CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-13"
+CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-14"
 REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-2"
 
 
@@ -38,8 +38,9 @@ def load_calibration(folder: Path) -> Calibration | None:
             return None
         numbers = {name: float(content[name]) for name in ("feature", "pixel")}
         lists = {name: tuple(map(float, content[name])) for name in ("scores", "pixels")}
+        pictures = tuple(map(str, content.get("pictures", ())))
         scales = {part: Scale(float(mean), float(top)) for part, (mean, top) in content.get("scales", {}).items()}
-        calibration = Calibration(**content | numbers | lists | {"scales": scales})
+        calibration = Calibration(**content | numbers | lists | {"scales": scales, "pictures": pictures})
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is damaged; remove it, and detection measures it again") from error
     if not set(calibration.scales) & set(DESCRIBED_BY):

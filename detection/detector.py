@@ -258,7 +258,8 @@ def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, obje
     inputs = {name: getattr(detector.networks, name) for name in of_networks}
     inputs |= {name: getattr(detector, name) for name in of_detector}
     inputs |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments()}
-    inputs |= {"pictures": settings.calibration.pictures, "weights": detector.networks.hash()}
+    inputs |= {"method": settings.calibration.method, "pictures": settings.calibration.pictures}
+    inputs |= {"weights": detector.networks.hash()}
     return as_stored(inputs)
 
 
@@ -266,19 +267,30 @@ def predict_pictures(
     detector: Detector, folder: ImageFolder, noise: NoiseSource, workers: int, group: Group = ALONE
 ) -> Iterator[tuple[Item, Prediction]]:
     """Yield all pictures of a folder with their predictions."""
-    return map_batches(detector, folder, lambda pictures: detector.predict_batch(pictures, noise), workers, group)
+    return map_batches(
+        detector, folder, lambda items: detector.predict_batch(stack_pictures(items), noise), workers, group
+    )
 
 
 def map_batches(
-    detector: Detector, folder: ImageFolder, work: Callable[[Tensor], list[Result]], workers: int, group: Group = ALONE
+    detector: Detector,
+    folder: ImageFolder,
+    work: Callable[[Sequence[Item]], list[Result]],
+    workers: int,
+    group: Group = ALONE,
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield all pictures with the results of `work` on batches (B, C, H, W), which the processes share."""
+    """Yield all pictures with the results of `work` on batches, which the processes share."""
     size = group.broadcast(detector.pictures_per_batch)
     batches = folder.only(group.own_share_of(folder.names(), size)).batches(size, workers)
     for _ in range(math.ceil(len(folder) / (group.size * size))):
         items = next(batches, [])  # the last processes may have a batch less
-        results = work(torch.stack([item.picture for item in items])) if items else []
+        results = work(items) if items else []
         yield from group.gather(list(zip(items, results, strict=True)))
+
+
+def stack_pictures(items: Sequence[Item]) -> Tensor:
+    """Return the pictures of a batch as (B, C, H, W)."""
+    return torch.stack([item.picture for item in items])
 
 
 def stream_noise(seed: int, device: torch.device) -> NoiseSource:

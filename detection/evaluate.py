@@ -29,6 +29,7 @@ from runtime.progress import announce, count_progress
 from storage.fingerprint import as_stored
 from storage.safe_names import file_stems
 from training.log import ADAPTATION, TRAINING, read_log_up_to, stage_seconds
+from training.normal_pictures import normal_pictures
 
 Labels = NDArray[np.bool_]
 Scores = NDArray[np.float64]
@@ -143,7 +144,7 @@ def evaluation_inputs(detector: Detector, settings: Settings, pictures: ImageFol
     """Return all that the metrics depend on, for the manifest; the settings name the batch size in use."""
     splits = {"test": pictures.samples}
     with suppress(FileNotFoundError):  # weights can be tested without train/good
-        splits["train"] = ImageFolder(settings.category_dir, "train", pictures.view).samples
+        splits["train"] = normal_pictures(settings).samples
     used = replace(settings, data=replace(settings.data, test_batch_size=detector.batch_size))
     return manifest.result_inputs(used.as_dict(), splits, detector.networks.hash(), device_name(detector.device))
 

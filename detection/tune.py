@@ -22,9 +22,9 @@ from torch import Tensor
 
 import metrics
 from config.checks import check_combinations
-from config.keys import PER_IMAGE, Settings
-from dataset import ImageFolder, View, to_unit_range
-from detection.calibrate import Parts, build_calibration, learn_references, parts_of_batch, unseen_pictures
+from config.keys import CROSS, PER_IMAGE, Settings
+from dataset import ImageFolder, to_unit_range
+from detection.calibrate import Parts, build_calibration, learn_memories, parts_of_batch, unseen_pictures
 from detection.comparison import prepare_network
 from detection.detector import Detector, load_detector
 from detection.reference import DESCRIBED_BY
@@ -35,6 +35,7 @@ from runtime.progress import announce
 from storage import folder_lock
 from storage.atomic_file import atomic_write, ensure_writable
 from training import checkpoint
+from training.normal_pictures import normal_pictures
 
 TUNED, LOG = "tuned.yaml", "tuning.jsonl"
 REMEDY = "name another folder with --output"
@@ -114,8 +115,10 @@ def check_tuning(settings: Settings, output: Path | None = None) -> tuple[Path, 
         reason = "--tune needs thresholds for single pictures, which score.protocol=published has not"
         raise UserError(f"{reason}; set it to per_image")
     folder = output or settings.results_folder
-    pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
-    unseen = pictures.only(unseen_pictures(settings)).sample(PICTURES, settings.model.seed)
+    pictures = normal_pictures(settings)
+    # with `cross`, the network has seen all, but the memories that a trial learns have not seen these
+    unseen = pictures if settings.calibration.method == CROSS else pictures.only(unseen_pictures(settings))
+    unseen = unseen.sample(min(PICTURES, len(pictures) // 2), settings.model.seed)
     if not len(unseen):
         remedy = "--tune needs some: train with calibration.share above 0"
         raise UserError(f"training has seen all normal pictures of {settings.data.category}; {remedy}")
@@ -232,10 +235,11 @@ def try_detector(detector: Detector, bench: Bench, settings: Settings, before: T
     """Measure and calibrate a detector; its memory parts, which need no reconstructions, come from `before`."""
     taken_over = [part for part in detector.parts if before and part in DESCRIBED_BY]
     measured = replace(detector, parts=tuple(part for part in detector.parts if part not in taken_over))
-    references = learn_references(measured, bench.learnt_from, settings)
+    memories, _ = learn_memories(measured, bench.learnt_from, settings)
+    references = {part: memory.reference for part, memory in memories.items()}
 
     def measure(pictures: Sequence[Tensor], earlier: Sequence[Parts]) -> list[Parts]:
-        parts = [parts_of_batch(measured, picture[None], references)[0] for picture in pictures]
+        parts = [parts_of_batch(measured, picture[None], [references])[0] for picture in pictures]
         pairs = zip(parts, earlier or parts, strict=True)
         return [new | {part: old[part] for part in taken_over} for new, old in pairs]
 

@@ -121,7 +121,7 @@ def test_a_budget_counts_the_pictures_to_judge_where_there_are_no_test_pictures(
         *SHORT,
         "budget_minutes=5",
     )
-    assert code == 0 and "8 pictures to compare" in out and "6 pictures in" in out, err
+    assert code == 0 and "16 pictures to compare" in out and "6 pictures in" in out, err
 
 
 def test_a_budget_does_not_count_pictures_that_an_earlier_run_left(run_main, monkeypatch, category):
@@ -130,7 +130,7 @@ def test_a_budget_does_not_count_pictures_that_an_earlier_run_left(run_main, mon
     arguments = ("--train", "--detection", "--input", str(source), "--output", str(source / "found"), "--force")
     for _ in range(2):
         code, out, err = run_main(*arguments, *SHORT, "budget_minutes=5", "metrics.visualisation=True")
-        assert code == 0 and "8 pictures to compare" in out and "6 pictures in" in out, err
+        assert code == 0 and "16 pictures to compare" in out and "6 pictures in" in out, err
     assert len(list(source.rglob("heatmaps/**/*.png"))) == 6
 
 
