@@ -35,6 +35,18 @@ class Promise(NamedTuple):
 
 
 @dataclass(frozen=True)
+class NormalSource:
+    """The folder of new normal pictures that `--recalibrate` measured the thresholds on."""
+
+    folder: str
+    pictures: int
+    hash: str  # of their names and contents
+
+    def __str__(self) -> str:
+        return f"{self.pictures} normal pictures in {self.folder} (--recalibrate)"
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What a detector measured on normal pictures; `scales` and `references` belong to the parts of a fused map."""
 
@@ -48,6 +60,7 @@ class Calibration:
     normals: str | None = None  # a hash of train/good; None: unknown
     scales: dict[str, Scale] = field(default_factory=dict)
     references: dict[str, Reference] = field(default_factory=dict)
+    source: NormalSource | None = None  # of scores and pixels; None: train/good
     batch_size: int | None = None  # makes nothing stale: scores of other sizes differ in their last digits alone
 
     def __post_init__(self) -> None:

@@ -17,7 +17,8 @@ from storage.fingerprint import as_stored
 
 MANIFEST, FORMAT = "manifest.json", "ddad-manifest-1"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
-INPUTS = ("settings", "versions", "git_commit", "device", "data", "weights")  # all that the metrics depend on
+# All that the metrics depend on; `thresholds_from` only after --recalibrate
+INPUTS = ("settings", "versions", "git_commit", "device", "data", "weights", "thresholds_from")
 KIB = 1024
 TYPES = {"settings": dict, "versions": dict, "data": dict, "metrics": dict, "category": str, "data_set": str}
 
