@@ -19,7 +19,7 @@ from torch import Tensor
 from config.keys import PER_IMAGE, Settings
 from dataset import NORMAL, Sample, hash_files, picture_fingerprint, pictures_in, read_ahead, to_unit_range
 from detection.calibrate import calibrate, current_calibration, normal_folder
-from detection.calibration_file import CALIBRATION, load_calibration, save_calibration
+from detection.calibration_file import CALIBRATION, load_calibration, save_calibration, stored_source
 from detection.detector import Detector, load_detector
 from detection.operating_points import operating_rows
 from detection.threshold import Calibration, NormalSource, pixel_quantiles
@@ -63,6 +63,14 @@ def recalibrate(settings: Settings, source: Path) -> int:
     print(f"thresholds measured in {time.monotonic() - began:.0f} s; --detection and --input use them from now on")
     print(f"to go back: --recalibrate {normal_folder(settings)}", flush=True)
     return len(paths) - len(measured)
+
+
+def refuse_training(settings: Settings) -> None:
+    """Raise UserError where training would make thresholds of --recalibrate invalid, and detection would end."""
+    path = settings.checkpoint_folder / CALIBRATION
+    if stored_source(settings.checkpoint_folder):
+        problem = f"{path} holds thresholds of --recalibrate, which new weights make invalid"
+        raise UserError(f"{problem}; remove it, or run --train alone and --recalibrate again after it")
 
 
 def measure_pictures(detector: Detector, paths: Sequence[Path], workers: int) -> dict[Path, NormalPicture]:

@@ -102,7 +102,9 @@ def differences(then: Mapping[str, object], now: Mapping[str, object]) -> Iterat
 
 
 def flatten_values(name: str, value: object) -> Iterator[tuple[str, object]]:
-    """Yield nested values with their dotted names, which begin with `name`."""
+    """Yield nested values with their dotted names, which begin with `name`; records of a list have numbers from 1."""
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        value = dict(enumerate(value, start=1))
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from flatten_values(f"{name}.{key}" if name else str(key), inner)
