@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from detection.detector import Detector
 from detection.drift import compare_test_pictures, drift_tests, drift_warning, labelled_warning
 from detection.operating_points import contradiction, measure_rows
-from reports.predictions import PredictionRow
 
 VERDICTS = ANOMALOUS, NORMAL, UNREADABLE = "anomalous", "normal", "unreadable"
 
@@ -31,15 +30,17 @@ def assess_test_pictures(
     }
 
 
-def assess_input(detector: Detector, rows: Sequence[PredictionRow]) -> dict[str, object]:
-    """Return the summary of predictions, whose rows are in the order of their names."""
-    verdicts, scores = Counter(row["verdict"] for row in rows), [row["score"] for row in rows]
-    known = [score for score in scores if score is not None]
-    tests = drift_tests(detector.required_calibration, detector.threshold, known)
+def assess_input(detector: Detector, outcomes: Sequence[tuple[str, float | None]]) -> dict[str, object]:
+    """Return the summary of predictions, from verdicts and scores in the order of the pictures' names."""
+    verdicts, scores = (
+        Counter(verdict for verdict, _ in outcomes),
+        [score for _, score in outcomes if score is not None],
+    )
+    tests = drift_tests(detector.required_calibration, detector.threshold, scores)
     warning = drift_warning(tests)
     return {
         "warnings": [warning] if warning else [],
-        "pictures": len(rows),
+        "pictures": len(outcomes),
         **{verdict: verdicts[verdict] for verdict in VERDICTS},
         "threshold": detector.threshold,
         "calibration": describe_calibration(detector),

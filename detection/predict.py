@@ -106,8 +106,9 @@ def predict_folder(
 
 def write_summary(writer: Writer, detector: Detector, names: Sequence[str]) -> None:
     """Write summary.json about all predictions of the folder, those of earlier runs too; print its warnings."""
-    rows = {row["path"]: row for row in read_rows(writer.folder / f"{PREDICTIONS}.jsonl")}
-    summary = assess_input(detector, [rows[name] for name in names if name in rows])
+    rows = read_rows(writer.folder / f"{PREDICTIONS}.jsonl")
+    outcomes = {row["path"]: (row["verdict"], row["score"]) for row in rows}
+    summary = assess_input(detector, [outcomes[name] for name in names if name in outcomes])
     writer.summary(summary)
     for line in warning_lines(summary):
         print(line, flush=True)

@@ -5,12 +5,13 @@ Networks, memory banks, scales and the balance stay. Only the scores and pixels 
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from tabulate import tabulate
@@ -20,7 +21,7 @@ from config.keys import PER_IMAGE, Settings
 from dataset import NORMAL, Sample, hash_files, picture_fingerprint, pictures_in, read_ahead, to_unit_range
 from detection.calibrate import calibrate, current_calibration, normal_folder
 from detection.calibration_file import CALIBRATION, load_calibration, save_calibration, stored_source
-from detection.detector import Detector, load_detector
+from detection.detector import Detector, Prediction, load_detector
 from detection.operating_points import operating_rows
 from detection.threshold import Calibration, NormalSource, pixel_quantiles
 from runtime.device import choose_device
@@ -32,10 +33,10 @@ HEAD = ("wanted", "threshold", "before", "expected", "before", "at most (95 %)",
 
 
 class NormalPicture(NamedTuple):
-    """The image score of a normal picture and the scored area of its map."""
+    """The image score of a normal picture, and the scored area of its map if that is kept."""
 
     score: float
-    map: NDArray
+    map: NDArray[np.float32] | None
 
 
 def recalibrate(settings: Settings, source: Path) -> int:
@@ -43,20 +44,21 @@ def recalibrate(settings: Settings, source: Path) -> int:
     if settings.score.protocol != PER_IMAGE:
         reason = "score.protocol is published, whose scores depend on the batch and have no threshold"
         raise UserError(f"{reason}; set score.protocol=per_image for --recalibrate")
-    paths, began = pictures_in(source), time.monotonic()
+    began, goes_back = time.monotonic(), source.resolve() == normal_folder(settings).resolve()
+    paths = pictures_in(source) if goes_back else distinct_pictures(source, settings)
     device, folder = choose_device(settings.model.device), settings.checkpoint_folder
     torch.manual_seed(settings.model.seed)
     detector, settings, origins = load_detector(settings, folder, device)
     places = {"reads": f"{source} ({len(paths)} pictures)", **origins, "writes": folder / CALIBRATION}
     announce(f"Recalibrating {settings.data.category}", device, settings.as_dict(), places)
-    if source.resolve() == normal_folder(settings).resolve():
+    if goes_back:
         (folder / CALIBRATION).unlink(missing_ok=True)
         calibrate(detector, settings)
         return 0
     stored = load_calibration(folder)
     before = current_calibration(detector, settings, stored and replace(stored, source=None))
     measured = measure_pictures(replace(detector, calibration=before), paths, settings.model.num_workers)
-    now = calibration_of(before, distinct_pictures(measured, settings), source)
+    now = calibration_of(before, measured, source)
     save_calibration(folder, now)
     for line in change_lines(before, now, detector.false_positive_rate):
         print(line)
@@ -73,21 +75,37 @@ def refuse_training(settings: Settings) -> None:
         raise UserError(f"{problem}; remove it, or run --train alone and --recalibrate again after it")
 
 
+def distinct_pictures(source: Path, settings: Settings) -> list[Path]:
+    """Return the pictures of a folder without copies. Raise UserError where all are copies of train/good."""
+    paths, trained = pictures_in(source), set[str]()
+    with suppress(FileNotFoundError):  # weights can be used without train/good
+        trained.update(hash_files(pictures_in(normal_folder(settings))))
+    by_content = {content: path for path, content in zip(paths, hash_files(paths), strict=True)}
+    distinct = sorted(path for content, path in by_content.items() if content not in trained)
+    if not distinct:
+        raise UserError(f"all pictures in {source} are copies of train/good; --recalibrate needs new normal pictures")
+    if copies := len(paths) - len(distinct):
+        print(f"left out: copies of other pictures, or of train/good, which training has seen: {copies}")
+    return distinct
+
+
 def measure_pictures(detector: Detector, paths: Sequence[Path], workers: int) -> dict[Path, NormalPicture]:
     """Return the readable pictures, and print why the others are not. Raise UserError where none is readable."""
-    measured = {}
-    for path, outcome in count_progress(score_each(detector, paths, workers), len(paths), "calibrating"):
-        if isinstance(outcome, NormalPicture):
-            measured[path] = outcome
-        else:
+    measured: dict[Path, NormalPicture] = {}
+    every = math.ceil(len(paths) / MAPS)
+    for path, outcome in count_progress(predict_each(detector, paths, workers), len(paths), "calibrating"):
+        if isinstance(outcome, str):
             print(f"left out: {outcome}")
+        else:
+            scored = detector.crop_maps(outcome.anomaly).numpy() if len(measured) % every == 0 else None
+            measured[path] = NormalPicture(outcome.score, scored)
     if not measured:
         raise UserError(f"none of the {len(paths)} pictures in {paths[0].parent} can be read; name a folder of others")
     return measured
 
 
-def score_each(detector: Detector, paths: Sequence[Path], workers: int) -> Iterator[tuple[Path, NormalPicture | str]]:
-    """Yield each path with its measured picture, or with an error message."""
+def predict_each(detector: Detector, paths: Sequence[Path], workers: int) -> Iterator[tuple[Path, Prediction | str]]:
+    """Yield each path with its prediction, or with an error message."""
 
     def read(path: Path) -> tuple[Path, Tensor | str]:
         try:
@@ -98,35 +116,16 @@ def score_each(detector: Detector, paths: Sequence[Path], workers: int) -> Itera
     for batch in read_ahead(read, paths, detector.pictures_per_batch, workers):
         pictures = [picture for _, picture in batch if isinstance(picture, Tensor)]
         predictions = iter(detector.predict_batch(torch.stack(pictures), detector.picture_noise) if pictures else ())
-        for path, outcome in batch:
-            if isinstance(outcome, str):
-                yield path, outcome
-            else:
-                prediction = next(predictions)
-                yield path, NormalPicture(prediction.score, detector.crop_maps(prediction.anomaly).numpy())
+        yield from ((path, picture if isinstance(picture, str) else next(predictions)) for path, picture in batch)
 
 
-def distinct_pictures(measured: dict[Path, NormalPicture], settings: Settings) -> dict[Path, NormalPicture]:
-    """Return the pictures without copies of each other and of train/good. Raise UserError where none is left."""
-    trained: set[str] = set()
-    with suppress(FileNotFoundError):  # weights can be used without train/good
-        trained.update(hash_files(pictures_in(normal_folder(settings))))
-    by_content = dict(zip(hash_files(list(measured)), measured, strict=True))
-    distinct = {path: measured[path] for content, path in by_content.items() if content not in trained}
-    if copies := len(measured) - len(distinct):
-        print(f"left out: copies of other pictures, or of train/good, which training has seen: {copies}")
-    if not distinct:
-        raise UserError(f"all {copies} pictures are copies of train/good; --recalibrate needs new normal pictures")
-    return distinct
-
-
-def calibration_of(before: Calibration, pictures: dict[Path, NormalPicture], source: Path) -> Calibration:
+def calibration_of(before: Calibration, pictures: Mapping[Path, NormalPicture], source: Path) -> Calibration:
     """Return the calibration with the scores and pixels of other normal pictures."""
     scores = tuple(sorted(picture.score for picture in pictures.values()))
-    maps = [picture.map for picture in pictures.values()][:: math.ceil(len(pictures) / MAPS)]
+    pixels = pixel_quantiles(picture.map for picture in pictures.values() if picture.map is not None)
     content = picture_fingerprint(Sample(path, NORMAL) for path in pictures)
     origin = NormalSource(str(source.resolve()), len(pictures), str(content["hash"]))
-    return replace(before, scores=scores, pixels=pixel_quantiles(maps), held_out=True, source=origin)
+    return replace(before, scores=scores, pixels=pixels, held_out=True, source=origin)
 
 
 def change_lines(before: Calibration, now: Calibration, rate: float) -> Iterator[str]:

@@ -28,6 +28,15 @@ def test_a_few_defective_pictures_cause_no_warning():
     assert share_of_warnings(99, 300, 0.01, with_defects) <= 2 * LEVEL
 
 
+@pytest.mark.parametrize(("shift", "least", "most"), [(1.0, 0.95, 1.0), (0.5, 0.4, 0.8)])
+def test_shifts_are_found(shift, least, most):
+    rng, warnings = np.random.default_rng(0), 0
+    for _ in range(100):
+        stored, scores = calibration(rng.normal(size=100)), rng.normal(shift, 1, 100)
+        warnings += bool(drift_warning(drift_tests(stored, stored.threshold(0.01), scores.tolist())))
+    assert least <= warnings / 100 <= most
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
