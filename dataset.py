@@ -164,12 +164,17 @@ def held_out_count(total: int, share: float, most: int) -> int:
 def picture_fingerprint(samples: Iterable[Sample]) -> dict[str, int | str]:
     """Return the number of pictures and masks, and a hash of their names and contents."""
     files = [path for sample in samples for path in (sample.picture, sample.mask) if path is not None]
-    facts = [path.stat() for path in files]
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        hashes = pool.map(hash_file, files, [fact.st_size for fact in facts], [fact.st_mtime_ns for fact in facts])
-        lines = [f"{path.parent.name}/{path.name} {file_hash}" for path, file_hash in zip(files, hashes, strict=True)]
+    hashes = zip(files, hash_files(files), strict=True)
+    lines = [f"{path.parent.name}/{path.name} {file_hash}" for path, file_hash in hashes]
     digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape"))
     return {"files": len(files), "hash": digest.hexdigest()[:HASH_DIGITS]}
+
+
+def hash_files(paths: Sequence[Path]) -> list[str]:
+    """Return the hash of each file's content."""
+    facts = [path.stat() for path in paths]
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return list(pool.map(hash_file, paths, (fact.st_size for fact in facts), (fact.st_mtime_ns for fact in facts)))
 
 
 @functools.lru_cache(maxsize=2**17)

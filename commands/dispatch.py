@@ -8,13 +8,14 @@ from pathlib import Path
 
 from commands.paper_figure import draw_paper_figure
 from commands.rerun import repeat_result
-from commands.stages import RunPlan, provide_sample_set, run_plan
+from commands.stages import INCOMPLETE, RunPlan, provide_sample_set, run_plan
 from config.checks import check_sections
-from config.keys import STAGES
+from config.keys import STAGES, Settings
 from config.load import build_settings, category_names, names_several, read_sections
 from data_tools.check import check_categories
 from data_tools.prepare import ONE_CLASS, PrepareRequest, prepare_data_set
 from dataset import categories_in
+from detection.recalibrate import recalibrate
 from detection.tune import tune_settings
 from reports import tables
 from runtime import distributed
@@ -64,11 +65,21 @@ def overrides_of(options: Namespace) -> list[str]:
 
 def tune(options: Namespace) -> None:
     refuse_several("tune")
+    tune_settings(settings_of_one("tune", options), options.output)
+
+
+def recalibrate_thresholds(options: Namespace) -> int:
+    refuse_several("recalibrate")
+    return INCOMPLETE if recalibrate(settings_of_one("recalibrate", options), options.recalibrate) else 0
+
+
+def settings_of_one(flag: str, options: Namespace) -> Settings:
+    """Return the settings of a command that takes one category. Raise UserError where they name several."""
     content = read_sections(options.config, options.settings)
     provide_sample_set(content)
     if names_several(content):
-        raise UserError("--tune chooses settings for one category; set data.category to its name")
-    tune_settings(build_settings(content), options.output)
+        raise UserError(f"--{flag} takes one category; set data.category to its name")
+    return build_settings(content)
 
 
 def check_data(options: Namespace) -> int:
@@ -91,6 +102,7 @@ def prepare_data(kind: str, options: Namespace) -> int:
 COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     **dict.fromkeys(STAGES, run_stages),
     "tune": tune,
+    "recalibrate": recalibrate_thresholds,
     "rerun": rerun,
     "compare": lambda options: print(tables.compare_results(options.compare)),
     "figure": lambda options: draw_paper_figure(options.figure, options.choose or [], options.output),

@@ -18,6 +18,7 @@ from data_tools.sample_set import TEXTURES, ensure_sample_set
 from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
 from detection.predict import check_prediction, input_pictures, predict_input
+from detection.recalibrate import refuse_training
 from domain_adaptation import adapt_features, check_adaptation
 from reports import html, tables
 from runtime import distributed
@@ -86,6 +87,8 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
 
 def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
     """Yield the plan's stages in order, each checked. Raise UserError for what would stop one later."""
+    if plan.stages >= {"train", "detection"} and not plan.resume:
+        refuse_training(settings)
     if "train" in plan.stages:
         yield partial(train_unet, check_training(settings, plan.resume))
     if "domain_adaptation" in plan.stages:

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from anomaly_map import resize_maps, smooth
 from config.keys import CROSS, LATEST, Settings
-from dataset import ImageFolder, Item, picture_fingerprint
+from dataset import NORMAL, ImageFolder, Item, picture_fingerprint
 from ddad import content_seed
 from detection import reference
 from detection.calibration_file import CALIBRATION, load_calibration, save_calibration
@@ -17,7 +18,7 @@ from detection.detector import Detector, Parts, calibration_inputs, map_batches,
 from detection.reference import Memory, Reference
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
 from runtime import distributed
-from runtime.errors import MissingFileError
+from runtime.errors import MissingFileError, UserError
 from runtime.progress import count_progress
 from training import checkpoint
 from training.normal_pictures import normal_pictures
@@ -34,6 +35,8 @@ def calibrate(detector: Detector, settings: Settings) -> Detector:
         except OSError as error:
             print(f"the calibration is not kept: {error}")
     print(calibration.describe(detector.false_positive_rate), flush=True)
+    if calibration.source:
+        print(f"the thresholds come from {calibration.source}, not from train/good", flush=True)
     for name in calibration.odd:
         print(f"{name} is unlike the other normal pictures; if it is defective, name it in calibration.exclude")
     return replace(detector, calibration=calibration)
@@ -54,9 +57,19 @@ def current_calibration(detector: Detector, settings: Settings, stored: Calibrat
     normals = "{files}, {hash}".format(**picture_fingerprint(pictures.samples))
     if valid and valid.normals in (None, normals):
         return valid
-    print(f"calibration is to be measured: {stale or 'the pictures of train/good have changed'}", flush=True)
+    reason = stale or "the pictures of train/good have changed"
+    if stored and stored.source:
+        again, back = stored.source.folder, normal_folder(settings)
+        remedy = f"run --recalibrate {again} again, or --recalibrate {back} to go back"
+        raise UserError(f"the thresholds from {stored.source} hold no longer: {reason}; {remedy}")
+    print(f"calibration is to be measured: {reason}", flush=True)
     calibration = measure_calibration(detector, pictures, settings)
     return replace(calibration, made_with=inputs, settings=values, normals=normals)
+
+
+def normal_folder(settings: Settings) -> Path:
+    """Return the folder whose pictures set the thresholds unless --recalibrate names another."""
+    return settings.category_dir / "train" / NORMAL
 
 
 def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Settings) -> Calibration:

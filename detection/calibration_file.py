@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from detection.reference import DESCRIBED_BY, Reference, Scale
-from detection.threshold import Calibration
+from detection.threshold import Calibration, NormalSource
+from reports.reader import read_json_object
 from runtime.errors import UserError
 from storage.atomic_file import atomic_write
 from storage.weights_file import read_state
@@ -40,13 +41,20 @@ def load_calibration(folder: Path) -> Calibration | None:
         lists = {name: tuple(map(float, content[name])) for name in ("scores", "pixels")}
         pictures = tuple(map(str, content.get("pictures", ())))
         scales = {part: Scale(float(mean), float(top)) for part, (mean, top) in content.get("scales", {}).items()}
-        calibration = Calibration(**content | numbers | lists | {"scales": scales, "pictures": pictures})
+        source = NormalSource(**content["source"]) if content.get("source") else None
+        names = {"scales": scales, "pictures": pictures, "source": source}
+        calibration = Calibration(**content | numbers | lists | names)
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is damaged; remove it, and detection measures it again") from error
     if not set(calibration.scales) & set(DESCRIBED_BY):
         return calibration
     references = load_references(folder / REFERENCES, calibration)
     return replace(calibration, references=references) if references else None
+
+
+def stored_source(folder: Path) -> object:
+    """Return what --recalibrate stored about the pictures of the thresholds; None where they are of train/good."""
+    return read_json_object(folder / CALIBRATION).get("source")
 
 
 def load_references(path: Path, calibration: Calibration) -> dict[str, Reference] | None:

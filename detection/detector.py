@@ -22,10 +22,12 @@ from ddad import gaussian_draws, picture_draws
 from detection import reference
 from detection.calibration_file import CALIBRATION, REFERENCES, load_calibration
 from detection.comparison import Comparison, Networks, largest_batch, prepare_network
+from detection.operating_points import operating_rows
 from detection.reference import Reference, Scale
 from detection.threshold import Calibration
 from images.read import as_image
 from images.tiles import cut_tiles, merge_tiles
+from reports.operating_table import OperatingRow
 from runtime.device import choose_device, free_memory
 from runtime.distributed import ALONE, Group
 from runtime.errors import MissingFileError, UserError
@@ -144,6 +146,17 @@ class Detector:
     def threshold(self) -> float:
         """Return the image score above which a picture is anomalous."""
         return self.required_calibration.threshold(self.false_positive_rate)
+
+    @property
+    def operating_points(self) -> list[OperatingRow]:
+        """Return threshold and promise of the usual false-alarm rates and of the one in use."""
+        return operating_rows(self.required_calibration, self.false_positive_rate)
+
+    def at_rate(self, false_positive_rate: float) -> "Detector":
+        """Return this detector with the thresholds of another false-alarm rate, above 0 and at most 0.5."""
+        if not 0 < false_positive_rate <= 0.5:
+            raise UserError(f"the rate is {false_positive_rate}; choose one above 0 and at most 0.5, such as 0.05")
+        return replace(self, false_positive_rate=false_positive_rate)
 
     @property
     def pixel_threshold(self) -> float:

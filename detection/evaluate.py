@@ -16,12 +16,15 @@ import metrics
 from anomaly_map import resize_maps
 from config.keys import PER_IMAGE, Settings
 from dataset import NORMAL, ImageFolder, Item, View
+from detection.assessment import assess_test_pictures, warning_lines
 from detection.calibrate import calibrate
+from detection.calibration_file import stored_source
 from detection.comparison import BATCH_SIZES
 from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
 from reports import drawing, manifest, metric_summary
 from reports.html import PAGE, write_page
 from reports.metric_summary import Metric, MetricSummary
+from reports.operating_table import operating_lines, read_operating_rows
 from reports.writer import MISCLASSIFIED, Writer, choose_folder
 from runtime import distributed
 from runtime.device import choose_device, device_name
@@ -124,7 +127,7 @@ def evaluate_category(settings: Settings, output: Path | None = None, force: boo
         folder, finished = group.broadcast(choose_result_folder(folder, inputs, settings))
     if finished:
         print(f"{category} is done: {folder} is of these weights, settings and pictures; --force repeats it")
-        print_metrics(MetricSummary.from_stored(manifest.load_manifest(folder)["metrics"]), settings)
+        print_metrics(manifest.load_manifest(folder)["metrics"], settings)
         if group.is_main and not (folder / PAGE).exists():  # the run was killed before its last step
             with Writer(folder).locked():
                 write_page(folder / PAGE, [folder])
@@ -146,7 +149,9 @@ def evaluation_inputs(detector: Detector, settings: Settings, pictures: ImageFol
     with suppress(FileNotFoundError):  # weights can be tested without train/good
         splits["train"] = normal_pictures(settings).samples
     used = replace(settings, data=replace(settings.data, test_batch_size=detector.batch_size))
-    return manifest.result_inputs(used.as_dict(), splits, detector.networks.hash(), device_name(detector.device))
+    inputs = manifest.result_inputs(used.as_dict(), splits, detector.networks.hash(), device_name(detector.device))
+    source = stored_source(settings.checkpoint_folder) if settings.score.protocol == PER_IMAGE else None
+    return inputs | ({"thresholds_from": source} if source else {})
 
 
 def choose_result_folder(folder: Path, inputs: dict[str, object], settings: Settings) -> tuple[Path, bool]:
@@ -179,16 +184,15 @@ def evaluate_pictures(
     writer.curves({**summary.curves, "training": metric_summary.training_curve(log)})
     content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
     content["vanished_defects"] = results.vanished
-    if calibration := detector.calibration:
-        source = {"pictures": len(calibration.scores), "held_out": calibration.held_out, "balance": calibration.balance}
-        rate = detector.false_positive_rate
-        content["calibration"] = {**source, "wanted_rate": rate, **calibration.promise(rate)._asdict()}
+    if detector.calibration:
+        assessed = assess_test_pictures(detector, scores, results.labels)
+        content = {"warnings": assessed["warnings"], **content, **assessed}
     learnt = stage_seconds(settings.checkpoint_folder, {TRAINING: model.load_chp, ADAPTATION: model.DA_chp})
     seconds = {**learnt, "detection": time.monotonic() - began}
     writer.manifest(inputs, seconds, content)
     writer.metrics(content)
     print_results(results, seconds["detection"], settings)
-    print_metrics(summary, settings)
+    print_metrics(content, settings)
     write_page(writer.folder / PAGE, [writer.folder])  # last, as it shows what the folder holds
     print(f"page for a browser: {writer.folder / PAGE}")
     print(f"results in {writer.folder}: {', '.join(writer.written)}", flush=True)
@@ -279,9 +283,12 @@ def print_results(results: ScoredPictures, seconds: float, settings: Settings) -
         print(f"  {results.vanished} defective pictures count as normal for pixels: {reason}")
 
 
-def print_metrics(summary: MetricSummary, settings: Settings) -> None:
+def print_metrics(content: Mapping[str, object], settings: Settings) -> None:
+    """Print the content of a metrics.json, warnings first."""
+    summary = MetricSummary.from_stored(content)
     lines = metric_summary.metric_lines(summary, wanted_metrics(settings), settings.data.mask)
-    for line in (*lines, *metric_summary.threshold_lines(summary)):
+    table = operating_lines(read_operating_rows(content.get("operating_points")))
+    for line in (*warning_lines(content), *lines, *metric_summary.threshold_lines(summary), *table):
         print(line, flush=True)
 
 

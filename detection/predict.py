@@ -13,11 +13,12 @@ from PIL import Image
 
 from config.keys import PER_IMAGE, Settings
 from dataset import pictures_below, read_ahead
+from detection.assessment import ANOMALOUS, NORMAL, UNREADABLE, VERDICTS, assess_input, warning_lines
 from detection.calibrate import calibrate
 from detection.detector import Detection, Detector, calibration_inputs, load_detector
 from images.read import read_header, read_picture
 from reports import drawing
-from reports.predictions import PREDICTIONS, PredictionRow, Predictions
+from reports.predictions import PREDICTIONS, PredictionRow, Predictions, read_rows
 from reports.writer import Writer
 from runtime import distributed
 from runtime.device import choose_device
@@ -29,7 +30,6 @@ FORMAT = "ddad-predictions-1"
 HEATMAPS, OUTLINES = "heatmaps", "outlines"
 SUBFOLDERS = (HEATMAPS, OUTLINES, "anomaly_maps")
 PIXELS_PER_BATCH = 50_000_000  # at most; pictures, maps and the next batch take about 100 bytes of memory a pixel
-ANOMALOUS, NORMAL, UNREADABLE = "anomalous", "normal", "unreadable"
 
 
 def check_prediction(
@@ -95,11 +95,23 @@ def predict_folder(
         if table:
             table.add(row)
         verdicts[row["verdict"]] += 1
-    counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in (ANOMALOUS, NORMAL, UNREADABLE))
+    counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS)
     print(f"{verdicts.total()} pictures in {time.monotonic() - began:.0f} s: {counts}")
+    if group.is_main:
+        write_summary(writer, detector, list(pictures))
     files = ", ".join(["predictions.csv", "predictions.jsonl", *writer.written])
     print(f"results in {writer.folder}: {files}", flush=True)
     return verdicts[UNREADABLE]
+
+
+def write_summary(writer: Writer, detector: Detector, names: Sequence[str]) -> None:
+    """Write summary.json about all predictions of the folder, those of earlier runs too; print its warnings."""
+    rows = read_rows(writer.folder / f"{PREDICTIONS}.jsonl")
+    outcomes = {row["path"]: (row["verdict"], row["score"]) for row in rows}
+    summary = assess_input(detector, [outcomes[name] for name in names if name in outcomes])
+    writer.summary(summary)
+    for line in warning_lines(summary):
+        print(line, flush=True)
 
 
 def prediction_inputs(source: Path, detector: Detector, settings: Settings) -> dict[str, object]:

@@ -43,6 +43,18 @@ class Promise(NamedTuple):
 
 
 @dataclass(frozen=True)
+class NormalSource:
+    """The folder of new normal pictures that `--recalibrate` measured the thresholds on."""
+
+    folder: str
+    pictures: int
+    hash: str  # of their names and contents
+
+    def __str__(self) -> str:
+        return f"{self.pictures} normal pictures in {self.folder} (--recalibrate)"
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What a detector measured on normal pictures; `scales` and `references` belong to the parts of a fused map."""
 
@@ -56,6 +68,7 @@ class Calibration:
     normals: str | None = None  # a hash of train/good; None: unknown
     scales: dict[str, Scale] = field(default_factory=dict)
     references: dict[str, Reference] = field(default_factory=dict)
+    source: NormalSource | None = None  # of scores and pixels; None: train/good
     batch_size: int | None = None  # makes nothing stale: scores of other sizes differ in their last digits alone
     method: str = SPLIT
     pictures: tuple[str, ...] = ()  # their names, in the order of the scores
@@ -121,18 +134,27 @@ class Calibration:
         pixel = float(np.interp(math.log(rate), np.log(PIXEL_RATES[::-1]), self.pixels[::-1]))
         return min(pixel, self.threshold(rate))
 
-    def promise(self, rate: float) -> Promise:
-        """Return the promise for `rate`. False positives follow Beta(k, n + 1 − k): k − 1 scores exceed the threshold.
+    def beta_shape(self, threshold: float) -> tuple[float, float]:
+        """Return (k, n + 1 − k): with k − 1 of n scores above the threshold, its false-alarm rate follows Beta of these.
 
         Of pictures that depend on each other, n is the effective number.
         """
-        scores, rank = len(self.scores), rank_of_rate(len(self.scores), rate)
+        scores = len(self.scores)
+        above = min(scores - bisect.bisect_right(self.scores, threshold), scores - 1)
         n = min(self.independent or scores, scores)
-        above = scores - bisect.bisect_right(self.scores, self.threshold(rate))
         k = 1 + above * n / scores
+        return k, n + 1 - k
+
+    def promise(self, rate: float) -> Promise:
+        """Return the promise of the threshold for `rate`."""
+        scores, rank, shape = (
+            len(self.scores),
+            rank_of_rate(len(self.scores), rate),
+            self.beta_shape(self.threshold(rate)),
+        )
         attained = min(math.floor(rank), scores) / (scores + 1) if rank >= self.anchor else rate
-        keeps, at_most = betainc(k, n + 1 - k, rate), betaincinv(k, n + 1 - k, CONFIDENCE)
-        return Promise(max(attained, 1 / (n + 1)), float(keeps), float(at_most))
+        keeps, at_most = betainc(*shape, rate), betaincinv(*shape, CONFIDENCE)
+        return Promise(max(attained, 1 / sum(shape)), float(keeps), float(at_most))
 
     def describe(self, rate: float) -> str:
         """Return one line with the threshold and what it promises."""

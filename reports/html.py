@@ -16,7 +16,8 @@ from PIL import Image
 from config.published import PUBLISHED_METRICS
 from reports.manifest import flatten_values, value_text
 from reports.metric_summary import METRICS, MISSING, Points, mean_if_complete, percent, short_name
-from reports.reader import ResultFolder, read_result
+from reports.operating_table import HEAD, read_operating_rows
+from reports.reader import SCORE_DIGITS, ResultFolder, read_result
 from reports.writer import GALLERY, REMEDY
 from storage.atomic_file import atomic_write
 from storage.safe_names import file_stems
@@ -98,6 +99,8 @@ def describe_category(category: ResultFolder, pictures: Mapping[int, Mapping[str
         "rows": rows,
         "threshold": category.threshold,
         "source": category.source,
+        "warnings": category.metrics.get("warnings") or [],
+        "operating": operating_table(category),
         "plots": plots,
         "metrics": {**metrics_table(category), "notes": metric_notes(category)},
         "layers": category.layers,
@@ -153,6 +156,13 @@ def metrics_table(category: ResultFolder) -> dict[str, object]:
     has_column = (True, True, bool(intervals), bool(published), bool(published))
     head, *lines = (list(itertools.compress(line, has_column)) for line in lines)
     return {"head": head, "lines": lines}
+
+
+def operating_table(category: ResultFolder) -> dict[str, object]:
+    """Return head, lines and thresholds of the operating table; empty ones where the result has none."""
+    rows = read_operating_rows(category.metrics.get("operating_points"))
+    thresholds = [float(f"{row.threshold:.{SCORE_DIGITS}g}") for row in rows]
+    return {"head": HEAD, "lines": [row.cells() for row in rows], "thresholds": thresholds}
 
 
 def metric_notes(category: ResultFolder) -> list[str]:

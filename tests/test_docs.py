@@ -122,7 +122,7 @@ def test_python_examples_run(run_main, trained, category, monkeypatch):
     text = text.replace("checkpoints/sample/brick", str(trained / "nut"))
     text = text.replace("datasets/sample/brick/test/scratch/000.png", "image.png")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), {})
 

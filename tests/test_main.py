@@ -60,6 +60,9 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
         "calibration",
         "operating_point",
         "kinds",
+        "warnings",
+        "operating_points",
+        "drift",
     } and all(0 <= figures[key] <= 1 for key in keys)
     assert all(0 <= figures["intervals"][key][0] <= figures["intervals"][key][1] <= 1 for key in keys)
     assert (
