@@ -137,7 +137,7 @@ class MetricsSettings:
     misclassifications: bool = key(False, affects=NOTHING)
     visualisation: bool = key(True, affects=NOTHING)
     raw_maps: bool | None = key(None, affects=NOTHING)
-    centre_crop: float = key(0.875, affects=SCORES, above=0, most=1)
+    centre_crop: float = key(AUTO, affects=SCORES, above=0, most=1)
     size: int = key(256, affects=SCORES, least=8)
     resamples: int = key(1000, affects=SCORES, least=0)
 

@@ -10,7 +10,7 @@ from config.checks import SECTIONS, SPELLINGS, PlainSections, Sections, check_se
 from config.keys import AUTO, LATEST, PER_IMAGE, PLANNED, DataSettings, Settings
 from config.plain_yaml import NOT_YAML, parse_yaml, read_yaml_file
 from config.presets import PRESETS
-from config.published import published_row, published_rows
+from config.published import counts_centre, published_row, published_rows
 from runtime.errors import UserError
 
 SHORTCUTS = ("preset", "budget_minutes")  # at the top of the file
@@ -25,6 +25,8 @@ PUBLISHED = {  # keys whose `auto` is a published value, with their type
 COLUMNS = {"load_chp": "epochs", "DA_epochs": "DA_chp"}  # of published.csv, where the key has another name
 UNPUBLISHED = {"DA_epochs": 0, "DA_chp": 0, "v": 1, "DLlambda": 0.1, "DA_batch_size": 16, "test_batch_size": 16}
 DRAWS = 4  # `auto` number of reconstructions with per-image scores; the published system makes one
+CENTRE = 0.875  # `auto` share of the width and height that a published table counts
+WHOLE = 1.0  # the same with all other settings, and with pictures without labels
 HELD_OUT = 0.2  # `auto` share of train/good that calibration gets; the published system trains on all
 QUOTES = ("'", '"')
 
@@ -63,6 +65,13 @@ def build_settings(content: Mapping[str, object]) -> Settings:
 def settings_of_category(content: Mapping[str, object], name: str) -> Settings:
     """Return the settings of one category."""
     return build_settings({**content, "data": checks.section_values("data", content.get("data")) | {"category": name}})
+
+
+def whole_pictures(content: Mapping[str, object]) -> PlainSections:
+    """Return a copy of the sections that leaves no part of a picture out, unless they name metrics.centre_crop."""
+    values = checks.section_values("metrics", content.get("metrics"))
+    is_auto = values.get("centre_crop", AUTO) == AUTO
+    return {**content, "metrics": values | ({"centre_crop": WHOLE} if is_auto else {})}
 
 
 def category_value(content: Mapping[str, object]) -> object:
@@ -132,7 +141,7 @@ def parse_override(override: str) -> tuple[str, object]:
 
 def auto_values(sections: Sections) -> dict[str, object]:
     """Return the value that replaces `auto`, by key: other settings decide it, or else it is the published one."""
-    data, model = sections["data"], sections["model"]
+    data, model, score = sections["data"], sections["model"], sections["score"]
     row = published_row(data["category"], str(data["name"]))
     values: dict[str, object] = {}
     for key, kind in PUBLISHED.items():
@@ -144,7 +153,8 @@ def auto_values(sections: Sections) -> dict[str, object]:
         values["DA_epochs"] = model["DA_chp"]
     if sections["training"]["budget_minutes"]:
         values |= {"epochs": PLANNED, "load_chp": LATEST}
-    if sections["score"]["protocol"] == PER_IMAGE:
+    values["centre_crop"] = CENTRE if counts_centre(data["name"], score["protocol"], score["parts"]) else WHOLE
+    if score["protocol"] == PER_IMAGE:
         return values | {"share": HELD_OUT, "draws": DRAWS, "test_batch_size": None}
     return values | {"share": 0.0, "draws": 1}
 

@@ -43,5 +43,6 @@ PRESETS: dict[str, Values] = {
         "score.draws": 1,
         "score.parts": ["memory", "wide_memory", "whole_memory", "pixel"],
         "score.pooling": "maximum",
+        "metrics.centre_crop": 1,
     },
 }

@@ -11,7 +11,7 @@ from config.keys import LATEST, Settings
 from dataset import ImageFolder, picture_fingerprint
 from ddad import content_seed
 from detection import reference
-from detection.calibration_file import CALIBRATION, load_calibration, save_calibration
+from detection.calibration_file import CALIBRATION, calibration_name, load_calibration, save_calibration
 from detection.detector import Detector, Parts, calibration_inputs, map_batches, split_parts
 from detection.reference import Reference
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
@@ -23,12 +23,12 @@ from training import checkpoint
 
 def calibrate(detector: Detector, settings: Settings) -> Detector:
     """Return the detector with its folder's calibration, or with a new one if that is missing or stale."""
-    folder = settings.checkpoint_folder
-    stored = distributed.group().broadcast(load_calibration(folder))
+    folder, name = settings.checkpoint_folder, calibration_name(settings)
+    stored = distributed.group().broadcast(load_calibration(folder, name) or load_calibration(folder))
     calibration = current_calibration(detector, settings, stored)
     if settings.model.save_model and calibration != stored:
         try:
-            save_calibration(folder, calibration)
+            save_calibration(folder, calibration, name)
         except OSError as error:
             print(f"the calibration is not kept: {error}")
     print(calibration.describe(detector.false_positive_rate), flush=True)
@@ -46,7 +46,9 @@ def current_calibration(detector: Detector, settings: Settings, stored: Calibrat
         if valid:
             return valid
         problem = f"{folder / CALIBRATION} can't be used ({stale})"
-        raise MissingFileError(f"{problem}, nor measured again: {error}") from error
+        crop = stored.made_with.get("crop", detector.crop) if stored else detector.crop
+        remedy = "" if crop == detector.crop else f", or set metrics.centre_crop={crop}"
+        raise MissingFileError(f"{problem}, nor measured again: {error}{remedy}") from error
     normals = "{files}, {hash}".format(**picture_fingerprint(pictures.samples))
     if valid and valid.normals in (None, normals):
         return valid

@@ -20,7 +20,7 @@ from config.load import build_settings
 from dataset import ImageFolder, Item, View, to_unit_range
 from ddad import gaussian_draws, picture_draws
 from detection import reference
-from detection.calibration_file import CALIBRATION, REFERENCES, load_calibration
+from detection.calibration_file import CALIBRATION, REFERENCES, load_widest_calibration
 from detection.comparison import Comparison, Networks, largest_batch, prepare_network
 from detection.reference import Reference, Scale
 from detection.threshold import Calibration
@@ -99,7 +99,7 @@ class Detector:
         Raise MissingFileError where there is no calibration, UserError where it belongs to other weights.
         """
         folder, remedy = Path(folder), "run python main.py --detection True"
-        calibration = load_calibration(folder)
+        calibration = load_widest_calibration(folder)
         if calibration is None:
             missing = f"no {CALIBRATION} of this version in {folder}, or not the {REFERENCES} that belong to it"
             raise MissingFileError(f"{missing}; {remedy} first")
