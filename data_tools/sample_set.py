@@ -37,8 +37,11 @@ Grey = NDArray[np.float32]
 def ensure_sample_set(data_dir: Path, seed: int) -> None:
     """Make the sample set in `data_dir`; an unfinished one, or one of another seed or version, is replaced."""
     note = {"made by": MAKER, "version": VERSION, "seed": seed}
-    if read_sample_note(data_dir) == note:
+    earlier = read_sample_note(data_dir)
+    if earlier == note:
         return
+    if (version := earlier.get("version", VERSION)) != VERSION:
+        print(f"the sample set of version {version} is replaced by version {VERSION}; train again on its pictures")
     count = TRAINING_PICTURES + NORMAL_PICTURES + len(DEFECTS) * PICTURES_PER_DEFECT
     textures = ", ".join(TEXTURES)
     print(f"making the sample set in {data_dir} (seed {seed}): {textures}, {count} pictures each", flush=True)
