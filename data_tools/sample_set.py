@@ -1,9 +1,9 @@
 """Make the sample set: real textures with synthetic defects in the MVTec AD layout, from a seed, without a download.
 
 The textures are photographs of scikit-image, 512 pixels square. Each is cut into 3 × 3 blocks. The seed draws one block
-of each row and column for the test pictures; training pictures are crops of the other six, in the order of the blocks.
-No crop crosses the edge of a block, so that any two blocks differ like a training and a test block, and share no pixel.
-Masks mark exactly the pixels that a defect may change.
+of each row and column for the test pictures; training pictures are crops of the other six, and their names tell the
+block. No crop crosses the edge of a block: pictures of two blocks share no pixel, and two training blocks differ like a
+training and a test block. Masks mark exactly the pixels that a defect may change.
 """
 
 import json
@@ -82,9 +82,9 @@ def read_sample_note(data_dir: Path) -> dict[str, object]:
 def write_sample_category(folder: Path, texture: str, rng: np.random.Generator) -> None:
     training, testing = divide_blocks(load_photograph(texture), rng)
     others = [load_photograph(other) for other in TEXTURES if other != texture]
-    trained = chain(*(spread_crops(block, TRAINING_PICTURES // len(training), rng) for block in training))
-    for number, picture in enumerate(trained):
-        save_picture(folder / "train" / "good" / f"{number:03}.png", picture)
+    for name, block in enumerate(training, start=1):
+        for number, picture in enumerate(spread_crops(block, TRAINING_PICTURES // len(training), rng)):
+            save_picture(folder / "train" / "good" / f"block{name}_{number:02}.png", picture)
     per_block = math.ceil((NORMAL_PICTURES + len(DEFECTS) * PICTURES_PER_DEFECT) / len(testing))
     unseen = chain(*zip(*(spread_crops(block, per_block, rng) for block in testing), strict=True))  # from all in turn
     for number in range(NORMAL_PICTURES):

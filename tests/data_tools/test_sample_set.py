@@ -33,7 +33,8 @@ def sample(tmp_path_factory):
 
 def test_the_set_is_complete_and_in_the_mvtec_layout(sample):
     for texture in TEXTURES:
-        assert len(list((sample / texture / "train" / "good").glob("*.png"))) == TRAINING_PICTURES
+        trained = [path.name.partition("_")[0] for path in (sample / texture / "train" / "good").glob("*.png")]
+        assert len(trained) == TRAINING_PICTURES and len(set(trained)) == BLOCKS * (BLOCKS - 1)  # named by their block
         assert {folder.name for folder in (sample / texture / "test").iterdir()} == {"good", *DEFECTS}
         for kind in DEFECTS:
             pictures = sorted((sample / texture / "test" / kind).glob("*.png"))
