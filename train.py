@@ -25,7 +25,7 @@ from storage.atomic_file import ensure_writable
 from training import checkpoint, networks, pixel_cache
 from training.batches import augment, full_batches, random_squares, shuffled_order
 from training.log import TRAINING, Log, check_log_kind
-from training.normal_pictures import normal_pictures
+from training.normal_pictures import split_pictures
 from training.resume import Trainer, restore_trainer
 
 LOSS_WINDOW = 100  # steps over which the printed loss is averaged
@@ -123,7 +123,7 @@ class UpdateRule:
 
 def plan_training(settings: Settings, resume: bool = False) -> TrainingPlan:
     """Return the training that the settings describe, unchecked. Raise MissingFileError without pictures."""
-    return TrainingPlan(settings, *normal_pictures(settings).split(**settings.split_arguments()), resume)
+    return TrainingPlan(settings, *split_pictures(settings), resume)
 
 
 def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:

@@ -10,8 +10,8 @@ from commands.paper_figure import draw_paper_figure
 from commands.rerun import repeat_result
 from commands.stages import INCOMPLETE, RunPlan, provide_sample_set, run_plan
 from config.checks import check_sections
-from config.keys import STAGES, Settings
-from config.load import build_settings, category_names, names_several, read_sections
+from config.keys import STAGES
+from config.load import PlainSections, build_settings, category_names, names_several, read_sections, whole_pictures
 from data_tools.check import check_categories
 from data_tools.prepare import ONE_CLASS, PrepareRequest, prepare_data_set
 from dataset import categories_in
@@ -65,21 +65,22 @@ def overrides_of(options: Namespace) -> list[str]:
 
 def tune(options: Namespace) -> None:
     refuse_several("tune")
-    tune_settings(settings_of_one("tune", options), options.output)
+    tune_settings(build_settings(sections_of_one("tune", options)), options.output)
 
 
 def recalibrate_thresholds(options: Namespace) -> int:
     refuse_several("recalibrate")
-    return INCOMPLETE if recalibrate(settings_of_one("recalibrate", options), options.recalibrate) else 0
+    settings = build_settings(whole_pictures(sections_of_one("recalibrate", options)))  # as --input judges
+    return INCOMPLETE if recalibrate(settings, options.recalibrate) else 0
 
 
-def settings_of_one(flag: str, options: Namespace) -> Settings:
-    """Return the settings of a command that takes one category. Raise UserError where they name several."""
+def sections_of_one(flag: str, options: Namespace) -> PlainSections:
+    """Return the sections of a command that takes one category. Raise UserError where they name several."""
     content = read_sections(options.config, options.settings)
     provide_sample_set(content)
     if names_several(content):
         raise UserError(f"--{flag} takes one category; set data.category to its name")
-    return build_settings(content)
+    return content
 
 
 def check_data(options: Namespace) -> int:

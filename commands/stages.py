@@ -13,7 +13,7 @@ from tqdm import tqdm
 from commands.budget import fit_budget
 from config.checks import keys_without_effect
 from config.keys import LATEST, PLANNED, Settings
-from config.load import SAMPLE, build_settings, category_names, names_several, settings_of_category
+from config.load import SAMPLE, build_settings, category_names, names_several, settings_of_category, whole_pictures
 from data_tools.sample_set import TEXTURES, ensure_sample_set
 from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
@@ -53,7 +53,8 @@ def run_plan(content: Content, plan: RunPlan) -> int:
     for line in keys_without_effect(content):
         print(line)
     if not names_several(content):
-        return INCOMPLETE if run_category(build_settings(content), plan).unreadable else 0
+        settings = build_settings(whole_pictures(content) if plan.source else content)
+        return INCOMPLETE if run_category(settings, plan).unreadable else 0
     if plan.source is not None:
         raise UserError("--input needs the detector of one category; set data.category to its name")
     return run_categories(content, category_names(content, categories_in), plan._replace(resume=not plan.force))

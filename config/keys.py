@@ -132,6 +132,7 @@ class CalibrationSettings:
     pictures: int = key(100, affects=WEIGHTS | SCORES, stored_as="most", least=1)
     false_positive_rate: float = key(0.01, affects=SCORES, above=0, most=0.5)
     exclude: tuple[str, ...] = key((), affects=SCORES)
+    groups: str | None = key(AUTO, affects=SCORES)
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class MetricsSettings:
     misclassifications: bool = key(False, affects=NOTHING)
     visualisation: bool = key(True, affects=NOTHING)
     raw_maps: bool | None = key(None, affects=NOTHING)
-    centre_crop: float = key(0.875, affects=SCORES, above=0, most=1)
+    centre_crop: float = key(AUTO, affects=SCORES, above=0, most=1)
     size: int = key(256, affects=SCORES, least=8)
     resamples: int = key(1000, affects=SCORES, least=0)
 

@@ -45,5 +45,6 @@ PRESETS: dict[str, Values] = {
         "score.pooling": "maximum",
         "calibration.method": "cross",
         "calibration.pictures": 300,  # more cost minutes
+        "metrics.centre_crop": 1,
     },
 }

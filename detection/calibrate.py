@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from anomaly_map import resize_maps, smooth
-from config.keys import CROSS, LATEST, Settings
+from config.keys import CROSS, LATEST, SPLIT, Settings
 from dataset import NORMAL, ImageFolder, Item, picture_fingerprint
 from ddad import content_seed
 from detection import reference
-from detection.calibration_file import CALIBRATION, load_calibration, save_calibration
-from detection.dependence import Dependence, measure_dependence
+from detection.calibration_file import CALIBRATION, calibration_name, load_calibration, save_calibration
 from detection.detector import Detector, Parts, calibration_inputs, map_batches, stack_pictures
 from detection.reference import Memory, Reference
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
@@ -21,17 +21,18 @@ from runtime import distributed
 from runtime.errors import MissingFileError, UserError
 from runtime.progress import count_progress
 from training import checkpoint
+from training.dependence import Dependence, measure_dependence, measure_named_groups, named_groups
 from training.normal_pictures import normal_pictures
 
 
 def calibrate(detector: Detector, settings: Settings) -> Detector:
     """Return the detector with its folder's calibration, or with a new one if that is missing or stale."""
-    folder = settings.checkpoint_folder
-    stored = distributed.group().broadcast(load_calibration(folder))
+    folder, name = settings.checkpoint_folder, calibration_name(settings)
+    stored = distributed.group().broadcast(load_calibration(folder, name) or load_calibration(folder))
     calibration = current_calibration(detector, settings, stored)
     if settings.model.save_model and calibration != stored:
         try:
-            save_calibration(folder, calibration)
+            save_calibration(folder, calibration, name)
         except OSError as error:
             print(f"the calibration is not kept: {error}")
     print(calibration.describe(detector.false_positive_rate), flush=True)
@@ -53,7 +54,9 @@ def current_calibration(detector: Detector, settings: Settings, stored: Calibrat
         if valid:
             return valid
         problem = f"{folder / CALIBRATION} can't be used ({stale})"
-        raise MissingFileError(f"{problem}, nor measured again: {error}") from error
+        crop = stored.made_with.get("crop", detector.crop) if stored else detector.crop
+        remedy = "" if crop == detector.crop else f", or set metrics.centre_crop={crop}"
+        raise MissingFileError(f"{problem}, nor measured again: {error}{remedy}") from error
     normals = "{files}, {hash}".format(**picture_fingerprint(pictures.samples))
     if valid and valid.normals in (None, normals):
         return valid
@@ -86,7 +89,8 @@ def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Set
     def references_for(name: str) -> Mapping[str, Reference]:
         if not crosses:
             return references
-        return {part: memory.without(dependence.relatives(places[name])) for part, memory in memories.items()}
+        related = torch.from_numpy(dependence.related(places[name], len(places)).nonzero()[0])
+        return {part: memory.without(related) for part, memory in memories.items()}
 
     def measure(items: Sequence[Item]) -> list[Parts]:
         return parts_of_batch(detector, stack_pictures(items), [references_for(item.path) for item in items])
@@ -94,10 +98,13 @@ def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Set
     batches = map_batches(detector, normal, measure, settings.model.num_workers, group)
     parts = [of_picture for _, of_picture in count_progress(batches, len(normal), "calibrating")]
     calibration = build_calibration(detector, parts, references, normal.names()) if group.is_main else None
-    calibration = replace(group.broadcast(calibration), held_out=len(unseen) > 0)
-    if not crosses:
-        return calibration
-    return replace(calibration, method=CROSS, independent=dependence.independent, dependence=dependence.found)
+    calibration = group.broadcast(calibration)
+    if not crosses:  # what was learnt from says nothing about the held-out pictures, but their scores do
+        groups = named_groups(calibration.pictures, settings.calibration.groups)
+        dependence = measure_named_groups(np.array(calibration.scores)[:, None], groups) if groups else Dependence()
+    independent, method = dependence.independent(len(normal)), CROSS if crosses else SPLIT
+    calibration = replace(calibration, method=method, held_out=len(unseen) > 0)
+    return replace(calibration, independent=independent, dependence=dependence.found)
 
 
 def build_calibration(
@@ -135,7 +142,7 @@ def learn_memories(
     """Return the detector's memories, learnt from normal pictures, and how these depend on each other."""
     kinds, seed, count = reference.descriptor_kinds(detector.parts), settings.model.seed, len(pictures)
     if not kinds:
-        return {}, Dependence(count, independent=count)
+        return {}, Dependence()
     group, sampled = distributed.group(), reference.samples_per_picture(count)
 
     def sample_batch(items: Sequence[Item]) -> list[Parts]:
@@ -149,10 +156,10 @@ def learn_memories(
     batches = map_batches(detector, pictures, sample_batch, settings.model.num_workers, group)
     samples = [of_picture for _, of_picture in count_progress(batches, count, "learning normal pictures")]
     if not group.is_main:
-        return {}, Dependence(count, independent=count)
+        return {}, Dependence()
     described = {kind: [of_picture[kind] for of_picture in samples] for kind in samples[0]}
     means = torch.stack([rows.mean(dim=0) for rows in described.get(reference.WHOLE, next(iter(described.values())))])
-    dependence = measure_dependence(means.numpy(), pictures.names(), seed)
+    dependence = measure_dependence(means.numpy(), pictures.names(), settings.calibration.groups, seed)
     return reference.build_memories(described, detector.parts, seed), dependence
 
 

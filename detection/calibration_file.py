@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from config.keys import Settings
+from config.published import counts_centre
 from detection.reference import DESCRIBED_BY, Reference, Scale
 from detection.threshold import Calibration, NormalSource
 from reports.reader import read_json_object
@@ -13,10 +15,17 @@ from storage.weights_file import read_state
 from training.checkpoint import REMEDY, plain_values, save
 
 CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-14"
+WHOLE_CALIBRATION = "calibration_whole.json"  # of whole pictures, where CALIBRATION is of their centre
 REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-2"
 
 
-def save_calibration(folder: Path, calibration: Calibration) -> None:
+def calibration_name(settings: Settings) -> str:
+    """Return the name of the file: a detector that reproduces a published table has a second one, for --input."""
+    has_two = counts_centre(settings.data.name, settings.score.protocol, settings.score.parts)
+    return WHOLE_CALIBRATION if has_two and settings.metrics.centre_crop == 1 else CALIBRATION
+
+
+def save_calibration(folder: Path, calibration: Calibration, name: str = CALIBRATION) -> None:
     """Write the calibration, and its references beside it."""
     if calibration.references:
         tensors = {part: vars(reference) for part, reference in calibration.references.items()}
@@ -24,13 +33,21 @@ def save_calibration(folder: Path, calibration: Calibration) -> None:
         save(folder / REFERENCES, content)
     content = asdict(replace(calibration, references={}))
     del content["references"]
-    with atomic_write(folder / CALIBRATION, REMEDY, "w") as file:
+    with atomic_write(folder / name, REMEDY, "w") as file:
         json.dump({"format": CALIBRATION_FORMAT, **content}, file)
 
 
-def load_calibration(folder: Path) -> Calibration | None:
+def load_widest_calibration(folder: Path) -> Calibration | None:
+    """Return the calibration of whole pictures if the folder's detector has one, else the other."""
+    usual, whole = load_calibration(folder), load_calibration(folder, WHOLE_CALIBRATION)
+    if usual and whole and usual.staleness({**whole.made_with, "crop": usual.made_with.get("crop")}):
+        return usual
+    return whole or usual
+
+
+def load_calibration(folder: Path, name: str = CALIBRATION) -> Calibration | None:
     """Return the calibration, None if no complete one of this format exists. Raise UserError for a damaged file."""
-    path = folder / CALIBRATION
+    path = folder / name
     if not path.is_file():
         return None
     try:
@@ -52,9 +69,9 @@ def load_calibration(folder: Path) -> Calibration | None:
     return replace(calibration, references=references) if references else None
 
 
-def stored_source(folder: Path) -> object:
+def stored_source(path: Path) -> object:
     """Return what --recalibrate stored about the pictures of the thresholds; None where they are of train/good."""
-    return read_json_object(folder / CALIBRATION).get("source")
+    return read_json_object(path).get("source")
 
 
 def load_references(path: Path, calibration: Calibration) -> dict[str, Reference] | None:

@@ -20,7 +20,7 @@ from config.load import build_settings
 from dataset import ImageFolder, Item, View, to_unit_range
 from ddad import gaussian_draws, picture_draws
 from detection import reference
-from detection.calibration_file import CALIBRATION, REFERENCES, load_calibration
+from detection.calibration_file import CALIBRATION, REFERENCES, load_widest_calibration
 from detection.comparison import Comparison, Networks, largest_batch, prepare_network
 from detection.operating_points import operating_rows
 from detection.reference import Reference, Scale
@@ -101,7 +101,7 @@ class Detector:
         Raise MissingFileError where there is no calibration, UserError where it belongs to other weights.
         """
         folder, remedy = Path(folder), "run python main.py --detection True"
-        calibration = load_calibration(folder)
+        calibration = load_widest_calibration(folder)
         if calibration is None:
             missing = f"no {CALIBRATION} of this version in {folder}, or not the {REFERENCES} that belong to it"
             raise MissingFileError(f"{missing}; {remedy} first")
@@ -271,7 +271,8 @@ def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, obje
     inputs = {name: getattr(detector.networks, name) for name in of_networks}
     inputs |= {name: getattr(detector, name) for name in of_detector}
     inputs |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments()}
-    inputs |= {"method": settings.calibration.method, "pictures": settings.calibration.pictures}
+    calibration = settings.calibration
+    inputs |= {"method": calibration.method, "pictures": calibration.pictures, "groups": calibration.groups}
     inputs |= {"weights": detector.networks.hash()}
     return as_stored(inputs)
 

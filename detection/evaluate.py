@@ -18,7 +18,7 @@ from config.keys import PER_IMAGE, Settings
 from dataset import NORMAL, ImageFolder, Item, View
 from detection.assessment import assess_test_pictures, warning_lines
 from detection.calibrate import calibrate
-from detection.calibration_file import stored_source
+from detection.calibration_file import calibration_name, stored_source
 from detection.comparison import BATCH_SIZES
 from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
 from reports import drawing, manifest, metric_summary
@@ -47,6 +47,7 @@ class ScoredPictures:
     scores: Scores
     maps: NDArray[np.float32]
     masks: NDArray[np.bool_] | None
+    outside: dict[str, int]  # defects outside the scored area, by the names of metrics.json
 
     @property
     def labels(self) -> Labels:
@@ -150,7 +151,11 @@ def evaluation_inputs(detector: Detector, settings: Settings, pictures: ImageFol
         splits["train"] = normal_pictures(settings).samples
     used = replace(settings, data=replace(settings.data, test_batch_size=detector.batch_size))
     inputs = manifest.result_inputs(used.as_dict(), splits, detector.networks.hash(), device_name(detector.device))
-    source = stored_source(settings.checkpoint_folder) if settings.score.protocol == PER_IMAGE else None
+    source = (
+        stored_source(settings.checkpoint_folder / calibration_name(settings))
+        if settings.score.protocol == PER_IMAGE
+        else None
+    )
     return inputs | ({"thresholds_from": source} if source else {})
 
 
@@ -183,7 +188,7 @@ def evaluate_pictures(
     log = read_log_up_to(settings.checkpoint_folder, TRAINING, model.load_chp)
     writer.curves({**summary.curves, "training": metric_summary.training_curve(log)})
     content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
-    content["vanished_defects"] = results.vanished
+    content |= {"vanished_defects": results.vanished} | (results.outside if settings.data.mask else {})
     if detector.calibration:
         assessed = assess_test_pictures(detector, scores, results.labels)
         content = {"warnings": assessed["warnings"], **content, **assessed}
@@ -211,18 +216,22 @@ def score_pictures(detector: Detector, pictures: ImageFolder, writer: Writer, se
     predictions = predict_all(detector, pictures, settings)
     picture_writer = PictureWriter(writer, detector, pictures, settings)
     paths, kinds, scores = [], [], []
+    area, outside = scored_area(settings), np.zeros(len(metric_summary.OUTSIDE), np.int64)
     with writer.spool() as maps, writer.spool() as masks:
         for item, prediction in count_progress(predictions, len(pictures), "detecting"):
             maps.add(scored_map(prediction, settings))
             if settings.data.mask:
                 masks.add(scored_mask(item, settings))
+            if item.mask is not None:
+                outside += metrics.defects_outside(item.mask, area)
             picture_writer.add(item, prediction)
             paths.append(item.path)
             kinds.append(item.kind)
             scores.append(prediction.score)
         picture_writer.finish()
         all_masks = masks.array() if settings.data.mask else None
-        return ScoredPictures(paths, np.array(kinds), np.array(scores), maps.array(), all_masks)
+        counts = dict(zip(metric_summary.OUTSIDE, outside.tolist(), strict=True))
+        return ScoredPictures(paths, np.array(kinds), np.array(scores), maps.array(), all_masks, counts)
 
 
 def scored_map(prediction: Prediction, settings: Settings) -> NDArray[np.float32]:
@@ -236,6 +245,13 @@ def scored_mask(item: Item, settings: Settings) -> NDArray[np.bool_]:
     size = settings.metrics.size
     mask = torch.zeros(size, size, dtype=torch.bool) if item.mask is None else torch.from_numpy(item.mask)
     return center_crop(mask, [scored_side(settings)] * 2).numpy()
+
+
+def scored_area(settings: Settings) -> NDArray[np.bool_]:
+    """Return true where a map at metrics.size is scored."""
+    area = torch.zeros((settings.metrics.size,) * 2, dtype=torch.bool)
+    center_crop(area, [scored_side(settings)] * 2).fill_(True)
+    return area.numpy()
 
 
 def scored_side(settings: Settings) -> int:
@@ -277,9 +293,10 @@ def print_results(results: ScoredPictures, seconds: float, settings: Settings) -
     intervals = f", 95 % intervals from {resamples} resamples" if resamples else ""
     counts = f"{len(results.labels)} pictures ({normal} normal, {defective} defective)"
     print(f"{settings.data.category}: {counts} in {seconds:.0f} s; {area}, at {size} × {size}{intervals}")
+    if side < size and settings.data.mask:
+        print(f"  {metric_summary.outside_text(results.outside)}; metrics.centre_crop=1 takes the whole picture")
     if results.vanished:
-        crop = " and on the centre that is scored; metrics.centre_crop=1 takes the whole picture" if side < size else ""
-        reason = f"their masks hold no defect at this size{crop}"
+        reason = f"their masks hold no defect at this size{' and on the centre that is scored' if side < size else ''}"
         print(f"  {results.vanished} defective pictures count as normal for pixels: {reason}")
 
 

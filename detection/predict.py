@@ -72,6 +72,8 @@ def predict_folder(
     detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
     places = {"reads": f"{source} ({len(pictures)} pictures)", **origins, "writes": writer.folder}
     announce(f"Inspecting pictures as {settings.data.category}", device, settings.as_dict(), places)
+    if detector.crop < 1:
+        print(f"defects outside the centre are not detected: metrics.centre_crop is {detector.crop}; 1 takes all")
     began = time.monotonic()
     detector = calibrate(detector, settings)
     group, table = distributed.group(), None

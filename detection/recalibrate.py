@@ -20,7 +20,7 @@ from torch import Tensor
 from config.keys import PER_IMAGE, SPLIT, Settings
 from dataset import NORMAL, Sample, hash_files, picture_fingerprint, pictures_in, read_ahead, to_unit_range
 from detection.calibrate import calibrate, current_calibration, normal_folder
-from detection.calibration_file import CALIBRATION, load_calibration, save_calibration, stored_source
+from detection.calibration_file import calibration_name, load_calibration, save_calibration, stored_source
 from detection.detector import Detector, Prediction, load_detector
 from detection.operating_points import operating_rows
 from detection.threshold import Calibration, NormalSource, pixel_quantiles
@@ -49,17 +49,18 @@ def recalibrate(settings: Settings, source: Path) -> int:
     device, folder = choose_device(settings.model.device), settings.checkpoint_folder
     torch.manual_seed(settings.model.seed)
     detector, settings, origins = load_detector(settings, folder, device)
-    places = {"reads": f"{source} ({len(paths)} pictures)", **origins, "writes": folder / CALIBRATION}
+    name = calibration_name(settings)
+    places = {"reads": f"{source} ({len(paths)} pictures)", **origins, "writes": folder / name}
     announce(f"Recalibrating {settings.data.category}", device, settings.as_dict(), places)
     if goes_back:
-        (folder / CALIBRATION).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
         calibrate(detector, settings)
         return 0
-    stored = load_calibration(folder)
+    stored = load_calibration(folder, name)
     before = current_calibration(detector, settings, stored and replace(stored, source=None))
     measured = measure_pictures(replace(detector, calibration=before), paths, settings.model.num_workers)
     now = calibration_of(before, measured, source)
-    save_calibration(folder, now)
+    save_calibration(folder, now, name)
     for line in change_lines(before, now, detector.false_positive_rate):
         print(line)
     print(f"thresholds measured in {time.monotonic() - began:.0f} s; --detection and --input use them from now on")
@@ -69,8 +70,8 @@ def recalibrate(settings: Settings, source: Path) -> int:
 
 def refuse_training(settings: Settings) -> None:
     """Raise UserError where training would make thresholds of --recalibrate invalid, and detection would end."""
-    path = settings.checkpoint_folder / CALIBRATION
-    if stored_source(settings.checkpoint_folder):
+    path = settings.checkpoint_folder / calibration_name(settings)
+    if stored_source(path):
         problem = f"{path} holds thresholds of --recalibrate, which new weights make invalid"
         raise UserError(f"{problem}; remove it, or run --train alone and --recalibrate again after it")
 

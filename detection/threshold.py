@@ -135,7 +135,7 @@ class Calibration:
         return min(pixel, self.threshold(rate))
 
     def beta_shape(self, threshold: float) -> tuple[float, float]:
-        """Return (k, n + 1 − k): with k − 1 of n scores above the threshold, its false-alarm rate follows Beta of these.
+        """Return k and n + 1 − k. With k − 1 of n scores above the threshold, its false-alarm rate follows their Beta.
 
         Of pictures that depend on each other, n is the effective number.
         """
@@ -161,7 +161,7 @@ class Calibration:
         n, promise = len(self.scores), self.promise(rate)
         short = f", too few to promise {100 * rate:.3g} %" if promise.rate > rate else ""
         source = f"{n} normal pictures"
-        if self.independent is not None and self.dependence:
+        if self.independent is not None and round(self.independent) < n:
             source += f", about {self.independent:.0f} independent ones as {self.dependence}"
         seen = self.method == SPLIT and not self.held_out
         warning = "; training has seen these pictures, so that new normal ones may score higher" if seen else ""

@@ -15,7 +15,16 @@ from PIL import Image
 
 from config.published import PUBLISHED_METRICS
 from reports.manifest import flatten_values, value_text
-from reports.metric_summary import METRICS, MISSING, Points, mean_if_complete, percent, short_name
+from reports.metric_summary import (
+    METRICS,
+    MISSING,
+    OUTSIDE,
+    Points,
+    mean_if_complete,
+    outside_text,
+    percent,
+    short_name,
+)
 from reports.operating_table import HEAD, read_operating_rows
 from reports.reader import SCORE_DIGITS, ResultFolder, read_result
 from reports.writer import GALLERY, REMEDY
@@ -170,7 +179,11 @@ def metric_notes(category: ResultFolder) -> list[str]:
     stored, values = category.metrics, category.summary.values
     notes = []
     if "scored" in stored:
-        notes.append(f"In percent. Maps are scored at {stored['size']} pixels, on the centre {stored['scored']}.")
+        size, side = stored["size"], stored["scored"]
+        area = "on the whole picture" if side == size else f"on the centre {side}"
+        notes.append(f"In percent. Maps are scored at {size} pixels, {area}.")
+        if side != size and OUTSIDE[0] in stored:
+            notes.append(f"Not scored: {outside_text(stored)}.")
     if len({row.defective for row in category.rows}) < 2:
         notes.append("No metrics: they need normal and defective test pictures.")
     elif "pixel_auroc" not in values and "pro" not in values:

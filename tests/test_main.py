@@ -25,7 +25,7 @@ import train
 from config.load import load_settings
 from detection.calibration_file import CALIBRATION
 from detection.detector import Detector
-from reports.metric_summary import METRICS, interval_text
+from reports.metric_summary import METRICS, OUTSIDE, interval_text
 from training import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +57,7 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
         "size",
         "scored",
         "vanished_defects",
+        *OUTSIDE,
         "calibration",
         "operating_point",
         "kinds",
@@ -69,7 +70,7 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
         f"image AUROC       {100 * figures['image_auroc']:5.1f} %{interval_text(figures['intervals']['image_auroc'])}"
         in out
     )
-    assert "centre 224 of 256 pixels scored" in out and (figures["size"], figures["scored"]) == (256, 224)
+    assert "whole maps scored" in out and (figures["size"], figures["scored"]) == (256, 256)
     drawn = sorted(path.relative_to(results).as_posix() for path in results.rglob("*.png"))
     assert drawn == [f"figures/{kind}/{number:03}.png" for kind in ("crack", "good") for number in range(3)]
     assert Image.open(results / drawn[0]).size == (1578, 304)

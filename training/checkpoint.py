@@ -5,6 +5,7 @@
     feat3                 feature extractor after adaptation epoch 3; feat0 is not adapted
     latest, featlatest    the number of the epoch written last, as copying a folder changes file times
     calibration.json, references    the calibration, and the data that its score parts compare with
+    calibration_whole.json          that of whole pictures, where the other is of their centre
     training.state        an unfinished training, for --resume; removed when it is done
 
 An official file is a state dict, whose names may begin with `module.`. Our own has format, network, weights and notes.

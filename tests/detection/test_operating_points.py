@@ -53,7 +53,7 @@ def test_the_probability_of_false_alarms_is_that_of_the_ranks():
 
 def test_a_contradiction_says_what_was_promised_and_what_helps():
     stored, labels = calibration(np.arange(18)), np.zeros(18, bool)
-    row = in_use(measure_rows(operating_rows(stored, 0.01), np.arange(18) + 30, labels))
+    row = in_use(measure_rows(operating_rows(stored, 0.01), np.arange(18) + 300, labels))
     line = contradiction(stored, row)
     assert line.startswith("18 of 18 normal test pictures are called anomalous, where 5.3 % were promised (p = 1e-10)")
     assert "--recalibrate" in line and "\n" not in line
