@@ -40,8 +40,8 @@ class Clock:
 
     @property
     def used(self) -> float:
-        """Return the seconds from the run's beginning to the last tick."""
-        return self.moments[-1] - self.began if self.moments else 0.0
+        """Return the seconds from the run's beginning to the last tick, or to now before the first one."""
+        return (self.moments[-1] if self.moments else self.now()) - self.began
 
     @property
     def step_seconds(self) -> float:
