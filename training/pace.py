@@ -106,8 +106,9 @@ class Pace:
             if left > max(1, step * DECAY_SHARE / (1 - DECAY_SHARE)):
                 return [], 0
             parts = min(PARTS, left)
-            minutes = (clock.budget - clock.used) / SECONDS_PER_MINUTE
-            print(f"the learning rate falls from step {step} on: {minutes:.1f} min are left", flush=True)
+            left_minutes, minutes = ((clock.budget - used) / SECONDS_PER_MINUTE for used in (clock.used, 0))
+            time_left = f"{left_minutes:.1f} of {minutes:g} min are left, detection included"
+            print(f"the learning rate falls from step {step} on; {time_left}", flush=True)
         elif step < self.decay[-1]:
             return self.decay, parts
         begun = self.decay or [step]

@@ -39,7 +39,7 @@ def test_an_even_speed_gives_a_fifth_to_the_decay_and_ends_when_detection_must_b
     assert factors[: pace.decay[0] + 1] == [1.0] * (pace.decay[0] + 1)
     falls = [before - after for before, after in pairwise(factors[pace.decay[0] :])]
     assert min(falls) > 0.9 * max(falls) and 0 < factors[-1] < 0.02
-    assert "the learning rate falls from step 640 on" in capsys.readouterr().out
+    assert "the learning rate falls from step 640 on; 6.0 of 16.6667 min are left" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("slow_from", [50, 300, 620, 700, 790])
