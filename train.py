@@ -148,6 +148,9 @@ def plan_training(settings: Settings, resume: bool = False) -> TrainingPlan:
 def check_training(settings: Settings, resume: bool = False, clock: Clock | None = None) -> TrainingPlan:
     """Return the training that the settings describe. Raise UserError for what would stop it later."""
     plan, processes = replace(plan_training(settings, resume), clock=clock), distributed.group()
+    if len(plan.pictures) + len(plan.held_out) == 1 and settings.calibration.share:
+        few = f"{settings.category_dir / 'train'} holds 1 picture, and none is left to calibrate on"
+        raise UserError(f"{few}; add normal pictures, or set calibration.share=0")
     batch_size = plan.settings.data.batch_size
     if batch_size < settings.data.batch_size:
         pictures = f"{len(plan.pictures)} pictures to learn from and {len(plan.held_out)} held out"

@@ -55,8 +55,8 @@ def fit_budget(
     if steps:
         print(f"{steps['epochs']} epochs, as in the training in {folder}", flush=True)
         return settings.with_steps(**steps), None
-    settings = settings.with_steps(PLANNED, WSD, None)
-    return settings, start_clock(replace(plan, settings=settings), "detection" in stages, inputs, began)
+    plan = replace(plan, settings=plan.settings.with_steps(PLANNED, WSD, None))
+    return settings.with_steps(PLANNED, WSD, None), start_clock(plan, "detection" in stages, inputs, began)
 
 
 def start_clock(plan: train.TrainingPlan, detects: bool, inputs: int | None, began: float) -> Clock:
