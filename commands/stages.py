@@ -25,6 +25,7 @@ from runtime import distributed
 from runtime.errors import UserError, explain_error
 from train import check_training, train_unet
 from training import checkpoint
+from training.pace import Clock
 
 INCOMPLETE = 3  # exit code
 
@@ -76,8 +77,8 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
     inputs = len(input_pictures(settings, plan.source, plan.output)) if plan.source else None
-    settings = fit_budget(settings, plan.stages, plan.resume, inputs)
-    stages = list(checked_stages(settings, plan))
+    settings, clock = fit_budget(settings, plan.stages, plan.resume, inputs)
+    stages = list(checked_stages(settings, plan, clock))
     distributed.group().wait()  # no process begins to write before all have checked
     result = StageResult()
     for run_stage in stages:
@@ -86,12 +87,12 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     return result
 
 
-def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
+def checked_stages(settings: Settings, plan: RunPlan, clock: Clock | None) -> Iterator[Stage]:
     """Yield the plan's stages in order, each checked. Raise UserError for what would stop one later."""
     if plan.stages >= {"train", "detection"} and not plan.resume:
         refuse_training(settings)
     if "train" in plan.stages:
-        yield partial(train_unet, check_training(settings, plan.resume))
+        yield partial(train_unet, check_training(settings, plan.resume, clock))
     if "domain_adaptation" in plan.stages:
         yield partial(adapt_features, settings, check_adaptation(settings), plan.resume)
     if "detection" not in plan.stages:

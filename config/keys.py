@@ -1,7 +1,8 @@
 """Declare every configuration key once: its type, its default, its bounds, and what it affects."""
 
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from enum import Flag
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
 SPLIT, CROSS = "split", "cross"
-PLANNED = 0  # `auto` epochs until commands/budget.py knows how many fit training.budget_minutes
+PLANNED = 0  # `auto` epochs within training.budget_minutes, until a clock has decided
+SCHEDULES = (CONSTANT, COSINE, WSD) = ("constant", "cosine", "wsd")
+STEPS = ("epochs", "schedule", "decay")  # keys that a budget decides
 STAGES = ("train", "domain_adaptation", "detection")
 DISTANCES = ("pixel", "feature")  # from the reconstruction
 PARTS = (*DISTANCES, "memory", "wide_memory", "whole_memory", "patch_memory")
@@ -18,7 +21,7 @@ SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_
 Values = dict[str, Any]  # by name
 
 Effect = Flag("Effect", ["WEIGHTS", "FEATURES", "SCORES", "PLAN"])  # results that a key's value changes directly:
-WEIGHTS, FEATURES, SCORES, PLAN = Effect  # the UNet, the adapted features, scores and metrics, epochs within a budget
+WEIGHTS, FEATURES, SCORES, PLAN = Effect  # the UNet, the adapted features, scores and metrics, steps within a budget
 NOTHING, ALL_STAGES = Effect(0), WEIGHTS | FEATURES | SCORES
 
 
@@ -92,7 +95,8 @@ class ModelSettings:
 @dataclass(frozen=True)
 class TrainingSettings:
     optimizer: str = key("adam", affects=WEIGHTS, one_of=("adam", "adamw"))
-    schedule: str = key("constant", affects=WEIGHTS, one_of=("constant", "cosine"))
+    schedule: str = key(CONSTANT, affects=WEIGHTS, one_of=SCHEDULES)
+    decay: tuple[int, ...] | None = key(None, affects=WEIGHTS, least=0)
     warmup_steps: int = key(0, affects=WEIGHTS, least=0)
     ema: float = key(0.0, affects=WEIGHTS, least=0, most=0.99999)
     highest_step: int | None = key(None, affects=WEIGHTS, least=1)
@@ -204,8 +208,13 @@ class Settings:
         return self.settings_affecting(WEIGHTS) | {"image_size": self.unet_size, "in_channels": self.data.input_channel}
 
     def planning_arguments(self) -> dict[str, object]:
-        """Return all settings that the number of epochs within a budget depends on, apart from the machine."""
+        """Return all settings that the number of steps within a budget depends on, apart from the machine."""
         return self.settings_affecting(PLAN)
+
+    def with_steps(self, epochs: int, schedule: str, decay: Sequence[int] | None) -> "Settings":
+        """Return the settings of a training whose steps are decided."""
+        training = replace(self.training, schedule=schedule, decay=None if decay is None else tuple(decay))
+        return replace(self, model=replace(self.model, epochs=epochs), training=training)
 
     def adaptation_arguments(self) -> dict[str, object]:
         """Return all settings that the adapted features depend on, apart from the network."""

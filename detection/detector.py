@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
 from anomaly_map import MAXIMUM, Region, batch_ratio, combine, find_regions, image_score, resize_maps, smooth
-from config.keys import AUTO, Settings
+from config.keys import AUTO, PLANNED, Settings
 from config.load import build_settings
 from dataset import ImageFolder, Item, View, to_unit_range
 from ddad import gaussian_draws, picture_draws
@@ -246,6 +246,8 @@ def load_detector(settings: Settings, folder: Path, device: torch.device) -> tup
     epochs = [checkpoint.epoch_of(path) if isinstance(path, Path) else 0 for path in (weights, origin)]
     model = replace(model, load_chp=epochs[0], DA_chp=epochs[1], feature_extractor=extractor.name)
     settings = replace(settings, model=replace(model, backbone_weights=backbone and backbone.resolve()))
+    if model.epochs == PLANNED and (steps := checkpoint.recorded_steps(weights)):
+        settings = settings.with_steps(**steps)
     origins: Origins = {"unet": weights, "features": f"{extractor.name} from {origin}"}
     return build_detector(settings, unet, extractor, device), settings, origins
 

@@ -356,14 +356,9 @@ CASES = (
         broken_sample_note,
     ),
     Case(
-        "batch above the training set",
-        (*TRAIN, "data.batch_size=9"),
-        ("data.batch_size is 9", "8 pictures to learn from", "data.batch_size=8 or less"),
-    ),
-    Case(
         "DA batch above the training set",
         (*ADAPT, "data.DA_batch_size=9"),
-        ("data.DA_batch_size is 9", "8 pictures", "data.DA_batch_size=8"),
+        ("data.DA_batch_size is 9", "8 pictures to learn from and 2 held out", "data.DA_batch_size=8"),
     ),
     # Flags
     Case("unknown flag", (*TRAIN, "--verbose"), ("unknown flag --verbose", "--help")),

@@ -44,9 +44,9 @@ def augment(squares: Tensor, augmentation: str | None, generator: torch.Generato
     return torch.stack([square.flip(2) if flip else square for square, flip in zip(squares, mirrored, strict=True)])
 
 
-def full_batches(pictures: int, size: int, key: str) -> int:
+def full_batches(pictures: int, size: int, key: str, held_out: int) -> int:
     """Return the number of full batches of an epoch. Raise UserError, which names the setting `key`, if it is 0."""
     if pictures < size:
-        shortage = f"{key} is {size}, but train/good holds {pictures} pictures to learn from"
+        shortage = f"{key} is {size}, but train/good holds {pictures} pictures to learn from and {held_out} held out"
         raise UserError(f"{shortage}; set {key}={pictures} or less")
     return pictures // size
