@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from conftest import write_picture
 from PIL import Image
-from score_tables import read_rows
 
 from detection.detector import Detector
 
@@ -127,16 +126,28 @@ def test_pictures_of_the_folder_keep_the_promise(run_main, trained, darker, tmp_
     assert summary["warnings"] == [] and set(summary["drift"]) == {"share", "level", "order"}
 
 
-def test_a_broken_promise_is_said_at_the_top(run_main, trained, category, darker, tmp_path):
-    for path in (category / "test" / "good").iterdir():
-        path.unlink()
-    for path in darker.glob("[0-9].png"):
-        shutil.copy(path, category / "test" / "good")
-    (category / "train" / "good" / "009.png").unlink()
-    code, out, err = run_main("--detection", "calibration.false_positive_rate=0.4")
+def test_a_broken_promise_is_said_at_the_top(run_main, trained, category, tmp_path):
+    """With two low calibration scores, 25 false alarms of 25 have a probability of 2 / (26 · 27) at most."""
+    assert run_main("--detection")[0] == 0
+    stored = trained / "nut" / "calibration.json"
+    stored.write_text(json.dumps({**json.loads(stored.read_text()), "scores": [0.01, 0.02]}))
+    normal = np.array(Image.open(category / "test" / "good" / "000.png"))
+    for number in range(25):
+        normal[0, number] = 0
+        write_picture(category / "test" / "good" / f"{number:03}.png", normal)
+    code, out, err = run_main("--detection")
     figures = json.loads((tmp_path / "results" / "metrics.json").read_text())
-    wrong = sum(row["anomalous"] == "1" and row["label"] == "0" for row in read_rows(tmp_path / "results"))
+    (line,) = figures["warnings"]
+    assert code == 0 and next(iter(figures)) == "warnings" and out.count(f"warning: {line}\n") == 1, err
+    assert line.startswith("25 of 25 normal test pictures are called anomalous, where 33.3 % were promised (p = 0.003)")
+    assert "--recalibrate" in line and json.dumps(line)[1:-1] in (tmp_path / "results" / "report.html").read_text()
     (in_use,) = (row for row in figures["operating_points"] if row["in_use"])
-    assert code == 0 and in_use["false_alarms"]["part"] == wrong == figures["operating_point"]["false_positives"], err
-    assert in_use["wanted_rate"] == 0.4 and next(iter(figures)) == "warnings"
-    assert all(f"warning: {line}" in out for line in figures["warnings"])
+    assert in_use["wanted_rate"] == 0.01 and in_use["false_alarms"]["part"] == in_use["false_alarms"]["total"] == 25
+    assert in_use["recall"]["part"] == figures["operating_point"]["true_positives"]
+
+    source = str(category / "test" / "good")
+    code, out, _ = run_main("--detection", "--input", source, "--output", str(tmp_path / "new"))
+    summary = json.loads((tmp_path / "new" / "summary.json").read_text())
+    (line,) = summary["warnings"]
+    assert code == 0 and line.startswith("25 of 25 pictures are called anomalous (p = 0.003): either many of them are")
+    assert f"warning: {line}\n" in out and (summary["anomalous"], summary["normal"]) == (25, 0)
