@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from anomaly_map import resize_maps
-from config.keys import COSINE, WSD, Settings
+from config.keys import COSINE, CROSS, WSD, Settings
 from data_tools import check, check_output
 from dataset import ImageFolder, picture_fingerprint
 from ddad import NoisePredictor, NoiseSchedule, loss_weights, noise_loss, noise_predictor
@@ -148,9 +148,10 @@ def plan_training(settings: Settings, resume: bool = False) -> TrainingPlan:
 def check_training(settings: Settings, resume: bool = False, clock: Clock | None = None) -> TrainingPlan:
     """Return the training that the settings describe. Raise UserError for what would stop it later."""
     plan, processes = replace(plan_training(settings, resume), clock=clock), distributed.group()
-    if len(plan.pictures) + len(plan.held_out) == 1 and settings.calibration.share:
+    calibration = settings.calibration
+    if len(plan.pictures) + len(plan.held_out) == 1 and (calibration.share or calibration.method == CROSS):
         few = f"{settings.category_dir / 'train'} holds 1 picture, and none is left to calibrate on"
-        raise UserError(f"{few}; add normal pictures, or set calibration.share=0")
+        raise UserError(f"{few}; add normal pictures, or set calibration.method=split calibration.share=0")
     batch_size = plan.settings.data.batch_size
     if batch_size < settings.data.batch_size:
         pictures = f"{len(plan.pictures)} pictures to learn from and {len(plan.held_out)} held out"

@@ -67,16 +67,8 @@ def predict_folder(
     settings: Settings, source: Path, pictures: dict[str, Path], writer: Writer, resume: bool, replace: bool
 ) -> int:
     """Inspect the pictures, named by their paths in `source`, and print a summary. Return how many are unreadable."""
-    device = choose_device(settings.model.device)
-    torch.manual_seed(settings.model.seed)
-    detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
-    places = {"reads": f"{source} ({len(pictures)} pictures)", **origins, "writes": writer.folder}
-    announce(f"Inspecting pictures as {settings.data.category}", device, settings.as_dict(), places)
-    if detector.crop < 1:
-        print(f"defects outside the centre are not detected: metrics.centre_crop is {detector.crop}; 1 takes all")
-    began = time.monotonic()
-    detector = calibrate(detector, settings)
-    group, table = distributed.group(), None
+    detector, settings = load_inspector(settings, f"{source} ({len(pictures)} pictures)", writer.folder)
+    began, group, table = time.monotonic(), distributed.group(), None
     size = largest_input_batch(pictures, detector, group)
     if group.is_main:
         if replace and Predictions.exist_in(writer.folder):
@@ -104,6 +96,18 @@ def predict_folder(
     files = ", ".join(["predictions.csv", "predictions.jsonl", *writer.written])
     print(f"results in {writer.folder}: {files}", flush=True)
     return verdicts[UNREADABLE]
+
+
+def load_inspector(settings: Settings, reads: str, writes: Path) -> tuple[Detector, Settings]:
+    """Return the calibrated detector and its settings without `auto`; print what it reads and writes."""
+    device = choose_device(settings.model.device)
+    torch.manual_seed(settings.model.seed)
+    detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
+    places = {"reads": reads, **origins, "writes": writes}
+    announce(f"Inspecting pictures as {settings.data.category}", device, settings.as_dict(), places)
+    if detector.crop < 1:
+        print(f"defects outside the centre are not detected: metrics.centre_crop is {detector.crop}; 1 takes all")
+    return calibrate(detector, settings), settings
 
 
 def write_summary(writer: Writer, detector: Detector, names: Sequence[str]) -> None:

@@ -65,8 +65,11 @@ def measure_dependence(
 
 def measure_named_groups(descriptors: NDArray[np.floating], groups: tuple[str, ...]) -> Dependence:
     """Return the dependence of pictures with these descriptors (n, C) in groups that the user has named."""
-    own = intraclass_correlation(centred(descriptors), groups)
-    words = f"calibration.groups names {len(set(groups))} groups (correlation {own:.2f})"
+    count = len(set(groups))
+    own = (
+        intraclass_correlation(centred(descriptors), groups) if count > 1 else 1.0
+    )  # one can't be compared with others
+    words = f"calibration.groups names {count} groups (correlation {own:.2f})"
     return Dependence(0, groups, pictures_per_independent(groups, own), words)
 
 

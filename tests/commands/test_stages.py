@@ -138,11 +138,10 @@ def test_very_few_normal_pictures_train_calibrate_and_detect(run_main, category,
     network = ("model.unet_size=16", "model.channel_multipliers=[1]", "model.base_channels=8", "data.batch_size=16")
     code, out, err = run_main("--train", "--detection", *arguments, *network)
     assert (code, err) == (0, ""), err
-    learnt = {10: 8, 3: 2, 2: 1}[count]
-    pictures = f"{learnt} pictures to learn from and {count - learnt} held out"
-    assert f"data.batch_size is 16, train/good has {pictures}: a batch has {learnt}" in out
-    assert f"plan: about 4 training steps of {learnt} pictures" in out
-    assert "too few for a rate of 1 %" in out
+    pictures = f"{count} pictures to learn from and 0 held out"
+    assert f"data.batch_size is 16, train/good has {pictures}: a batch has {count}" in out
+    assert f"plan: about 4 training steps of {count} pictures" in out
+    assert f"from {count} normal pictures, too few to promise 1 %" in out
     code, out, err = run_main("--detection", "--input", str(category / "test"), *arguments, *network)
     assert code == 0 and "6 pictures in" in out, err
 
@@ -154,3 +153,5 @@ def test_a_single_normal_picture_cannot_train_and_calibrate(run_main, category):
     assert code == 2 and "holds 1 picture, and none is left to calibrate on; add normal pictures" in err
     code, _, err = run_main("--train", "--detection", *QUICK, "calibration.share=0")
     assert code == 0, err
+    code, _, err = run_main("--train", "--detection", *QUICK, "score.parts=[memory]")
+    assert code == 2 and "none is left to calibrate on" in err

@@ -85,6 +85,6 @@ def test_named_groups_are_held_out_whole(run_main, category):
     for number, path in enumerate(paths):
         path.rename(path.with_name(f"item{number // 2}_{number % 2}.png"))
     out = run_main("--train", "--detection", r"calibration.groups=item\d+")[1]
-    assert "2 more are held out" in out and "calibration.groups names 1 groups" in out
+    assert "2 more are held out" in out and "about 1 independent ones as calibration.groups" in out
     code, _, err = run_main("--train", r"calibration.groups=lot\d+")
     assert code == 2 and "no file name contains (such as item0_0)" in err
