@@ -248,6 +248,8 @@ def follow_training(plan: TrainingPlan, trainer: Trainer, pace: Pace, losses: Lo
                 loss, rate = losses.mean(plan.batches), trainer.optimizer.param_groups[0]["lr"]
                 log.add(progress.step, progress.epoch, loss, rate, settings.data.batch_size)
                 if ends or progress.epoch % settings.training.checkpoint_epochs == 0:
+                    if plan.clock:  # the names of the weights were not known before
+                        checkpoint.print_replaced(folder, [progress.epoch])
                     save_weights(plan.settled(pace) if ends else plan, trainer, progress.epoch)
             if log and due:
                 save_state(plan, trainer, pace, losses)
