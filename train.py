@@ -264,6 +264,7 @@ def training_loop(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settin
     shared, exchanged = processes.share_gradients(trainer.unet)
     network = compile_network(autocast(shared, speed.precision, device), speed.compile, device)
     predict, weights = noise_predictor(network, model.predicts, schedule), loss_weights(model.predicts, schedule)
+    weights = weights if weights is None else weights.float().to(device)  # once, as no step should wait for a copy
     highest_step = training.highest_step or model.trajectory_steps
     source = BatchSource(
         pixels, data.batch_size, data.image_size, highest_step, settings.unet_size, training.augmentation

@@ -1,6 +1,7 @@
 """Weights that are the same on any machine (each follows from its name, its shape and a seed), and golden bounds."""
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def uniform(seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32))
 
 
-def stream(seed: int, shape: tuple[int, ...]):
+def stream(seed: int, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
     """Return a draw() for `reconstruct` that takes its noise from one generator."""
     rng = np.random.default_rng(seed)
     return lambda: torch.from_numpy(rng.standard_normal(shape).astype(np.float32))

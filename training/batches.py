@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dataset import to_unit_range
+from runtime.device import send
 from runtime.errors import UserError
 
 
@@ -30,7 +31,7 @@ def random_squares(pictures: Sequence[Tensor], side: int, generator: torch.Gener
             top, left = int(down * (picture.shape[1] - side + 1)), int(across * (picture.shape[2] - side + 1))
             squares.append(picture[:, top : top + side, left : left + side])
         pictures = squares
-    return to_unit_range(torch.stack(list(pictures)).to(generator.device))
+    return to_unit_range(send(torch.stack(list(pictures)), generator.device))
 
 
 def augment(squares: Tensor, augmentation: str | None, generator: torch.Generator) -> Tensor:
