@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,15 @@ class Scale:
 
     batches: Mapping[str, int]
     precisions: tuple[str, ...]
-    compiled: tuple[bool, ...]
+    compiled: bool  # whether training is timed compiled, too
     golden: tuple[str, ...]
-    detected: str  # network of the detection row
+    trained: str  # the network that benchmarks/card.py trains, whose detection is measured
 
 
+GOLDEN_NETWORKS = ("ddad_s_32", "ddad_s_64", "ddad_256")
 SCALES = {
-    PUBLISHED: Scale({DDAD: 32, DDAD_S: 16}, ("bf16", "fp32"), (False, True), ("ddad_s_32", "ddad_s_64", "ddad_256"), DDAD),
-    TOY: Scale({DDAD_S: 1}, ("fp32",), (False,), ("ddad_s_32",), DDAD_S),
+    PUBLISHED: Scale({DDAD: 32, DDAD_S: 16}, ("bf16", "fp32"), True, GOLDEN_NETWORKS, DDAD),
+    TOY: Scale({DDAD_S: 1}, ("fp32",), False, GOLDEN_NETWORKS[:1], DDAD_S),
 }
 
 
@@ -109,21 +111,17 @@ def load_rows(file: Path) -> dict[str, Row]:
 
 def row_makers(scale: Scale, device: torch.device) -> dict[str, Measure]:
     """Return what measures each row, by name, the most important rows first."""
-    precisions = [each for each in scale.precisions if each == "fp32" or computes_in_bf16(device)]
-    makers: dict[str, Measure] = {ENVIRONMENT: lambda: describe_environment(device)}
-    makers |= {f"{CEILING} {each}": lambda each=each: measure_ceiling(DTYPES[each], device) for each in precisions}
-    makers |= {f"{GOLDEN} {each}": lambda each=each: golden_row(golden_shares(each, device)) for each in scale.golden}
-    makers[f"{GOLDEN} maps"] = lambda: golden_maps(device)
-    kinds = [(kind, batch, each) for each in precisions for kind, batch in scale.batches.items()]
-    for compiled in scale.compiled:
-        for kind, batch, precision in kinds:
-            name = f"{TRAINING} {kind} {precision}{f' {COMPILED}' if compiled else ''}"
-            makers[name] = lambda work=(kind, batch, precision, compiled): measure_training(*work, device)
-        if not compiled:
-            for kind, batch, precision in kinds:
-                work = kind, batch, precision, device
-                makers[f"{FORWARD} {kind} {precision}"] = lambda work=work: measure_forward(*work)
-            makers[f"{DETECTION} {scale.detected}"] = lambda: measure_detection(scale.detected, device)
+    formats = [each for each in scale.precisions if each == "fp32" or computes_in_bf16(device)]
+    makers: dict[str, Measure] = {ENVIRONMENT: partial(describe_environment, device)}
+    makers |= {f"{CEILING} {each}": partial(measure_ceiling, DTYPES[each], device) for each in formats}
+    makers |= {f"{GOLDEN} {each}": partial(golden_network, each, device) for each in scale.golden}
+    makers[f"{GOLDEN} maps"] = partial(golden_maps, device)
+    works = {f"{kind} {each}": (kind, batch, each) for each in formats for kind, batch in scale.batches.items()}
+    makers |= {f"{TRAINING} {name}": partial(measure_training, *work, False, device) for name, work in works.items()}
+    makers |= {f"{FORWARD} {name}": partial(measure_forward, *work, device) for name, work in works.items()}
+    makers[f"{DETECTION} {scale.trained}"] = partial(measure_detection, scale.trained, device)
+    for name, work in works.items() if scale.compiled else ():
+        makers[f"{TRAINING} {name} {COMPILED}"] = partial(measure_training, *work, True, device)
     return makers
 
 
@@ -134,9 +132,14 @@ def describe_environment(device: torch.device) -> Row:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-        facts |= {"memory_mib": round(properties.total_memory / MEBI), "multiprocessors": properties.multi_processor_count}
+        facts |= {"multiprocessors": properties.multi_processor_count}
+        facts["memory_mib"] = round(properties.total_memory / MEBI)
         facts["compute_capability"] = f"{properties.major}.{properties.minor}"
     return facts
+
+
+def golden_network(network: str, device: torch.device) -> Row:
+    return golden_row(golden_shares(network, device))
 
 
 def golden_maps(device: torch.device) -> Row:

@@ -17,7 +17,16 @@ from anomaly_map import combine, feature_distance, pixel_distance, smooth
 from benchmarks.shared import ROOT
 from ddad import NoiseSchedule, noise_loss, reconstruct
 from feature_extractor import FeatureExtractor
-from tests.golden_weights import GOLDEN_SHARE, PUBLISHED, cosine_share, normal, published_unet, state_dict, stream, uniform
+from tests.golden_weights import (
+    GOLDEN_SHARE,
+    PUBLISHED,
+    cosine_share,
+    normal,
+    published_unet,
+    state_dict,
+    stream,
+    uniform,
+)
 from unet import UNet
 
 DATA = ROOT / "tests" / "data"

@@ -71,7 +71,7 @@ class FakeDevice(TorchDispatchMode):
         if not any(isinstance(x, FakeTensor) for x in tensors) and getattr(kwargs.get("device"), "type", "") != "cuda":
             return operation(*args, **kwargs)
         if kind := kind_of_wait(operation, tensors, kwargs, args, self._pinned):
-            self.waits[*place_in_our_code(), kind] += 1
+            self.waits[(*place_in_our_code(), kind)] += 1
         if operation in PRODUCTS:
             self.products[tensors[-1].dtype] += 1
         return self.run_without_values(operation, args, kwargs)

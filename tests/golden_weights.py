@@ -24,6 +24,7 @@ def fill(name: str, shape: list[int]) -> torch.Tensor:
     rng = np.random.default_rng([SEED, zlib.crc32(name.encode())])
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
+    values: np.ndarray
     noise = rng.standard_normal(tuple(shape)).astype(np.float32)
     if name.endswith("running_var"):
         values = 1 + 0.1 * np.abs(noise)
@@ -56,8 +57,8 @@ def stream(seed: int, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
 
 def assert_golden(actual: torch.Tensor, expected: np.ndarray, share: float = GOLDEN_SHARE) -> None:
     """Assert that no value differs by more than `share` of the largest expected one."""
-    expected = torch.from_numpy(np.asarray(expected)).to(actual)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=share * float(expected.abs().max()))
+    golden = torch.from_numpy(np.asarray(expected)).to(actual)
+    torch.testing.assert_close(actual, golden, rtol=0, atol=share * float(golden.abs().max()))
 
 
 def rounding_share(unet: UNet, precision: torch.dtype) -> float:

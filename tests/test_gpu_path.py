@@ -32,7 +32,7 @@ def on_gpu(tiny_config, tmp_path, capsys):
 
 
 def test_all_stages_run(on_gpu, tmp_path, category):
-    code, out, device = on_gpu("--train", "--domain_adaptation", "model.DA_chp=1")
+    code, out, _ = on_gpu("--train", "--domain_adaptation", "model.DA_chp=1")
     assert code == 0 and "weights in bfloat16" in out and "adapted efficientnet_lite0" in out
     for protocol in ("per_image", "published"):
         folder = tmp_path / protocol
@@ -118,9 +118,13 @@ def test_detection_waits_for_each_batch_not_for_each_picture(tiny_config, traine
             device.waits.clear()
             detector.predict_batch(batch, detector.picture_noise)
             waits.append(dict(device.waits))
-    assert waits[0] == waits[1] == {
-        ("detection/detector.py", "Detector.compare_batch", "copy"): 1,  # to the device
-        ("ddad.py", "picture_draws", "copy"): 1,  # the pixels, whose hash is the seed
-        ("detection/detector.py", "Detector.predict_batch.<locals>.<dictcomp>", "copy"): 2,  # D_f and D_p
-        ("detection/detector.py", "Detector.predict_batch", "copy"): 1,  # the reconstructions
-    }
+    assert (
+        waits[0]
+        == waits[1]
+        == {
+            ("detection/detector.py", "Detector.compare_batch", "copy"): 1,  # to the device
+            ("ddad.py", "picture_draws", "copy"): 1,  # the pixels, whose hash is the seed
+            ("detection/detector.py", "Detector.predict_batch.<locals>.<dictcomp>", "copy"): 2,  # D_f and D_p
+            ("detection/detector.py", "Detector.predict_batch", "copy"): 1,  # the reconstructions
+        }
+    )
