@@ -1,0 +1,61 @@
+import json
+import time
+
+import pytest
+
+from benchmarks import card, card_bundle, card_rows
+from dataset import ImageFolder, View
+from images.read import read_full_mask
+
+
+def test_the_whole_command_ends_with_a_report_and_repeats_nothing(category, tmp_path, capsys):
+    arguments = ["--data", str(category), "--out", str(tmp_path / "out"), "--device", "cpu", "--scale", "toy"]
+    assert card.main([*arguments, "--minutes", "0.25"]) == 1  # only time for a few rows
+    rows = (tmp_path / "out" / "work" / "rows.jsonl").read_text(encoding="utf-8")
+    assert card.main([*arguments, "--minutes", "30"]) == 0
+    assert (tmp_path / "out" / "work" / "rows.jsonl").read_text(encoding="utf-8").startswith(rows)
+    found = json.loads((tmp_path / "out" / "card.json").read_text(encoding="utf-8"))
+    assert len(found["starts"]) == 2 and found["epochs"] == 2 and set(found["results"]) == {"per_image", "published"}
+    assert not [row for row in found["rows"].values() if "error" in row]
+    report = (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
+    assert all(name in report for name in ("golden numbers", "training step DDAD-S fp32", "per_image, 2 of 2 epochs"))
+    assert {"figure.png", "per_image.html", "published.html"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    capsys.readouterr()
+    assert card.main([*arguments, "--minutes", "30"]) == 0
+    assert "exit code" not in capsys.readouterr().out  # nothing was left to do
+
+
+def test_rows_go_on_after_an_error_and_begin_only_where_time_is_left(tmp_path):
+    file, measured = tmp_path / "rows.jsonl", []
+    file.write_text('{"row": "first", "median": 1}\n{"row": "second", "med', encoding="utf-8")  # killed while it wrote
+
+    def measure(name):
+        measured.append(name)
+        if name == "second":
+            raise RuntimeError("CUDA out of memory")
+        return {"median": 2.0}
+
+    makers = {name: lambda name=name: measure(name) for name in ("first", "second", "third", "third compiled")}
+    card_rows.measure_rows(file, makers, time.monotonic() + card_rows.EXPECTED + 10)
+    rows = card_rows.load_rows(file)
+    assert measured == ["second", "third"] and rows["third"]["median"] == 2
+    assert rows["second"]["error"] == "RuntimeError: CUDA out of memory"
+
+
+def test_a_category_in_small_is_what_the_network_and_the_metrics_see(category, tmp_path, capsys):
+    card_bundle.main([str(category), "--out", str(tmp_path / "bundle"), "--size", "32"])
+    assert "MiB in" in capsys.readouterr().out
+    small = tmp_path / "bundle" / "data" / "nut"
+    for split in ("train", "test"):
+        before, after = (ImageFolder(folder, split, View(32), mask_size=32) for folder in (category, small))
+        assert before.names() == after.names()
+        for one, other in zip(before, after, strict=True):
+            assert one.picture.equal(other.picture)
+            assert (one.mask is None and other.mask is None) or (one.mask == other.mask).all()
+    assert read_full_mask(small / "ground_truth" / "crack" / "000_mask.png").shape == (32, 32)
+    assert (tmp_path / "bundle" / "code" / "benchmarks" / "card.py").exists()
+
+
+def test_a_bundle_that_is_too_large_is_refused(category, tmp_path):
+    with pytest.raises(ValueError, match="more than the 0.1 that may travel; take a category with fewer images"):
+        card_bundle.main([str(category), "--out", str(tmp_path / "bundle"), "--most", "0.1"])
