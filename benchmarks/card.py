@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     card.starts.append(round(age, 2))
     with interrupt.stop_requests() as stop:
         for name, command, seconds in planned_steps(card, places, ends, options):
+            if seconds <= 0:
+                break
             began = time.monotonic()
             code = run_python(command, places.work / f"{name}.log", min(ends, began + seconds), stop)
             spent = time.monotonic() - began
@@ -67,10 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             save_card(card, places)
             left = ends - time.monotonic()
             print(f"{name}: exit code {code} after {spent:.0f} s; {left:.0f} s left", flush=True)
-            if left <= 0 or stop.requested:
+            if stop.requested:
                 break
+    save_card(card, places)
     print(f"report in {places.out / REPORT}", flush=True)
-    return 0 if card.is_done(FIGURE) else 1
+    return 0 if card.is_done(FIGURE) and all(step["code"] == 0 for step in card.steps.values()) else 1
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -106,6 +109,8 @@ def planned_steps(card: Card, places: Places, ends: float, options: argparse.Nam
         card.epochs = fitting_epochs(plan, card, ends - time.monotonic())
     epochs = f"training.checkpoint_epochs={max(1, card.epochs // 4)}"
     base += [f"model.epochs={card.epochs}", epochs, "model.load_chp=latest", "model.DA_chp=latest"]
+    if any("error" in row for name, row in card.rows.items() if COMPILED in name):
+        base.append("speed.compile=False")
     detection = {each: ["--detection", "--output", str(places.results(each))] for each in PROTOCOLS}
     figure = ["main.py", "--figure", str(places.results(PER_IMAGE)), "--output", str(places.out / FIGURE)]
     commands = {

@@ -26,12 +26,13 @@ SIZE = 256  # pixels, of the published network and of the metrics
 MOST = 64.0  # MiB
 SCRIPT = """\
 #!/bin/sh
-# sh run.sh MINUTES [OUT]: needs python3 with the packages of code/requirements.txt, apart from those in wheels/
+# sh run.sh MINUTES [ARGUMENT …]: needs python3 with the packages of code/requirements.txt but those in wheels/
+minutes=${{1:?how many minutes}} && shift
 here=$(cd "$(dirname "$0")" && pwd)
 ls "$here"/wheels/*.whl >/dev/null 2>&1 &&
     python3 -m pip install --quiet --no-index --no-deps --upgrade --target "$here/site" "$here"/wheels/*.whl
 cd "$here/code" && PYTHONPATH="$here/site" exec python3 -m benchmarks.card \\
-    --minutes "${{1:?minutes}}" --data "$here"/data/{category} --out "${{2:-$here/out}}" --work "$here/work"
+    --minutes "$minutes" --data "$here"/data/{category} --out "$here/out" --work "$here/work" "$@"
 """
 
 

@@ -77,7 +77,8 @@ def save_card(card: Card, places: Places) -> None:
         folder = places.results(protocol)
         if (folder / PAGE).exists():  # detection writes it last
             content = manifest.load_manifest(folder)
-            card.results[protocol] = {"metrics": content["metrics"], "seconds": content["seconds"]}
+            extractor = content["settings"]["model"]["feature_extractor"]
+            card.results[protocol] = {name: content[name] for name in ("metrics", "seconds")} | {"features": extractor}
             shutil.copy(folder / PAGE, places.out / f"{protocol}.html")
     with atomic_write(places.out / CARD, REMEDY, "w") as file:
         json.dump(asdict(card), file, indent=1)
@@ -130,10 +131,12 @@ def result_lines(card: Card) -> Iterator[str]:
     rows: list[Sequence[object]] = []
     for protocol, result in card.results.items():
         cells = [f"{100 * result['metrics'][key]:.1f}" for key in METRICS.values()]
-        rows.append([f"{protocol}, {card.epochs} of {card.published_epochs} epochs", *cells, result["seconds"]])
-    if published:
+        seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in result["seconds"].items())
+        epochs = f"{card.epochs} of {card.published_epochs} epochs"
+        rows.append([f"{protocol}, {epochs}, {result['features']}", *cells, seconds])
+    if rows and published:
         rows.append(["paper", *(published[key] for key in METRICS.values()), "–"])
-    yield from table(["%", *METRICS, "seconds of each stage"], rows if card.results else [])
+    yield from table(["%", *METRICS, "seconds"], rows)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:

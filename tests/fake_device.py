@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -29,9 +30,9 @@ aten = torch.ops.aten
 COPIES = {aten._to_copy.default, aten.copy_.default}
 READS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
-PRODUCTS = {
-    aten.convolution.default, aten.convolution_backward.default,
-    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
+PRODUCTS = {  # the plain attention's are left out, which have fp32 inside
+    aten.convolution.default, aten.convolution_backward.default, aten.mm.default, aten.addmm.default,
+    aten._fused_sdp_choice.default,
 }  # fmt: skip
 CUDA = {  # what torch.cuda answers
     "is_available": True,
@@ -41,8 +42,11 @@ CUDA = {  # what torch.cuda answers
     "is_bf16_supported": True,
     "is_current_stream_capturing": False,
     "mem_get_info": (FREE_BYTES, FREE_BYTES),
+    "max_memory_allocated": FREE_BYTES,
+    "get_device_properties": SimpleNamespace(total_memory=FREE_BYTES, multi_processor_count=1, major=9, minor=0),
     "get_rng_state": torch.zeros(16, dtype=torch.uint8),
     **dict.fromkeys(("_lazy_init", "empty_cache", "synchronize", "set_rng_state", "manual_seed_all"), None),
+    "reset_peak_memory_stats": None,
 }
 
 
@@ -51,7 +55,8 @@ class FakeDevice(TorchDispatchMode):
 
     `waits` counts, by (file, function, kind) of our code, what makes the host wait: a copy between CPU and device, a
     value that Python reads, a tensor of the CPU as an index, an index of truth values. A copy from pinned memory with
-    non_blocking=True is no wait. `products` counts convolutions and matrix products by the type of their input.
+    non_blocking=True is no wait. `products` counts convolutions, matrix products and attentions by the type of their
+    input.
     """
 
     def __init__(self):
@@ -73,7 +78,7 @@ class FakeDevice(TorchDispatchMode):
         if kind := kind_of_wait(operation, tensors, kwargs, args, self._pinned):
             self.waits[(*place_in_our_code(), kind)] += 1
         if operation in PRODUCTS:
-            self.products[tensors[-1].dtype] += 1
+            self.products[tensors[0].dtype] += 1
         return self.run_without_values(operation, args, kwargs)
 
     def run_without_values(self, operation, args, kwargs):
@@ -85,7 +90,7 @@ class FakeDevice(TorchDispatchMode):
             return args[0].copy_(self.made_up(args[0]))
         with self._fake:
             results = operation(*args, **kwargs)
-        wide = [x for x in tree_leaves(results) if isinstance(x, FakeTensor) and x.dtype == torch.float64]
+        wide = [x for x in tree_leaves(results) if isinstance(x, FakeTensor) and x.dtype == torch.float64 and x.ndim]
         assert all(x.device.type == "cpu" for x in wide), f"{operation} computes in float64 in {place_in_our_code()}"
         return tree_map_only(FakeTensor, lambda x: self.made_up(x) if x.device.type == "cpu" else x, results)
 
@@ -106,7 +111,7 @@ def kind_of_wait(operation, tensors: list[Tensor], kwargs, args, pinned) -> str 
         return "copy" if waits else None
     if operation in READS:
         return "read"
-    if any(not isinstance(x, FakeTensor) and x.ndim for x in tensors):
+    if any(not isinstance(x, FakeTensor) and x.ndim and x.device.type == "cpu" for x in tensors):
         return "tensor of the CPU"
     by_truth = operation in INDEXING and any(x is not None and x.dtype == torch.bool for x in args[1])
     return "index of truth values" if by_truth else None
@@ -180,6 +185,7 @@ def fake_cuda() -> Iterator[FakeDevice]:
             replace(torch.cuda, name, answer(value))
         replace(torch, "Generator", FakeGenerator)
         replace(torch.autograd, "backward", run_backward)
+        replace(torch._C, "_current_graph_task_id", answer(0))  # else checkpointing computes a layer for each tensor
         replace(fake_tensor, "init_gpu_context", answer(None))
         replace(FakeTensorMode, "avoid_device_init", True)
         replace(FakeTensor, "tolist", lambda x: x.cpu().tolist())

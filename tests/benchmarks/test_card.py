@@ -1,28 +1,49 @@
 import json
+import math
+import subprocess
+import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from fake_device import fake_cuda
 
-from benchmarks import card, card_bundle, card_rows
+from benchmarks import card_bundle, card_rows
+from benchmarks.shared import ROOT
 from dataset import ImageFolder, View
 from images.read import read_full_mask
 
 
-def test_the_whole_command_ends_with_a_report_and_repeats_nothing(category, tmp_path, capsys):
-    arguments = ["--data", str(category), "--out", str(tmp_path / "out"), "--device", "cpu", "--scale", "toy"]
-    assert card.main([*arguments, "--minutes", "0.25"]) == 1  # only time for a few rows
-    rows = (tmp_path / "out" / "work" / "rows.jsonl").read_text(encoding="utf-8")
-    assert card.main([*arguments, "--minutes", "30"]) == 0
-    assert (tmp_path / "out" / "work" / "rows.jsonl").read_text(encoding="utf-8").startswith(rows)
+def run_card(category: Path, out: Path, minutes: str) -> subprocess.CompletedProcess[str]:
+    arguments = ["--minutes", minutes, "--data", str(category), "--out", str(out), "--device", "cpu", "--scale", "toy"]
+    command = [sys.executable, "-m", "benchmarks.card", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_whole_command_ends_with_a_report_and_repeats_nothing(category, tmp_path):
+    assert run_card(category, tmp_path / "out", "0.3").returncode == 1  # too little time
+    assert run_card(category, tmp_path / "out", "30").returncode == 0
     found = json.loads((tmp_path / "out" / "card.json").read_text(encoding="utf-8"))
     assert len(found["starts"]) == 2 and found["epochs"] == 2 and set(found["results"]) == {"per_image", "published"}
     assert not [row for row in found["rows"].values() if "error" in row]
     report = (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
     assert all(name in report for name in ("golden numbers", "training step DDAD-S fp32", "per_image, 2 of 2 epochs"))
     assert {"figure.png", "per_image.html", "published.html"} <= {path.name for path in (tmp_path / "out").iterdir()}
-    capsys.readouterr()
-    assert card.main([*arguments, "--minutes", "30"]) == 0
-    assert "exit code" not in capsys.readouterr().out  # nothing was left to do
+    again = run_card(category, tmp_path / "out", "30")
+    assert again.returncode == 0 and "exit code" not in again.stdout  # nothing was left to do
+
+
+def test_all_rows_run_on_a_gpu(tmp_path, monkeypatch):
+    """The stand-in has no values, so that golden numbers differ; nothing else fails."""
+    monkeypatch.setattr(card_rows, "CEILING_SIDE", {})
+    scale = replace(card_rows.SCALES["toy"], precisions=("bf16", "fp32"), golden=("ddad_s_32",))
+    with fake_cuda():
+        makers = card_rows.row_makers(scale, torch.device("cuda:0"))
+        card_rows.measure_rows(tmp_path / "rows.jsonl", makers, math.inf)
+    rows = card_rows.load_rows(tmp_path / "rows.jsonl")
+    assert rows.keys() == makers.keys() and not [row for row in rows.values() if "error" in row]
 
 
 def test_rows_go_on_after_an_error_and_begin_only_where_time_is_left(tmp_path):
