@@ -6,6 +6,7 @@ A tensor that comes back to the CPU gets made-up values.
 """
 
 import sys
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -192,5 +193,9 @@ def fake_cuda() -> Iterator[FakeDevice]:
         replace(FakeTensor, "__reduce_ex__", lambda x, protocol: device.made_up(x).__reduce_ex__(protocol))
         replace(weakref, "getweakrefs", answer([]))  # FakeTensorMode holds some, which forbid Module.to
         torch._C._ensureCUDADeviceGuardSet()  # a guard that does nothing
+        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device="cuda") makes a tensor on the CPU first
+        stack.callback(torch._C._set_only_lift_cpu_tensors, False)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # by copy.deepcopy
         stack.enter_context(device)
         yield device
