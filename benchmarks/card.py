@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.card_report import PROTOCOLS, REPORT, Card, Places, load_card, save_card
-from benchmarks.card_rows import COMPILED, DETECTION, PUBLISHED, SCALES, TOY, TRAINING, Row
+from benchmarks.card_rows import COMPILED, EXPECTED_COMPILING, FORWARD, PUBLISHED, SCALES, TOY, TRAINING, Row
 from benchmarks.shared import CONFIG, ROOT
 from config.keys import PER_IMAGE
 from config.load import load_settings
@@ -27,6 +27,7 @@ from config.published import published_row
 from dataset import ImageFolder
 from runtime import interrupt
 from train import TrainingPlan, plan_training
+from training import checkpoint
 
 MEASURE, TRAIN, ADAPT, FIGURE = "measurement", "training", "adaptation", "figure"
 SECONDS_PER_MINUTE = 60
@@ -37,7 +38,8 @@ PLANNED_SHARE = 0.85  # of the time that training may take, as the first steps a
 LEAST_SHARE = 0.5  # of the time left that training gets, however long the steps after it take
 LATER_PROCESSES = 4  # after training
 DRAWING_SECONDS = 0.3  # for a test picture's figure and rows of tables
-UNKNOWN_SECONDS = 0.2  # of a picture in a row that is missing
+FEATURES_SHARE = 0.3  # time of features and maps, as a share of the UNet's
+UNKNOWN_SECONDS = 0.02  # of a picture in a row that is missing
 TOY_SETTINGS = (
     "data.image_size=32", "data.batch_size=4", "data.DA_batch_size=4", "model.base_channels=8",
     "model.channel_multipliers=[1, 2]", "model.blocks_per_level=1", "model.attention_sizes=[16]", "model.heads=2",
@@ -97,33 +99,40 @@ def seconds_since_start() -> float:
 
 
 def planned_steps(card: Card, places: Places, ends: float, options: argparse.Namespace) -> Iterator[Step]:
-    """Yield the steps that are not done. Each follows from those before it; none begins without time left."""
+    """Yield the steps that are not done, as they follow from those before them.
+
+    A training that is out of time leaves the weights of earlier epochs to the steps after it.
+    """
     if not card.is_done(MEASURE):
         seconds = min(MEASURING_SHARE * options.minutes * SECONDS_PER_MINUTE, ends - time.monotonic())
         command = ["-m", "benchmarks.card_rows", str(places.rows), "--device", options.device, "--scale", options.scale]
         yield MEASURE, [*command, "--seconds", f"{seconds - card.starts[-1]:.0f}"], seconds
     base = [*category_settings(places), f"model.device={options.device}", *SETTINGS[card.scale], *options.settings]
     plan = plan_training(load_settings(CONFIG, base))
-    if card.epochs is None:
+    if card.epochs is None or TRAIN not in card.steps:  # a training that has begun keeps its plan
         card.published_epochs = plan.settings.model.epochs
         card.epochs = fitting_epochs(plan, card, ends - time.monotonic())
     epochs = f"training.checkpoint_epochs={max(1, card.epochs // 4)}"
     base += [f"model.epochs={card.epochs}", epochs, "model.load_chp=latest", "model.DA_chp=latest"]
     if any("error" in row for name, row in card.rows.items() if COMPILED in name):
         base.append("speed.compile=False")
-    detection = {each: ["--detection", "--output", str(places.results(each))] for each in PROTOCOLS}
-    figure = ["main.py", "--figure", str(places.results(PER_IMAGE)), "--output", str(places.out / FIGURE)]
-    commands = {
-        TRAIN: ["main.py", "--train", "--resume", *base],
-        **({ADAPT: ["main.py", "--domain_adaptation", *base]} if plan.settings.model.DA_epochs else {}),
-        **{each: ["main.py", *command, *base, f"score.protocol={each}"] for each, command in detection.items()},
-        FIGURE: figure,
-    }
+    commands = {TRAIN: ["--train", "--resume", *base], ADAPT: ["--domain_adaptation", *base]}
+    if not plan.settings.model.DA_epochs:
+        del commands[ADAPT]
+    for protocol in PROTOCOLS:
+        scoring = [f"score.protocol={protocol}", f"metrics.visualisation={protocol == PER_IMAGE}"]
+        commands[protocol] = ["--detection", "--force", "--output", str(places.results(protocol)), *base, *scoring]
+    commands[FIGURE] = ["--figure", str(places.results(PER_IMAGE)), "--output", str(places.out / FIGURE)]
     for name, command in commands.items():
-        if not card.is_done(name):
-            yield name, command, ends - time.monotonic()
-        if name == TRAIN and not card.is_done(TRAIN):
-            return  # the weights of earlier epochs are for a run that goes on
+        if card.is_done(name):
+            continue
+        left = ends - time.monotonic()
+        later = min(seconds_after_training(plan, card), (1 - LEAST_SHARE) * left) if name == TRAIN else 0.0
+        yield name, ["main.py", *command], left - later
+        if name == TRAIN:
+            card.steps = {each: card.steps[each] for each in (MEASURE, TRAIN) if each in card.steps}  # new weights
+            if checkpoint.latest_epoch(plan.settings.checkpoint_folder) is None:
+                return
 
 
 def category_settings(places: Places) -> list[str]:
@@ -136,24 +145,29 @@ def category_settings(places: Places) -> list[str]:
 
 def fitting_epochs(plan: TrainingPlan, card: Card, left: float) -> int:
     """Return how many of the settings' epochs fit into the seconds left, beside the steps after training."""
-    settings, scale, start = plan.settings, SCALES[card.scale], card.starts[-1]
+    settings, scale = plan.settings, SCALES[card.scale]
     rows = [row for name, row in card.rows.items() if name.startswith(f"{TRAINING} {scale.trained} ")]
-    compiled = [row for row in rows if COMPILED in row["row"]]
-    trained = next(iter(compiled or rows), {})  # formats are measured in the order in which training takes them
+    compiled = [row for row in rows if COMPILED in row["row"] and "median" in row]
+    trained = next(iter(compiled or rows), {})  # rows are in the order of the formats that training prefers
+    compiling = trained["first_seconds"] if compiled else EXPECTED_COMPILING if scale.compiled else 0.0
     step = seconds_a_picture(trained) * settings.data.batch_size
-    begins = start + trained.get("first_seconds", 0.0)
+    begins = card.starts[-1] + compiling
     seconds = PLANNED_SHARE * max(left - seconds_after_training(plan, card), LEAST_SHARE * left) - begins
     return max(1, min(settings.model.epochs, int(seconds / step / plan.batches)))
 
 
 def seconds_after_training(plan: TrainingPlan, card: Card) -> float:
     """Return the seconds that adaptation, detection by both protocols and the figure are expected to take."""
-    settings = plan.settings
-    picture = seconds_a_picture(card.rows.get(f"{DETECTION} {SCALES[card.scale].trained}", {}))
+    settings, model, scale = plan.settings, plan.settings.model, SCALES[card.scale]
+    call = seconds_a_picture(card.rows.get(f"{FORWARD} {scale.trained} {scale.precisions[-1]}", {}))
     test = len(ImageFolder(settings.category_dir, "test", plan.pictures.view, masks=False))
-    adapted = settings.model.DA_epochs * len(plan.pictures)
-    compared = settings.score.draws * (len(plan.held_out) + test) + test
-    return (adapted + compared) * picture + 2 * test * DRAWING_SECONDS + LATER_PROCESSES * card.starts[-1]
+    adapted = model.DA_epochs * len(plan.pictures) // 2  # the other half are targets
+    detected = settings.score.draws * (len(plan.held_out) + test) + test
+    calls = (
+        detected * model.test_trajectoy_steps // model.skip + adapted * model.test_trajectoy_steps_DA // model.skip_DA
+    )
+    seconds = calls * call * (1 + FEATURES_SHARE) + test * DRAWING_SECONDS
+    return seconds + LATER_PROCESSES * card.starts[-1]
 
 
 def seconds_a_picture(row: Row) -> float:

@@ -77,8 +77,8 @@ def save_card(card: Card, places: Places) -> None:
         folder = places.results(protocol)
         if (folder / PAGE).exists():  # detection writes it last
             content = manifest.load_manifest(folder)
-            extractor = content["settings"]["model"]["feature_extractor"]
-            card.results[protocol] = {name: content[name] for name in ("metrics", "seconds")} | {"features": extractor}
+            model = {name: content["settings"]["model"][name] for name in ("load_chp", "DA_chp", "feature_extractor")}
+            card.results[protocol] = {"metrics": content["metrics"], "seconds": content["seconds"], **model}
             shutil.copy(folder / PAGE, places.out / f"{protocol}.html")
     with atomic_write(places.out / CARD, REMEDY, "w") as file:
         json.dump(asdict(card), file, indent=1)
@@ -132,8 +132,8 @@ def result_lines(card: Card) -> Iterator[str]:
     for protocol, result in card.results.items():
         cells = [f"{100 * result['metrics'][key]:.1f}" for key in METRICS.values()]
         seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in result["seconds"].items())
-        epochs = f"{card.epochs} of {card.published_epochs} epochs"
-        rows.append([f"{protocol}, {epochs}, {result['features']}", *cells, seconds])
+        epochs = f"{result['load_chp']} of {card.published_epochs} epochs"
+        rows.append([f"{protocol}, {epochs}, feat{result['DA_chp']} of {result['feature_extractor']}", *cells, seconds])
     if rows and published:
         rows.append(["paper", *(published[key] for key in METRICS.values()), "–"])
     yield from table(["%", *METRICS, "seconds"], rows)

@@ -6,13 +6,17 @@ import signal
 import pytest
 import torch
 from fake_device import fake_cuda
+from golden_weights import normal
+from small_training import small_unet
 
 import main
 import train
 from config.load import load_settings
 from dataset import ImageFolder, View
+from ddad import NoiseSchedule, noise_loss
 from detection.detector import load_detector
 from domain_adaptation import adaptation_loop, check_adaptation, prepare_adaptation
+from runtime.device import autocast
 
 DEVICE = torch.device("cuda:0")
 ON_DEVICE = ("model.device=cuda:0", "speed.compile=False")
@@ -64,6 +68,19 @@ def test_memory_banks_are_learnt_and_used(on_gpu, tmp_path):
     assert on_gpu("--train", "--detection", *parts)[0] == 0
 
 
+def test_the_network_compiles_as_one_graph():
+    """What a GPU runs compiled has no breaks, and computes the same loss and gradients."""
+    unet, noise = small_unet(dropout=0.1).eval(), normal(1, 2, 3, 16, 16)
+    network = autocast(unet, "bf16", torch.device("cpu"))
+    compiled, results = torch.compile(network, backend="aot_eager", fullgraph=True), []
+    for predict in (network, compiled):
+        unet.zero_grad()
+        loss = noise_loss(predict, noise, torch.tensor([3, 700]), noise, NoiseSchedule())
+        loss.backward()
+        results.append([loss.detach(), *(parameter.grad.clone() for parameter in unet.parameters())])
+    torch.testing.assert_close(*results)
+
+
 STEP_SETTINGS = {
     "as published": (),
     "all that a step may do": (
@@ -107,13 +124,15 @@ def test_an_adaptation_step_never_waits(tiny_config, run_main):
     assert not device.waits
 
 
-def test_detection_waits_for_each_batch_not_for_each_picture(tiny_config, trained):
-    settings = load_settings(tiny_config, [*ON_DEVICE, "score.draws=2"])
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16)])
+def test_detection_waits_for_each_batch_not_for_each_picture(tiny_config, trained, precision, dtype):
+    settings = load_settings(tiny_config, [*ON_DEVICE, "score.draws=2", f"speed.detection_precision={precision}"])
     view = View(**settings.view_arguments())
     pictures = torch.stack([item.picture for item in ImageFolder(settings.category_dir, "test", view)])
     with fake_cuda() as device:
         detector, *_ = load_detector(settings, settings.checkpoint_folder, DEVICE)
         detector.predict_batch(pictures[:2], detector.picture_noise)
+        device.products.clear()
         waits = []
         for batch in (pictures[:2], pictures[:4]):
             device.waits.clear()
@@ -129,3 +148,4 @@ def test_detection_waits_for_each_batch_not_for_each_picture(tiny_config, traine
             ("detection/detector.py", "Detector.predict_batch", "copy"): 1,  # the reconstructions
         }
     )
+    assert set(device.products) == {dtype}

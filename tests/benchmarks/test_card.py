@@ -11,11 +11,15 @@ import pytest
 import torch
 from fake_device import fake_cuda
 
-from benchmarks import card_bundle, card_rows
+from benchmarks import card, card_bundle, card_rows
+from benchmarks.card_report import Card
 from benchmarks.golden import golden_shares
 from benchmarks.shared import ROOT
+from config.load import load_settings
 from dataset import ImageFolder, View
 from images.read import read_full_mask
+from runtime.interrupt import stop_requests
+from train import plan_training
 
 
 def run_card(category: Path, out: Path, minutes: str) -> subprocess.CompletedProcess[str]:
@@ -35,6 +39,25 @@ def test_the_whole_command_ends_with_a_report_and_repeats_nothing(category, tmp_
     assert {"figure.png", "per_image.html", "published.html"} <= {path.name for path in (tmp_path / "out").iterdir()}
     again = run_card(category, tmp_path / "out", "30")
     assert again.returncode == 0 and "exit code" not in again.stdout  # nothing was left to do
+
+
+def test_epochs_are_those_that_fit_the_time_left(tiny_config):
+    plan = plan_training(load_settings(tiny_config, ["model.epochs=50"]))  # 2 steps of 4 images each
+    rows = {
+        "training step DDAD-S fp32": {"median": 0.1, "pictures": 1, "first_seconds": 0.5},
+        "forward DDAD-S fp32": {"median": 0.01, "pictures": 1},
+    }
+    known = Card("nut", "toy", starts=[1.0], rows={name: {"row": name, **row} for name, row in rows.items()})
+    fitting = [card.fitting_epochs(plan, known, left) for left in (0, 20, 30, 40, 1000)]
+    assert fitting == sorted(fitting) and (fitting[0], fitting[-1]) == (1, 50)
+    assert len(set(fitting)) > 3 and 0.1 * 4 * 2 * fitting[3] < 40
+
+
+def test_a_step_that_is_out_of_time_is_stopped(tmp_path):
+    began = time.monotonic()
+    with stop_requests() as stop:
+        code = card.run_python(["-c", "import time; time.sleep(60)"], tmp_path / "log", began + 0.5, stop)
+    assert code != 0 and time.monotonic() - began < 30
 
 
 def test_rows_run_on_a_gpu(tmp_path, monkeypatch):
