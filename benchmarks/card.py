@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if seconds <= 0:
                 break
             began = time.monotonic()
-            code = run_python(command, places.work / f"{name}.log", min(ends, began + seconds), stop)
+            code = run_python(command, places.log(name), min(ends, began + seconds), stop)
             spent = time.monotonic() - began
             card.steps[name] = {"seconds": round(card.steps.get(name, {}).get("seconds", 0) + spent, 1), "code": code}
             save_card(card, places)

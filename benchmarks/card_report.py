@@ -20,6 +20,7 @@ CARD, REPORT = "card.json", "card.md"
 PROTOCOLS = (PER_IMAGE, "published")
 METRICS = {"image AUROC": "image_auroc", "pixel AUROC": "pixel_auroc", "PRO": "pro"}
 MILLI = 1e-3
+LOG_LINES = 30
 REMEDY = "choose another folder with --out"
 
 Step = dict[str, float]  # exit code, and seconds of all tries
@@ -37,6 +38,7 @@ class Card:
     steps: dict[str, Step] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)  # of card_rows.py
     results: dict[str, dict[str, Any]] = field(default_factory=dict)  # metrics and seconds, by protocol
+    logs: dict[str, str] = field(default_factory=dict)  # the end of the output of steps that failed
 
     def is_done(self, step: str) -> bool:
         return self.steps.get(step, {}).get("code") == 0
@@ -53,6 +55,9 @@ class Places:
     @property
     def rows(self) -> Path:
         return self.work / "rows.jsonl"
+
+    def log(self, step: str) -> Path:
+        return self.work / f"{step}.log"
 
     def results(self, protocol: str) -> Path:
         return self.work / "results" / protocol
@@ -80,6 +85,9 @@ def save_card(card: Card, places: Places) -> None:
             model = {name: content["settings"]["model"][name] for name in ("load_chp", "DA_chp", "feature_extractor")}
             card.results[protocol] = {"metrics": content["metrics"], "seconds": content["seconds"], **model}
             shutil.copy(folder / PAGE, places.out / f"{protocol}.html")
+    failed = [name for name, step in card.steps.items() if step["code"]]
+    outputs = {name: places.log(name).read_text(encoding="utf-8", errors="replace").splitlines() for name in failed}
+    card.logs = {name: "\n".join(lines[-LOG_LINES:]) for name, lines in outputs.items()}
     with atomic_write(places.out / CARD, REMEDY, "w") as file:
         json.dump(asdict(card), file, indent=1)
     with atomic_write(places.out / REPORT, REMEDY, "w") as file:
@@ -101,6 +109,8 @@ def report_lines(card: Card) -> Iterator[str]:
     yield f"\nSeconds from the start of Python to the first line of the program, of each try: {card.starts}"
     failed = [(name, row["error"]) for name, row in card.rows.items() if "error" in row]
     yield from table(["row that failed", "error"], failed)
+    for name, log in card.logs.items():
+        yield f"\nThe end of the output of {name}:\n\n```\n{log}\n```"
 
 
 def speed_lines(rows: Mapping[str, Row]) -> Iterator[str]:

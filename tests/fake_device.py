@@ -119,12 +119,13 @@ def kind_of_wait(operation, tensors: list[Tensor], kwargs, args, pinned) -> str 
 
 
 def place_in_our_code() -> tuple[str, str]:
-    """Return the file and the function of our code that runs now."""
+    """Return the file and the function of our code that runs now; comprehensions and lambdas are part of another."""
     frame = sys._getframe(2)
     while frame:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] not in ("tests", ".venv"):
-            return path.relative_to(ROOT).as_posix(), getattr(frame.f_code, "co_qualname", frame.f_code.co_name)
+        path, name = Path(frame.f_code.co_filename), frame.f_code.co_name
+        is_ours = path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] not in ("tests", ".venv")
+        if is_ours and not name.startswith("<"):
+            return path.relative_to(ROOT).as_posix(), name
         frame = frame.f_back
     return "no code of ours", ""
 
