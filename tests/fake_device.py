@@ -2,7 +2,8 @@
 
 A tensor on the stand-in has a shape, a type and a device, but no values (FakeTensorMode of torch, which raises where
 tensors of two devices meet). Tensors on the CPU are real, so that whole runs through main.py read, write and measure.
-A tensor that comes back to the CPU gets made-up values.
+A tensor that comes back to the CPU gets made-up values. Only CUDA can be stood in for: torch needs a guard for the
+device, which it has for MPS on a Mac only. That nothing is computed in float64, which MPS lacks, is asserted for CUDA.
 """
 
 import sys
@@ -108,8 +109,8 @@ def kind_of_wait(operation, tensors: list[Tensor], kwargs, args, pinned) -> str 
         in_place = operation is aten.copy_.default
         source, target = (args[1], args[0].device) if in_place else (args[0], kwargs.get("device", args[0].device))
         in_background = kwargs.get("non_blocking", in_place and args[2:] == (True,)) and source in pinned
-        waits = {source.device.type, target.type} == {"cpu", "cuda"} and not in_background
-        return "copy" if waits else None
+        between = {source.device.type, target.type} == {"cpu", "cuda"}
+        return "copy" if between and not in_background else None
     if operation in READS:
         return "read"
     if any(not isinstance(x, FakeTensor) and x.ndim and x.device.type == "cpu" for x in tensors):
