@@ -34,6 +34,7 @@ SECONDS_PER_MINUTE = 60
 MEASURING_SHARE = 0.35  # of the minutes
 ENDING_SECONDS = 12.0  # kept free at the end, in which a stopped step saves its state
 POLL_SECONDS = 0.1
+SAVES = 10  # of weights in training
 PLANNED_SHARE = 0.85  # of the time that training may take, as the first steps are slower
 LEAST_SHARE = 0.5  # of the time left that training gets, however long the steps after it take
 LATER_PROCESSES = 4  # after training
@@ -112,7 +113,7 @@ def planned_steps(card: Card, places: Places, ends: float, options: argparse.Nam
     if card.epochs is None or TRAIN not in card.steps:  # a training that has begun keeps its plan
         card.published_epochs = plan.settings.model.epochs
         card.epochs = fitting_epochs(plan, card, ends - time.monotonic())
-    epochs = f"training.checkpoint_epochs={max(1, card.epochs // 4)}"
+    epochs = f"training.checkpoint_epochs={max(1, card.epochs // SAVES)}"
     base += [f"model.epochs={card.epochs}", epochs, "model.load_chp=latest", "model.DA_chp=latest"]
     if any("error" in row for name, row in card.rows.items() if COMPILED in name):
         base.append("speed.compile=False")
