@@ -179,10 +179,12 @@ class Detector:
     def predict_batch(self, pictures: Tensor, noise: NoiseSource) -> list[Prediction]:
         """Return predictions for pictures (B, C, H, W) in [−1, 1]; uncalibrated D_f and D_p use batch maxima."""
         comparison, calibration = self.compare_batch(pictures, noise), self.calibration
-        parts = self.measure_parts(comparison, self.required_calibration.references if self.parts else {})
+        measured = self.measure_parts(comparison, self.required_calibration.references if self.parts else {})
+        # on the CPU, as in the calibration; a copy of each batch, not of each picture, waits for the device
+        parts, reconstructions = {part: maps.cpu() for part, maps in measured.items()}, comparison.reconstruction.cpu()
         ratio = calibration.balance if calibration else batch_ratio(parts["feature"], parts["pixel"])
         scales = calibration.scales if calibration else {}
-        pairs = zip(split_parts(parts), comparison.reconstruction, strict=True)
+        pairs = zip(split_parts(parts), reconstructions, strict=True)
         return [self.assemble(of_picture, ratio, scales, rebuilt) for of_picture, rebuilt in pairs]
 
     def compare_batch(self, pictures: Tensor, noise: NoiseSource) -> Comparison:
@@ -219,8 +221,8 @@ class Detector:
             remedy = f"lower model.w, {self.networks.w}, or model.v, {self.v}, or train again"
             raise UserError(f"the anomaly maps are not finite; {remedy}")
         score = image_score(self.crop_maps(anomaly), self.pooling, self.pooled_share)
-        d_feature, d_pixel, anomaly = (maps[0, 0].cpu() for maps in (parts["feature"], parts["pixel"], anomaly))
-        return Prediction(reconstruction.cpu(), d_feature, d_pixel, anomaly, score)
+        d_feature, d_pixel, anomaly = (maps[0, 0] for maps in (parts["feature"], parts["pixel"], anomaly))
+        return Prediction(reconstruction, d_feature, d_pixel, anomaly, score)
 
     def crop_maps(self, maps: Tensor) -> Tensor:
         """Return a view of the centre of maps (…, H, W), the scored area."""

@@ -6,7 +6,7 @@ from small_training import PIXELS, do_steps, gradients, small_unet, trainer_of
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from train import LOSS_WINDOW, Losses, build_optimizer, learning_rate_factor, ramped_average
+from train import LOSS_WINDOW, Losses, MovingAverage, build_optimizer, learning_rate_factor, ramped_average
 from training.batches import augment, full_batches, shuffled_batches
 from training.pace import Pace
 from training.resume import restore_trainer
@@ -56,6 +56,16 @@ def test_the_moving_average_interpolates_bit_for_bit():
     expected = [average.lerp(weight, 1 - 3 / 12) for average, weight in zip(averages, weights, strict=True)]
     ramped_average(0.9)(averages, weights, torch.tensor(2))
     torch.testing.assert_close(averages, expected, rtol=0, atol=0)
+
+
+def test_a_moving_average_with_its_count_on_the_cpu_equals_that_of_torch():
+    layer = nn.Linear(5, 3)
+    ours, torchs = MovingAverage(layer, 0.9), AveragedModel(layer, multi_avg_fn=ramped_average(0.9))
+    for _ in range(4):
+        nn.init.normal_(layer.weight)
+        ours.update_parameters(layer)
+        torchs.update_parameters(layer)
+    torch.testing.assert_close(ours.state_dict(), torchs.state_dict(), rtol=0, atol=0)
 
 
 def test_an_epoch_shows_each_picture_once_except_the_incomplete_batch():
