@@ -17,6 +17,7 @@ from ddad import NoiseSchedule, noise_loss
 from detection.detector import load_detector
 from domain_adaptation import adaptation_loop, check_adaptation, prepare_adaptation
 from runtime.device import autocast
+from training.pace import Pace
 
 DEVICE = torch.device("cuda:0")
 ON_DEVICE = ("model.device=cuda:0", "speed.compile=False")
@@ -100,8 +101,9 @@ def test_a_training_step_never_waits(tiny_config, name):
     settings = load_settings(tiny_config, [*ON_DEVICE, *STEP_SETTINGS[name]])
     pixels = train.plan_training(settings).pictures.pixels(0)
     with fake_cuda() as device:
-        trainer = train.build_trainer(settings, 4, DEVICE)
-        steps = train.training_loop(trainer, pixels, 4, settings)
+        pace = Pace.of_steps(4)
+        trainer = train.build_trainer(settings, pace, DEVICE)
+        steps = train.training_loop(trainer, pixels, pace, settings)
         next(steps)  # builds the tables of the noise schedule
         next(steps)
         device.waits.clear()

@@ -31,14 +31,15 @@ def run_card(category: Path, out: Path, minutes: str) -> subprocess.CompletedPro
 def test_the_whole_command_ends_with_a_report_and_repeats_nothing(category, tmp_path):
     rows = tmp_path / "out" / "work" / "rows.jsonl"
     rows.parent.mkdir(parents=True)
-    rows.write_text('{"row": "detection DDAD-S", "error": "of an earlier try"}\n', encoding="utf-8")
-    assert run_card(category, tmp_path / "out", "0.3").returncode == 1  # too little time
+    names = card_rows.row_makers(card_rows.SCALES["toy"], torch.device("cpu"))
+    slow = [name for name in names if name.startswith((card_rows.DETECTION, card_rows.GOLDEN, card_rows.CEILING))]
+    rows.write_text("".join(json.dumps({"row": name, "error": "of an earlier try"}) + "\n" for name in slow))
     assert run_card(category, tmp_path / "out", "30").returncode == 0
     found = json.loads((tmp_path / "out" / "card.json").read_text(encoding="utf-8"))
-    assert len(found["starts"]) == 2 and found["epochs"] == 2 and set(found["results"]) == {"per_image", "published"}
-    assert [name for name, row in found["rows"].items() if "error" in row] == ["detection DDAD-S"]
+    assert len(found["starts"]) == 1 and found["epochs"] == 2 and set(found["results"]) == {"per_image", "published"}
+    assert [name for name, row in found["rows"].items() if "error" in row] == slow
     report = (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
-    assert all(name in report for name in ("golden numbers", "training step DDAD-S fp32", "per_image, 2 of 2 epochs"))
+    assert all(name in report for name in ("training step DDAD-S fp32", "per_image, 2 of 2 epochs"))
     assert {"figure.png", "per_image.html", "published.html"} <= {path.name for path in (tmp_path / "out").iterdir()}
     again = run_card(category, tmp_path / "out", "30")
     assert again.returncode == 0 and "exit code" not in again.stdout  # nothing was left to do
