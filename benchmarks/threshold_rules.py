@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import genpareto
 
 from detection.calibration_file import load_calibration
-from detection.threshold import PIXEL_RATES, Calibration, rank_of_rate
+from detection.threshold import PIXEL_RATES, Calibration
 from runtime.errors import MissingFileError
 
 Scores = NDArray[np.float64]
@@ -27,7 +27,7 @@ NEW_PICTURES = 60  # left over by a draw, at least
 
 def plain_quantile(scores: Scores, rate: float) -> float:
     """Return the score whose rank promises the rate, or the highest one (split conformal prediction)."""
-    return float(np.sort(scores)[-max(1, int(rank_of_rate(len(scores), rate)))])
+    return float(np.sort(scores)[-max(1, int(rate * (len(scores) + 1) * (1 + 1e-12)))])
 
 
 def bootstrap_median(scores: Scores, rate: float) -> float:

@@ -89,44 +89,55 @@ class Calibration:
         return self.feature / self.pixel
 
     @property
-    def anchor(self) -> int:
-        """Return the rank from the top whose score the tail begins at."""
-        return min(ANCHOR, len(self.scores))
+    def size(self) -> float:
+        """Return n, the effective number of independent pictures."""
+        return min(self.independent or len(self.scores), len(self.scores))
+
+    def score_of_rank(self, rank: float) -> float:
+        """Return the score that `rank` of n independent pictures reach, from 1 for the highest."""
+        place = math.floor(rank * len(self.scores) / self.size * (1 + 1e-12))
+        return self.scores[-min(max(1, place), len(self.scores))]
 
     @property
-    def tail_size(self) -> int:
-        """Return the number of highest scores that the tail is measured on."""
-        return min(max(TAIL_LEAST, round(TAIL_SHARE * len(self.scores))), len(self.scores) - 1)
+    def anchor(self) -> float:
+        """Return the rank whose score the tail begins at."""
+        return min(ANCHOR, self.size)
+
+    @property
+    def tail_size(self) -> float:
+        """Return the number of independent pictures that the tail is measured on."""
+        return min(max(TAIL_LEAST, TAIL_SHARE * self.size), self.size - 1)
 
     @cached_property
     def spread(self) -> float:
         """Return the mean excess of the tail's scores over the score below them; 0 without any."""
-        tail, below = self.scores[len(self.scores) - self.tail_size :], self.scores[-self.tail_size - 1]
-        return math.fsum(tail) / self.tail_size - below if tail else 0.0
+        count = min(round(self.tail_size * len(self.scores) / self.size), len(self.scores) - 1)
+        return math.fsum(self.scores[-count:]) / count - self.scores[-count - 1] if count > 0 else 0.0
 
     def p_value(self, score: float) -> float:
         """Return the share of normal pictures that score as high, this one counted; beyond the anchor, by the tail."""
-        as_high = 1 + len(self.scores) - bisect.bisect_left(self.scores, score)
-        if as_high > self.anchor or not self.spread:
-            return as_high / (len(self.scores) + 1)
-        excess = (score - self.scores[-self.anchor]) / self.spread
-        return self.anchor / (len(self.scores) + 1) * (1 + excess / self.tail_size) ** -self.tail_size
+        as_high = len(self.scores) - bisect.bisect_left(self.scores, score)
+        rank = 1 + as_high * self.size / len(self.scores)
+        if rank > self.anchor or not self.spread:
+            return min(1.0, rank / (self.size + 1))
+        excess = max(0.0, score - self.score_of_rank(self.anchor)) / self.spread
+        return self.anchor / (self.size + 1) * (1 + excess / self.tail_size) ** -self.tail_size
 
     def threshold(self, rate: float) -> float:
         """Return the image score above which a picture is anomalous."""
-        rank = rank_of_rate(len(self.scores), rate)
-        if rank >= self.anchor or not self.spread:
-            return self.scores[-min(max(1, math.floor(rank)), len(self.scores))]
+        rank = rate * (self.size + 1)
+        if rank * (1 + 1e-12) >= self.anchor or not self.spread:
+            return self.score_of_rank(rank)
         # a new excess is beyond this with a probability of rank / anchor, as the spread of m scores is not exact
         excess = self.tail_size * ((self.anchor / rank) ** (1 / self.tail_size) - 1)
-        return self.scores[-self.anchor] + self.spread * excess
+        return self.score_of_rank(self.anchor) + self.spread * excess
 
     @property
     def odd(self) -> list[str]:
         """Return the names of pictures, highest first, that are too far above the others: perhaps defective."""
         if len(self.scores) <= 2 * ANCHOR:
             return []
-        limit = replace(self, scores=self.scores[:-ANCHOR]).threshold(ODD / len(self.scores))
+        limit = replace(self, scores=self.scores[:-ANCHOR], independent=None).threshold(ODD / len(self.scores))
         return [name for name, score in zip(self.pictures, self.scores, strict=False) if score > limit][::-1]
 
     def pixel_threshold(self, rate: float) -> float:
@@ -135,24 +146,15 @@ class Calibration:
         return min(pixel, self.threshold(rate))
 
     def beta_shape(self, threshold: float) -> tuple[float, float]:
-        """Return k and n + 1 − k. With k − 1 of n scores above the threshold, its false-alarm rate follows their Beta.
-
-        Of pictures that depend on each other, n is the effective number.
-        """
-        scores = len(self.scores)
-        above = min(scores - bisect.bisect_right(self.scores, threshold), scores - 1)
-        n = min(self.independent or scores, scores)
-        k = 1 + above * n / scores
-        return k, n + 1 - k
+        """Return k and n + 1 − k: with k − 1 of n scores above the threshold, its rate follows their Beta distribution."""
+        above = min(len(self.scores) - bisect.bisect_right(self.scores, threshold), len(self.scores) - 1)
+        k = 1 + above * self.size / len(self.scores)
+        return k, self.size + 1 - k
 
     def promise(self, rate: float) -> Promise:
         """Return the promise of the threshold for `rate`."""
-        scores, rank, shape = (
-            len(self.scores),
-            rank_of_rate(len(self.scores), rate),
-            self.beta_shape(self.threshold(rate)),
-        )
-        attained = min(math.floor(rank), scores) / (scores + 1) if rank >= self.anchor else rate
+        shape, rank = self.beta_shape(self.threshold(rate)), rate * (self.size + 1) * (1 + 1e-12)
+        attained = min(math.floor(rank), self.size) / (self.size + 1) if rank >= self.anchor else rate
         keeps, at_most = betainc(*shape, rate), betaincinv(*shape, CONFIDENCE)
         return Promise(max(attained, 1 / sum(shape)), float(keeps), float(at_most))
 
@@ -161,8 +163,8 @@ class Calibration:
         n, promise = len(self.scores), self.promise(rate)
         short = f", too few to promise {100 * rate:.3g} %" if promise.rate > rate else ""
         source = f"{n} normal pictures"
-        if self.independent is not None and round(self.independent) < n:
-            source += f", about {self.independent:.0f} independent ones as {self.dependence}"
+        if round(self.size) < n:
+            source += f", about {self.size:.0f} independent ones as {self.dependence}"
         seen = self.method == SPLIT and not self.held_out
         warning = "; training has seen these pictures, so that new normal ones may score higher" if seen else ""
         bound = f"at most {100 * promise.at_most:.1f} % with {100 * CONFIDENCE:.0f} % confidence"
@@ -172,11 +174,6 @@ class Calibration:
     def staleness(self, inputs: Mapping[str, object]) -> str:
         """Return the differences between `inputs` and `made_with`; empty where there are none."""
         return describe_differences(self.made_with, inputs)
-
-
-def rank_of_rate(pictures: int, rate: float) -> float:
-    """Return the rank from the top, k, for which k / (n + 1) is the rate; a whole number where it should be one."""
-    return rate * (pictures + 1) * (1 + 1e-12)
 
 
 def mean_maxima(maxima: Tensor) -> tuple[float, float]:

@@ -115,7 +115,7 @@ def test_the_seed_determines_every_pixel(sample, tmp_path):
 
 
 def test_a_set_of_another_seed_or_version_is_replaced_and_other_files_are_left_alone(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sample_set, "TRAINING_PICTURES", 3)
+    monkeypatch.setattr(sample_set, "TRAINING_PICTURES", 6)
     ensure_sample_set(tmp_path / "set", seed=1)
     capsys.readouterr()
     ensure_sample_set(tmp_path / "set", seed=1)
