@@ -146,7 +146,7 @@ class Calibration:
         return min(pixel, self.threshold(rate))
 
     def beta_shape(self, threshold: float) -> tuple[float, float]:
-        """Return k and n + 1 − k: with k − 1 of n scores above the threshold, its rate follows their Beta distribution."""
+        """Return k and n + 1 − k: with k − 1 of n scores above the threshold, its rate follows Beta of these."""
         above = min(len(self.scores) - bisect.bisect_right(self.scores, threshold), len(self.scores) - 1)
         k = 1 + above * self.size / len(self.scores)
         return k, self.size + 1 - k
