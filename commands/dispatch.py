@@ -11,7 +11,7 @@ from commands.rerun import repeat_result
 from commands.stages import RunPlan, provide_sample_set, run_plan
 from config.checks import check_sections
 from config.keys import STAGES
-from config.load import build_settings, category_names, names_several, read_sections
+from config.load import build_settings, category_names, choose_configuration, names_several, read_sections
 from data_tools.check import check_categories
 from data_tools.prepare import ONE_CLASS, PrepareRequest, prepare_data_set
 from dataset import categories_in
@@ -36,7 +36,8 @@ def run_stages(options: Namespace) -> int:
     with distributed.process_group() as group:
         if not group.is_main:  # of several processes only one prints
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-        return run_plan(read_sections(options.config, overrides_of(options)), plan_of(options))
+        content = read_sections(choose_configuration(options.config), overrides_of(options))
+        return run_plan(content, plan_of(options))
 
 
 def rerun(options: Namespace) -> int:
@@ -64,7 +65,7 @@ def overrides_of(options: Namespace) -> list[str]:
 
 def tune(options: Namespace) -> None:
     refuse_several("tune")
-    content = read_sections(options.config, options.settings)
+    content = read_sections(choose_configuration(options.config), options.settings)
     provide_sample_set(content)
     if names_several(content):
         raise UserError("--tune chooses settings for one category; set data.category to its name")
@@ -72,7 +73,7 @@ def tune(options: Namespace) -> None:
 
 
 def check_data(options: Namespace) -> int:
-    content = read_sections(options.config, options.settings)
+    content = read_sections(choose_configuration(options.config), options.settings)
     provide_sample_set(content)
     names = category_names(content, categories_in)
     sections = check_sections({**content, "data": {**content["data"], "category": names[0]}})
@@ -84,7 +85,7 @@ def check_data(options: Namespace) -> int:
 def prepare_data(kind: str, options: Namespace) -> int:
     source, split = getattr(options, f"{PREPARE}{kind}"), options.split or ONE_CLASS
     request = PrepareRequest(kind, source, options.output, options.defects, options.masks, split)
-    prepare_data_set(request, options.config, options.settings)
+    prepare_data_set(request, choose_configuration(options.config), options.settings)
     return 0
 
 
