@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_tools import check_output, image_facts, similarity
-from data_tools.check_output import NOTE, SAME, SIMILAR, WARNING, Case, Finding, make_finding, size_text
+from data_tools.check_output import NOTE, SAME, SHARED, SIMILAR, WARNING, Case, Finding, make_finding, size_text
 from data_tools.image_facts import ImageFacts, group_by_key, path_in, picture_files, stack_thumbnails, subfolders
-from dataset import NORMAL, check_category, is_picture
+from dataset import NORMAL, check_category, files_below, is_dangling, is_picture
+from images.read import COVERED
 
 FEW = 10  # normal pictures; published categories have 60 and more
 GREY_SHARE = 0.25  # of the marked pixels of a mask
@@ -84,14 +85,15 @@ def training_count_findings(count: int) -> Iterator[Finding]:
 
 
 def folder_findings(category_dir: Path, pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
-    used = {category_dir / Path(image.path).parent for image in pictures}
+    used = {f"{image.split}/{image.kind}" for image in pictures}
     test = subfolders(category_dir / "test") if any(image.split == "test" for image in pictures) else []
-    empty = [path_in(category_dir, folder) for folder in test if folder not in used]
+    empty = [path_in(category_dir, folder) for folder in test if path_in(category_dir, folder) not in used]
     yield make_finding("test folders without a picture", empty)
     train = [f"train/{folder.name}" for folder in subfolders(category_dir / "train") if folder.name != NORMAL]
     yield make_finding("folders beside train/good", train)
-    files = [path for folder in sorted(used) for path in sorted(folder.iterdir()) if path.is_file()]
-    ignored = [path for path in files if not is_picture(path) and not path.name.startswith(".")]
+    files = [path for folder in sorted(used) for path in files_below(category_dir / folder)]
+    yield make_finding("links that lead nowhere", [path_in(category_dir, path) for path in files if is_dangling(path)])
+    ignored = [path for path in files if path.is_file() and not is_picture(path)]
     ignored = [path for path in ignored if path.suffix.lower() not in OTHER_SUFFIXES]
     yield make_finding("ignored files", [path_in(category_dir, path) for path in ignored])
 
@@ -127,12 +129,14 @@ def case_of(pictures: Sequence[ImageFacts], sign: str) -> Case:
 
 
 def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], needed: bool, workers: int) -> Iterator[Finding]:
-    with_picture, without_mask, without_picture = image_facts.match_masks(category_dir, pictures)
-    yield make_finding("masks without a picture", without_picture)
+    pairs = image_facts.pair_masks(category_dir, pictures)
+    yield make_finding("masks without a picture", pairs.without_picture)
     if not needed:
         return
-    yield make_finding("defective pictures without a mask", without_mask)
-    masks = image_facts.read_mask_facts(with_picture, workers)
+    yield make_finding("defective pictures without a mask", pairs.without_mask)
+    shared = [Case((*owners, mask), SHARED) for mask, owners in pairs.shared.items()]
+    yield make_finding("masks of several pictures", shared)
+    masks = image_facts.read_mask_facts(pairs.masks, workers)
     for problem, files in group_by_key((mask.problem, mask.path) for mask in masks if mask.problem).items():
         yield make_finding("unreadable masks ({problem})", files, problem=problem)
     readable = [mask for mask in masks if not mask.problem]
@@ -142,6 +146,11 @@ def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], needed: bo
     yield make_finding("empty masks", [mask.path for mask in readable if mask.marked == 0])
     grey = [mask.path for mask in readable if mask.grey > GREY_SHARE]
     yield make_finding("masks that are not black and white", grey, grey=GREY_SHARE)
+    for kind, members in group_by_key((mask.kind, mask) for mask in readable).items():
+        covered = [mask for mask in members if mask.covered > COVERED]
+        if 2 * len(covered) > len(members):
+            cases = [Case((mask.path,), "", f"{mask.covered:.0%}") for mask in covered]
+            yield make_finding("masks of {kind} that cover most of their pictures", cases, kind=kind, covered=COVERED)
 
 
 def near_duplicate_findings(train: Sequence[ImageFacts], test: Sequence[ImageFacts]) -> Iterator[Finding]:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from images import bit_depth
 from images.bit_depth import UnusableError, check_depth, image_from_array, print_once, tiff_tag, to_eight_bit
@@ -22,6 +24,9 @@ TIFF = {".tif", ".tiff"}
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 NETPBM = {".pbm", ".pgm", ".ppm", ".pnm", ".pfm"}
 SUFFIXES = {".png", ".bmp", ".webp", ".gif", ".tga", ".jp2", ".j2k", ".avif", *JPEG, *TIFF, *NETPBM}
+COVERED = 0.5  # of a picture; masks that cover more of most pictures may be inverted
+RGB, BGR = ORDERS = ("rgb", "bgr")  # of the colours in an array
+CHANNELS = (1, 3, 4)  # grey; colour; colour and transparency
 LARGEST_LABEL = 127  # a mask without a value above it holds labels 0…n, of which all but 0 are defects
 MOST_PIXELS = 20_000**2  # larger pictures are refused: a file of kilobytes can claim any number of pixels
 LARGE = 178_956_970  # pixels (Pillow's own limit); larger pictures are read one at a time and reduced in strips
@@ -52,20 +57,46 @@ def read_reduced(path: Path, channels: int, target: Callable[[int, int], Size]) 
             return reduce_picture(picture, factors, channels), picture.size
 
 
-def as_image(picture: object, channels: int = 3) -> Image.Image:
-    """Return a path, a PIL image or an array as `read_picture` does. Raise UserError for anything else."""
+def as_image(picture: object, channels: int = 3, order: str = RGB) -> Image.Image:
+    """Return a path, a PIL image, an array or a tensor as `read_picture` does; `order` is that of an array's colours.
+
+    Raise UserError for anything else.
+    """
+    if order not in ORDERS:
+        raise UserError(f"channels is {order!r}; it should be {' or '.join(ORDERS)}")
+    if isinstance(picture, (np.ndarray, Tensor)):
+        return to_channels(image_from_array(as_pixels(picture, order)), channels)
+    if not isinstance(picture, (str, Path, Image.Image)):
+        raise UserError(f"{type(picture).__name__} is not a picture; give a path, a PIL image, an array or a tensor")
+    if order != RGB:
+        raise UserError(f"channels={order!r} is for arrays and tensors; leave it out for {type(picture).__name__}")
     if isinstance(picture, (str, Path)):
         return read_picture(Path(picture), channels)
-    if isinstance(picture, Image.Image):
-        return to_channels(picture, channels)
-    if not isinstance(picture, np.ndarray):
-        raise UserError(f"{type(picture).__name__} is not a picture; give a path, a PIL image or an array")
-    is_colour = picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype != np.bool_
-    has_values = picture.dtype in bit_depth.GREY_TYPES or np.issubdtype(picture.dtype, np.floating)
-    if not ((picture.ndim == 2 or is_colour) and has_values and picture.size):
-        remedy = "give (H, W) or (H, W, 3 or 4) of 8 or 16 bits, or of 0…1 as floats"
-        raise UserError(f"an array {picture.shape} of {picture.dtype} is not a picture; {remedy}")
-    return to_channels(image_from_array(picture), channels)
+    if picture.getexif().get(bit_depth.ORIENTATION, 1) != 1:
+        print_once("the EXIF data of a picture in memory turn it: maps, masks and boxes fit the turned picture")
+    return to_channels(picture, channels)
+
+
+def as_pixels(picture: NDArray | Tensor, order: str) -> NDArray:
+    """Return an array or tensor as (H, W) or (H, W, 3 or 4), red first. Raise UserError where it is not a picture."""
+    values = picture.detach().cpu() if isinstance(picture, Tensor) else picture
+    values = np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
+    described = f"{'a tensor' if isinstance(picture, Tensor) else 'an array'} {values.shape} of {values.dtype}"
+    first, last = (values.shape[0] in CHANNELS, values.shape[2] in CHANNELS) if values.ndim == 3 else (False, False)
+    if first and last:
+        raise UserError(f"{described} may have its channels first or last; give (H, W, 3) with sides above 4 pixels")
+    if first:
+        values = np.moveaxis(values, 0, 2)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    is_colour = values.ndim == 3 and (first or last) and values.dtype != np.bool_
+    has_values = values.dtype in bit_depth.GREY_TYPES or np.issubdtype(values.dtype, np.floating)
+    if not ((values.ndim == 2 or is_colour) and has_values and values.size):
+        remedy = "give (H, W), or (H, W, C) or (C, H, W) with 1, 3 or 4 channels, of 8 or 16 bits, or of 0…1 as floats"
+        raise UserError(f"{described} is not a picture; {remedy}")
+    if order == BGR and values.ndim == 3:
+        values = values[..., [2, 1, 0, 3][: values.shape[2]]]
+    return values
 
 
 def to_channels(picture: Image.Image, channels: int = 3) -> Image.Image:
@@ -228,6 +259,13 @@ def read_mask(path: Path, picture_size: Size, picture_path: Path, size: int) -> 
         raise UserError(f"{problem}; make them the same, or set data.mask=False")
     levels = Image.fromarray(mask_levels(values, are_labels))
     return np.asarray(levels.resize((size, size), Image.Resampling.BILINEAR)) > LARGEST_LABEL  # binary after the resize
+
+
+def check_mask_size(path: Path, picture_path: Path) -> None:
+    """Raise UserError unless a mask has its picture's size; read files as a whole only where their headers differ."""
+    mask, picture = read_header(path), read_header(picture_path)
+    if mask and picture and mask[0] != picture[0]:  # an EXIF turn may make up for it
+        read_mask(path, open_upright(picture_path).size, picture_path, 1)
 
 
 def read_full_mask(path: Path) -> NDArray[np.bool_]:

@@ -116,6 +116,15 @@ def write(name: str, content: bytes):
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def invert_masks(folder):
+    for path in (folder / "ground_truth" / "crack").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+
+
+def link_to_nothing(folder):
+    (folder / "train" / "good" / "lost.png").symlink_to("nowhere.png")
+
+
 def fill(name: str, value: int, shape=(SIDE, SIDE)):
     return lambda folder: write_picture(folder / name, np.full(shape, value, np.uint8))
 
@@ -138,6 +147,7 @@ FAULTS = {  # how it is made; the finding, its level, its number of cases, and a
     "text": (write(TRAIN, b"x" * 99), "unreadable pictures (its content is not a picture)", "error", 1, TRAIN),
     "other suffix": (write("train/good/9.heic", b""), "ignored files", "note", 1, "train/good/9.heic"),
     "other folder": (make_folder("train/bad"), "folders beside train/good", "note", 1, "train/bad"),
+    "lost link": (link_to_nothing, "links that lead nowhere", "warning", 1, "train/good/lost.png"),
     "constant": (fill(TRAIN, 120, (SIDE, SIDE, 3)), "constant pictures", "warning", 1, TRAIN),
     "black": (fill(BLACK, 0, (SIDE, SIDE, 3)), "constant pictures", "warning", 1, BLACK),
     "nearly black": (darken, "nearly black pictures", "warning", 1, TRAIN),
@@ -160,6 +170,11 @@ FAULTS = {  # how it is made; the finding, its level, its number of cases, and a
         *("warning", 1, f"{TRAIN} ≈ test/good/9.jpg"),
     ),
     "no mask": (remove(TRUTH), "defective pictures without a mask", "error", 1, "test/crack/002.png"),
+    "one mask for two": (
+        copy("test/crack/002.png", "test/crack/002.bmp"),
+        "masks of several pictures",
+        *("error", 1, f"test/crack/002.bmp, test/crack/002.png, {TRUTH}"),
+    ),
     "truncated mask": (write(TRUTH, b"\x89PNG"), "unreadable masks", "error", 1, TRUTH),
     "mask of another size": (
         fill(TRUTH, 255, (8, 9)),
@@ -168,6 +183,11 @@ FAULTS = {  # how it is made; the finding, its level, its number of cases, and a
     ),
     "empty mask": (fill(TRUTH, 0), "empty masks", "warning", 1, TRUTH),
     "grey mask": (draw_grey_mask, "masks that are not black and white", "warning", 1, TRUTH),
+    "inverted masks": (
+        invert_masks,
+        "masks of crack that cover most of their pictures",
+        *("warning", 5, f"{TRUTH} (99%)"),
+    ),
     "mask of no picture": (
         copy(TRUTH, "ground_truth/crack/7_mask.png"),
         "masks without a picture",
@@ -184,6 +204,18 @@ FAULTS = {  # how it is made; the finding, its level, its number of cases, and a
     "another aspect ratio": (stretch, "training pictures of different aspect ratios", "note", 2, TRAIN),
     "grey among colour": (save_grey, "grey pictures among others", "note", 1, TRAIN),
 }
+
+
+def test_pictures_and_masks_in_subfolders_are_checked(disc):
+    for part in ("train/good", "test/good", "test/crack", "ground_truth/crack"):
+        (disc / part / "day2").mkdir()
+        for path in sorted(file for file in (disc / part).iterdir() if file.is_file())[2:]:
+            path.rename(path.parent / "day2" / path.name)
+    assert [finding.name for finding in findings_of(disc)] == []
+    assert len(read_image_facts(disc, 1)) == 50
+    fill(f"{Path(TRUTH).parent}/day2/002_mask.png", 0)(disc)
+    (fault,) = findings_of(disc)
+    assert fault.name == "empty masks" and str(fault.cases[0]) == "ground_truth/crack/day2/002_mask.png"
 
 
 @pytest.mark.parametrize(("damage", "name", "level", "count", "case"), FAULTS.values(), ids=FAULTS)
