@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+import torch
 from conftest import write_picture
 from PIL import Image
 
@@ -13,6 +14,7 @@ from dataset import View
 from images import bit_depth, read
 from images.bit_depth import PRINTED
 from images.read import SUFFIXES, as_image, read_mask, read_picture, read_reduced, reduction_factors
+from runtime.errors import UserError
 
 GREY = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 32 wide, 24 high
 COLOUR = np.stack([GREY, GREY[:, ::-1], np.full_like(GREY, 90)], axis=2)
@@ -339,3 +341,67 @@ def test_ordinary_pictures_are_not_reduced(tmp_path):
     assert reduction_factors((13_000, 13_000), (32, 32)) == (1, 1) and reduction_factors(
         (20_000, 20_000), (256, 256)
     ) == (19, 19)
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (GREY[..., None], GREY),
+        (GREY[None], GREY),
+        (COLOUR, COLOUR),
+        (np.moveaxis(COLOUR, 2, 0), COLOUR),
+        (torch.from_numpy(GREY)[None], GREY),
+        (torch.from_numpy(COLOUR).permute(2, 0, 1), COLOUR),
+        (torch.from_numpy(COLOUR).permute(2, 0, 1) / 255, COLOUR),
+        (torch.from_numpy(COLOUR / 255).requires_grad_(), COLOUR),
+        (torch.from_numpy(COLOUR).permute(2, 0, 1).bfloat16() / 255, COLOUR),
+        (torch.from_numpy(DEEP_COLOUR), COLOUR),
+        (np.dstack([COLOUR, np.full_like(GREY, 255)]), COLOUR),
+    ],
+)
+def test_arrays_and_tensors_of_any_layout_are_read(form, expected):
+    expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=2)
+    assert np.abs(np.asarray(as_image(form)).astype(int) - expected).max() <= ("bfloat16" in str(form.dtype))
+
+
+def test_colours_of_arrays_may_come_blue_first():
+    for form in (COLOUR[..., ::-1], np.moveaxis(COLOUR, 2, 0)[::-1], torch.from_numpy(COLOUR).flip(2)):
+        np.testing.assert_array_equal(as_image(form, order="bgr"), COLOUR)
+    clear = np.dstack([COLOUR[..., ::-1], np.full_like(GREY, 255)])
+    np.testing.assert_array_equal(as_image(clear, order="bgr"), COLOUR)
+    np.testing.assert_array_equal(as_image(GREY, order="bgr", channels=1), GREY)
+
+
+@pytest.mark.parametrize(
+    ("form", "order", "message"),
+    [
+        (
+            np.zeros((2, 3, 24, 32), np.uint8),
+            "rgb",
+            r"an array \(2, 3, 24, 32\) of uint8 is not a picture; give \(H, W\)",
+        ),
+        (np.zeros((24, 32, 2), np.uint8), "rgb", "is not a picture"),
+        (np.zeros((3, 32, 3), np.uint8), "rgb", "may have its channels first or last"),
+        (torch.zeros(24, 32, dtype=torch.int64), "rgb", r"a tensor \(24, 32\) of int64 is not a picture"),
+        (np.zeros((0, 32), np.uint8), "rgb", "is not a picture"),
+        (torch.randn(3, 24, 32), "rgb", "its values go from .* neither 0…1 nor 0…255"),
+        (COLOUR, "gbr", "channels is 'gbr'; it should be rgb or bgr"),
+        (Image.fromarray(COLOUR), "bgr", "channels='bgr' is for arrays and tensors; leave it out for Image"),
+        ([1, 2], "rgb", "list is not a picture; give a path, a PIL image, an array or a tensor"),
+        (None, "rgb", "NoneType is not a picture"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_one_line(form, order, message):
+    with pytest.raises(UserError, match=message) as caught:
+        as_image(form, order=order)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_that_is_turned_says_so_once(capsys):
+    as_image(Image.fromarray(COLOUR))
+    assert not capsys.readouterr().err
+    turned = Image.fromarray(COLOUR)
+    turned.getexif()[274] = 6  # shown after a quarter turn clockwise
+    for _ in range(2):
+        np.testing.assert_array_equal(as_image(turned), np.rot90(COLOUR, -1))
+    assert capsys.readouterr().err.count("boxes fit the turned picture") == 1
