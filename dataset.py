@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from images.bit_depth import print_once
-from images.read import SUFFIXES, Size, read_mask, read_reduced, reduction_factors
+from images.bit_depth import DEEPEST, print_once, smallest_depth
+from images.read import SUFFIXES, Size, highest_value, read_mask, read_reduced, reduction_factors
 from runtime.errors import MissingFileError, UserError
 
 NORMAL = "good"
 MASK_ENDING = "_mask"
 LARGEST_RATIO = 50  # of the sides of a picture that is tiled
+MEASURED_AT_ONCE = 16  # pictures
 HASH_DIGITS, HASHING_THREADS = 16, 2
 PARTS = ("train", "test")
 Key = TypeVar("Key")
@@ -47,6 +48,7 @@ class View:
     size: int
     channels: int = 3
     tiles: int | None = None
+    bits: int = DEEPEST  # in use in files of 16 bits
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
         """Return the (width, height) to which a picture is resized. Raise UserError if it is too narrow for tiles."""
@@ -61,7 +63,7 @@ class View:
 
     def read(self, path: Path) -> tuple[Tensor, Size]:
         """Return the `pixels` of a file and the picture's own (width, height)."""
-        reduced, own = read_reduced(path, self.channels, self.shape)
+        reduced, own = read_reduced(path, self.channels, self.shape, self.bits)
         return self.resized(reduced, self.shape(*own)), own
 
     def pixels(self, picture: Image.Image) -> Tensor:
@@ -201,6 +203,23 @@ def read_ahead(read: Callable[[Key], Read], keys: Sequence[Key], size: int, work
                 yield [future.result() for future in pending.pop(0)]
         for batch in pending:
             yield [future.result() for future in batch]
+
+
+def measure_bits(pictures: Sequence[Path], workers: int) -> tuple[int, int]:
+    """Return the highest value of the pictures of 16 bits, as far as it matters, and the fewest bits that hold it."""
+    highest = 0
+    for batch in read_ahead(value_if_deep, pictures, MEASURED_AT_ONCE, workers):
+        highest = max(highest, *batch)
+        if smallest_depth(highest) == DEEPEST and highest:
+            break  # no picture can change it
+    return highest, smallest_depth(highest)
+
+
+def value_if_deep(path: Path) -> int:
+    try:
+        return highest_value(path) or 0
+    except (ValueError, OSError):  # reported when its pixels are read
+        return 0
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from commands.stages import RunPlan, provide_sample_set, run_plan
 from config.checks import check_sections
 from config.keys import STAGES
 from config.load import build_settings, category_names, choose_configuration, names_several, read_sections
-from data_tools.check import check_categories
+from data_tools.check import CheckRequest, check_categories
 from data_tools.prepare import ONE_CLASS, PrepareRequest, prepare_data_set
 from dataset import categories_in
 from detection.tune import tune_settings
@@ -20,6 +20,7 @@ from reports import tables
 from runtime import distributed
 from runtime.device import keep_memory
 from runtime.errors import UserError
+from training.bit_depth import settle_bit_depth
 
 PREPARE = "prepare_"  # prefix of the flags that prepare data sets
 
@@ -69,7 +70,7 @@ def tune(options: Namespace) -> None:
     provide_sample_set(content)
     if names_several(content):
         raise UserError("--tune chooses settings for one category; set data.category to its name")
-    tune_settings(build_settings(content), options.output)
+    tune_settings(settle_bit_depth(build_settings(content), measured=False), options.output)
 
 
 def check_data(options: Namespace) -> int:
@@ -79,7 +80,9 @@ def check_data(options: Namespace) -> int:
     sections = check_sections({**content, "data": {**content["data"], "category": names[0]}})
     data, workers = sections["data"], sections["model"]["num_workers"]
     folders = [data["data_dir"] / name for name in names]
-    return check_categories(folders, masks=data["mask"], workers=workers, sheet=options.contact_sheet)
+    squared = data["tiles"] is None
+    request = CheckRequest(data["mask"], squared, data["bit_depth"], workers, options.contact_sheet)
+    return check_categories(folders, request)
 
 
 def prepare_data(kind: str, options: Namespace) -> int:

@@ -24,6 +24,7 @@ from runtime import distributed
 from runtime.errors import UserError, explain_error
 from train import check_training, train_unet
 from training import checkpoint
+from training.bit_depth import settle_bit_depth
 
 INCOMPLETE = 3  # exit code
 
@@ -73,6 +74,7 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     refuse_without_weights(settings, plan.stages)
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
+    settings = settle_bit_depth(settings, "train" in plan.stages)
     inputs = len(input_pictures(settings, plan.source, plan.output)) if plan.source else None
     settings = fit_budget(settings, plan.stages, plan.resume, inputs)
     stages = list(checked_stages(settings, plan))

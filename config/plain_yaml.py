@@ -40,17 +40,19 @@ class PlainLoader(yaml.SafeLoader):
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
+        if isinstance(node, MappingNode):
+            check_keys(node)
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> MappingNode:
-        node = super().compose_mapping_node(anchor)
-        lines = dict[str, int]()
-        for key in (key for key, _ in node.value if isinstance(key, ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise RepeatedKeyError(f"the key {key.value} is in lines {lines[key.value]} and {line}; remove one")
-            lines[key.value] = line
-        return node
+
+def check_keys(node: MappingNode) -> None:
+    """Raise RepeatedKeyError where a key stands twice."""
+    lines = dict[str, int]()
+    for key in (key for key, _ in node.value if isinstance(key, ScalarNode)):
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise RepeatedKeyError(f"the key {key.value} is in lines {lines[key.value]} and {line}; remove one")
+        lines[key.value] = line
 
 
 def parse_yaml(text: str) -> object:

@@ -103,7 +103,7 @@ def sheet_rows(pictures: Sequence[ImageFacts], findings: Sequence[Finding]) -> d
     return {caption: names for caption, names in rows.items() if names}
 
 
-def write_contact_sheet(path: Path, category_dir: Path, rows: Mapping[str, Sequence[str]]) -> None:
+def write_contact_sheet(path: Path, category_dir: Path, rows: Mapping[str, Sequence[str]], bits: int) -> None:
     """Write a PNG with a row of pictures under each caption. Raise UserFileError where it can't be written."""
     columns = max((len(names) for names in rows.values()), default=1)
     sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, len(rows) * (CAPTION + SIDE + GAP) + GAP), "white")
@@ -112,7 +112,7 @@ def write_contact_sheet(path: Path, category_dir: Path, rows: Mapping[str, Seque
         top = number * (CAPTION + SIDE + GAP) + GAP
         pen.text((GAP, top), caption, fill="black", font=font)
         for column, name in enumerate(names):
-            picture, _ = read_reduced(category_dir / name, 3, lambda width, height: (SIDE, SIDE))
+            picture, _ = read_reduced(category_dir / name, 3, lambda width, height: (SIDE, SIDE), bits)
             picture.thumbnail((SIDE, SIDE))
             sheet.paste(picture, (GAP + column * (SIDE + GAP), top + CAPTION))
     with atomic_write(path, "change --contact_sheet") as file:

@@ -4,21 +4,21 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from data_tools import similarity
-from dataset import NORMAL, Sample, files_below, folders_in, is_picture, match_masks, read_ahead
-from images.bit_depth import UnusableError
-from images.read import LARGEST_LABEL, Size, mask_levels, read_header, read_mask_values, read_reduced
+from dataset import NORMAL, Sample, files_below, folders_in, is_picture, match_masks, measure_bits, read_ahead
+from images.bit_depth import DEEPEST, UnusableError
+from images.read import LARGEST_LABEL, Size, highest_value, mask_levels, read_header, read_mask_values, read_reduced
 from runtime.progress import count_progress
 
 READ_AHEAD = 16  # pictures
 GREY = (0.1, 0.9)  # of a mask's highest value: neither black nor white
-DARK = 16  # grey levels; 99.9 % of the pixels of a nearly black picture are below
+DARK = 16  # grey levels; 99.9 % of the pixels of a nearly black picture are not above
 CONSTANT = 3  # grey levels; 99.8 % of the pixels of a constant picture differ by less
 IGNORED_SHARE = 0.001  # of the darkest and of the brightest pixels
 UNKNOWN_SIZE = (0, 0)  # of an unreadable picture
@@ -39,6 +39,7 @@ class ImageFacts(NamedTuple):
     thumbnail: similarity.Thumbnails | None = None
     constant: bool = False
     dark: bool = False
+    highest: int | None = None  # value of a file of 16 bits that does not declare fewer
     problem: str = ""
 
 
@@ -64,23 +65,32 @@ class MaskPairs(NamedTuple):
     shared: dict[str, list[str]]  # masks of several pictures
 
 
-def read_image_facts(category_dir: Path, workers: int) -> list[ImageFacts]:
-    """Return the facts of all pictures in train/good and test, in order."""
+def measure_depth(category_dir: Path, workers: int) -> int:
+    """Return the bits that train/good holds in files of 16 bits."""
+    return measure_bits(picture_files(category_dir / "train" / NORMAL), workers)[1]
+
+
+def read_image_facts(category_dir: Path, workers: int, bits: int = DEEPEST) -> list[ImageFacts]:
+    """Return the facts of all pictures in train/good and test, in order; `bits` are in use in files of 16."""
     folders = [category_dir / "train" / NORMAL, *subfolders(category_dir / "test")]
     paths = [path for folder in folders for path in picture_files(folder)]
     names = [path_in(category_dir, path) for path in paths]
-    files = [(path, ImageFacts(name, *name.split("/")[:2])) for path, name in zip(paths, names, strict=True)]
-    batches = read_ahead(lambda file: read_picture_facts(*file), files, READ_AHEAD, workers)
+    parts = [PurePosixPath(name).parts for name in names]
+    places = [ImageFacts(name, split, kind) for name, (split, kind, *_) in zip(names, parts, strict=True)]
+    files = list(zip(paths, places, strict=True))
+    batches = read_ahead(lambda file: read_picture_facts(*file, bits), files, READ_AHEAD, workers)
     return list(count_progress(chain.from_iterable(batches), len(files), f"checking {category_dir.name}"))
 
 
-def read_picture_facts(path: Path, place: ImageFacts) -> ImageFacts:
+def read_picture_facts(path: Path, place: ImageFacts, bits: int) -> ImageFacts:
     try:
-        picture, size = read_reduced(path, 3, lambda width, height: (similarity.SIDE, similarity.SIDE))
+        picture, size = read_reduced(path, 3, lambda width, height: (similarity.SIDE, similarity.SIDE), bits)
+        highest = highest_value(path) if bits < DEEPEST else None
     except (ValueError, OSError) as error:
         return place._replace(problem=describe_problem(error))
     header = read_header(path)
-    return measure_picture(place._replace(size=size, mode=header[1] if header else "deep TIFF"), picture)
+    mode = header[1] if header else "deep TIFF"
+    return measure_picture(place._replace(size=size, mode=mode, highest=highest), picture)
 
 
 def describe_problem(error: ValueError | OSError) -> str:
@@ -97,7 +107,7 @@ def measure_picture(facts: ImageFacts, picture: Image.Image) -> ImageFacts:
     darkest, brightest = (int(np.searchsorted(shares, share)) for share in (IGNORED_SHARE, 1 - IGNORED_SHARE))
     digest = hashlib.sha256(f"{facts.size}".encode() + picture.tobytes()).digest()
     thumbnail = similarity.make_thumbnail(picture)
-    constant, dark = brightest - darkest < CONSTANT, brightest < DARK
+    constant, dark = brightest - darkest < CONSTANT, brightest <= DARK
     return facts._replace(digest=digest, thumbnail=thumbnail, constant=constant, dark=dark)
 
 
@@ -116,8 +126,9 @@ def measure_mask(path: Path, facts: MaskFacts) -> MaskFacts:
     black_and_white = is_label or highest <= LARGEST_LABEL
     grey = 0 if black_and_white else int(np.count_nonzero((values > low) & (values < high)))
     covered = float((mask_levels(values, is_label) > LARGEST_LABEL).mean())
-    shares = {"marked": marked / values.size, "covered": covered, "grey": grey / max(marked, 1)}
-    return facts._replace(size=values.shape[::-1], **shares)
+    width, height = values.shape[::-1]
+    share, grey_share = marked / values.size, grey / max(marked, 1)
+    return facts._replace(size=(width, height), marked=share, covered=covered, grey=grey_share)
 
 
 def pair_masks(category_dir: Path, pictures: Sequence[ImageFacts]) -> MaskPairs:

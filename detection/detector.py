@@ -124,7 +124,8 @@ class Detector:
         """
         detections, size = [], self.pictures_per_batch
         for first in range(0, len(pictures), size):
-            images = [as_image(picture, self.view.channels, channels) for picture in pictures[first : first + size]]
+            chosen, view = pictures[first : first + size], self.view
+            images = [as_image(picture, view.channels, view.bits, order=channels) for picture in chosen]
             batch = torch.stack([to_unit_range(self.view.pixels(image)) for image in images])
             pairs = zip(self.predict_batch(batch, self.picture_noise), images, strict=True)
             detections += [self.decide(prediction, image.size) for prediction, image in pairs]

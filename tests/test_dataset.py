@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dataset import ImageFolder, View, held_out_count, picture_fingerprint, pictures_below, to_unit_range
+from dataset import ImageFolder, View, held_out_count, measure_bits, picture_fingerprint, pictures_below, to_unit_range
 from images import bit_depth
 from runtime.errors import UserError
 
@@ -240,3 +240,14 @@ def test_any_layout_is_read_or_refused_in_one_line(files, split, masks):
                 item.path == name and item.label == (name.split("/")[1] != "good") and item.picture.shape == (3, 8, 8)
             )
             assert (item.mask is not None) == (masks and item.label)
+
+
+@pytest.mark.parametrize(
+    ("highest", "bits"), [(0, 16), (200, 8), (1023, 10), (1024, 12), (4095, 12), (4096, 14), (16384, 16), (65535, 16)]
+)
+def test_the_bits_of_a_category_hold_its_highest_value(tmp_path, highest, bits):
+    for number in range(40):
+        write_picture(tmp_path / f"{number:02}.png", np.full((4, 4), highest if number == 20 else 0, np.uint16))
+    (tmp_path / "40.png").write_bytes(b"damaged: reported when its pixels are read")
+    write_picture(tmp_path / "41.png", GREY)
+    assert measure_bits(sorted(tmp_path.iterdir()), workers=2) == (highest, bits)
