@@ -17,6 +17,7 @@ from config.load import SAMPLE, build_settings, category_names, names_several, s
 from data_tools.sample_set import TEXTURES, ensure_sample_set
 from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
+from detection.mask_check import check_masks
 from detection.predict import check_prediction, input_pictures, predict_input
 from domain_adaptation import adapt_features, check_adaptation
 from reports import html, tables
@@ -95,7 +96,8 @@ def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
     if "detection" not in plan.stages:
         return
     if plan.source is None:
-        check_evaluation(settings, plan.output)
+        pictures, _ = check_evaluation(settings, plan.output)
+        check_masks(pictures.samples)
         yield lambda: StageResult(folder=evaluate_category(settings, plan.output, plan.force))
     else:
         arguments = (settings, plan.source, plan.output, plan.resume, plan.force)

@@ -19,7 +19,6 @@ from dataset import NORMAL, ImageFolder, Item, View
 from detection.calibrate import calibrate
 from detection.comparison import BATCH_SIZES
 from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
-from detection.mask_check import check_masks
 from reports import drawing, manifest, metric_summary
 from reports.html import PAGE, write_page
 from reports.metric_summary import Metric, MetricSummary
@@ -106,7 +105,6 @@ def check_evaluation(settings: Settings, output: Path | None = None) -> tuple[Im
     """Return the test pictures and the results folder. Raise UserError for a mistake that would stop the stage."""
     view, size = View(**settings.view_arguments()), settings.metrics.size
     pictures = ImageFolder(settings.category_dir, "test", view, masks=settings.data.mask, mask_size=size)
-    check_masks(pictures.samples)
     writer = Writer(output or settings.results_folder)
     if distributed.group().is_main:
         writer.refuse_locked()
