@@ -210,7 +210,7 @@ def test_maps_that_are_not_finite_are_refused(category):
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((4, 4, 7), np.uint8),
+        np.zeros((5, 4, 7), np.uint8),
         np.zeros((2, 4, 4, 3), np.uint8),
         np.zeros((4, 4), complex),
         np.zeros((4, 4), int),
