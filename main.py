@@ -62,7 +62,8 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("-cfg", "--config", default="config.yaml", metavar="PATH", help="configuration file (default: config.yaml)")
+    place = "configuration file (default: config.yaml here, else the one beside main.py)"
+    add("-cfg", "--config", metavar="PATH", help=place)
     add("settings", nargs="*", metavar="section.key=value", help="settings; they override the file and the preset")
     add("--traceback", action="store_true", help="show where an error was raised")
 

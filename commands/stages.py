@@ -17,6 +17,7 @@ from config.load import SAMPLE, build_settings, category_names, names_several, s
 from data_tools.sample_set import TEXTURES, ensure_sample_set
 from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
+from detection.mask_check import check_masks
 from detection.predict import check_prediction, input_pictures, predict_input
 from detection.recalibrate import refuse_training
 from domain_adaptation import adapt_features, check_adaptation
@@ -25,6 +26,7 @@ from runtime import distributed
 from runtime.errors import UserError, explain_error
 from train import check_training, train_unet
 from training import checkpoint
+from training.bit_depth import settle_bit_depth
 from training.pace import Clock
 
 INCOMPLETE = 3  # exit code
@@ -76,6 +78,7 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     refuse_without_weights(settings, plan.stages)
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
+    settings = settle_bit_depth(settings, "train" in plan.stages)
     inputs = len(input_pictures(settings, plan.source, plan.output)) if plan.source else None
     settings, clock = fit_budget(settings, plan.stages, plan.resume, inputs)
     stages = list(checked_stages(settings, plan, clock))
@@ -98,7 +101,8 @@ def checked_stages(settings: Settings, plan: RunPlan, clock: Clock | None) -> It
     if "detection" not in plan.stages:
         return
     if plan.source is None:
-        check_evaluation(settings, plan.output)
+        pictures, _ = check_evaluation(settings, plan.output)
+        check_masks(pictures.samples)
         yield lambda: StageResult(folder=evaluate_category(settings, plan.output, plan.force))
     else:
         arguments = (settings, plan.source, plan.output, plan.resume, plan.force)

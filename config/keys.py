@@ -48,6 +48,7 @@ class DataSettings:
     mask: bool = key(True, affects=SCORES)
     input_channel: int = key(3, affects=ALL_STAGES, stored_as="channels", least=1, most=3)
     tiles: int | None = key(None, affects=ALL_STAGES, least=1)
+    bit_depth: int | None = key(None, affects=ALL_STAGES, least=8, most=16)
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ class Settings:
 
     def view_arguments(self) -> Values:
         """Return the arguments of `View`: how the network sees a picture."""
-        return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles}
+        depth = {"bits": self.data.bit_depth} if self.data.bit_depth else {}  # earlier calibrations have none
+        return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles, **depth}
 
     def split_arguments(self) -> Values:
         """Return the arguments of `ImageFolder.split`: which pictures are held out of training."""

@@ -13,6 +13,8 @@ from config.presets import PRESETS
 from config.published import counts_centre, published_row, published_rows
 from runtime.errors import UserError
 
+CONFIGURATION = "config.yaml"  # without --config
+SHIPPED = Path(__file__).parents[1] / CONFIGURATION  # beside main.py
 SHORTCUTS = ("preset", "budget_minutes")  # at the top of the file
 SAMPLE = "sample"  # data.name of the embedded sample set
 SAMPLE_GROUPS = r"block\d+"  # its pictures are crops of blocks of a photograph
@@ -46,6 +48,14 @@ def read_sections(path: str | Path, overrides: Iterable[str] = ()) -> PlainSecti
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no sections; it needs {', '.join(SECTIONS)}")
     return with_overrides(content, overrides)
+
+
+def choose_configuration(path: str | None) -> str:
+    """Return `path`, else config.yaml of the working directory, else the one beside main.py, which it prints."""
+    if path is not None or Path(CONFIGURATION).exists() or not SHIPPED.exists():
+        return path or CONFIGURATION
+    print(f"settings from {SHIPPED}, as there is none in {Path.cwd()}, where relative paths start", flush=True)
+    return str(SHIPPED)
 
 
 def build_settings(content: Mapping[str, object]) -> Settings:

@@ -4,7 +4,7 @@ A planner takes the folder that a download unpacks to, or one that holds it, and
 """
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from data_tools.archives import relative_path
@@ -37,16 +37,23 @@ KSDD = DataSetInfo("KolektorSDD", "https://www.vicos.si/resources/kolektorsdd", 
 KSDD2 = DataSetInfo("KolektorSDD2", "https://www.vicos.si/resources/kolektorsdd2", BY_NC_SA)
 
 
-def plan_visa(root: Path, split: str = ONE_CLASS) -> list[CategoryPlan]:
-    """Follow split_csv/<split>.csv, without the defective pictures that a 2-class split trains on."""
+def plan_visa(root: Path, split: str = ONE_CLASS, wanted: Collection[str] = ()) -> list[CategoryPlan]:
+    """Follow split_csv/<split>.csv, without the defective pictures that a 2-class split trains on.
+
+    Leave out the categories that the download does not hold, unless they are `wanted`.
+    """
     top = find_folders(root, lambda folder: (folder / "split_csv").is_dir(), "split_csv, as VisA has")[0]
     tables = {table.stem: table for table in sorted((top / "split_csv").glob("*.csv"))}
     if split not in tables:
         raise MissingFileError(f"no split {split!r} in {top / 'split_csv'}; it has {', '.join(tables) or 'no tables'}")
+    rows = list(read_visa_rows(tables[split]))
+    chosen = choose_visa_categories(top, tables[split], list(dict.fromkeys(row["object"] for _, row in rows)), wanted)
     plans: dict[str, CategoryPlan] = {}
     left_out = 0
-    for line, row in read_visa_rows(tables[split]):
+    for line, row in rows:
         category = row["object"]
+        if category not in chosen:
+            continue
         plan = plans.setdefault(category, CategoryPlan(VISA, category))
         picture = find_named_file(top, row["image"], line)
         if row["label"] == "normal":
@@ -59,6 +66,24 @@ def plan_visa(root: Path, split: str = ONE_CLASS) -> list[CategoryPlan]:
     if left_out:
         print(f"{left_out} defective training pictures of {split}.csv are left out: DDAD trains on normal ones")
     return list(plans.values())
+
+
+def choose_visa_categories(top: Path, table: Path, names: Sequence[str], wanted: Collection[str]) -> list[str]:
+    """Return the `wanted` categories, or those that `top` holds. Print the others. Raise UserError for missing ones."""
+    chosen = choose_names(names, wanted, table)
+    absent = [name for name in chosen if not (top / name).is_dir()]
+    if absent and (wanted or len(absent) == len(chosen)):
+        raise MissingFileError(f"no folder {top / absent[0]}; {INCOMPLETE}")
+    if absent:
+        print(f"{len(absent)} of {len(names)} categories are not in {top} and are left out: {', '.join(absent)}")
+    return [name for name in chosen if name not in absent]
+
+
+def choose_names(names: Sequence[str], wanted: Collection[str], place: Path) -> list[str]:
+    """Return the `wanted` names, or all if none is named. Raise MissingFileError where one is not among them."""
+    for unknown in set(wanted) - set(names):
+        raise MissingFileError(f"no category {unknown!r} in {place}; change data.category to {' or '.join(names)}")
+    return [name for name in names if name in wanted] if wanted else list(names)
 
 
 def read_visa_rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -94,10 +119,10 @@ def find_named_file(top: Path, name: str, line: str) -> Path:
     return path
 
 
-def plan_mvtec(root: Path) -> Iterator[CategoryPlan]:
+def plan_mvtec(root: Path, wanted: Collection[str] = ()) -> Iterator[CategoryPlan]:
     """Yield all categories of MVTec AD or MVTec LOCO AD. Where a picture has several masks, they become one."""
     what = "category with train/good, as MVTec AD has"
-    for folder in find_folders(root, lambda folder: (folder / TRAIN_GOOD).is_dir(), what):
+    for folder in find_categories(root, lambda folder: (folder / TRAIN_GOOD).is_dir(), what, wanted):
         validation = folder / "validation" / NORMAL  # LOCO's; stays beside train/good, as published scores have it
         plan = CategoryPlan(LOCO if validation.is_dir() else MVTEC, folder.name)
         if not (folder / "test").is_dir():
@@ -105,13 +130,17 @@ def plan_mvtec(root: Path) -> Iterator[CategoryPlan]:
         parts = [folder / TRAIN_GOOD, *([validation] if validation.is_dir() else []), *folders_in(folder / "test")]
         for part in parts:
             for picture in pictures_in(part):
-                plan.add_file(part.relative_to(folder).as_posix(), picture)
+                plan.add_file(picture.parent.relative_to(folder).as_posix(), picture)
         truth = folder / "ground_truth"
         for kind in folders_in(truth) if truth.is_dir() else []:
             for mask in masks_in(kind).values():
                 plan.add_file(f"ground_truth/{kind.name}", mask)
             for masks in folders_in(kind):
-                plan.add_mask(kind.name, masks.name, *pictures_in(masks))
+                if (folder / "test" / kind.name / masks.name).is_dir():  # not LOCO's masks of one picture
+                    for mask in pictures_in(masks):
+                        plan.add_file(mask.parent.relative_to(folder).as_posix(), mask)
+                else:
+                    plan.add_mask(kind.name, masks.name, *pictures_in(masks))
         yield plan
 
 
@@ -139,10 +168,10 @@ def find_mtd_pictures(folder: Path) -> list[Path]:
     return [path for path in pictures if path.suffix.lower() in (".jpg", ".jpeg")]
 
 
-def plan_btad(root: Path) -> Iterator[CategoryPlan]:
+def plan_btad(root: Path, wanted: Collection[str] = ()) -> Iterator[CategoryPlan]:
     """Yield the products 01, 02 and 03: ok becomes good, ko stays a kind of defect."""
     what = "product with train/ok, as BTAD has"
-    for folder in find_folders(root, lambda folder: (folder / "train" / "ok").is_dir(), what):
+    for folder in find_categories(root, lambda folder: (folder / "train" / "ok").is_dir(), what, wanted):
         plan = CategoryPlan(BTAD, folder.name)
         for part, target in (("train/ok", TRAIN_GOOD), ("test/ok", TEST_GOOD), ("test/ko", "test/ko")):
             for picture in pictures_in(folder / part):
@@ -199,6 +228,13 @@ def labelled_pairs(folder: Path, ending: str) -> Iterator[tuple[Path, Path]]:
         if picture.stem not in labels:
             raise MissingFileError(f"no label {picture.stem}{ending} beside {picture}; {INCOMPLETE}")
         yield picture, labels[picture.stem]
+
+
+def find_categories(root: Path, accepts: Callable[[Path], bool], what: str, wanted: Collection[str]) -> list[Path]:
+    """Return the accepted folders that are `wanted`, or all. Raise MissingFileError where one is missing."""
+    folders = find_folders(root, accepts, what)
+    chosen = choose_names([folder.name for folder in folders], wanted, root)
+    return [folder for folder in folders if folder.name in chosen]
 
 
 def find_folders(root: Path, accepts: Callable[[Path], bool], what: str) -> list[Path]:

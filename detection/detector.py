@@ -25,7 +25,7 @@ from detection.comparison import Comparison, Networks, largest_batch, prepare_ne
 from detection.operating_points import operating_rows
 from detection.reference import Reference, Scale
 from detection.threshold import Calibration
-from images.read import as_image
+from images.read import RGB, as_image
 from images.tiles import cut_tiles, merge_tiles
 from reports.operating_table import OperatingRow
 from runtime.device import choose_device, free_memory
@@ -42,7 +42,7 @@ Draw = Callable[[], Tensor]
 Parts = dict[str, Tensor]  # D_f, D_p and distances of memory parts, by name
 NoiseSource = Callable[[Tensor, torch.Size], Draw]  # (pictures (B, C, S, S), shape of the noise) → draw()
 Origins = dict[str, object]
-Picture = Image.Image | np.ndarray | str | Path
+Picture = Image.Image | np.ndarray | Tensor | str | Path
 Result = TypeVar("Result")
 
 
@@ -111,19 +111,23 @@ class Detector:
             raise UserError(f"{folder / CALIBRATION} is stale: {stale}; {remedy} to measure it again")
         return replace(detector, calibration=calibration)
 
-    def __call__(self, picture: Picture) -> Detection:
-        """Return the verdict on one picture."""
-        return self.detect([picture])[0]
+    def __call__(self, picture: Picture, channels: str = RGB) -> Detection:
+        """Return the verdict on one picture, which may be anything that `detect` takes."""
+        return self.detect([picture], channels)[0]
 
-    def detect(self, pictures: Sequence[Picture]) -> list[Detection]:
+    def detect(self, pictures: Sequence[Picture], channels: str = RGB) -> list[Detection]:
         """Return a verdict on each picture. Only the last digits of a score depend on the batch.
 
-        Pictures are PIL images, arrays (H, W) of 8 or 16 bits or (H, W, 3 or 4) of 8 bits, or paths.
+        A picture is a path, a PIL image, or an array or tensor: (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.
+        Its values are whole numbers of 8 or 16 bits, or floats, whose white is the smallest of 1, 255 and 65535 that
+        holds them. `channels` is the order of an array's colours, "rgb" or, as OpenCV has it, "bgr".
+        Where EXIF data turn a file or PIL image, map, mask and boxes fit the turned picture.
         Raise UserError for anything else, and without a calibration.
         """
         detections, size = [], self.pictures_per_batch
         for first in range(0, len(pictures), size):
-            images = [as_image(picture, self.view.channels) for picture in pictures[first : first + size]]
+            chosen, view = pictures[first : first + size], self.view
+            images = [as_image(picture, view.channels, view.bits, order=channels) for picture in chosen]
             batch = torch.stack([to_unit_range(self.view.pixels(image)) for image in images])
             pairs = zip(self.predict_batch(batch, self.picture_noise), images, strict=True)
             detections += [self.decide(prediction, image.size) for prediction, image in pairs]

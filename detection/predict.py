@@ -147,7 +147,7 @@ def predict_each(
 
     def read(name: str) -> tuple[str, Image.Image | str]:
         try:
-            picture = read_picture(pictures[name], detector.view.channels)
+            picture = read_picture(pictures[name], detector.view.channels, detector.view.bits)
             detector.view.shape(*picture.size)  # refuses a picture too narrow to be tiled
         except (ValueError, OSError) as error:
             return name, str(error)

@@ -11,7 +11,7 @@ import yaml
 
 import main
 from config.keys import Settings
-from config.load import load_settings
+from config.load import choose_configuration, load_settings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -90,7 +90,9 @@ def test_commands_are_understood(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for command in commands(path):
         options = main.parse_arguments(shlex.split(command, comments=True))
-        load_settings(options.config, [*options.settings, "data.name=MVTec", "data.category=bottle"])
+        load_settings(
+            choose_configuration(options.config), [*options.settings, "data.name=MVTec", "data.category=bottle"]
+        )
 
 
 @by_path

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import originals
 import pytest
 import tifffile
 import torch
@@ -445,3 +446,52 @@ def test_averaged_false_uses_the_raw_weights(run_main, tmp_path):
         run_main("--detection", f"model.averaged={averaged}")
         scores.append((tmp_path / "results" / "scores.csv").read_text())
     assert scores[0] != scores[1]
+
+
+def test_without_a_configuration_here_the_one_beside_main_is_used_and_named(tmp_path, category, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--check", "data.data_dir=data", "data.category=nut"]) == 0
+    out = capsys.readouterr().out
+    assert f"settings from {ROOT / 'config.yaml'}, as there is none in {tmp_path}, where relative paths start" in out
+    assert "data/nut: 16 pictures" in out
+    Path("config.yaml").write_text("data: {name: own, data_dir: data, category: none}\nmodel: {}\n")
+    assert main.main(["--check"]) == 2
+    captured = capsys.readouterr()
+    assert "no category 'none' in data" in captured.err and "settings from" not in captured.out
+
+
+def test_a_data_set_that_is_prepared_elsewhere_is_trained_on_from_there(tmp_path, monkeypatch, capsys):
+    originals.mvtec(originals.Maker(tmp_path / "original"))
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--prepare_mvtec", "original"]) == 0
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert command.startswith(f"next: python {ROOT / 'main.py'} --train True") and "--config" not in command
+
+
+def test_a_mask_of_another_size_stops_the_run_before_training(run_main, category, tmp_path):
+    path = category / "ground_truth" / "crack" / "001_mask.png"
+    Image.open(path).resize((24, 24)).save(path)
+    code, out, err = run_main("--train", "--detection")
+    assert code == 2 and "is 24×24, its picture" in err and "Training" not in out
+    assert not (tmp_path / "checkpoints" / "nut" / "2").exists()
+    code, _, err = run_main("--train", "--detection", "data.mask=False")
+    assert code == 0, err
+
+
+def test_a_turn_in_the_header_of_a_picture_is_no_other_size(run_main, category):
+    exif = Image.Exif()
+    exif[274] = 6  # shown after a quarter turn
+    picture, mask = (category / name for name in ("test/crack/001.png", "ground_truth/crack/001_mask.png"))
+    Image.open(picture).crop((0, 0, 40, 48)).save(picture, exif=exif)
+    Image.open(mask).crop((0, 0, 48, 40)).save(mask)
+    code, _, err = run_main("--train", "--detection")
+    assert code == 0, err
+
+
+def test_inverted_masks_are_a_warning_at_the_start_of_detection(run_main, category):
+    for path in (category / "ground_truth" / "crack").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    code, out, err = run_main("--train", "--detection")
+    assert code == 0, err
+    warning = out.index("warning: the masks of crack cover 96% of their pictures; defects are white: invert")
+    assert warning < out.index("Training nut") and out.count("the masks of crack cover") == 1
