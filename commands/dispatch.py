@@ -12,7 +12,7 @@ from commands.stages import RunPlan, provide_sample_set, run_plan
 from config.checks import check_sections
 from config.keys import STAGES
 from config.load import build_settings, category_names, names_several, read_sections
-from data_tools.check import check_categories
+from data_tools.check import check_categories, check_region
 from data_tools.prepare import ONE_CLASS, PrepareRequest, prepare_data_set
 from dataset import categories_in
 from detection.tune import tune_settings
@@ -68,7 +68,10 @@ def tune(options: Namespace) -> None:
     provide_sample_set(content)
     if names_several(content):
         raise UserError("--tune chooses settings for one category; set data.category to its name")
-    tune_settings(build_settings(content), options.output)
+    settings = build_settings(content)
+    if settings.data.region:
+        check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
+    tune_settings(settings, options.output)
 
 
 def check_data(options: Namespace) -> int:
@@ -78,6 +81,8 @@ def check_data(options: Namespace) -> int:
     sections = check_sections({**content, "data": {**content["data"], "category": names[0]}})
     data, workers = sections["data"], sections["model"]["num_workers"]
     folders = [data["data_dir"] / name for name in names]
+    for folder in folders if data["region"] else ():
+        check_region(data["region"], folder, sections["metrics"]["centre_crop"])
     return check_categories(folders, masks=data["mask"], workers=workers, sheet=options.contact_sheet)
 
 

@@ -14,6 +14,7 @@ from commands.budget import fit_budget
 from config.checks import keys_without_effect
 from config.keys import LATEST, PLANNED, Settings
 from config.load import SAMPLE, build_settings, category_names, names_several, settings_of_category
+from data_tools.check import check_region
 from data_tools.sample_set import TEXTURES, ensure_sample_set
 from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
@@ -71,6 +72,8 @@ def provide_sample_set(content: Content) -> None:
 def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     """Run the plan's stages on one category; return the result of the last one."""
     refuse_without_weights(settings, plan.stages)
+    if settings.data.region:
+        check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
     inputs = len(input_pictures(settings, plan.source, plan.output)) if plan.source else None

@@ -43,6 +43,7 @@ class DataSettings:
     mask: bool = key(True, affects=SCORES)
     input_channel: int = key(3, affects=ALL_STAGES, stored_as="channels", least=1, most=3)
     tiles: int | None = key(None, affects=ALL_STAGES, least=1)
+    region: Path | None = key(None, affects=NOTHING)
 
 
 @dataclass(frozen=True)

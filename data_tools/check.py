@@ -10,13 +10,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.transforms.functional import center_crop
 
 from data_tools import check_output, image_facts, similarity
 from data_tools.check_output import NOTE, SAME, SIMILAR, WARNING, Case, Finding, make_finding, size_text
 from data_tools.image_facts import ImageFacts, group_by_key, path_in, picture_files, stack_thumbnails, subfolders
 from dataset import NORMAL, check_category, is_picture
+from images.region import read_region
+from runtime.errors import UserError
 
 FEW = 10  # normal pictures; published categories have 60 and more
 GREY_SHARE = 0.25  # of the marked pixels of a mask
@@ -43,6 +47,19 @@ def check_categories(folders: Sequence[Path], *, masks: bool, workers: int, shee
             print(f"contact sheet in {path}")
         print(f"checked {folder.name} in {time.monotonic() - began:.1f} s\n", flush=True)
     return exit_code
+
+
+def check_region(path: Path, category_dir: Path, centre_crop: float) -> None:
+    """Raise UserError where data.region does not fit the pictures of a category, or leaves nothing to score."""
+    region = read_region(path)
+    height, width = region.mask.shape
+    if not center_crop(torch.from_numpy(region.mask), [round(centre_crop * side) for side in (height, width)]).any():
+        place = f"outside the centre that metrics.centre_crop={centre_crop} measures"
+        raise UserError(f"data.region {path} lies {place}; set metrics.centre_crop=1")
+    splits = subfolders(category_dir / "test")
+    for folder in (category_dir / "train" / NORMAL, category_dir / "validation" / NORMAL, *splits):
+        for picture in picture_files(folder):
+            region.check_file(picture)
 
 
 def examine_category(category_dir: Path, pictures: Sequence[ImageFacts], *, masks: bool, workers: int) -> list[Finding]:

@@ -11,7 +11,7 @@ from config.keys import LATEST, Settings
 from dataset import ImageFolder, picture_fingerprint
 from ddad import content_seed
 from detection import reference
-from detection.calibration_file import CALIBRATION, load_calibration, save_calibration
+from detection.calibration_file import CALIBRATION, load_calibration, save_calibration, save_region
 from detection.detector import Detector, Parts, calibration_inputs, map_batches, split_parts
 from detection.reference import Reference
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
@@ -29,6 +29,8 @@ def calibrate(detector: Detector, settings: Settings) -> Detector:
     if settings.model.save_model and calibration != stored:
         try:
             save_calibration(folder, calibration)
+            if detector.region:
+                save_region(folder, detector.region)
         except OSError as error:
             print(f"the calibration is not kept: {error}")
     print(calibration.describe(detector.false_positive_rate), flush=True)
@@ -69,7 +71,7 @@ def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Set
 
 
 def build_calibration(detector: Detector, normal: Sequence[Parts], references: Mapping[str, Reference]) -> Calibration:
-    """Return the calibration from the parts of held-out normal pictures."""
+    """Return the calibration from the parts of held-out normal pictures, inside the scored area."""
 
     def scored(maps: Tensor) -> Tensor:
         return detector.crop_maps(smooth(maps, detector.blur_sigma))
@@ -98,9 +100,10 @@ def learn_references(detector: Detector, pictures: ImageFolder, settings: Settin
     if not reference.descriptor_kinds(detector.parts):
         return {}
     group, seed, count = distributed.group(), settings.model.seed, reference.samples_per_picture(len(pictures))
+    judged = detector.region.select if detector.region else lambda maps: maps
 
     def sample_batch(batch: Tensor) -> list[Parts]:
-        described = image_descriptors(detector, batch)
+        described = {kind: judged(maps) for kind, maps in image_descriptors(detector, batch).items()}
         return [
             {kind: reference.sample(maps[i], count, content_seed(batch[i], seed)) for kind, maps in described.items()}
             for i in range(len(batch))
@@ -116,7 +119,8 @@ def learn_references(detector: Detector, pictures: ImageFolder, settings: Settin
 
 def image_descriptors(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:
     """Return the descriptors of pictures (B, C, H, W) by kind; nothing is reconstructed."""
-    return reference.describe_pictures(detector.networks.features(pictures.to(detector.device)), detector.parts)
+    features = detector.networks.features(pictures.to(detector.device))
+    return reference.describe_pictures(features, detector.parts, detector.region)
 
 
 def placeholder_references(detector: Detector, picture: Tensor, pictures: int) -> dict[str, Reference]:

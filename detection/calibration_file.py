@@ -4,8 +4,11 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from PIL import Image
+
 from detection.reference import DESCRIBED_BY, Reference, Scale
 from detection.threshold import Calibration
+from images.region import JudgedRegion
 from runtime.errors import UserError
 from storage.atomic_file import atomic_write
 from storage.weights_file import read_state
@@ -13,6 +16,7 @@ from training.checkpoint import REMEDY, plain_values, save
 
 CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-13"
 REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-2"
+REGION = "region.png"  # a copy of data.region
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
@@ -25,6 +29,12 @@ def save_calibration(folder: Path, calibration: Calibration) -> None:
     del content["references"]
     with atomic_write(folder / CALIBRATION, REMEDY, "w") as file:
         json.dump({"format": CALIBRATION_FORMAT, **content}, file)
+
+
+def save_region(folder: Path, region: JudgedRegion) -> None:
+    """Write a copy of the region beside the calibration that it belongs to."""
+    with atomic_write(folder / REGION, REMEDY) as file:
+        Image.fromarray(region.mask).save(file, format="PNG")
 
 
 def load_calibration(folder: Path) -> Calibration | None:

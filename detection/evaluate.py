@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from skimage.measure import label as connected_regions
 from torchvision.transforms.functional import center_crop
 
 import metrics
 from anomaly_map import resize_maps
 from config.keys import PER_IMAGE, Settings
-from dataset import NORMAL, ImageFolder, Item, View
+from dataset import NORMAL, ImageFolder, Item, Sample, View
 from detection.calibrate import calibrate
 from detection.comparison import BATCH_SIZES
 from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
+from images.region import JudgedRegion
 from reports import drawing, manifest, metric_summary
 from reports.html import PAGE, write_page
 from reports.metric_summary import Metric, MetricSummary
@@ -36,13 +38,15 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class ScoredPictures:
-    """Scores, maps and masks of the test pictures, in their order; maps and masks are (N, S, S), the scored area."""
+    """Scores, maps and masks of the test pictures, in their order; maps and masks (N, S, S) are the centre."""
 
     paths: list[str]
     kinds: NDArray[np.str_]
     scores: Scores
     maps: NDArray[np.float32]
-    masks: NDArray[np.bool_] | None
+    masks: NDArray[np.bool_] | None  # false outside the region
+    judged: NDArray[np.bool_] | None = None  # (S, S), the region; None: all of it
+    defects_outside: int = 0  # how many defects lie wholly outside the region
 
     @property
     def labels(self) -> Labels:
@@ -60,7 +64,7 @@ class PictureWriter:
     def __init__(self, writer: Writer, detector: Detector, pictures: ImageFolder, settings: Settings):
         self._writer, self._settings, self._stems = writer, settings, file_stems(pictures.names())
         self._waiting: list[tuple[drawing.Panel, bool]] = []
-        self._threshold, self._scale = None, None
+        self._threshold, self._scale, self._region = None, None, detector.region
         if calibration := detector.calibration:
             self._threshold = detector.threshold
             tops = (calibration.pixel, calibration.feature, self._threshold)
@@ -77,9 +81,8 @@ class PictureWriter:
         picture, rebuilt = drawing.as_pixels(item.picture), drawing.as_pixels(prediction.reconstruction)
         maps = (prediction.d_pixel, prediction.d_feature, prediction.anomaly)
         d_pixel, d_feature, anomaly = (values.numpy() for values in maps)
-        panel = drawing.Panel(
-            item.path, prediction.score, picture, rebuilt, d_pixel, d_feature, anomaly, item.mask, item.size
-        )
+        drawn = (picture, rebuilt, d_pixel, d_feature, anomaly, item.mask, item.size, self._region)
+        panel = drawing.Panel(item.path, prediction.score, *drawn)
         self._waiting.append((panel, item.label))
         if self._scale:
             self.finish()
@@ -144,6 +147,8 @@ def evaluation_inputs(detector: Detector, settings: Settings, pictures: ImageFol
     splits = {"test": pictures.samples}
     with suppress(FileNotFoundError):  # weights can be tested without train/good
         splits["train"] = ImageFolder(settings.category_dir, "train", pictures.view).samples
+    if settings.data.region:
+        splits["region"] = [Sample(settings.data.region, NORMAL)]
     used = replace(settings, data=replace(settings.data, test_batch_size=detector.batch_size))
     return manifest.result_inputs(used.as_dict(), splits, detector.networks.hash(), device_name(detector.device))
 
@@ -169,15 +174,17 @@ def evaluate_pictures(
         detector = calibrate(detector, settings)
     results = score_pictures(detector, pictures, writer, settings)
     threshold, selected = detector.threshold if detector.calibration else None, wanted_metrics(settings)
-    scores, kinds, maps, masks = results.scores, results.kinds, results.maps, results.masks
+    scores, kinds, measured = results.scores, results.kinds, (results.maps, results.masks, results.judged)
     summary = metric_summary.summarise_metrics(
-        scores, kinds, NORMAL, maps, masks, selected=selected, resamples=resamples, seed=model.seed, threshold=threshold
+        scores, kinds, NORMAL, *measured, selected=selected, resamples=resamples, seed=model.seed, threshold=threshold
     )
     write_tables(writer, results, detector, settings)
     log = read_log_up_to(settings.checkpoint_folder, TRAINING, model.load_chp)
     writer.curves({**summary.curves, "training": metric_summary.training_curve(log)})
     content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
     content["vanished_defects"] = results.vanished
+    if results.judged is not None:
+        content |= {"judged": float(results.judged.mean()), "defects_outside_region": results.defects_outside}
     if calibration := detector.calibration:
         source = {"pictures": len(calibration.scores), "held_out": calibration.held_out, "balance": calibration.balance}
         rate = detector.false_positive_rate
@@ -205,19 +212,36 @@ def score_pictures(detector: Detector, pictures: ImageFolder, writer: Writer, se
     """Return scores, maps and masks of all pictures; raw maps and figures are written on the way."""
     predictions = predict_all(detector, pictures, settings)
     picture_writer = PictureWriter(writer, detector, pictures, settings)
+    judged, outside = judged_area(detector, settings), 0
     paths, kinds, scores = [], [], []
     with writer.spool() as maps, writer.spool() as masks:
         for item, prediction in count_progress(predictions, len(pictures), "detecting"):
             maps.add(scored_map(prediction, settings))
             if settings.data.mask:
-                masks.add(scored_mask(item, settings))
+                mask = scored_mask(item, settings)
+                masks.add(mask if judged is None else mask & judged)
+                outside += count_outside(item.mask, detector.region)
             picture_writer.add(item, prediction)
             paths.append(item.path)
             kinds.append(item.kind)
             scores.append(prediction.score)
         picture_writer.finish()
         all_masks = masks.array() if settings.data.mask else None
-        return ScoredPictures(paths, np.array(kinds), np.array(scores), maps.array(), all_masks)
+        return ScoredPictures(paths, np.array(kinds), np.array(scores), maps.array(), all_masks, judged, outside)
+
+
+def judged_area(detector: Detector, settings: Settings) -> NDArray[np.bool_] | None:
+    """Return the region within the measured centre (S, S) at metrics.size; None without a region."""
+    area = detector.judged_area((settings.metrics.size,) * 2)
+    return None if area is None else area.numpy()
+
+
+def count_outside(mask: NDArray[np.bool_] | None, region: JudgedRegion | None) -> int:
+    """Return how many defects, the 8-connected regions of a mask (S, S), lie wholly outside the region."""
+    if mask is None or region is None:
+        return 0
+    numbered, count = connected_regions(mask, return_num=True, connectivity=2)
+    return int(count - np.count_nonzero(np.unique(numbered[region.resized(*mask.shape).numpy()])))
 
 
 def scored_map(prediction: Prediction, settings: Settings) -> NDArray[np.float32]:
@@ -271,9 +295,14 @@ def print_results(results: ScoredPictures, seconds: float, settings: Settings) -
     area = "whole maps scored" if side == size else f"centre {side} of {size} pixels scored"
     intervals = f", 95 % intervals from {resamples} resamples" if resamples else ""
     counts = f"{len(results.labels)} pictures ({normal} normal, {defective} defective)"
+    if results.judged is not None:
+        area += f", {results.judged.mean():.0%} of them in data.region"
     print(f"{settings.data.category}: {counts} in {seconds:.0f} s; {area}, at {size} × {size}{intervals}")
+    if results.defects_outside:
+        print(f"  {results.defects_outside} defects lie wholly outside data.region; no pixel metric counts them")
     if results.vanished:
         crop = " and on the centre that is scored; metrics.centre_crop=1 takes the whole picture" if side < size else ""
+        crop += "" if results.judged is None else "; data.region leaves out the rest"
         reason = f"their masks hold no defect at this size{crop}"
         print(f"  {results.vanished} defective pictures count as normal for pixels: {reason}")
 

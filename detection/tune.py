@@ -26,7 +26,7 @@ from config.keys import PER_IMAGE, Settings
 from dataset import ImageFolder, View, to_unit_range
 from detection.calibrate import Parts, build_calibration, learn_references, parts_of_batch, unseen_pictures
 from detection.comparison import prepare_network
-from detection.detector import Detector, load_detector
+from detection.detector import Detector, crop_centre, load_detector
 from detection.reference import DESCRIBED_BY
 from images.synthetic_defects import make_synthetic_anomalies
 from runtime.device import choose_device
@@ -256,18 +256,24 @@ def measure_quality(trial: Trial, bench: Bench) -> Quality:
     for kind in np.unique(bench.kinds):
         scores = np.r_[normal, anomalous[bench.kinds == kind]]
         kinds[str(kind)] = metrics.image_auroc(scores, np.arange(len(scores)) >= len(normal))
-    maps = [detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions]
+    maps = [crop_centre(prediction.anomaly, detector.crop).numpy() for prediction in predictions]
     empty = [np.zeros(picture.shape[-2:], dtype=bool) for picture in bench.clean]
-    masks = [detector.crop_maps(torch.from_numpy(mask)).numpy() for mask in empty + bench.masks]
-    return Quality(kinds, mean_pro(maps, masks))
+    masks = [crop_centre(torch.from_numpy(mask), detector.crop).numpy() for mask in empty + bench.masks]
+    judged = detector.judged_area(bench.clean[0].shape[-2:])
+    return Quality(kinds, mean_pro(maps, masks, None if judged is None else judged.numpy()))
 
 
-def mean_pro(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]) -> float:
-    """Return PRO of maps of one shape, ranked together; for several shapes, the mean weighted by counts."""
+def mean_pro(
+    maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], counted: metrics.Counted = None
+) -> float:
+    """Return PRO of maps of one shape, ranked together; for several shapes, the mean weighted by counts.
+
+    Only pixels where `counted` is true are ranked; all maps then have its shape.
+    """
     total = 0.0
     for shape in {values.shape for values in maps}:
         same = [place for place, values in enumerate(maps) if values.shape == shape]
-        pro = metrics.pro(np.stack([maps[i] for i in same]), np.stack([masks[i] for i in same]), PRO_LIMIT)
+        pro = metrics.pro(np.stack([maps[i] for i in same]), np.stack([masks[i] for i in same]), PRO_LIMIT, counted)
         total += len(same) * pro
     return total / len(maps)
 

@@ -82,6 +82,7 @@ def summarise_metrics(
     normal: str,  # the kind of normal pictures
     maps: NDArray[np.float32],  # (N, S, S)
     masks: NDArray[np.bool_] | None,  # (N, S, S)
+    counted: NDArray[np.bool_] | None = None,  # (S, S), the pixels that are measured; None: all
     *,
     selected: Sequence[Metric],
     resamples: int,
@@ -90,15 +91,15 @@ def summarise_metrics(
 ) -> MetricSummary:
     """Return those of the selected metrics that the data allow; without intervals where `resamples` is 0."""
     labels, result = kinds != normal, MetricSummary()
-    for level, measured, truth in (("pictures", scores, labels), ("pixels", maps, masks)):
+    for level, measured, truth, area in (("pictures", scores, labels, None), ("pixels", maps, masks, counted)):
         chosen = [metric for metric in selected if metric.level == level]
-        if not chosen or truth is None or not truth.any() or truth.all():
+        if not chosen or truth is None or not truth.any() or (truth if area is None else truth[:, area]).all():
             continue
-        ranking = rank_anomalies(measured, truth)
+        ranking = rank_anomalies(measured, truth, area)
         result.values.update({metric.key: metric.measure(ranking) for metric in chosen})
         result.curves.update(build_curves(level, ranking))
         if resamples:
-            bounds = bootstrap_intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
+            bounds = bootstrap_intervals(measured, truth, area, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
             result.intervals.update({metric.key: bounds[metric.interval] for metric in chosen})
     if threshold is None:
         return result
