@@ -3,6 +3,8 @@
 <data_dir>/<category>/train/good/*                          normal pictures, the only ones for training
 <data_dir>/<category>/test/good/*, test/<defect>/*
 <data_dir>/<category>/ground_truth/<defect>/<stem>_mask.*   or <stem>.*
+<data_dir>/<category>/validation/good/*                     normal pictures for thresholds, in few data sets
+<data_dir>/<category>/test_private/*, test_private_mixed/*  pictures without labels (MVTec AD 2)
 """
 
 import copy
@@ -25,6 +27,8 @@ from images.read import SUFFIXES, Size, read_mask, read_reduced, reduction_facto
 from runtime.errors import MissingFileError, UserError
 
 NORMAL = "good"
+TRAIN, VALIDATION = "train", "validation"  # splits of normal pictures
+PRIVATE_SPLITS = ("test_private", "test_private_mixed")  # their labels are on a server
 MASK_ENDING = "_mask"
 LARGEST_RATIO = 50  # of the sides of a picture that is tiled
 HASH_DIGITS, HASHING_THREADS = 16, 2
@@ -104,10 +108,11 @@ class ImageFolder:
     def __init__(self, category_dir: Path, split: str, view: View, *, masks: bool = True, mask_size: int | None = None):
         check_category(category_dir)
         self.category_dir, self.view, self.mask_size = category_dir, view, mask_size or view.size
-        if split == "train":
-            self.samples = [Sample(path, NORMAL) for path in pictures_in(category_dir / "train" / NORMAL)]
-        else:
+        if split == "test":
             self.samples = list(find_test_samples(category_dir, masks))
+        else:
+            folder = category_dir / split / NORMAL if split in (TRAIN, VALIDATION) else category_dir / split
+            self.samples = [Sample(path, NORMAL) for path in pictures_in(folder)]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -135,8 +140,12 @@ class ImageFolder:
         """Return a folder of all pictures but those of `names`."""
         return self.only(set(self.names()) - set(names))
 
-    def split(self, share: float, most: int, seed: int) -> tuple["ImageFolder", "ImageFolder"]:
-        """Return (training set, held-out set): the latter is `share` of all pictures, at most `most`."""
+    def split(
+        self, share: float, most: int, seed: int, held_out_from: str = TRAIN
+    ) -> tuple["ImageFolder", "ImageFolder"]:
+        """Return (training set, held-out set): the latter is `share` of all pictures, at most `most`, or validation."""
+        if held_out_from == VALIDATION:
+            return self, ImageFolder(self.category_dir, VALIDATION, self.view)
         held_out = self.sample(held_out_count(len(self), share, most), seed)
         return self.without(held_out.names()), held_out
 

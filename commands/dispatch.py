@@ -54,7 +54,7 @@ def refuse_several(flag: str) -> None:
 
 def plan_of(options: Namespace) -> RunPlan:
     stages = frozenset(stage for stage in STAGES if getattr(options, stage))
-    return RunPlan(stages, options.input, options.output, options.resume, options.force)
+    return RunPlan(stages, options.input, options.output, options.resume, options.force, options.submission)
 
 
 def overrides_of(options: Namespace) -> list[str]:

@@ -19,6 +19,7 @@ from data_tools.sample_set import TEXTURES, ensure_sample_set
 from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
 from detection.predict import check_prediction, input_pictures, predict_input
+from detection.submission import check_submission, write_submission
 from domain_adaptation import adapt_features, check_adaptation
 from reports import html, tables
 from runtime import distributed
@@ -45,6 +46,7 @@ class RunPlan(NamedTuple):
     output: Path | None = None  # folder of the results
     resume: bool = False  # continue an earlier run's unfinished work
     force: bool = False  # repeat finished work and replace its results
+    submission: Path | None = None  # folder of the maps and masks for the server of MVTec AD 2
 
 
 def run_plan(content: Content, plan: RunPlan) -> int:
@@ -76,8 +78,7 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
         check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
-    inputs = len(input_pictures(settings, plan.source, plan.output)) if plan.source else None
-    settings = fit_budget(settings, plan.stages, plan.resume, inputs)
+    settings = fit_budget(settings, plan.stages, plan.resume, count_inputs(settings, plan))
     stages = list(checked_stages(settings, plan))
     distributed.group().wait()  # no process begins to write before all have checked
     result = StageResult()
@@ -85,6 +86,16 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
         result = run_stage() or StageResult()
         distributed.group().wait()  # the next stage finds what this one wrote
     return result
+
+
+def count_inputs(settings: Settings, plan: RunPlan) -> int | None:
+    """Return the number of pictures that detection scores; None for the test pictures alone."""
+    if plan.source:
+        return len(input_pictures(settings, plan.source, plan.output))
+    if plan.submission:
+        private = check_submission(settings, plan.submission).values()
+        return len(check_evaluation(settings, plan.output)[0]) + sum(map(len, private))
+    return None
 
 
 def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
@@ -97,6 +108,9 @@ def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
         return
     if plan.source is None:
         check_evaluation(settings, plan.output)
+        if plan.submission:
+            check_submission(settings, plan.submission)
+            yield partial(write_submission, settings, plan.submission)
         yield lambda: StageResult(folder=evaluate_category(settings, plan.output, plan.force))
     else:
         arguments = (settings, plan.source, plan.output, plan.resume, plan.force)

@@ -126,6 +126,7 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class CalibrationSettings:
+    split: str = key("train", affects=SCORES, one_of=("train", "validation"))
     share: float = key(AUTO, affects=WEIGHTS | SCORES, least=0, most=0.9)
     pictures: int = key(100, affects=WEIGHTS | SCORES, stored_as="most", least=1)
     false_positive_rate: float = key(0.01, affects=SCORES, above=0, most=0.5)
@@ -181,7 +182,9 @@ class Settings:
 
     def split_arguments(self) -> Values:
         """Return the arguments of `ImageFolder.split`: which pictures are held out of training."""
-        return {"share": self.calibration.share, "most": self.calibration.pictures, "seed": self.model.seed}
+        calibration = self.calibration
+        counts = {"share": calibration.share, "most": calibration.pictures, "seed": self.model.seed}
+        return counts | {"held_out_from": calibration.split}
 
     def cache_arguments(self) -> Values:
         """Return the arguments of `cached_pixels`: where decoded pictures are kept."""

@@ -17,12 +17,16 @@ from data_tools.archives import open_source
 from data_tools.category_writer import CategoryPlan, write_category
 from data_tools.own_images import plan_own_images
 from data_tools.published_sets import ONE_CLASS
-from dataset import held_out_count
+from dataset import VALIDATION, held_out_count
 from runtime.errors import UserFileError
 from storage.safe_names import named_path
 
 # Name of the data set's folder, and data.name, by kind of preparation
-NAMES = {"visa": "VisA", "mvtec": "MVTec", "mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD", "folder": "own"}
+NAMES = {
+    **{"visa": "VisA", "mvtec": "MVTec", "mvtec2": "MVTecAD2", "real_iad": "RealIAD", "mpdd": "MPDD"},
+    **{"mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD", "folder": "own"},
+}
+WITH_VALIDATION = {"mvtec2"}  # kinds whose thresholds are published for their validation split
 GENERAL_NAMES = ("good", "normal", "ok", "train")  # of folders; they do not say what the pictures show
 DEFAULT_CONFIGURATION = "config.yaml"
 
@@ -77,6 +81,9 @@ def plan_categories(request: PrepareRequest, root: Path, category: str, seed: in
     planners: dict[str, Callable[[], Iterable[CategoryPlan]]] = {
         "visa": lambda: published_sets.plan_visa(root, request.split),
         "mvtec": lambda: published_sets.plan_mvtec(root),
+        "mvtec2": lambda: published_sets.plan_mvtec2(root),
+        "real_iad": lambda: published_sets.plan_real_iad(root),
+        "mpdd": lambda: published_sets.plan_mpdd(root),
         "btad": lambda: published_sets.plan_btad(root),
         "mtd": lambda: [published_sets.plan_mtd(root, seed)],
         "ksdd": lambda: [published_sets.plan_kolektor(root, seed)],
@@ -118,12 +125,15 @@ def next_command(
         changes["model"]["checkpoint_dir"] = named_path(file["model"]["checkpoint_dir"]).parent / name
     if plan.without_mask():
         changes["data"]["mask"] = False
+    if request.kind in WITH_VALIDATION:
+        changes["calibration"] = {"split": VALIDATION}
     missing = unpublished_keys(check_sections(merge_sections(read_sections(configuration, overrides), changes)))
     if missing:
         overrides = [f"preset={LAPTOP}", *without_keys(overrides, ["preset", *missing])]
     settings = build_settings(merge_sections(read_sections(configuration, overrides), changes))
     pictures, calibration = plan.counts()["train normal"], settings.calibration
-    pictures -= held_out_count(pictures, calibration.share, calibration.pictures)
+    if calibration.split != VALIDATION:
+        pictures -= held_out_count(pictures, calibration.share, calibration.pictures)
     if pictures < settings.data.batch_size:
         changes["data"]["batch_size"] = pictures
     stages = ["train", *(["domain_adaptation"] if settings.model.DA_chp else []), "detection"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anomaly_map import resize_maps, smooth
 from config.keys import LATEST, Settings
-from dataset import ImageFolder, picture_fingerprint
+from dataset import VALIDATION, ImageFolder, picture_fingerprint
 from ddad import content_seed
 from detection import reference
 from detection.calibration_file import CALIBRATION, load_calibration, save_calibration, save_region
@@ -49,18 +49,20 @@ def current_calibration(detector: Detector, settings: Settings, stored: Calibrat
             return valid
         problem = f"{folder / CALIBRATION} can't be used ({stale})"
         raise MissingFileError(f"{problem}, nor measured again: {error}") from error
-    normals = "{files}, {hash}".format(**picture_fingerprint(pictures.samples))
+    validation = unseen_pictures(settings, pictures).samples if settings.calibration.split == VALIDATION else []
+    normals = "{files}, {hash}".format(**picture_fingerprint(pictures.samples + validation))
     if valid and valid.normals in (None, normals):
         return valid
-    print(f"calibration is to be measured: {stale or 'the pictures of train/good have changed'}", flush=True)
+    changed = f"the pictures of train/good{' or validation/good' if validation else ''} have changed"
+    print(f"calibration is to be measured: {stale or changed}", flush=True)
     calibration = measure_calibration(detector, pictures, settings)
     return replace(calibration, made_with=inputs, settings=values, normals=normals)
 
 
 def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Settings) -> Calibration:
-    """Measure a calibration on held-out pictures, else on some of train/good. Learn references from the others."""
+    """Measure a calibration on unseen pictures, else on some of train/good. Learn references from the others."""
     group, seed, workers = distributed.group(), settings.model.seed, settings.model.num_workers
-    unseen = pictures.only(unseen_pictures(settings))
+    unseen = unseen_pictures(settings, pictures)
     count = calibration_size(len(pictures), len(unseen), settings.calibration.pictures, detector.parts)
     normal = (unseen or pictures).sample(count, seed)
     references = group.broadcast(learn_references(detector, pictures.without(normal.names()) or pictures, settings))
@@ -141,10 +143,12 @@ def calibration_work(parts: Collection[str], learnt: int, held_out: int, most: i
     return compared, learnt + held_out - compared if reference.descriptor_kinds(parts) else 0
 
 
-def unseen_pictures(settings: Settings) -> set[str]:
-    """Return the pictures of train/good that the weight files name as unseen in training and adaptation."""
+def unseen_pictures(settings: Settings, pictures: ImageFolder) -> ImageFolder:
+    """Return validation/good, or the pictures that the weight files name as unseen in training and adaptation."""
+    if settings.calibration.split == VALIDATION:
+        return ImageFolder(settings.category_dir, VALIDATION, pictures.view)
     folder, model, prefix = settings.checkpoint_folder, settings.model, checkpoint.FEATURES_PREFIX
     weights = [checkpoint.find_weights(folder, model.load_chp)]
     if adapted := checkpoint.latest_epoch(folder, prefix) if model.DA_chp == LATEST else model.DA_chp:
         weights.append(checkpoint.find_weights(folder, adapted, prefix))
-    return set.intersection(*(set(checkpoint.held_out_names(path)) for path in weights))
+    return pictures.only(set.intersection(*(set(checkpoint.held_out_names(path)) for path in weights)))

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import center_crop
 from anomaly_map import MAXIMUM, Region, batch_ratio, combine, find_regions, image_score, resize_maps, smooth
 from config.keys import AUTO, Settings
 from config.load import build_settings
-from dataset import ImageFolder, Item, View, to_unit_range
+from dataset import TRAIN, ImageFolder, Item, View, to_unit_range
 from ddad import gaussian_draws, picture_draws
 from detection import reference
 from detection.calibration_file import CALIBRATION, REFERENCES, REGION, load_calibration
@@ -157,17 +157,22 @@ class Detector:
     def decide(self, prediction: Prediction, size: tuple[int, int]) -> Detection:
         """Return the verdict on a picture of `size` (width, height)."""
         self.check_size(size)
-        calibration, shape, anomaly = self.required_calibration, size[::-1], prediction.anomaly[None, None]
+        shape, is_anomalous = size[::-1], prediction.score > self.threshold
+        mask, regions = self.find_defects(prediction, shape)
+        p_value = self.required_calibration.p_value(prediction.score)
+        resized = resize_maps(prediction.anomaly[None, None], shape)[0, 0].numpy()
+        return Detection(prediction.score, p_value, is_anomalous, resized, mask, regions)
+
+    def find_defects(self, prediction: Prediction, shape: tuple[int, int]) -> tuple[NDArray[np.bool_], list[Region]]:
+        """Return the mask (H, W) of a picture's defects at this shape, and their list; none in a normal picture."""
+        anomaly = prediction.anomaly[None, None]
         outside = min(0.0, self.threshold, self.pixel_threshold)  # no defects outside the scored area
         scored = torch.where(self.scored_area(anomaly.shape[-2:]), anomaly, outside)
-        is_anomalous = prediction.score > self.threshold
         peaks = F.adaptive_max_pool2d(scored, shape)[0, 0]  # a resize might lose them
         above = (resize_maps(scored, shape)[0, 0] > self.pixel_threshold) | (peaks > self.threshold)
         if self.region:
-            above &= torch.from_numpy(self.region.mask)
-        mask, regions = find_regions(peaks.numpy(), above.numpy() & is_anomalous, self.threshold)
-        p_value, resized = calibration.p_value(prediction.score), resize_maps(anomaly, shape)[0, 0].numpy()
-        return Detection(prediction.score, p_value, is_anomalous, resized, mask, regions)
+            above &= self.region.resized(*shape)
+        return find_regions(peaks.numpy(), above.numpy() & (prediction.score > self.threshold), self.threshold)
 
     def predict_batch(self, pictures: Tensor, noise: NoiseSource) -> list[Prediction]:
         """Return predictions for pictures (B, C, H, W) in [−1, 1]; uncalibrated D_f and D_p use batch maxima."""
@@ -289,6 +294,7 @@ def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, obje
     inputs |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments()}
     inputs |= {"pictures": settings.calibration.pictures, "weights": detector.networks.hash()}
     inputs |= {"region": detector.region and detector.region.hash}
+    inputs |= {"split": None if settings.calibration.split == TRAIN else settings.calibration.split}
     return as_stored(inputs)
 
 

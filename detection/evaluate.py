@@ -16,14 +16,14 @@ from torchvision.transforms.functional import center_crop
 import metrics
 from anomaly_map import resize_maps
 from config.keys import PER_IMAGE, Settings
-from dataset import NORMAL, ImageFolder, Item, Sample, View
+from dataset import NORMAL, VALIDATION, ImageFolder, Item, Sample, View
 from detection.calibrate import calibrate
 from detection.comparison import BATCH_SIZES
 from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
 from images.region import JudgedRegion
 from reports import drawing, manifest, metric_summary
 from reports.html import PAGE, write_page
-from reports.metric_summary import Metric, MetricSummary
+from reports.metric_summary import Metric, MetricSummary, percent
 from reports.writer import MISCLASSIFIED, Writer, choose_folder
 from runtime import distributed
 from runtime.device import choose_device, device_name
@@ -34,6 +34,30 @@ from training.log import ADAPTATION, TRAINING, read_log_up_to, stage_seconds
 
 Labels = NDArray[np.bool_]
 Scores = NDArray[np.float64]
+
+
+@dataclass
+class Segmentation:
+    """Counts of pixels of all pictures: defects that detection outlines (tp, fp), and those that it misses (fn)."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+
+    def add(self, found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> None:
+        """Add the pixels of a picture: masks of what is found, and of the ground truth."""
+        self.tp += int(np.count_nonzero(found & truth))
+        self.fp += int(np.count_nonzero(found & ~truth))
+        self.fn += int(np.count_nonzero(~found & truth))
+
+    def shares(self) -> dict[str, float]:
+        """Return SegF1, precision and recall, as far as they exist."""
+        pairs = {
+            "seg_f1": (2 * self.tp, 2 * self.tp + self.fp + self.fn),
+            "seg_precision": (self.tp, self.tp + self.fp),
+            "seg_recall": (self.tp, self.tp + self.fn),
+        }
+        return {name: part / total for name, (part, total) in pairs.items() if total}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +71,7 @@ class ScoredPictures:
     masks: NDArray[np.bool_] | None  # false outside the region
     judged: NDArray[np.bool_] | None = None  # (S, S), the region; None: all of it
     defects_outside: int = 0  # how many defects lie wholly outside the region
+    segmented: Segmentation | None = None  # None without masks or thresholds
 
     @property
     def labels(self) -> Labels:
@@ -149,6 +174,8 @@ def evaluation_inputs(detector: Detector, settings: Settings, pictures: ImageFol
         splits["train"] = ImageFolder(settings.category_dir, "train", pictures.view).samples
     if settings.data.region:
         splits["region"] = [Sample(settings.data.region, NORMAL)]
+    if settings.calibration.split == VALIDATION:
+        splits[VALIDATION] = ImageFolder(settings.category_dir, VALIDATION, pictures.view).samples
     used = replace(settings, data=replace(settings.data, test_batch_size=detector.batch_size))
     return manifest.result_inputs(used.as_dict(), splits, detector.networks.hash(), device_name(detector.device))
 
@@ -183,6 +210,8 @@ def evaluate_pictures(
     writer.curves({**summary.curves, "training": metric_summary.training_curve(log)})
     content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
     content["vanished_defects"] = results.vanished
+    if results.segmented:
+        content["segmentation"] = results.segmented.shares()
     if results.judged is not None:
         content |= {"judged": float(results.judged.mean()), "defects_outside_region": results.defects_outside}
     if calibration := detector.calibration:
@@ -195,6 +224,7 @@ def evaluate_pictures(
     writer.metrics(content)
     print_results(results, seconds["detection"], settings)
     print_metrics(summary, settings)
+    print_segmentation(results)
     write_page(writer.folder / PAGE, [writer.folder])  # last, as it shows what the folder holds
     print(f"page for a browser: {writer.folder / PAGE}")
     print(f"results in {writer.folder}: {', '.join(writer.written)}", flush=True)
@@ -212,22 +242,26 @@ def score_pictures(detector: Detector, pictures: ImageFolder, writer: Writer, se
     """Return scores, maps and masks of all pictures; raw maps and figures are written on the way."""
     predictions = predict_all(detector, pictures, settings)
     picture_writer = PictureWriter(writer, detector, pictures, settings)
-    judged, outside = judged_area(detector, settings), 0
+    judged, outside, segmented = judged_area(detector, settings), 0, Segmentation()
     paths, kinds, scores = [], [], []
     with writer.spool() as maps, writer.spool() as masks:
         for item, prediction in count_progress(predictions, len(pictures), "detecting"):
             maps.add(scored_map(prediction, settings))
             if settings.data.mask:
                 mask = scored_mask(item, settings)
-                masks.add(mask if judged is None else mask & judged)
+                mask = mask if judged is None else mask & judged
+                masks.add(mask)
                 outside += count_outside(item.mask, detector.region)
+                if detector.calibration:
+                    segmented.add(found_mask(detector, prediction, settings), mask)
             picture_writer.add(item, prediction)
             paths.append(item.path)
             kinds.append(item.kind)
             scores.append(prediction.score)
         picture_writer.finish()
         all_masks = masks.array() if settings.data.mask else None
-        return ScoredPictures(paths, np.array(kinds), np.array(scores), maps.array(), all_masks, judged, outside)
+        results = ScoredPictures(paths, np.array(kinds), np.array(scores), maps.array(), all_masks, judged, outside)
+        return replace(results, segmented=segmented if settings.data.mask and detector.calibration else None)
 
 
 def judged_area(detector: Detector, settings: Settings) -> NDArray[np.bool_] | None:
@@ -255,6 +289,12 @@ def scored_mask(item: Item, settings: Settings) -> NDArray[np.bool_]:
     size = settings.metrics.size
     mask = torch.zeros(size, size, dtype=torch.bool) if item.mask is None else torch.from_numpy(item.mask)
     return center_crop(mask, [scored_side(settings)] * 2).numpy()
+
+
+def found_mask(detector: Detector, prediction: Prediction, settings: Settings) -> NDArray[np.bool_]:
+    """Return the scored area, at metrics.size, of the mask that detection outlines with its thresholds."""
+    mask, _ = detector.find_defects(prediction, (settings.metrics.size,) * 2)
+    return center_crop(torch.from_numpy(mask), [scored_side(settings)] * 2).numpy()
 
 
 def scored_side(settings: Settings) -> int:
@@ -305,6 +345,13 @@ def print_results(results: ScoredPictures, seconds: float, settings: Settings) -
         crop += "" if results.judged is None else "; data.region leaves out the rest"
         reason = f"their masks hold no defect at this size{crop}"
         print(f"  {results.vanished} defective pictures count as normal for pixels: {reason}")
+
+
+def print_segmentation(results: ScoredPictures) -> None:
+    shares = results.segmented.shares() if results.segmented else {}
+    if shares:
+        f1, precision, recall = (percent(shares.get(name)) for name in ("seg_f1", "seg_precision", "seg_recall"))
+        print(f"  SegF1 of the outlined defects: {f1} % (precision {precision} %, recall {recall} %)", flush=True)
 
 
 def print_metrics(summary: MetricSummary, settings: Settings) -> None:

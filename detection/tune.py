@@ -115,7 +115,7 @@ def check_tuning(settings: Settings, output: Path | None = None) -> tuple[Path, 
         raise UserError(f"{reason}; set it to per_image")
     folder = output or settings.results_folder
     pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
-    unseen = pictures.only(unseen_pictures(settings)).sample(PICTURES, settings.model.seed)
+    unseen = unseen_pictures(settings, pictures).sample(PICTURES, settings.model.seed)
     if not len(unseen):
         remedy = "--tune needs some: train with calibration.share above 0"
         raise UserError(f"training has seen all normal pictures of {settings.data.category}; {remedy}")

@@ -165,6 +165,9 @@ def metric_notes(category: ResultFolder) -> list[str]:
         notes.append("No metrics: they need normal and defective test pictures.")
     elif "pixel_auroc" not in values and "pro" not in values:
         notes.append("No pixel metrics: there are no masks, or the settings turn these metrics off.")
+    if "judged" in stored:
+        outside = f"{stored['defects_outside_region']} defects lie wholly outside"
+        notes.append(f"data.region judges {stored['judged']:.0%} of these pixels; {outside}.")
     if count := stored.get("vanished_defects"):
         reason = "their masks hold no defect at this size and in this part"
         notes.append(f"{count} defective pictures count as normal for pixel metrics: {reason}.")

@@ -57,6 +57,7 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
         "size",
         "scored",
         "vanished_defects",
+        "segmentation",
         "calibration",
         "operating_point",
         "kinds",
