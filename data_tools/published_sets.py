@@ -193,7 +193,8 @@ def read_real_iad_entries(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
         content = json.loads(table.read_text(encoding="utf-8"))
         for split in ("train", "test"):
             for entry in content[split]:
-                relative_path(entry["anomaly_class"], str(table))
+                for name in ("image_path", "anomaly_class"):
+                    relative_path(entry[name], str(table))
                 yield split, {name: str(value) for name, value in entry.items() if value is not None}
     except (LookupError, TypeError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{table} can't be read as a table of Real-IAD: {error}; {RESTORE}") from error

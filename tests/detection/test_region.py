@@ -14,7 +14,7 @@ from tiny_networks import make_detector
 from config.load import load_settings
 from dataset import ImageFolder
 from detection import Detector
-from detection.calibrate import learn_references
+from detection.calibrate import image_descriptors, learn_references
 from detection.detector import Prediction, load_detector
 from detection.threshold import PIXEL_RATES, Calibration
 from images.region import JudgedRegion
@@ -158,12 +158,17 @@ def test_regions_end_at_the_border_of_what_is_judged(size):
 
 
 def test_memories_are_learnt_inside_only(run_main, tmp_path, category, region):
-    """What lies outside in training pictures changes no bank, apart from what features see across the border."""
+    """Every row of a bank describes a position inside the region of some training picture."""
     run_main("--train", "model.unet_size=16")
-    keys = ["score.parts=[memory, patch_memory]", "model.unet_size=16", f"data.region={region}", "data.image_size=32"]
+    keys = ["score.parts=[patch_memory]", "model.unet_size=16", f"data.region={region}", "data.image_size=64"]
     loaded = load_settings(tmp_path / "tiny.yaml", keys)
     detector, loaded, _ = load_detector(loaded, loaded.checkpoint_folder, torch.device("cpu"))
     pictures = ImageFolder(loaded.category_dir, "train", detector.view)
-    inside = learn_references(detector, pictures, loaded)["patch_memory"].bank
-    everything = learn_references(replace(detector, region=None), pictures, loaded)["patch_memory"].bank
-    assert len(inside) < len(everything)
+    batch = torch.stack([pictures[number].picture for number in range(len(pictures))])
+    described = image_descriptors(detector, batch)["picture"]  # (10, C, 8, 8)
+    inside = detector.region.select(described).transpose(1, 2).flatten(0, 1)
+    assert len(inside) == 10 * 8 * 5
+    rows = learn_references(detector, pictures, loaded)["patch_memory"].bank
+    assert torch.cdist(rows, inside).min(dim=1).values.max() < 1e-3 * inside.norm(dim=1).mean()
+    rows = learn_references(replace(detector, region=None), pictures, loaded)["patch_memory"].bank
+    assert torch.cdist(rows, inside).min(dim=1).values.max() > 1e-2 * inside.norm(dim=1).mean()
