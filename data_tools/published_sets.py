@@ -123,7 +123,8 @@ def plan_mvtec_folder(folder: Path, data_set: DataSetInfo) -> CategoryPlan:
     """Plan a category in the layout of MVTec AD. Where a picture has several masks, they become one."""
     plan, validation = CategoryPlan(data_set, folder.name), folder / VALIDATION_GOOD
     if not (folder / "test").is_dir():
-        raise MissingFileError(f"no folder {folder / 'test'}; {INCOMPLETE}")
+        remedy = "prepare MVTec AD 2 with --prepare_mvtec2" if (folder / PUBLIC).is_dir() else INCOMPLETE
+        raise MissingFileError(f"no folder {folder / 'test'}; {remedy}")
     parts = [folder / TRAIN_GOOD, *([validation] if validation.is_dir() else []), *folders_in(folder / "test")]
     for part in parts:
         for picture in pictures_in(part):
@@ -155,11 +156,12 @@ def plan_mvtec2(root: Path) -> Iterator[CategoryPlan]:
 
 def plan_real_iad(root: Path) -> Iterator[CategoryPlan]:
     """Follow realiad_jsons/<category>.json, without the defective pictures that a table trains on."""
-    found = sorted(root.rglob(f"{REAL_IAD_TABLES}*/*.json"), key=lambda path: (len(path.parent.name), path))
-    if not found:
+    tables = find_below(root, f"{REAL_IAD_TABLES}*/*.json")
+    if not tables:
         what = f"{REAL_IAD_TABLES} with a JSON file for each category, as Real-IAD has"
         raise MissingFileError(f"no {what}, in {root}; unpack it beside the folders of pictures")
-    for table in (path for path in found if path.parent == found[0].parent):
+    of_all_views = min((table.parent for table in tables), key=lambda folder: len(folder.name))  # others have endings
+    for table in (table for table in tables if table.parent == of_all_views):
         plan, left_out = CategoryPlan(REAL_IAD, table.stem), 0
         folder = find_real_iad_pictures(root, table.stem)
         for split, entry in read_real_iad_entries(table):
@@ -180,7 +182,7 @@ def plan_real_iad(root: Path) -> Iterator[CategoryPlan]:
 
 def find_real_iad_pictures(root: Path, category: str) -> Path:
     """Return the folder of a category's pictures, the largest ones: realiad_1024 before realiad_256."""
-    folders = [path.parent for path in root.rglob(f"{category}/{REAL_IAD_NORMAL}") if path.is_dir()]
+    folders = [path.parent for path in find_below(root, f"{category}/{REAL_IAD_NORMAL}") if path.is_dir()]
     if not folders:
         missing = f"no folder {category} with {REAL_IAD_NORMAL} in {root}"
         raise MissingFileError(f"{missing}; unpack the pictures of {category} too, or remove its JSON file")
@@ -295,6 +297,11 @@ def find_folders(root: Path, accepts: Callable[[Path], bool], what: str) -> list
             return accepted
         level = [inner for folder in level for inner in folders_in(folder)]
     raise MissingFileError(f"no {what} in {root}; name the download of that data set, or the folder it unpacks to")
+
+
+def find_below(root: Path, pattern: str) -> list[Path]:
+    """Return the sorted paths that match at most DEEPEST folders below `root`; there are too many files to see all."""
+    return sorted(path for depth in range(DEEPEST + 1) for path in root.glob("*/" * depth + pattern))
 
 
 def published_counts() -> dict[tuple[str, str], dict[str, int]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from config.keys import PER_IMAGE, Settings
-from dataset import PRIVATE_SPLITS, ImageFolder, View
+from dataset import PRIVATE_SPLITS, ImageFolder, View, check_category
 from detection.calibrate import calibrate
 from detection.detector import load_detector, predict_pictures
 from runtime import distributed
@@ -35,6 +35,7 @@ def check_submission(settings: Settings, folder: Path) -> dict[str, ImageFolder]
         reason = "score.protocol is published, which has no threshold"
         raise UserError(f"{reason}; set score.protocol=per_image for --submission")
     view, category_dir = View(**settings.view_arguments()), settings.category_dir
+    check_category(category_dir)
     missing = [split for split in PRIVATE_SPLITS if not (category_dir / split).is_dir()]
     if missing:
         remedy = "--submission is for MVTec AD 2, as --prepare_mvtec2 writes it"

@@ -37,7 +37,7 @@ class Panel(NamedTuple):
     region: JudgedRegion | None = None
 
     def shaded(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return pixels (H, W, 3), with the picture in the dark where it is not judged."""
+        """Return pixels (H, W, 3), but the darkened picture where it is not judged."""
         return shade_outside(pixels, self.picture, self.region)
 
 

@@ -111,6 +111,8 @@ def test_mvtec_ad_2_keeps_its_splits_and_takes_thresholds_from_validation(origin
     assert {"validation/good/002_regular.png", "test_private/001_regular.png"} <= files
     assert {"test_private_mixed/002_mixed.png", "ground_truth/bad/001_overexposed_mask.png"} <= files
     assert "calibration.split=validation" in shlex.split(out.splitlines()[-1])
+    code, _, err = run_main("--prepare_mvtec", str(tmp_path / "original"))
+    assert code == 2 and "prepare MVTec AD 2 with --prepare_mvtec2" in err
 
 
 def test_real_iad_takes_the_largest_pictures_and_the_table_of_all_views(original, run_main, tmp_path):
