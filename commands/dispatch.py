@@ -69,8 +69,7 @@ def tune(options: Namespace) -> None:
     if names_several(content):
         raise UserError("--tune chooses settings for one category; set data.category to its name")
     settings = build_settings(content)
-    if settings.data.region:
-        check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
+    check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
     tune_settings(settings, options.output)
 
 
@@ -81,7 +80,7 @@ def check_data(options: Namespace) -> int:
     sections = check_sections({**content, "data": {**content["data"], "category": names[0]}})
     data, workers = sections["data"], sections["model"]["num_workers"]
     folders = [data["data_dir"] / name for name in names]
-    for folder in folders if data["region"] else ():
+    for folder in folders:
         check_region(data["region"], folder, sections["metrics"]["centre_crop"])
     return check_categories(folders, masks=data["mask"], workers=workers, sheet=options.contact_sheet)
 

@@ -74,8 +74,7 @@ def provide_sample_set(content: Content) -> None:
 def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     """Run the plan's stages on one category; return the result of the last one."""
     refuse_without_weights(settings, plan.stages)
-    if settings.data.region:
-        check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
+    check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
     settings = fit_budget(settings, plan.stages, plan.resume, count_inputs(settings, plan))

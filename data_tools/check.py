@@ -49,8 +49,10 @@ def check_categories(folders: Sequence[Path], *, masks: bool, workers: int, shee
     return exit_code
 
 
-def check_region(path: Path, category_dir: Path, centre_crop: float) -> None:
+def check_region(path: Path | None, category_dir: Path, centre_crop: float) -> None:
     """Raise UserError where data.region does not fit the pictures of a category, or leaves nothing to score."""
+    if path is None:
+        return
     region = read_region(path)
     height, width = region.mask.shape
     if not center_crop(torch.from_numpy(region.mask), [round(centre_crop * side) for side in (height, width)]).any():

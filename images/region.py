@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from images.annotations import read_annotations
-from images.read import Size, open_upright, read_full_mask, read_header
+from images.read import Size, check_pixels, naming_file, open_upright, read_full_mask, read_header
 from runtime.errors import MissingFileError, UserError
 
 DRAWING = ".json"  # polygons of a labelling tool; any other file is a picture
@@ -85,6 +85,9 @@ def draw_region(path: Path) -> NDArray[np.bool_]:
     drawings = read_annotations(path)
     if len(drawings) != 1:
         raise UserError(f"data.region {path} has shapes on {len(drawings)} pictures; draw the region on one")
-    if drawings[0].size is None:
+    size = drawings[0].size
+    if size is None or min(size) < 1:
         raise UserError(f"data.region {path} does not state the size of its picture; export it again, or use a PNG")
-    return drawings[0].mask(drawings[0].size)
+    with naming_file(path):
+        check_pixels(size)
+    return drawings[0].mask(size)

@@ -65,6 +65,8 @@ def test_what_is_no_region_is_refused(content, message, tmp_path):
     ("content", "message"),
     [
         ({"imageWidth": None}, "does not state the size of its picture"),
+        ({"imageWidth": -60}, "does not state the size of its picture"),
+        ({"imageWidth": 10**9}, "region.json can't be read: "),
         ({"shapes": []}, "marks no pixel"),
         ({"shapes": [{"shape_type": "line", "points": [[0, 0], [1, 1]]}]}, "a 'line' has no area"),
     ],
