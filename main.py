@@ -29,12 +29,14 @@ PREPARATIONS = {  # flag: what it takes
     "prepare_ksdd": "the download of KolektorSDD or KolektorSDD2",
     "prepare_folder": "a folder of your own normal images",
 }
-REQUESTS = ("tune", "rerun", "compare", "figure", "table", "check", *PREPARATIONS)  # one per run
+REQUESTS = ("tune", "recalibrate", "rerun", "compare", "figure", "table", "check", *PREPARATIONS)  # one per run
 OWNERS = {  # flag: the flag that it needs
     "input": "detection", "submission": "detection", "choose": "figure", "contact_sheet": "check",
     "defects": "prepare_folder", "masks": "defects", "split": "prepare_visa",
 }  # fmt: skip
-UNUSED = {"settings": ("compare", "table", "figure"), "output": ("compare", "table", "check")}  # argument: requests
+UNUSED = {  # argument: requests
+    "settings": ("compare", "table", "figure"), "output": ("recalibrate", "compare", "table", "check"),
+}  # fmt: skip
 HELP_HINT = "python main.py --help lists the flags"
 EXAMPLES = """\
 section.key=value sets one key; its value is read as YAML. Values are taken in this order, the last one wins:
@@ -63,7 +65,8 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("-cfg", "--config", default="config.yaml", metavar="PATH", help="configuration file (default: config.yaml)")
+    place = "configuration file (default: config.yaml here, else the one beside main.py)"
+    add("-cfg", "--config", metavar="PATH", help=place)
     add("settings", nargs="*", metavar="section.key=value", help="settings; they override the file and the preset")
     add("--traceback", action="store_true", help="show where an error was raised")
 
@@ -71,6 +74,8 @@ def build_parser() -> Parser:
     for flag, text in STAGE_FLAGS.items():
         add(flag, nargs="?", const=True, default=False, type=truth_value, metavar="True|False", help=text)
     add("--tune", action="store_true", help="choose detection settings on synthetic anomalies; needs no labels")
+    recalibrate = "measure the thresholds anew on a folder of new normal images, without training"
+    add("--recalibrate", type=as_path, metavar="FOLDER", help=recalibrate)
     add("--input", type=as_path, metavar="PATH", help="with --detection: an image or a folder without labels")
     submission = "with --detection: also write maps and masks for the server of MVTec AD 2"
     add("--submission", type=as_path, metavar="DIR", help=submission)

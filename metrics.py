@@ -335,3 +335,17 @@ def _as_maps(values: ArrayLike, truth: ArrayLike) -> tuple[NDArray, NDArray]:
 def _check_limit(limit: float) -> None:
     if not 0 < limit <= 1:
         raise ValueError(f"limit is {limit}; take a false-positive rate above 0, at most 1")
+
+
+def defects_outside(mask: NDArray[np.bool_], area: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return how many 8-connected regions of a mask (H, W) lie outside of an area (H, W), wholly and partly.
+
+    The last two of the four counts take the mask for one region.
+    """
+    numbered, _ = connected_regions(mask, EIGHT_CONNECTED[1])
+    counts = []
+    for regions in (numbered, mask.astype(int)):
+        sizes = np.bincount(regions.ravel())[1:]
+        inside = np.bincount(regions[area], minlength=len(sizes) + 1)[1:]
+        counts += [np.count_nonzero(inside == 0), np.count_nonzero((inside > 0) & (inside < sizes))]
+    return np.array(counts)

@@ -23,9 +23,18 @@ import metrics
 from anomaly_map import batch_ratio
 from benchmarks.shared import ROOT, Labels, add_category_arguments, every_nth, load_category_settings
 from config.keys import Settings
-from dataset import ImageFolder
+from dataset import ImageFolder, Item
 from detection.calibrate import build_calibration, unseen_pictures
-from detection.detector import Detector, NoiseSource, Parts, Prediction, load_detector, map_batches, stream_noise
+from detection.detector import (
+    Detector,
+    NoiseSource,
+    Parts,
+    Prediction,
+    load_detector,
+    map_batches,
+    stack_pictures,
+    stream_noise,
+)
 from detection.evaluate import scored_map, scored_mask
 from detection.threshold import Calibration
 from reports.metric_summary import PRO_LIMITS
@@ -135,7 +144,8 @@ def compare_pictures(
 ) -> list[list[Parts]]:
     """Return D_f and D_p (1, 1, h, w) of each picture, for each draw of noise."""
 
-    def compare(batch: Tensor) -> list[list[Parts]]:
+    def compare(items: Sequence[Item]) -> list[list[Parts]]:
+        batch = stack_pictures(items)
         streams: dict[bytes, Callable[[], Tensor]] = {}
 
         def continued_noise(pictures: Tensor, shape: torch.Size) -> Callable[[], Tensor]:

@@ -12,6 +12,7 @@ from runtime.errors import UserError
 
 DIFFERS = 1  # exit code
 SHOWN = 5  # names of pictures in a line
+ADDED = {"warnings", "operating_points", "drift"}  # parts of metrics.json that earlier versions did not write
 
 
 def repeat_result(path: Path, overrides: list[str], plan: RunPlan) -> int:
@@ -40,14 +41,16 @@ def repeat_result(path: Path, overrides: list[str], plan: RunPlan) -> int:
     return compare_with(earlier, before, folder)
 
 
-def compare_with(earlier: Path, before: Mapping[str, object], folder: Path) -> int:
+def compare_with(earlier: Path, before: manifest.Manifest, folder: Path) -> int:
     """Print how a result differs from the earlier one, whose manifest is `before`; return the exit code."""
     now = manifest.load_manifest(folder)
     inputs = list(manifest.differences(before, now))
     print_differences("inputs differ", inputs, "made with the same settings, versions, pictures and weights")
     scores = [reader.read_scores(place / writer.SCORES) for place in (earlier, folder)]
     old, new = ({row.path: row.score for row in rows} for rows in scores)
-    results = [*metric_differences(before["metrics"], now["metrics"]), *score_differences(old, new)]
+    missing = ADDED - before["metrics"].keys()
+    metrics = {part: value for part, value in now["metrics"].items() if part not in missing}
+    results = [*metric_differences(before["metrics"], metrics), *score_differences(old, new)]
     print_differences("results differ", results, f"all metrics and {len(new)} scores are equal to the last bit")
     return DIFFERS if results else 0
 

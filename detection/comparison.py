@@ -27,6 +27,11 @@ class Comparison(NamedTuple):
     distances: dict[str, Tensor]
     descriptors: dict[str, Tensor]
 
+    def of_picture(self, i: int) -> "Comparison":
+        """Return the comparison of picture i of the batch alone."""
+        distances, descriptors = ({name: maps[i : i + 1] for name, maps in kind.items()} for kind in self[1:])
+        return Comparison(self.reconstruction[i : i + 1], distances, descriptors)
+
 
 @dataclass(frozen=True)
 class Networks:

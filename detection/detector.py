@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
 from anomaly_map import MAXIMUM, Region, batch_ratio, combine, find_regions, image_score, resize_maps, smooth
-from config.keys import AUTO, Settings
+from config.keys import AUTO, PLANNED, TRAIN, Settings
 from config.load import build_settings
-from dataset import TRAIN, ImageFolder, Item, View, to_unit_range
+from dataset import ImageFolder, Item, View, to_unit_range
 from ddad import gaussian_draws, picture_draws
 from detection import reference
-from detection.calibration_file import CALIBRATION, REFERENCES, REGION, load_calibration
+from detection.calibration_file import CALIBRATION, REFERENCES, REGION, load_widest_calibration
 from detection.comparison import Comparison, Networks, largest_batch, prepare_network
+from detection.operating_points import operating_rows
 from detection.reference import Reference, Scale
 from detection.threshold import Calibration
-from images.read import as_image
+from images.read import RGB, as_image
 from images.region import JudgedRegion, read_region
 from images.tiles import cut_tiles, merge_tiles
+from reports.operating_table import OperatingRow
 from runtime.device import choose_device, free_memory
 from runtime.distributed import ALONE, Group
 from runtime.errors import MissingFileError, UserError
@@ -41,7 +43,7 @@ Draw = Callable[[], Tensor]
 Parts = dict[str, Tensor]  # D_f, D_p and distances of memory parts, by name
 NoiseSource = Callable[[Tensor, torch.Size], Draw]  # (pictures (B, C, S, S), shape of the noise) → draw()
 Origins = dict[str, object]
-Picture = Image.Image | np.ndarray | str | Path
+Picture = Image.Image | np.ndarray | Tensor | str | Path
 Result = TypeVar("Result")
 
 
@@ -101,7 +103,7 @@ class Detector:
         Raise MissingFileError where there is no calibration, UserError where it belongs to other weights.
         """
         folder, remedy = Path(folder), "run python main.py --detection True"
-        calibration = load_calibration(folder)
+        calibration = load_widest_calibration(folder)
         if calibration is None:
             missing = f"no {CALIBRATION} of this version in {folder}, or not the {REFERENCES} that belong to it"
             raise MissingFileError(f"{missing}; {remedy} first")
@@ -113,19 +115,23 @@ class Detector:
             raise UserError(f"{folder / CALIBRATION} is stale: {stale}; {remedy} to measure it again")
         return replace(detector, calibration=calibration)
 
-    def __call__(self, picture: Picture) -> Detection:
-        """Return the verdict on one picture."""
-        return self.detect([picture])[0]
+    def __call__(self, picture: Picture, channels: str = RGB) -> Detection:
+        """Return the verdict on one picture, which may be anything that `detect` takes."""
+        return self.detect([picture], channels)[0]
 
-    def detect(self, pictures: Sequence[Picture]) -> list[Detection]:
+    def detect(self, pictures: Sequence[Picture], channels: str = RGB) -> list[Detection]:
         """Return a verdict on each picture. Only the last digits of a score depend on the batch.
 
-        Pictures are PIL images, arrays (H, W) of 8 or 16 bits or (H, W, 3 or 4) of 8 bits, or paths.
+        A picture is a path, a PIL image, or an array or tensor: (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.
+        Its values are whole numbers of 8 or 16 bits, or floats, whose white is the smallest of 1, 255 and 65535 that
+        holds them. `channels` is the order of an array's colours, "rgb" or, as OpenCV has it, "bgr".
+        Where EXIF data turn a file or PIL image, map, mask and boxes fit the turned picture.
         Raise UserError for anything else, and without a calibration.
         """
         detections, size = [], self.pictures_per_batch
         for first in range(0, len(pictures), size):
-            images = [as_image(picture, self.view.channels) for picture in pictures[first : first + size]]
+            chosen, view = pictures[first : first + size], self.view
+            images = [as_image(picture, view.channels, view.bits, order=channels) for picture in chosen]
             batch = torch.stack([to_unit_range(self.view.pixels(image)) for image in images])
             pairs = zip(self.predict_batch(batch, self.picture_noise), images, strict=True)
             detections += [self.decide(prediction, image.size) for prediction, image in pairs]
@@ -148,6 +154,17 @@ class Detector:
     def threshold(self) -> float:
         """Return the image score above which a picture is anomalous."""
         return self.required_calibration.threshold(self.false_positive_rate)
+
+    @property
+    def operating_points(self) -> list[OperatingRow]:
+        """Return threshold and promise of the usual false-alarm rates and of the one in use."""
+        return operating_rows(self.required_calibration, self.false_positive_rate)
+
+    def at_rate(self, false_positive_rate: float) -> "Detector":
+        """Return this detector with the thresholds of another false-alarm rate, above 0 and at most 0.5."""
+        if not 0 < false_positive_rate <= 0.5:
+            raise UserError(f"the rate is {false_positive_rate}; choose one above 0 and at most 0.5, such as 0.05")
+        return replace(self, false_positive_rate=false_positive_rate)
 
     @property
     def pixel_threshold(self) -> float:
@@ -177,10 +194,12 @@ class Detector:
     def predict_batch(self, pictures: Tensor, noise: NoiseSource) -> list[Prediction]:
         """Return predictions for pictures (B, C, H, W) in [−1, 1]; uncalibrated D_f and D_p use batch maxima."""
         comparison, calibration = self.compare_batch(pictures, noise), self.calibration
-        parts = self.measure_parts(comparison, self.required_calibration.references if self.parts else {})
+        measured = self.measure_parts(comparison, self.required_calibration.references if self.parts else {})
+        # on the CPU, as in the calibration; a copy of each batch, not of each picture, waits for the device
+        parts, reconstructions = {part: maps.cpu() for part, maps in measured.items()}, comparison.reconstruction.cpu()
         ratio = calibration.balance if calibration else batch_ratio(parts["feature"], parts["pixel"])
         scales = calibration.scales if calibration else {}
-        pairs = zip(split_parts(parts), comparison.reconstruction, strict=True)
+        pairs = zip(split_parts(parts), reconstructions, strict=True)
         return [self.assemble(of_picture, ratio, scales, rebuilt) for of_picture, rebuilt in pairs]
 
     def compare_batch(self, pictures: Tensor, noise: NoiseSource) -> Comparison:
@@ -218,8 +237,8 @@ class Detector:
             remedy = f"lower model.w, {self.networks.w}, or model.v, {self.v}, or train again"
             raise UserError(f"the anomaly maps are not finite; {remedy}")
         score = image_score(self.crop_maps(anomaly), self.pooling, self.pooled_share)
-        d_feature, d_pixel, anomaly = (maps[0, 0].cpu() for maps in (parts["feature"], parts["pixel"], anomaly))
-        return Prediction(reconstruction.cpu(), d_feature, d_pixel, anomaly, score)
+        d_feature, d_pixel, anomaly = (maps[0, 0] for maps in (parts["feature"], parts["pixel"], anomaly))
+        return Prediction(reconstruction, d_feature, d_pixel, anomaly, score)
 
     def crop_maps(self, maps: Tensor) -> Tensor:
         """Return the scored values of maps (…, H, W): a view of their centre, or, with a region, a vector (…, P)."""
@@ -266,6 +285,8 @@ def load_detector(settings: Settings, folder: Path, device: torch.device) -> tup
     epochs = [checkpoint.epoch_of(path) if isinstance(path, Path) else 0 for path in (weights, origin)]
     model = replace(model, load_chp=epochs[0], DA_chp=epochs[1], feature_extractor=extractor.name)
     settings = replace(settings, model=replace(model, backbone_weights=backbone and backbone.resolve()))
+    if model.epochs == PLANNED and (steps := checkpoint.recorded_steps(weights)):
+        settings = settings.with_steps(**steps)
     origins: Origins = {"unet": weights, "features": f"{extractor.name} from {origin}"}
     return build_detector(settings, unet, extractor, device), settings, origins
 
@@ -292,9 +313,10 @@ def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, obje
     inputs = {name: getattr(detector.networks, name) for name in of_networks}
     inputs |= {name: getattr(detector, name) for name in of_detector}
     inputs |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments()}
-    inputs |= {"pictures": settings.calibration.pictures, "weights": detector.networks.hash()}
-    inputs |= {"region": detector.region and detector.region.hash}
-    inputs |= {"split": None if settings.calibration.split == TRAIN else settings.calibration.split}
+    calibration = settings.calibration
+    inputs |= {"method": calibration.method, "pictures": calibration.pictures, "groups": calibration.groups}
+    inputs |= {"weights": detector.networks.hash(), "region": detector.region and detector.region.hash}
+    inputs |= {"folder": None if calibration.folder == TRAIN else calibration.folder}  # earlier calibrations have none
     return as_stored(inputs)
 
 
@@ -302,19 +324,30 @@ def predict_pictures(
     detector: Detector, folder: ImageFolder, noise: NoiseSource, workers: int, group: Group = ALONE
 ) -> Iterator[tuple[Item, Prediction]]:
     """Yield all pictures of a folder with their predictions."""
-    return map_batches(detector, folder, lambda pictures: detector.predict_batch(pictures, noise), workers, group)
+    return map_batches(
+        detector, folder, lambda items: detector.predict_batch(stack_pictures(items), noise), workers, group
+    )
 
 
 def map_batches(
-    detector: Detector, folder: ImageFolder, work: Callable[[Tensor], list[Result]], workers: int, group: Group = ALONE
+    detector: Detector,
+    folder: ImageFolder,
+    work: Callable[[Sequence[Item]], list[Result]],
+    workers: int,
+    group: Group = ALONE,
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield all pictures with the results of `work` on batches (B, C, H, W), which the processes share."""
+    """Yield all pictures with the results of `work` on batches, which the processes share."""
     size = group.broadcast(detector.pictures_per_batch)
     batches = folder.only(group.own_share_of(folder.names(), size)).batches(size, workers)
     for _ in range(math.ceil(len(folder) / (group.size * size))):
         items = next(batches, [])  # the last processes may have a batch less
-        results = work(torch.stack([item.picture for item in items])) if items else []
+        results = work(items) if items else []
         yield from group.gather(list(zip(items, results, strict=True)))
+
+
+def stack_pictures(items: Sequence[Item]) -> Tensor:
+    """Return the pictures of a batch as (B, C, H, W)."""
+    return torch.stack([item.picture for item in items])
 
 
 def stream_noise(seed: int, device: torch.device) -> NoiseSource:

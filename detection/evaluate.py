@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.measure import label as connected_regions
-from torchvision.transforms.functional import center_crop
 
 import metrics
 from anomaly_map import resize_maps
 from config.keys import PER_IMAGE, Settings
-from dataset import NORMAL, VALIDATION, ImageFolder, Item, Sample, View
+from dataset import NORMAL, ImageFolder, Item, Sample, View
+from detection.assessment import assess_test_pictures, warning_lines
 from detection.calibrate import calibrate
+from detection.calibration_file import calibration_name, stored_source
 from detection.comparison import BATCH_SIZES
-from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
-from images.region import JudgedRegion
+from detection.detector import Detector, Prediction, crop_centre, load_detector, predict_pictures, stream_noise
 from reports import drawing, manifest, metric_summary
 from reports.html import PAGE, write_page
-from reports.metric_summary import Metric, MetricSummary, percent
+from reports.metric_summary import Metric, MetricSummary
+from reports.operating_table import operating_lines, read_operating_rows
 from reports.writer import MISCLASSIFIED, Writer, choose_folder
 from runtime import distributed
 from runtime.device import choose_device, device_name
@@ -31,6 +31,7 @@ from runtime.progress import announce, count_progress
 from storage.fingerprint import as_stored
 from storage.safe_names import file_stems
 from training.log import ADAPTATION, TRAINING, read_log_up_to, stage_seconds
+from training.normal_pictures import normal_splits
 
 Labels = NDArray[np.bool_]
 Scores = NDArray[np.float64]
@@ -68,10 +69,10 @@ class ScoredPictures:
     kinds: NDArray[np.str_]
     scores: Scores
     maps: NDArray[np.float32]
-    masks: NDArray[np.bool_] | None  # false outside the region
-    judged: NDArray[np.bool_] | None = None  # (S, S), the region; None: all of it
-    defects_outside: int = 0  # how many defects lie wholly outside the region
-    segmented: Segmentation | None = None  # None without masks or thresholds
+    masks: NDArray[np.bool_] | None  # false outside data.region
+    judged: NDArray[np.bool_] | None  # (S, S), where data.region counts; None: everywhere
+    outside: dict[str, int]  # defects outside the scored area, by the names of metrics.json
+    segmented: dict[str, float]  # SegF1, precision and recall, as far as they exist
 
     @property
     def labels(self) -> Labels:
@@ -151,7 +152,7 @@ def evaluate_category(settings: Settings, output: Path | None = None, force: boo
         folder, finished = group.broadcast(choose_result_folder(folder, inputs, settings))
     if finished:
         print(f"{category} is done: {folder} is of these weights, settings and pictures; --force repeats it")
-        print_metrics(MetricSummary.from_stored(manifest.load_manifest(folder)["metrics"]), settings)
+        print_metrics(manifest.load_manifest(folder)["metrics"], settings)
         if group.is_main and not (folder / PAGE).exists():  # the run was killed before its last step
             with Writer(folder).locked():
                 write_page(folder / PAGE, [folder])
@@ -171,13 +172,17 @@ def evaluation_inputs(detector: Detector, settings: Settings, pictures: ImageFol
     """Return all that the metrics depend on, for the manifest; the settings name the batch size in use."""
     splits = {"test": pictures.samples}
     with suppress(FileNotFoundError):  # weights can be tested without train/good
-        splits["train"] = ImageFolder(settings.category_dir, "train", pictures.view).samples
+        splits |= {split: normal.samples for split, normal in normal_splits(settings).items()}
     if settings.data.region:
         splits["region"] = [Sample(settings.data.region, NORMAL)]
-    if settings.calibration.split == VALIDATION:
-        splits[VALIDATION] = ImageFolder(settings.category_dir, VALIDATION, pictures.view).samples
     used = replace(settings, data=replace(settings.data, test_batch_size=detector.batch_size))
-    return manifest.result_inputs(used.as_dict(), splits, detector.networks.hash(), device_name(detector.device))
+    inputs = manifest.result_inputs(used.as_dict(), splits, detector.networks.hash(), device_name(detector.device))
+    source = (
+        stored_source(settings.checkpoint_folder / calibration_name(settings))
+        if settings.score.protocol == PER_IMAGE
+        else None
+    )
+    return inputs | ({"thresholds_from": source} if source else {})
 
 
 def choose_result_folder(folder: Path, inputs: dict[str, object], settings: Settings) -> tuple[Path, bool]:
@@ -209,22 +214,20 @@ def evaluate_pictures(
     log = read_log_up_to(settings.checkpoint_folder, TRAINING, model.load_chp)
     writer.curves({**summary.curves, "training": metric_summary.training_curve(log)})
     content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
-    content["vanished_defects"] = results.vanished
-    if results.segmented:
-        content["segmentation"] = results.segmented.shares()
+    content |= {"vanished_defects": results.vanished} | (results.outside if settings.data.mask else {})
     if results.judged is not None:
-        content |= {"judged": float(results.judged.mean()), "defects_outside_region": results.defects_outside}
-    if calibration := detector.calibration:
-        source = {"pictures": len(calibration.scores), "held_out": calibration.held_out, "balance": calibration.balance}
-        rate = detector.false_positive_rate
-        content["calibration"] = {**source, "wanted_rate": rate, **calibration.promise(rate)._asdict()}
+        content["judged"] = float(results.judged.mean())
+    if results.segmented:
+        content["segmentation"] = results.segmented
+    if detector.calibration:
+        assessed = assess_test_pictures(detector, scores, results.labels)
+        content = {"warnings": assessed["warnings"], **content, **assessed}
     learnt = stage_seconds(settings.checkpoint_folder, {TRAINING: model.load_chp, ADAPTATION: model.DA_chp})
     seconds = {**learnt, "detection": time.monotonic() - began}
     writer.manifest(inputs, seconds, content)
     writer.metrics(content)
     print_results(results, seconds["detection"], settings)
-    print_metrics(summary, settings)
-    print_segmentation(results)
+    print_metrics(content, settings)
     write_page(writer.folder / PAGE, [writer.folder])  # last, as it shows what the folder holds
     print(f"page for a browser: {writer.folder / PAGE}")
     print(f"results in {writer.folder}: {', '.join(writer.written)}", flush=True)
@@ -242,59 +245,48 @@ def score_pictures(detector: Detector, pictures: ImageFolder, writer: Writer, se
     """Return scores, maps and masks of all pictures; raw maps and figures are written on the way."""
     predictions = predict_all(detector, pictures, settings)
     picture_writer = PictureWriter(writer, detector, pictures, settings)
-    judged, outside, segmented = judged_area(detector, settings), 0, Segmentation()
     paths, kinds, scores = [], [], []
+    area = detector.scored_area((settings.metrics.size,) * 2)
+    judged, segmented = crop_centre(area, detector.crop).numpy(), Segmentation()
+    outside = np.zeros(len(metric_summary.OUTSIDE), np.int64)
     with writer.spool() as maps, writer.spool() as masks:
         for item, prediction in count_progress(predictions, len(pictures), "detecting"):
             maps.add(scored_map(prediction, settings))
             if settings.data.mask:
-                mask = scored_mask(item, settings)
-                mask = mask if judged is None else mask & judged
+                mask = scored_mask(item, settings) & judged
                 masks.add(mask)
-                outside += count_outside(item.mask, detector.region)
                 if detector.calibration:
                     segmented.add(found_mask(detector, prediction, settings), mask)
+            if item.mask is not None:
+                outside += metrics.defects_outside(item.mask, area.numpy())
             picture_writer.add(item, prediction)
             paths.append(item.path)
             kinds.append(item.kind)
             scores.append(prediction.score)
         picture_writer.finish()
         all_masks = masks.array() if settings.data.mask else None
-        results = ScoredPictures(paths, np.array(kinds), np.array(scores), maps.array(), all_masks, judged, outside)
-        return replace(results, segmented=segmented if settings.data.mask and detector.calibration else None)
-
-
-def judged_area(detector: Detector, settings: Settings) -> NDArray[np.bool_] | None:
-    """Return the region within the measured centre (S, S) at metrics.size; None without a region."""
-    area = detector.judged_area((settings.metrics.size,) * 2)
-    return None if area is None else area.numpy()
-
-
-def count_outside(mask: NDArray[np.bool_] | None, region: JudgedRegion | None) -> int:
-    """Return how many defects, the 8-connected regions of a mask (S, S), lie wholly outside the region."""
-    if mask is None or region is None:
-        return 0
-    numbered, count = connected_regions(mask, return_num=True, connectivity=2)
-    return int(count - np.count_nonzero(np.unique(numbered[region.resized(*mask.shape).numpy()])))
+        counts = dict(zip(metric_summary.OUTSIDE, outside.tolist(), strict=True))
+        measured = (maps.array(), all_masks, judged if detector.region else None)
+        return ScoredPictures(paths, np.array(kinds), np.array(scores), *measured, counts, segmented.shares())
 
 
 def scored_map(prediction: Prediction, settings: Settings) -> NDArray[np.float32]:
-    """Return the scored area of the map at metrics.size."""
+    """Return the centre of the map at metrics.size."""
     maps = resize_maps(prediction.anomaly[None, None], (settings.metrics.size,) * 2)
-    return center_crop(maps, [scored_side(settings)] * 2)[0, 0].numpy()
+    return crop_centre(maps, settings.metrics.centre_crop)[0, 0].numpy()
 
 
 def scored_mask(item: Item, settings: Settings) -> NDArray[np.bool_]:
-    """Return the scored area of the mask at metrics.size; without a mask nothing is defective."""
+    """Return the centre of the mask at metrics.size; without a mask nothing is defective."""
     size = settings.metrics.size
     mask = torch.zeros(size, size, dtype=torch.bool) if item.mask is None else torch.from_numpy(item.mask)
-    return center_crop(mask, [scored_side(settings)] * 2).numpy()
+    return crop_centre(mask, settings.metrics.centre_crop).numpy()
 
 
 def found_mask(detector: Detector, prediction: Prediction, settings: Settings) -> NDArray[np.bool_]:
-    """Return the scored area, at metrics.size, of the mask that detection outlines with its thresholds."""
+    """Return the centre, at metrics.size, of the mask that detection outlines with its thresholds."""
     mask, _ = detector.find_defects(prediction, (settings.metrics.size,) * 2)
-    return center_crop(torch.from_numpy(mask), [scored_side(settings)] * 2).numpy()
+    return crop_centre(torch.from_numpy(mask), settings.metrics.centre_crop).numpy()
 
 
 def scored_side(settings: Settings) -> int:
@@ -338,25 +330,21 @@ def print_results(results: ScoredPictures, seconds: float, settings: Settings) -
     if results.judged is not None:
         area += f", {results.judged.mean():.0%} of them in data.region"
     print(f"{settings.data.category}: {counts} in {seconds:.0f} s; {area}, at {size} × {size}{intervals}")
-    if results.defects_outside:
-        print(f"  {results.defects_outside} defects lie wholly outside data.region; no pixel metric counts them")
+    if settings.data.mask and (side < size or results.judged is not None):
+        remedy = "; metrics.centre_crop=1 takes the whole picture" if side < size else ""
+        print(f"  {metric_summary.outside_text(results.outside)}{remedy}")
     if results.vanished:
-        crop = " and on the centre that is scored; metrics.centre_crop=1 takes the whole picture" if side < size else ""
-        crop += "" if results.judged is None else "; data.region leaves out the rest"
-        reason = f"their masks hold no defect at this size{crop}"
+        reason = "their masks hold no defect at this size and in the scored area"
         print(f"  {results.vanished} defective pictures count as normal for pixels: {reason}")
 
 
-def print_segmentation(results: ScoredPictures) -> None:
-    shares = results.segmented.shares() if results.segmented else {}
-    if shares:
-        f1, precision, recall = (percent(shares.get(name)) for name in ("seg_f1", "seg_precision", "seg_recall"))
-        print(f"  SegF1 of the outlined defects: {f1} % (precision {precision} %, recall {recall} %)", flush=True)
-
-
-def print_metrics(summary: MetricSummary, settings: Settings) -> None:
+def print_metrics(content: Mapping[str, object], settings: Settings) -> None:
+    """Print the content of a metrics.json, warnings first."""
+    summary = MetricSummary.from_stored(content)
     lines = metric_summary.metric_lines(summary, wanted_metrics(settings), settings.data.mask)
-    for line in (*lines, *metric_summary.threshold_lines(summary)):
+    pixels, pictures = metric_summary.segmentation_lines(content), metric_summary.threshold_lines(summary)
+    table = operating_lines(read_operating_rows(content.get("operating_points")))
+    for line in (*warning_lines(content), *lines, *pixels, *pictures, *table):
         print(line, flush=True)
 
 

@@ -60,9 +60,9 @@ def write_submission(settings: Settings, folder: Path) -> None:
             predictions = predict_pictures(detector, pictures, detector.picture_noise, workers, group)
             for item, prediction in count_progress(predictions, len(pictures), split):
                 if group.is_main:
-                    found, name = detector.decide(prediction, item.size), Path(category, split, Path(item.path).stem)
-                    write_map(folder / MAPS / f"{name}.tiff", found.map)
-                    write_mask(folder / MASKS / f"{name}.png", found.mask)
+                    found, path = detector.decide(prediction, item.size), Path(category, item.path)
+                    write_map(folder / MAPS / path.with_suffix(".tiff"), found.map)
+                    write_mask(folder / MASKS / path.with_suffix(".png"), found.mask)
     print(f"submission of {category} in {folder}: {MAPS}, {MASKS}", flush=True)
 
 

@@ -23,8 +23,15 @@ from torch import Tensor
 import metrics
 from config.checks import check_combinations
 from config.keys import PER_IMAGE, Settings
-from dataset import ImageFolder, View, to_unit_range
-from detection.calibrate import Parts, build_calibration, learn_references, parts_of_batch, unseen_pictures
+from dataset import ImageFolder, to_unit_range
+from detection.calibrate import (
+    Parts,
+    build_calibration,
+    learn_memories,
+    leaves_one_out,
+    parts_of_batch,
+    unseen_pictures,
+)
 from detection.comparison import prepare_network
 from detection.detector import Detector, crop_centre, load_detector
 from detection.reference import DESCRIBED_BY
@@ -35,6 +42,7 @@ from runtime.progress import announce
 from storage import folder_lock
 from storage.atomic_file import atomic_write, ensure_writable
 from training import checkpoint
+from training.normal_pictures import normal_pictures
 
 TUNED, LOG = "tuned.yaml", "tuning.jsonl"
 REMEDY = "name another folder with --output"
@@ -114,8 +122,10 @@ def check_tuning(settings: Settings, output: Path | None = None) -> tuple[Path, 
         reason = "--tune needs thresholds for single pictures, which score.protocol=published has not"
         raise UserError(f"{reason}; set it to per_image")
     folder = output or settings.results_folder
-    pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
-    unseen = unseen_pictures(settings, pictures).sample(PICTURES, settings.model.seed)
+    pictures = normal_pictures(settings)
+    # with `cross`, the network has seen all, but the memories that a trial learns have not seen these
+    unseen = pictures if leaves_one_out(settings, len(pictures)) else unseen_pictures(settings, pictures)
+    unseen = unseen.sample(min(PICTURES, len(pictures) // 2), settings.model.seed)
     if not len(unseen):
         remedy = "--tune needs some: train with calibration.share above 0"
         raise UserError(f"training has seen all normal pictures of {settings.data.category}; {remedy}")
@@ -187,7 +197,8 @@ def features_to_try(settings: Settings, unseen: Sequence[str]) -> list[int]:
     usable = []
     for epoch, path in sorted(epochs.items()):
         is_other = epoch != model.DA_chp and checkpoint.extractor_name(path) == model.feature_extractor
-        if is_other and (epoch == 0 or set(unseen) <= set(checkpoint.held_out_names(path))):
+        is_unseen = epoch == 0 or settings.calibration.on_validation
+        if is_other and (is_unseen or set(unseen) <= set(checkpoint.held_out_names(path))):
             usable.append(epoch)
     return usable
 
@@ -232,10 +243,11 @@ def try_detector(detector: Detector, bench: Bench, settings: Settings, before: T
     """Measure and calibrate a detector; its memory parts, which need no reconstructions, come from `before`."""
     taken_over = [part for part in detector.parts if before and part in DESCRIBED_BY]
     measured = replace(detector, parts=tuple(part for part in detector.parts if part not in taken_over))
-    references = learn_references(measured, bench.learnt_from, settings)
+    memories, _ = learn_memories(measured, bench.learnt_from, settings)
+    references = {part: memory.reference for part, memory in memories.items()}
 
     def measure(pictures: Sequence[Tensor], earlier: Sequence[Parts]) -> list[Parts]:
-        parts = [parts_of_batch(measured, picture[None], references)[0] for picture in pictures]
+        parts = [parts_of_batch(measured, picture[None], [references])[0] for picture in pictures]
         pairs = zip(parts, earlier or parts, strict=True)
         return [new | {part: old[part] for part in taken_over} for new, old in pairs]
 

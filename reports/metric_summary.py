@@ -15,6 +15,7 @@ POINTS = 200  # of a thinned curve, so that neighbours differ by at most 1 % of 
 DIGITS = 5  # decimals of a rate in a thinned curve
 PRO_LIMITS = (0.3, 0.05)  # false-positive rates up to which PRO is averaged
 MISSING = "–"
+OUTSIDE = ("defects_outside", "defects_partly_outside", "pictures_outside", "pictures_partly_outside")
 
 Points = list[list[float]]  # (x, y) by rising x
 Interval = tuple[float, float]
@@ -138,6 +139,21 @@ def threshold_lines(summary: MetricSummary) -> Iterator[str]:
     if summary.kinds:
         shares = {kind: share_text(each.true_positives, each.false_negatives) for kind, each in summary.kinds.items()}
         yield f"  found by kind: {', '.join(f'{kind} {share}' for kind, share in shares.items())}"
+
+
+def segmentation_lines(stored: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a printed line on the pixels inside the outlined defects; none where a metrics.json counts none."""
+    shares = stored.get("segmentation")
+    if isinstance(shares, Mapping) and shares:
+        f1, precision, recall = (percent(shares.get(name)) for name in ("seg_f1", "seg_precision", "seg_recall"))
+        yield f"  SegF1 of the outlined defects: {f1} % (precision {precision} %, recall {recall} %)"
+
+
+def outside_text(stored: Mapping[str, Any]) -> str:
+    """Return how many defects, and masks of pictures, a metrics.json counts outside of the scored area."""
+    defects, partly, pictures, pictures_partly = (stored.get(name, MISSING) for name in OUTSIDE)
+    masks = f"the masks of {pictures} pictures wholly, of {pictures_partly} partly"
+    return f"outside the scored area lie {defects} defects wholly, {partly} partly; {masks}"
 
 
 def share_text(part: int, rest: int) -> str:

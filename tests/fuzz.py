@@ -60,6 +60,7 @@ from runtime.errors import explain_error  # noqa: E402
 from storage import safe_names  # noqa: E402
 from training import checkpoint, log  # noqa: E402
 from training.log import Log  # noqa: E402
+from training.pace import Clock, Pace  # noqa: E402
 from training.resume import restore_trainer  # noqa: E402
 from unet import UNet  # noqa: E402
 
@@ -333,8 +334,12 @@ def read_features(path: Path) -> object:
     return checkpoint.held_out_names(path)
 
 
+def a_pace() -> Pace:
+    return Pace(clock=Clock(budget=60, began=0, step=1, detection=1))
+
+
 def a_trainer() -> train.Trainer:
-    return train.build_trainer(build_settings(TRAINING), 4, torch.device("cpu"))
+    return train.build_trainer(build_settings(TRAINING), a_pace(), torch.device("cpu"))
 
 
 TRAINING: dict[str, Any] = {
@@ -349,13 +354,14 @@ def one_step(trainer: train.Trainer) -> None:
     pixels = [torch.zeros(3, 8, 8, dtype=torch.uint8)] * 4
     source = train.BatchSource(pixels, batch_size=2, window=8, highest_step=10)
     rule = train.UpdateRule(train.NoiseSchedule(), trainer.unet)
-    next(train.training_steps(trainer, source, rule, trainer.step + 1))
+    next(train.training_steps(trainer, source, rule, Pace.of_steps(trainer.step + 1)))
 
 
 def training_state() -> bytes:
     trainer = a_trainer()
     one_step(trainer)
     state = {"trainer": trainer.state_dict(), "losses": [1.0, [1.0, 2.0]], "made_with": {"epochs": 2}}
+    state["pace"] = {"decay": [1, 3], "parts": 2, "used": 9.5}
     return saved({"format": checkpoint.TRAINING_FORMAT, **state})
 
 
@@ -364,7 +370,7 @@ def read_training_state(path: Path) -> object:
     state = checkpoint.load_training_state(path.parent, {"epochs": 2})
     if state is None:
         return None
-    losses = train.Losses(*restore_trainer(trainer, state, path, pictures=4, most_steps=4))
+    losses = train.Losses(*restore_trainer(trainer, state, path, pictures=4, pace=a_pace()))
     return losses.mean(), one_step(trainer)
 
 

@@ -468,3 +468,14 @@ def test_entries_that_are_not_counted_are_left_out(monkeypatch, chunk):
     assert metrics.bootstrap_intervals(maps, masks, counted, **options) == metrics.bootstrap_intervals(*rest, **options)
     with pytest.raises(ValueError, match="no defective pixels"):
         metrics.rank_anomalies(maps, masks, np.zeros_like(counted))
+
+
+def test_defects_outside_of_an_area_are_counted():
+    area, mask = np.zeros((2, 8, 8), bool)
+    area[1:7, 1:7] = True
+    assert metrics.defects_outside(mask, area).tolist() == [0, 0, 0, 0]
+    mask[0, 0] = mask[7, 3:5] = True
+    assert metrics.defects_outside(mask, area).tolist() == [2, 0, 1, 0]
+    mask[1, 1] = mask[4, 4] = True  # touches the corner of the first
+    assert metrics.defects_outside(mask, area).tolist() == [1, 1, 0, 1]
+    assert metrics.defects_outside(area, area).tolist() == [0, 0, 0, 0]

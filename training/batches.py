@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dataset import to_unit_range
+from runtime.device import send
 from runtime.errors import UserError
 
 
@@ -30,7 +31,7 @@ def random_squares(pictures: Sequence[Tensor], side: int, generator: torch.Gener
             top, left = int(down * (picture.shape[1] - side + 1)), int(across * (picture.shape[2] - side + 1))
             squares.append(picture[:, top : top + side, left : left + side])
         pictures = squares
-    return to_unit_range(torch.stack(list(pictures)).to(generator.device))
+    return to_unit_range(send(torch.stack(list(pictures)), generator.device))
 
 
 def augment(squares: Tensor, augmentation: str | None, generator: torch.Generator) -> Tensor:
@@ -38,15 +39,16 @@ def augment(squares: Tensor, augmentation: str | None, generator: torch.Generato
     if augmentation is None:
         return squares
     count, device = len(squares), generator.device
-    mirrored, turns = (torch.randint(high, (count,), generator=generator, device=device).tolist() for high in (2, 4))
-    if augmentation == "rotate":
-        squares = torch.stack([square.rot90(times, (1, 2)) for square, times in zip(squares, turns, strict=True)])
-    return torch.stack([square.flip(2) if flip else square for square, flip in zip(squares, mirrored, strict=True)])
+    mirrored, turns = (torch.randint(high, (count,), generator=generator, device=device) for high in (2, 4))
+    if augmentation == "rotate":  # all turns of all squares, so that the host need not wait for `turns`
+        turned = torch.stack([squares.rot90(times, (2, 3)) for times in range(4)])  # (4, N, C, S, S)
+        squares = turned[turns, torch.arange(count, device=device)]
+    return torch.where(mirrored.view(-1, 1, 1, 1) == 1, squares.flip(3), squares)
 
 
-def full_batches(pictures: int, size: int, key: str) -> int:
+def full_batches(pictures: int, size: int, key: str, held_out: int) -> int:
     """Return the number of full batches of an epoch. Raise UserError, which names the setting `key`, if it is 0."""
     if pictures < size:
-        shortage = f"{key} is {size}, but train/good holds {pictures} pictures to learn from"
+        shortage = f"{key} is {size}, but train/good holds {pictures} pictures to learn from and {held_out} held out"
         raise UserError(f"{shortage}; set {key}={pictures} or less")
     return pictures // size

@@ -14,7 +14,7 @@ from tiny_networks import make_detector
 from config.load import load_settings
 from dataset import ImageFolder
 from detection import Detector
-from detection.calibrate import image_descriptors, learn_references
+from detection.calibrate import image_descriptors, learn_memories
 from detection.detector import Prediction, load_detector
 from detection.threshold import PIXEL_RATES, Calibration
 from images.region import JudgedRegion
@@ -45,7 +45,7 @@ def test_a_defect_outside_the_region_is_neither_scored_nor_reported(run_main, ca
     paint_outside(category)
     code, out, err = run_main("--detection", WHOLE, f"data.region={region}", *MEMORIES)
     assert code == 0 and "62% of them in data.region" in out and "to be measured" not in out, err
-    assert json.loads((tmp_path / "results" / "metrics.json").read_text())["defects_outside_region"] == 0
+    assert json.loads((tmp_path / "results" / "metrics.json").read_text())["defects_outside"] == 0
     detector = Detector.load(tmp_path / "checkpoints" / "nut", device="cpu")
     for path in sorted((category / "test" / "good").iterdir()):
         found = detector(path)
@@ -94,10 +94,10 @@ def test_defects_outside_are_counted_and_their_pixels_not_ranked(run_main, categ
     Image.fromarray(mask).save(category / "ground_truth" / "crack" / "002_mask.png")
     figures = ("metrics.visualisation=True", "metrics.raw_maps=True")
     code, out, err = run_main("--train", "--detection", WHOLE, f"data.region={region}", *figures)
-    assert code == 0 and "2 defects lie wholly outside data.region; no pixel metric counts them" in out, err
+    assert code == 0 and "outside the scored area lie 2 defects wholly, 0 partly" in out, err
     assert "1 defective pictures count as normal for pixels" in out
     stored = json.loads((tmp_path / "results" / "metrics.json").read_text())
-    assert stored["judged"] == 30 / 48 and stored["defects_outside_region"] == 2 and stored["vanished_defects"] == 1
+    assert stored["judged"] == 30 / 48 and stored["defects_outside"] == 2 and stored["vanished_defects"] == 1
     layer = np.array(Image.open(tmp_path / "results" / "gallery" / "picture" / "good" / "000.webp").convert("L"))
     assert layer[:, :150].mean() > 2 * layer[:, 170:].mean()
 
@@ -117,17 +117,11 @@ def test_a_picture_of_another_size_is_unreadable_for_the_region(run_main, catego
 
 @pytest.mark.parametrize("flags", [("--train", "--detection"), ("--check",), ("--tune",)])
 def test_a_wrong_region_ends_every_run_before_it_begins(flags, run_main, tmp_path, region):
-    edge = np.zeros((48, 48), np.uint8)
-    edge[:, 0] = 255
     cases = {
         "gone.png": (None, "no data.region at"),
         "black.png": (Image.new("L", (48, 48)), "is all black, so nothing is judged"),
         "large.png": (Image.new("L", (96, 96), 255), "large.png is 96×96 pixels"),
         "wide.png": (Image.new("L", (96, 48), 255), "wide.png is 96×48 pixels"),
-        "edge.png": (
-            Image.fromarray(np.pad(np.ones((48, 1), np.uint8) * 255, ((0, 0), (0, 47)))),
-            "set metrics.centre",
-        ),
     }
     for name, (picture, message) in cases.items():
         if picture:
@@ -135,6 +129,36 @@ def test_a_wrong_region_ends_every_run_before_it_begins(flags, run_main, tmp_pat
         code, _, err = run_main(*flags, f"data.region={tmp_path / name}")
         assert code == 2 and message in err and err.count("\n") == 1, err
     assert not list((tmp_path / "checkpoints").rglob("*"))
+
+
+@pytest.mark.parametrize("command", ["--train", "--tune", "--recalibrate"])
+def test_a_region_outside_the_scored_centre_ends_the_run(command, run_main, category, tmp_path):
+    edge = np.zeros((48, 48), bool)
+    edge[:, 0] = True
+    Image.fromarray(edge).save(tmp_path / "edge.png")
+    flags = [command, str(category / "test" / "good")] if command == "--recalibrate" else [command]
+    code, _, err = run_main(*flags, f"data.region={tmp_path / 'edge.png'}", "metrics.centre_crop=0.875")
+    assert code == 2 and "set metrics.centre_crop=1" in err and err.count("\n") == 1, err
+
+
+def test_recalibration_keeps_to_the_region(run_main, category, tmp_path, region):
+    """Thresholds of pictures that change outside only stay; the moved folder finds its region."""
+    keys = (WHOLE, f"data.region={region}", *MEMORIES)
+    assert run_main("--train", WHOLE, *MEMORIES)[0] == 0
+    new = shutil.copytree(category / "test" / "good", tmp_path / "new")
+    Image.new("RGB", (50, 40)).save(new / "wide.png")
+    code, out, err = run_main("--recalibrate", str(new), *keys)
+    assert code == 3 and "the picture is 50×40" in out, err
+    plain = Detector.load(tmp_path / "checkpoints" / "nut", device="cpu").required_calibration
+    for path in new.glob("0*.png"):
+        pixels = np.array(Image.open(path))
+        pixels[4:40, 44:] = 255
+        Image.fromarray(pixels).save(path)
+    assert run_main("--recalibrate", str(new), *keys)[0] == 3
+    moved = shutil.move(tmp_path / "checkpoints" / "nut", tmp_path / "moved")
+    region.unlink()
+    painted = Detector.load(moved, device="cpu").required_calibration
+    assert painted.source and painted.scores == pytest.approx(plain.scores, rel=0.5)
 
 
 def test_the_published_protocol_has_no_region(run_main, region):
@@ -147,7 +171,7 @@ def test_regions_end_at_the_border_of_what_is_judged(size):
     width, height = size
     mask = np.zeros((height, width), bool)
     mask[:, : width // 2] = True
-    calibration = Calibration(1.0, 1.0, (1.0,) * 99, (0.5,) * len(PIXEL_RATES), True, {}, {})
+    calibration = Calibration(1.0, 1.0, (1.0,) * 99, (0.5,) * len(PIXEL_RATES))
     detector = make_detector(calibration, crop=1.0, region=JudgedRegion(None, mask))
     anomaly, empty = torch.zeros(32, 32), torch.empty(0)
     anomaly[8:20, 10:30] = 3.0
@@ -173,6 +197,6 @@ def test_memories_are_learnt_inside_only(run_main, tmp_path, category, region):
     inside = detector.region.select(described).transpose(1, 2).flatten(0, 1)
     assert len(inside) == 10 * 32 * 20
     for judging, is_inside in ((detector, True), (replace(detector, region=None), False)):
-        memory = learn_references(judging, pictures, loaded)["patch_memory"]
+        memory = learn_memories(judging, pictures, loaded)[0]["patch_memory"].reference
         distances = torch.cdist(memory.bank, inside @ memory.transform, compute_mode="donot_use_mm_for_euclid_dist")
         assert (distances.min(dim=1).values.max() < 1e-3 * memory.bank.norm(dim=1).mean()) == is_inside

@@ -12,7 +12,7 @@ from detection import Detector
 from detection.evaluate import Segmentation
 
 SPLITS = ("test_private", "test_private_mixed")
-VALIDATION = "calibration.split=validation"
+VALIDATION = "calibration.folder=validation"
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_validation_gives_the_threshold_and_a_submission_holds_every_private_pic
     folder = tmp_path / "submission"
     code, out, err = run_main("--train", "--detection", "--submission", str(folder), VALIDATION)
     assert code == 0, err
-    assert "(10 pictures; 3 more are held out for calibration)" in out and "from 3 normal pictures" in out
+    assert "(10 pictures)" in out and "from 3 normal pictures" in out
     assert "training has seen these pictures" not in out and "SegF1 of the outlined defects" in out
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     stems = [f"nut/{split}/{number:03}_{split[5:]}" for split in SPLITS for number in range(2)]
@@ -65,7 +65,33 @@ def test_changed_validation_pictures_are_noticed(run_main, category):
     (category / "validation" / "good" / "002.png").unlink()
     out = run_main("--detection", VALIDATION)[1]
     assert "the pictures of train/good or validation/good have changed" in out and "from 2 normal pictures" in out
-    assert "to be measured: split was validation" in run_main("--detection")[1]
+    assert "to be measured: folder was validation" in run_main("--detection")[1]
+
+
+@pytest.mark.parametrize("method", ["split", "cross"])
+def test_with_validation_both_methods_compare_with_the_memory_of_all_training_pictures(
+    method, run_main, category, tmp_path
+):
+    """The threshold is the slow way's: each validation picture judged by the detector as a new one."""
+    keys = ("score.parts=[memory, pixel]", "model.unet_size=16", VALIDATION, f"calibration.method={method}")
+    code, out, err = run_main("--train", "--detection", *keys)
+    assert code == 0 and "learning normal pictures" not in err and "from 3 normal pictures" in out, err
+    detector = Detector.load(tmp_path / "checkpoints" / "nut", device="cpu")
+    calibration = detector.required_calibration
+    assert calibration.method == "split" and calibration.held_out
+    paths = [category / name for name in calibration.pictures]
+    assert {path.parent for path in paths} == {category / "validation" / "good"}
+    assert [detector(path).score for path in paths] == pytest.approx(list(calibration.scores), rel=1e-5)
+    odd = run_main("--detection", *keys, "calibration.exclude=[validation/good/002.png]")[1]
+    assert "from 2 normal pictures" in odd
+    back = run_main("--recalibrate", str(category / "validation" / "good"), *keys)[1]
+    assert "from 3 normal pictures" in back and "not from" not in back
+
+
+def test_tuning_takes_unseen_pictures_from_validation(run_main, category):
+    run_main("--train", VALIDATION)
+    code, out, err = run_main("--tune", VALIDATION)
+    assert code == 0 and "3 normal pictures" in out, err
 
 
 @pytest.mark.parametrize(
@@ -75,7 +101,7 @@ def test_changed_validation_pictures_are_noticed(run_main, category):
         (("--detection", "--submission", "out", "--input", "new"), "remove --input"),
         (("--train", "--detection", "--submission", "out", "score.protocol=published"), "set score.protocol=per_image"),
         (("--train", "--detection", "--submission", "out", "data.category=other"), "no category 'other'"),
-        (("--train", "calibration.split=all"), "it should be train or validation"),
+        (("--train", "calibration.folder=all"), "it should be train or validation"),
     ],
 )
 def test_a_wrong_request_ends_with_one_error_line(flags, message, run_main):
