@@ -19,6 +19,8 @@ DISTANCES = ("pixel", "feature")  # from the reconstruction
 PARTS = (*DISTANCES, "memory", "wide_memory", "whole_memory", "patch_memory")
 SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts")
 
+ADDED_LATER = ("bit_depth",)  # keys that files of earlier versions lack; they are stored only where they are set
+
 Values = dict[str, Any]  # by name
 
 Effect = Flag("Effect", ["WEIGHTS", "FEATURES", "SCORES", "PLAN"])  # results that a key's value changes directly:
@@ -236,7 +238,8 @@ class Settings:
         keys = [
             (section, spec) for section in sections for spec in fields(section) if effect in spec.metadata["affects"]
         ]
-        return {spec.metadata["stored_as"] or spec.name: getattr(section, spec.name) for section, spec in keys}
+        stored = {spec.metadata["stored_as"] or spec.name: getattr(section, spec.name) for section, spec in keys}
+        return {name: value for name, value in stored.items() if value is not None or name not in ADDED_LATER}
 
     def as_dict(self) -> dict[str, dict[str, object]]:
         """Return plain values by section, as config.yaml would hold them."""

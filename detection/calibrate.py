@@ -16,7 +16,7 @@ from ddad import content_seed
 from detection import reference
 from detection.calibration_file import CALIBRATION, calibration_name, load_calibration, save_calibration
 from detection.detector import Detector, Parts, calibration_inputs, map_batches, stack_pictures
-from detection.reference import Memory, Reference
+from detection.reference import Learnt, Reference
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
 from runtime import distributed
 from runtime.errors import MissingFileError, UserError
@@ -142,7 +142,7 @@ def parts_of_batch(detector: Detector, pictures: Tensor, references: Sequence[Ma
 
 def learn_memories(
     detector: Detector, pictures: ImageFolder, settings: Settings
-) -> tuple[dict[str, Memory], Dependence]:
+) -> tuple[dict[str, Learnt], Dependence]:
     """Return the detector's memories, learnt from normal pictures, and how these depend on each other."""
     kinds, seed, count = reference.descriptor_kinds(detector.parts), settings.model.seed, len(pictures)
     if not kinds:

@@ -9,6 +9,7 @@ sharp parts define the outline. PLACELESS parts have no position: they multiply 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -169,6 +170,27 @@ class Memory:
         return Reference(transform, bank, limit_spacing(spacing[~left_out]))
 
 
+@dataclass(frozen=True, eq=False)
+class WholeMemory:
+    """A memory of one row per picture. So few rows shape their own whitening: without some, all is learnt anew."""
+
+    rows: Sequence[Tensor]  # (1, C) of each picture
+    seed: int
+
+    @cached_property
+    def reference(self) -> Reference:
+        return build_memory(self.rows, HALF_WHITE, self.seed).reference
+
+    def without(self, pictures: Tensor) -> Reference:
+        """Return the reference as if these pictures (indices) had never been."""
+        left_out = set(pictures.tolist())
+        kept = [row for picture, row in enumerate(self.rows) if picture not in left_out]
+        return build_memory(kept, HALF_WHITE, self.seed).reference
+
+
+Learnt = Memory | WholeMemory
+
+
 def bank_size(pictures: int) -> int:
     """Return how many descriptors a memory bank keeps of `pictures` normal pictures, at most."""
     return min(BANK, KEPT_PER_PICTURE * pictures)
@@ -191,13 +213,15 @@ def sample(descriptors: Tensor, count: int, seed: int) -> Tensor:
     return positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
-def build_memories(samples: Mapping[str, Sequence[Tensor]], parts: Sequence[str], seed: int) -> dict[str, Memory]:
+def build_memories(samples: Mapping[str, Sequence[Tensor]], parts: Sequence[str], seed: int) -> dict[str, Learnt]:
     """Return the memories of the memory `parts`, from samples (N, C) of each normal picture by kind."""
-    return {
-        part: build_memory(samples[kind], UNCHANGED if part == "patch_memory" else HALF_WHITE, seed)
-        for part, kind in DESCRIBED_BY.items()
-        if part in parts
-    }
+    memories: dict[str, Learnt] = {}
+    for part, kind in DESCRIBED_BY.items():
+        if part in parts:
+            evenness = UNCHANGED if part == "patch_memory" else HALF_WHITE
+            rows = samples[kind]
+            memories[part] = WholeMemory(rows, seed) if kind == WHOLE else build_memory(rows, evenness, seed)
+    return memories
 
 
 def build_memory(samples: Sequence[Tensor], evenness: float, seed: int) -> Memory:

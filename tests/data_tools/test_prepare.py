@@ -118,14 +118,14 @@ def test_categories_that_the_download_does_not_hold_are_left_out_and_named(origi
 
 
 @pytest.mark.parametrize(
-    ("name", "category", "others"),
+    ("name", "wanted", "others"),
     [("visa", "pcb1", "candle or pcb1"), ("btad", "02", "01 or 02 or 03"), ("loco", "juice_bottle", "juice_bottle")],
 )
-def test_only_the_wanted_categories_are_prepared(name, category, others, original, run_main, tmp_path):
+def test_only_the_wanted_categories_are_prepared(name, wanted, others, original, run_main, tmp_path):
     command, output = [f"--prepare_{SETS[name][0]}", str(original(name))], ["--output", str(tmp_path / "out")]
-    code, out, err = run_main(*command, *output, f"data.category=[{category!r}]")
+    code, out, err = run_main(*command, *output, f"data.category=[{wanted!r}]")
     assert code == 0, err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [category] and f"data.category={category}" in out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [wanted] and f"data.category={wanted}" in out
     code, _, err = run_main(*command, *output, "data.category=none")
     assert code == 2 and "no category 'none' in" in err and f"change data.category to {others}" in err
 

@@ -57,6 +57,24 @@ def test_a_memory_without_pictures_is_as_if_it_had_never_had_their_rows(pictures
     )
 
 
+@pytest.mark.parametrize("pictures", [2, 40])
+def test_a_memory_of_whole_pictures_is_whitened_without_those_that_are_left_out(pictures):
+    rows = list(torch.randn(pictures, 60).unsqueeze(1))
+    memory = reference.build_memories({reference.WHOLE: rows}, ["whole_memory"], 0)["whole_memory"]
+    found, expected = memory.without(torch.tensor([1])), build_memory([rows[0], *rows[2:]], 0.5, 0).reference
+    assert torch.equal(found.transform, expected.transform) and torch.equal(found.bank, expected.bank)
+    assert len(memory.reference.bank) == pictures
+
+
+def test_pictures_that_are_left_out_score_like_new_ones():
+    """With as many channels as pictures, a whitening that has seen a picture makes it look normal."""
+    rows, new = torch.randn(60, 1, 60), torch.randn(60, 60, 1, 1)
+    memory = reference.build_memories({reference.WHOLE: list(rows)}, ["whole_memory"], 0)["whole_memory"]
+    alone = [memory.without(torch.tensor([i])).distance(rows[i].view(1, -1, 1, 1)).item() for i in range(60)]
+    unseen = memory.reference.distance(new).flatten()
+    assert np.mean(alone) == pytest.approx(unseen.mean().item(), rel=0.05)
+
+
 def test_a_row_knows_its_picture():
     samples = [torch.full((3, 2), float(number)) + torch.rand(3, 2) / 9 for number in range(7)]
     memory = build_memory(samples, 0, 0)
