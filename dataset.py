@@ -3,8 +3,10 @@
 <data_dir>/<category>/train/good/*                          normal pictures, the only ones for training
 <data_dir>/<category>/test/good/*, test/<defect>/*
 <data_dir>/<category>/ground_truth/<defect>/<stem>_mask.*   or <stem>.*
+<data_dir>/<category>/validation/good/*                     normal pictures for thresholds, in few data sets
+<data_dir>/<category>/test_private/*, test_private_mixed/*  pictures without labels (MVTec AD 2)
 
-Pictures may also be in subfolders of train/good and test/<defect>; their masks are in subfolders of the same names.
+Pictures may also be in subfolders of these folders; masks are in subfolders of the same names.
 """
 
 import copy
@@ -29,6 +31,8 @@ from images.read import SUFFIXES, Size, highest_value, read_mask, read_reduced, 
 from runtime.errors import MissingFileError, UserError
 
 NORMAL = "good"
+VALIDATION = "validation"  # a split of normal pictures that few data sets have
+PRIVATE_SPLITS = ("test_private", "test_private_mixed")  # their labels are on a server
 MASK_ENDING = "_mask"
 LARGEST_RATIO = 50  # of the sides of a picture that is tiled
 MEASURED_AT_ONCE = 16  # pictures
@@ -118,10 +122,11 @@ class ImageFolder:
     def __init__(self, category_dir: Path, split: str, view: View, *, masks: bool = True, mask_size: int | None = None):
         check_category(category_dir)
         self.category_dir, self.view, self.mask_size = category_dir, view, mask_size or view.size
-        if split == "train":
-            self.samples = list(find_samples(category_dir, "train", NORMAL))
-        else:
+        if split == "test":
             self.samples = list(find_test_samples(category_dir, masks))
+        else:
+            folder = category_dir / split
+            self.samples = list(find_samples(folder if split in PRIVATE_SPLITS else folder / NORMAL, NORMAL))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -263,13 +268,12 @@ def find_test_samples(category_dir: Path, masks: bool) -> Iterator[Sample]:
     if not folders:
         raise MissingFileError(f"{test_dir} has no subfolders; put normal pictures in {NORMAL}, others in <defect>")
     for folder in folders:
-        samples = list(find_samples(category_dir, "test", folder.name))
+        samples = list(find_samples(folder, folder.name))
         yield from find_masks(category_dir, samples) if masks and folder.name != NORMAL else samples
 
 
-def find_samples(category_dir: Path, split: str, kind: str) -> Iterator[Sample]:
-    """Yield the pictures of a kind, without masks."""
-    folder = category_dir / split / kind
+def find_samples(folder: Path, kind: str) -> Iterator[Sample]:
+    """Yield the pictures of a folder and its subfolders as of a kind, without masks."""
     for path in pictures_in(folder):
         yield Sample(path, kind, subfolder=path.parent.relative_to(folder))
 

@@ -169,7 +169,8 @@ def check_training(settings: Settings, resume: bool = False, clock: Clock | None
     """Return the training that the settings describe. Raise UserError for what would stop it later."""
     plan, processes = replace(plan_training(settings, resume), clock=clock), distributed.group()
     calibration = settings.calibration
-    if len(plan.pictures) + len(plan.held_out) == 1 and (calibration.share or calibration.method == CROSS):
+    calibrates_on_train = not calibration.on_validation and (calibration.share or calibration.method == CROSS)
+    if calibrates_on_train and len(plan.pictures) + len(plan.held_out) == 1:
         few = f"{settings.category_dir / 'train'} holds 1 picture, and none is left to calibrate on"
         raise UserError(f"{few}; add normal pictures, or set calibration.method=split calibration.share=0")
     batch_size = plan.settings.data.batch_size

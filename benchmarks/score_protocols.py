@@ -101,7 +101,7 @@ def table_cells(detector: Detector, settings: Settings, every: int) -> Iterator[
 
 def held_out_normals(detector: Detector, settings: Settings) -> ImageFolder:
     """Return the normal pictures of the calibration. Raise UserError where training has seen all of them."""
-    normals = ImageFolder(settings.category_dir, "train", detector.view).only(unseen_pictures(settings))
+    normals = unseen_pictures(settings, ImageFolder(settings.category_dir, "train", detector.view))
     if not len(normals):
         raise UserError(
             f"training has seen all normal pictures of {settings.data.category}; train with calibration.share above 0"

@@ -39,11 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_memory()
     settings = load_category_settings(options.config, options.category, options.checkpoint_dir, options.settings)
     detector, settings, _ = load_detector(settings, settings.checkpoint_folder, choose_device(settings.model.device))
-    pictures, unseen, seed = normal_pictures(settings), unseen_pictures(settings), settings.model.seed
-    if not unseen:
+    pictures, seed = normal_pictures(settings), settings.model.seed
+    unseen = unseen_pictures(settings, pictures)
+    if not len(unseen):
         raise UserError(f"training has seen all of {settings.category_dir}; train with calibration.method=split")
-    held_out = measure_distances(detector, pictures.only(unseen).sample(PICTURES, seed))
-    seen = measure_distances(detector, pictures.without(unseen).sample(PICTURES, seed))
+    held_out = measure_distances(detector, unseen.sample(PICTURES, seed))
+    seen = measure_distances(detector, pictures.without(unseen.names()).sample(PICTURES, seed))
     mean, highest = held_out.mean(axis=0) / seen.mean(axis=0)
     p_value = mannwhitneyu(held_out[:, 1], seen[:, 1]).pvalue
     print("| category | epochs | held out, seen | mean of D_p | maximum | p |\n|---|---|---|---|---|---|")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 import train
-from config.keys import PLANNED, WSD, Settings
+from config.keys import PLANNED, VALIDATION, WSD, Settings
 from dataset import ImageFolder, Item
 from detection.calibrate import calibration_work, image_descriptors, parts_of_batch, placeholder_references
 from detection.detector import build_detector, map_batches, stack_pictures
@@ -22,6 +22,7 @@ from runtime import distributed
 from runtime.device import choose_device
 from runtime.errors import UserError
 from training import checkpoint, networks
+from training.normal_pictures import normal_splits
 from training.pace import RESERVE, SECONDS_PER_MINUTE, TRAINING_SHARE, Clock, Pace
 
 TIMED_STEPS, TIMED_PICTURES = 5, 8
@@ -96,8 +97,10 @@ def budget_warnings(clock: Clock, fitting: int) -> Iterator[str]:
 
 def detection_work(plan: train.TrainingPlan, inputs: int | None) -> tuple[int, int, int]:
     """Return how many normal pictures to score, how many to compute only descriptors of, and how many test pictures."""
-    settings, normal = plan.settings, (len(plan.pictures), len(plan.held_out))
-    scored, described = calibration_work(settings, *normal)
+    settings, unseen = plan.settings, plan.held_out
+    if settings.calibration.on_validation:
+        unseen = normal_splits(settings)[VALIDATION]
+    scored, described = calibration_work(settings, len(plan.pictures) + len(plan.held_out), len(unseen))
     if inputs is None:
         inputs = len(ImageFolder(settings.category_dir, "test", plan.pictures.view, masks=False))
     return scored, described, inputs

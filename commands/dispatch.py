@@ -10,7 +10,7 @@ from commands.paper_figure import draw_paper_figure
 from commands.rerun import repeat_result
 from commands.stages import INCOMPLETE, RunPlan, provide_sample_set, run_plan
 from config.checks import check_sections
-from config.keys import STAGES
+from config.keys import STAGES, Settings
 from config.load import (
     PlainSections,
     build_settings,
@@ -20,7 +20,7 @@ from config.load import (
     read_sections,
     whole_pictures,
 )
-from data_tools.check import CheckRequest, check_categories
+from data_tools.check import CheckRequest, check_categories, check_region
 from data_tools.prepare import ONE_CLASS, PrepareRequest, prepare_data_set
 from dataset import categories_in
 from detection.recalibrate import recalibrate
@@ -65,7 +65,7 @@ def refuse_several(flag: str) -> None:
 
 def plan_of(options: Namespace) -> RunPlan:
     stages = frozenset(stage for stage in STAGES if getattr(options, stage))
-    return RunPlan(stages, options.input, options.output, options.resume, options.force)
+    return RunPlan(stages, options.input, options.output, options.resume, options.force, options.submission)
 
 
 def overrides_of(options: Namespace) -> list[str]:
@@ -75,14 +75,13 @@ def overrides_of(options: Namespace) -> list[str]:
 
 def tune(options: Namespace) -> None:
     refuse_several("tune")
-    settings = build_settings(sections_of_one("tune", options))
-    tune_settings(settle_bit_depth(settings, measured=False), options.output)
+    tune_settings(detection_settings(sections_of_one("tune", options)), options.output)
 
 
 def recalibrate_thresholds(options: Namespace) -> int:
     refuse_several("recalibrate")
-    settings = build_settings(whole_pictures(sections_of_one("recalibrate", options)))  # as --input judges
-    return INCOMPLETE if recalibrate(settle_bit_depth(settings, measured=False), options.recalibrate) else 0
+    settings = detection_settings(whole_pictures(sections_of_one("recalibrate", options)))  # as --input judges
+    return INCOMPLETE if recalibrate(settings, options.recalibrate) else 0
 
 
 def sections_of_one(flag: str, options: Namespace) -> PlainSections:
@@ -94,6 +93,13 @@ def sections_of_one(flag: str, options: Namespace) -> PlainSections:
     return content
 
 
+def detection_settings(content: PlainSections) -> Settings:
+    """Return the settings of a command that detects with trained weights, checked against the pictures."""
+    settings = build_settings(content)
+    check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
+    return settle_bit_depth(settings, measured=False)
+
+
 def check_data(options: Namespace) -> int:
     content = read_sections(choose_configuration(options.config), options.settings)
     provide_sample_set(content)
@@ -101,6 +107,8 @@ def check_data(options: Namespace) -> int:
     sections = check_sections({**content, "data": {**content["data"], "category": names[0]}})
     data, workers = sections["data"], sections["model"]["num_workers"]
     folders = [data["data_dir"] / name for name in names]
+    for folder in folders:
+        check_region(data["region"], folder)
     squared = data["tiles"] is None
     request = CheckRequest(data["mask"], squared, data["bit_depth"], workers, options.contact_sheet)
     return check_categories(folders, request)

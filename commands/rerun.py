@@ -62,7 +62,8 @@ def print_differences(title: str, lines: list[str], otherwise: str) -> None:
 def metric_differences(before: object, now: object) -> Iterator[str]:
     """Yield a line for each metric that differs: 'image_auroc 0.98 → 0.971 (-0.009)'."""
     old, new = dict(manifest.flatten_values("", before)), dict(manifest.flatten_values("", now))
-    for name in old | new:
+    known = {name.split(".")[0] for name in old}  # an earlier version may lack a metric
+    for name in (name for name in old | new if name.split(".")[0] in known):
         then, value = old.get(name), new.get(name)
         if then != value:
             change = f" ({value - then:+.3g})" if isinstance(then, float) and isinstance(value, float) else ""

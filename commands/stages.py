@@ -14,12 +14,14 @@ from commands.budget import fit_budget
 from config.checks import keys_without_effect
 from config.keys import LATEST, PLANNED, Settings
 from config.load import SAMPLE, build_settings, category_names, names_several, settings_of_category, whole_pictures
+from data_tools.check import check_region
 from data_tools.sample_set import TEXTURES, ensure_sample_set
 from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
 from detection.mask_check import check_masks
 from detection.predict import check_prediction, input_pictures, predict_input
 from detection.recalibrate import refuse_training
+from detection.submission import check_submission, write_submission
 from domain_adaptation import adapt_features, check_adaptation
 from reports import html, tables
 from runtime import distributed
@@ -48,6 +50,7 @@ class RunPlan(NamedTuple):
     output: Path | None = None  # folder of the results
     resume: bool = False  # continue an earlier run's unfinished work
     force: bool = False  # repeat finished work and replace its results
+    submission: Path | None = None  # folder of the maps and masks for the server of MVTec AD 2
 
 
 def run_plan(content: Content, plan: RunPlan) -> int:
@@ -76,11 +79,11 @@ def provide_sample_set(content: Content) -> None:
 def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     """Run the plan's stages on one category; return the result of the last one."""
     refuse_without_weights(settings, plan.stages)
+    check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
     settings = settle_bit_depth(settings, "train" in plan.stages)
-    inputs = len(input_pictures(settings, plan.source, plan.output)) if plan.source else None
-    settings, clock = fit_budget(settings, plan.stages, plan.resume, inputs)
+    settings, clock = fit_budget(settings, plan.stages, plan.resume, count_inputs(settings, plan))
     stages = list(checked_stages(settings, plan, clock))
     distributed.group().wait()  # no process begins to write before all have checked
     result = StageResult()
@@ -88,6 +91,16 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
         result = run_stage() or StageResult()
         distributed.group().wait()  # the next stage finds what this one wrote
     return result
+
+
+def count_inputs(settings: Settings, plan: RunPlan) -> int | None:
+    """Return the number of pictures that detection scores; None for the test pictures alone."""
+    if plan.source:
+        return len(input_pictures(settings, plan.source, plan.output))
+    if plan.submission:
+        private = check_submission(settings, plan.submission).values()
+        return len(check_evaluation(settings, plan.output)[0]) + sum(map(len, private))
+    return None
 
 
 def checked_stages(settings: Settings, plan: RunPlan, clock: Clock | None) -> Iterator[Stage]:
@@ -103,6 +116,9 @@ def checked_stages(settings: Settings, plan: RunPlan, clock: Clock | None) -> It
     if plan.source is None:
         pictures, _ = check_evaluation(settings, plan.output)
         check_masks(pictures.samples)
+        if plan.submission:
+            check_submission(settings, plan.submission)
+            yield partial(write_submission, settings, plan.submission)
         yield lambda: StageResult(folder=evaluate_category(settings, plan.output, plan.force))
     else:
         arguments = (settings, plan.source, plan.output, plan.resume, plan.force)

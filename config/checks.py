@@ -159,7 +159,8 @@ def check_combinations(settings: Settings) -> None:
     for pixels in (size, settings.metrics.size):
         if round(crop * pixels) < 1:
             raise UserError(f"metrics.centre_crop is {crop}, which leaves none of {pixels} pixels; raise it (1: all)")
-    for path, value in {"data.tiles": data.tiles, "score.parts": settings.score.parts}.items():
+    own = {"data.tiles": data.tiles, "data.region": data.region, "score.parts": settings.score.parts}
+    for path, value in own.items():
         if value and settings.score.protocol != PER_IMAGE:
             remedy = f"set score.protocol=per_image, or {path}=null"
             raise UserError(f"{path} is {value}, which the published protocol does not have; {remedy}")

@@ -10,6 +10,7 @@ from typing import Any
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
 SPLIT, CROSS = "split", "cross"
+TRAIN, VALIDATION = "train", "validation"
 PLANNED = 0  # `auto` epochs within training.budget_minutes, until a clock has decided
 SCHEDULES = (CONSTANT, COSINE, WSD) = ("constant", "cosine", "wsd")
 STEPS = ("epochs", "schedule", "decay")  # keys that a budget decides
@@ -51,6 +52,7 @@ class DataSettings:
     input_channel: int = key(3, affects=ALL_STAGES, stored_as="channels", least=1, most=3)
     tiles: int | None = key(None, affects=ALL_STAGES, least=1)
     bit_depth: int | None = key(None, affects=ALL_STAGES, least=8, most=16)
+    region: Path | None = key(None, affects=NOTHING)
 
 
 @dataclass(frozen=True)
@@ -134,12 +136,18 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class CalibrationSettings:
+    folder: str = key(TRAIN, affects=SCORES, one_of=(TRAIN, VALIDATION))
     method: str = key(AUTO, affects=SCORES, one_of=(SPLIT, CROSS))
     share: float = key(AUTO, affects=WEIGHTS | SCORES, least=0, most=0.9)
     pictures: int = key(100, affects=WEIGHTS | SCORES, stored_as="most", least=1)
     false_positive_rate: float = key(0.01, affects=SCORES, above=0, most=0.5)
     exclude: tuple[str, ...] = key((), affects=SCORES)
     groups: str | None = key(AUTO, affects=SCORES)
+
+    @property
+    def on_validation(self) -> bool:
+        """Return whether validation/good sets the thresholds, so that nothing of train/good is held or left out."""
+        return self.folder == VALIDATION
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from config import checks
 from config.checks import SECTIONS, SPELLINGS, PlainSections, Sections, check_sections, check_value, did_you_mean
-from config.keys import AUTO, CROSS, DISTANCES, LATEST, PER_IMAGE, PLANNED, SPLIT, DataSettings, Settings
+from config.keys import AUTO, CROSS, DISTANCES, LATEST, PER_IMAGE, PLANNED, SPLIT, TRAIN, DataSettings, Settings
 from config.plain_yaml import NOT_YAML, parse_yaml, read_yaml_file
 from config.presets import PRESETS
 from config.published import counts_centre, published_row, published_rows
@@ -172,7 +172,8 @@ def auto_values(sections: Sections) -> dict[str, object]:
     method = sections["calibration"]["method"]
     if method == AUTO:
         method = values["method"] = SPLIT if set(score["parts"] or ()) <= set(DISTANCES) else CROSS
-    return values | {"share": HELD_OUT if method == SPLIT else 0.0, "draws": DRAWS, "test_batch_size": None}
+    holds_out = method == SPLIT and sections["calibration"]["folder"] == TRAIN
+    return values | {"share": HELD_OUT if holds_out else 0.0, "draws": DRAWS, "test_batch_size": None}
 
 
 def unpublished_keys(sections: Sections) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataset import MASK_ENDING, NORMAL
+from dataset import MASK_ENDING, NORMAL, PRIVATE_SPLITS, VALIDATION
 from images.read import read_full_mask
 from runtime.errors import UserError, UserFileError
 from runtime.progress import count_progress
@@ -28,8 +28,8 @@ from storage.atomic_file import atomic_write, remove_stale
 
 NOTE, MAKER = "preparation.json", "DDAD preparation"
 REMEDY = "choose another folder with --output"
-SPLITS = ("train", "test", "ground_truth", "validation")
-TRAIN_GOOD, TEST_GOOD = f"train/{NORMAL}", f"test/{NORMAL}"
+SPLITS = ("train", "test", "ground_truth", VALIDATION, *PRIVATE_SPLITS)
+TRAIN_GOOD, TEST_GOOD, VALIDATION_GOOD = (f"{split}/{NORMAL}" for split in ("train", "test", VALIDATION))
 UNNAMED_KIND = "bad"  # kind of defect where the data names none
 
 Mask = NDArray[np.bool_]  # (H, W), true where defective

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.transforms.functional import center_crop
 
 from data_tools import check_output, image_facts, similarity
 from data_tools.check_output import NOTE, SAME, SHARED, SIMILAR, WARNING, Case, Finding, make_finding, size_text
 from data_tools.image_facts import ImageFacts, group_by_key, path_in, picture_files, stack_thumbnails, subfolders
-from dataset import NORMAL, check_category, files_below, is_dangling, is_picture
+from dataset import NORMAL, PRIVATE_SPLITS, VALIDATION, check_category, files_below, is_dangling, is_picture
 from images.bit_depth import DEEPEST, white_of
 from images.read import COVERED
+from images.region import read_region
+from runtime.errors import UserError
 
 FEW = 10  # normal pictures; published categories have 60 and more
 GREY_SHARE = 0.25  # of the marked pixels of a mask
@@ -58,6 +62,22 @@ def check_categories(folders: Sequence[Path], request: CheckRequest) -> int:
             print(f"contact sheet in {path}")
         print(f"checked {folder.name} in {time.monotonic() - began:.1f} s\n", flush=True)
     return exit_code
+
+
+def check_region(path: Path | None, category_dir: Path, centre_crop: float = 1.0) -> None:
+    """Raise UserError where data.region does not fit the pictures of a category, or leaves nothing to score."""
+    if path is None:
+        return
+    region = read_region(path)
+    height, width = region.mask.shape
+    if not center_crop(torch.from_numpy(region.mask), [round(centre_crop * side) for side in (height, width)]).any():
+        place = f"outside the centre that metrics.centre_crop={centre_crop} measures"
+        raise UserError(f"data.region {path} lies {place}; set metrics.centre_crop=1")
+    normal = [category_dir / split / NORMAL for split in ("train", VALIDATION)]
+    private = [category_dir / split for split in PRIVATE_SPLITS]
+    for folder in (*normal, *private, *subfolders(category_dir / "test")):
+        for picture in picture_files(folder):
+            region.check_file(picture)
 
 
 def examine_category(category_dir: Path, pictures: Sequence[ImageFacts], request: CheckRequest) -> list[Finding]:

@@ -27,12 +27,16 @@ from data_tools.archives import open_source
 from data_tools.category_writer import CategoryPlan, write_category
 from data_tools.own_images import plan_own_images
 from data_tools.published_sets import ONE_CLASS
-from dataset import held_out_count
+from dataset import VALIDATION, held_out_count
 from runtime.errors import UserError, UserFileError
 from storage.safe_names import named_path
 
 # Name of the data set's folder, and data.name, by kind of preparation
-NAMES = {"visa": "VisA", "mvtec": "MVTec", "mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD", "folder": "own"}
+NAMES = {
+    **{"visa": "VisA", "mvtec": "MVTec", "mvtec2": "MVTecAD2", "real_iad": "RealIAD", "mpdd": "MPDD"},
+    **{"mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD", "folder": "own"},
+}
+WITH_VALIDATION = {"mvtec2"}  # kinds whose thresholds are published for their validation split
 GENERAL_NAMES = ("good", "normal", "ok", "train")  # of folders; they do not say what the pictures show
 MAIN = "main.py"
 
@@ -95,6 +99,9 @@ def plan_categories(request: PrepareRequest, root: Path, wanted: Sequence[str], 
     planners: dict[str, Callable[[], Iterable[CategoryPlan]]] = {
         "visa": lambda: published_sets.plan_visa(root, request.split, wanted),
         "mvtec": lambda: published_sets.plan_mvtec(root, wanted),
+        "mvtec2": lambda: published_sets.plan_mvtec2(root, wanted),
+        "real_iad": lambda: published_sets.plan_real_iad(root, wanted),
+        "mpdd": lambda: published_sets.plan_mpdd(root, wanted),
         "btad": lambda: published_sets.plan_btad(root, wanted),
         "mtd": lambda: [published_sets.plan_mtd(root, seed)],
         "ksdd": lambda: [published_sets.plan_kolektor(root, seed)],
@@ -142,6 +149,8 @@ def next_command(
         changes["model"]["checkpoint_dir"] = named_path(file["model"]["checkpoint_dir"]).parent / name
     if plan.without_mask():
         changes["data"]["mask"] = False
+    if request.kind in WITH_VALIDATION:
+        changes["calibration"] = {"folder": VALIDATION}
     missing = unpublished_keys(check_sections(merge_sections(read_sections(configuration, overrides), changes)))
     if missing:
         overrides = [f"preset={LAPTOP}", *without_keys(overrides, ["preset", *missing])]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anomaly_map import resize_maps, smooth
-from config.keys import CROSS, LATEST, SPLIT, Settings
+from config.keys import CROSS, LATEST, SPLIT, TRAIN, VALIDATION, Settings
 from dataset import NORMAL, ImageFolder, Item, picture_fingerprint
 from ddad import content_seed
 from detection import reference
@@ -22,7 +23,7 @@ from runtime.errors import MissingFileError, UserError
 from runtime.progress import count_progress
 from training import checkpoint
 from training.dependence import Dependence, measure_dependence, measure_named_groups, named_groups
-from training.normal_pictures import normal_pictures
+from training.normal_pictures import normal_splits
 
 
 def calibrate(detector: Detector, settings: Settings) -> Detector:
@@ -32,12 +33,15 @@ def calibrate(detector: Detector, settings: Settings) -> Detector:
     calibration = current_calibration(detector, settings, stored)
     if settings.model.save_model and calibration != stored:
         try:
-            save_calibration(folder, calibration, name)
+            save_calibration(folder, calibration, name, detector.region)
         except OSError as error:
             print(f"the calibration is not kept: {error}")
     print(calibration.describe(detector.false_positive_rate), flush=True)
     if calibration.source:
-        print(f"the thresholds come from {calibration.source}, not from train/good", flush=True)
+        print(
+            f"the thresholds come from {calibration.source}, not from {settings.calibration.folder}/{NORMAL}",
+            flush=True,
+        )
     for name in calibration.odd:
         print(f"{name} is unlike the other normal pictures; if it is defective, name it in calibration.exclude")
     return replace(detector, calibration=calibration)
@@ -49,7 +53,7 @@ def current_calibration(detector: Detector, settings: Settings, stored: Calibrat
     stale = stored.staleness(inputs) if stored else f"no {CALIBRATION} of this version in {folder}"
     valid = replace(stored, settings=values) if stored and not stale else None  # keys without effect may differ
     try:
-        pictures = normal_pictures(settings)
+        splits = normal_splits(settings)
     except FileNotFoundError as error:
         if valid:
             return valid
@@ -57,28 +61,28 @@ def current_calibration(detector: Detector, settings: Settings, stored: Calibrat
         crop = stored.made_with.get("crop", detector.crop) if stored else detector.crop
         remedy = "" if crop == detector.crop else f", or set metrics.centre_crop={crop}"
         raise MissingFileError(f"{problem}, nor measured again: {error}{remedy}") from error
-    normals = "{files}, {hash}".format(**picture_fingerprint(pictures.samples))
+    normals = "{files}, {hash}".format(**picture_fingerprint(chain(*(split.samples for split in splits.values()))))
     if valid and valid.normals in (None, normals):
         return valid
-    reason = stale or "the pictures of train/good have changed"
+    reason = stale or f"the pictures of {' or '.join(f'{split}/{NORMAL}' for split in splits)} have changed"
     if stored and stored.source:
         again, back = stored.source.folder, normal_folder(settings)
         remedy = f"run --recalibrate {again} again, or --recalibrate {back} to go back"
         raise UserError(f"the thresholds from {stored.source} hold no longer: {reason}; {remedy}")
     print(f"calibration is to be measured: {reason}", flush=True)
-    calibration = measure_calibration(detector, pictures, settings)
+    calibration = measure_calibration(detector, splits[TRAIN], settings)
     return replace(calibration, made_with=inputs, settings=values, normals=normals)
 
 
 def normal_folder(settings: Settings) -> Path:
     """Return the folder whose pictures set the thresholds unless --recalibrate names another."""
-    return settings.category_dir / "train" / NORMAL
+    return settings.category_dir / settings.calibration.folder / NORMAL
 
 
 def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Settings) -> Calibration:
-    """Measure a calibration on normal pictures: `split` on held-out ones, `cross` on each without its own rows."""
+    """Measure a calibration: `split` on pictures that nothing has learnt, `cross` on each without its own rows."""
     group, seed, crosses = distributed.group(), settings.model.seed, leaves_one_out(settings, len(pictures))
-    unseen = pictures.only(unseen_pictures(settings))
+    unseen = unseen_pictures(settings, pictures)
     normal = pictures if crosses else unseen or pictures
     normal = normal.sample(calibration_size(len(pictures), len(unseen), settings), seed)
     learnt_from = pictures if crosses else pictures.without(normal.names()) or pictures
@@ -144,10 +148,11 @@ def learn_memories(
     if not kinds:
         return {}, Dependence()
     group, sampled = distributed.group(), reference.samples_per_picture(count)
+    judged = detector.region.select if detector.region else lambda maps: maps
 
     def sample_batch(items: Sequence[Item]) -> list[Parts]:
         batch = stack_pictures(items)
-        described = image_descriptors(detector, batch)
+        described = {kind: judged(maps) for kind, maps in image_descriptors(detector, batch).items()}
         return [
             {kind: reference.sample(maps[i], sampled, content_seed(batch[i], seed)) for kind, maps in described.items()}
             for i in range(len(batch))
@@ -165,7 +170,8 @@ def learn_memories(
 
 def image_descriptors(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:
     """Return the descriptors of pictures (B, C, H, W) by kind; nothing is reconstructed."""
-    return reference.describe_pictures(detector.networks.features(pictures.to(detector.device)), detector.parts)
+    features = detector.networks.features(pictures.to(detector.device))
+    return reference.describe_pictures(features, detector.parts, detector.region)
 
 
 def placeholder_references(detector: Detector, picture: Tensor, pictures: int) -> dict[str, Reference]:
@@ -176,28 +182,30 @@ def placeholder_references(detector: Detector, picture: Tensor, pictures: int) -
 
 
 def leaves_one_out(settings: Settings, pictures: int) -> bool:
-    """Return whether each normal picture is compared with the memory of the others; a single one has no others."""
-    return settings.calibration.method == CROSS and pictures > 1
+    """Return whether each picture of train/good is compared with the memory of the others; one has no others."""
+    return settings.calibration.method == CROSS and not settings.calibration.on_validation and pictures > 1
 
 
 def calibration_size(pictures: int, unseen: int, settings: Settings) -> int:
-    """Return the number of pictures of train/good that a calibration is measured on."""
+    """Return the number of pictures that a calibration is measured on: of `pictures` in train/good, or of unseen."""
     measured = unseen or (max(1, pictures // 2) if settings.score.parts else pictures)
     return min(settings.calibration.pictures, pictures if leaves_one_out(settings, pictures) else measured)
 
 
-def calibration_work(settings: Settings, learnt: int, held_out: int) -> tuple[int, int]:
-    """Return how many pictures a calibration reconstructs, and how many it only describes."""
-    pictures = learnt + held_out
-    compared = calibration_size(pictures, held_out, settings)
-    described = pictures if leaves_one_out(settings, pictures) else pictures - compared
+def calibration_work(settings: Settings, pictures: int, unseen: int) -> tuple[int, int]:
+    """Return how many pictures a calibration reconstructs, and how many of `pictures` in train/good it describes."""
+    compared = calibration_size(pictures, unseen, settings)
+    learns_all = settings.calibration.on_validation or leaves_one_out(settings, pictures)
+    described = pictures if learns_all else pictures - compared
     return compared, described if reference.descriptor_kinds(settings.score.parts or ()) else 0
 
 
-def unseen_pictures(settings: Settings) -> set[str]:
-    """Return the pictures of train/good that the weight files name as unseen in training and adaptation."""
+def unseen_pictures(settings: Settings, pictures: ImageFolder) -> ImageFolder:
+    """Return validation/good, or those of `pictures` that the weights have not seen in training and adaptation."""
+    if settings.calibration.on_validation:
+        return normal_splits(settings)[VALIDATION]
     folder, model, prefix = settings.checkpoint_folder, settings.model, checkpoint.FEATURES_PREFIX
     weights = [checkpoint.find_weights(folder, model.load_chp)]
     if adapted := checkpoint.latest_epoch(folder, prefix) if model.DA_chp == LATEST else model.DA_chp:
         weights.append(checkpoint.find_weights(folder, adapted, prefix))
-    return set.intersection(*(set(checkpoint.held_out_names(path)) for path in weights))
+    return pictures.only(set.intersection(*(set(checkpoint.held_out_names(path)) for path in weights)))

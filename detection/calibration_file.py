@@ -4,10 +4,13 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from PIL import Image
+
 from config.keys import Settings
 from config.published import counts_centre
 from detection.reference import DESCRIBED_BY, Reference, Scale
 from detection.threshold import Calibration, NormalSource
+from images.region import JudgedRegion
 from reports.reader import read_json_object
 from runtime.errors import UserError
 from storage.atomic_file import atomic_write
@@ -17,6 +20,7 @@ from training.checkpoint import REMEDY, plain_values, save
 CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-14"
 WHOLE_CALIBRATION = "calibration_whole.json"  # of whole pictures, where CALIBRATION is of their centre
 REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-2"
+REGION = "region.png"  # a copy of data.region
 
 
 def calibration_name(settings: Settings) -> str:
@@ -25,8 +29,13 @@ def calibration_name(settings: Settings) -> str:
     return WHOLE_CALIBRATION if has_two and settings.metrics.centre_crop == 1 else CALIBRATION
 
 
-def save_calibration(folder: Path, calibration: Calibration, name: str = CALIBRATION) -> None:
-    """Write the calibration, and its references beside it."""
+def save_calibration(
+    folder: Path, calibration: Calibration, name: str = CALIBRATION, region: JudgedRegion | None = None
+) -> None:
+    """Write the calibration, and its references and a copy of its region beside it."""
+    if region:
+        with atomic_write(folder / REGION, REMEDY) as file:
+            Image.fromarray(region.mask).save(file, format="PNG")
     if calibration.references:
         tensors = {part: vars(reference) for part, reference in calibration.references.items()}
         content = {"format": REFERENCES_FORMAT, "made_with": calibration.made_with, "references": tensors}

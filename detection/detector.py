@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
 from anomaly_map import MAXIMUM, Region, batch_ratio, combine, find_regions, image_score, resize_maps, smooth
-from config.keys import AUTO, PLANNED, Settings
+from config.keys import AUTO, PLANNED, TRAIN, Settings
 from config.load import build_settings
 from dataset import ImageFolder, Item, View, to_unit_range
 from ddad import gaussian_draws, picture_draws
 from detection import reference
-from detection.calibration_file import CALIBRATION, REFERENCES, load_widest_calibration
+from detection.calibration_file import CALIBRATION, REFERENCES, REGION, load_widest_calibration
 from detection.comparison import Comparison, Networks, largest_batch, prepare_network
 from detection.operating_points import operating_rows
 from detection.reference import Reference, Scale
 from detection.threshold import Calibration
 from images.read import RGB, as_image
+from images.region import JudgedRegion, read_region
 from images.tiles import cut_tiles, merge_tiles
 from reports.operating_table import OperatingRow
 from runtime.device import choose_device, free_memory
@@ -62,7 +63,7 @@ class Detection:
 
 
 class Prediction(NamedTuple):
-    """The reconstruction (C, H, W) and maps (H, W) of one picture, and the image score, pooled within the crop."""
+    """The reconstruction (C, H, W) and maps (H, W) of one picture, and the image score, pooled in the scored area."""
 
     reconstruction: Tensor
     d_feature: Tensor
@@ -92,12 +93,13 @@ class Detector:
     pooled_share: float = 0.01
     calibration: Calibration | None = None
     false_positive_rate: float = 0.01
+    region: JudgedRegion | None = None
 
     @classmethod
     def load(cls, folder: str | Path, device: str = AUTO) -> "Detector":
         """Return the calibrated detector of a category's checkpoint folder.
 
-        The folder may be moved. A file named in model.backbone_weights must stay where it was.
+        The folder may be moved: it holds a copy of data.region. A file named in model.backbone_weights must stay.
         Raise MissingFileError where there is no calibration, UserError where it belongs to other weights.
         """
         folder, remedy = Path(folder), "run python main.py --detection True"
@@ -106,6 +108,8 @@ class Detector:
             missing = f"no {CALIBRATION} of this version in {folder}, or not the {REFERENCES} that belong to it"
             raise MissingFileError(f"{missing}; {remedy} first")
         settings = build_settings(calibration.settings)
+        if settings.data.region is not None:
+            settings = replace(settings, data=replace(settings.data, region=folder / REGION))
         detector, *_ = load_detector(settings, folder, choose_device(device))
         if stale := calibration.staleness(calibration_inputs(detector, settings)):
             raise UserError(f"{folder / CALIBRATION} is stale: {stale}; {remedy} to measure it again")
@@ -169,16 +173,23 @@ class Detector:
 
     def decide(self, prediction: Prediction, size: tuple[int, int]) -> Detection:
         """Return the verdict on a picture of `size` (width, height)."""
-        calibration, shape, anomaly = self.required_calibration, size[::-1], prediction.anomaly[None, None]
+        self.check_size(size)
+        shape, is_anomalous = size[::-1], prediction.score > self.threshold
+        mask, regions = self.find_defects(prediction, shape)
+        p_value = self.required_calibration.p_value(prediction.score)
+        resized = resize_maps(prediction.anomaly[None, None], shape)[0, 0].numpy()
+        return Detection(prediction.score, p_value, is_anomalous, resized, mask, regions)
+
+    def find_defects(self, prediction: Prediction, shape: tuple[int, int]) -> tuple[NDArray[np.bool_], list[Region]]:
+        """Return the mask (H, W) of a picture's defects at this shape, and their list; none in a normal picture."""
+        anomaly = prediction.anomaly[None, None]
         outside = min(0.0, self.threshold, self.pixel_threshold)  # no defects outside the scored area
-        scored = torch.full_like(anomaly, outside)
-        self.crop_maps(scored).copy_(self.crop_maps(anomaly))
-        is_anomalous = prediction.score > self.threshold
+        scored = torch.where(self.scored_area(anomaly.shape[-2:]), anomaly, outside)
         peaks = F.adaptive_max_pool2d(scored, shape)[0, 0]  # a resize might lose them
         above = (resize_maps(scored, shape)[0, 0] > self.pixel_threshold) | (peaks > self.threshold)
-        mask, regions = find_regions(peaks.numpy(), above.numpy() & is_anomalous, self.threshold)
-        p_value, resized = calibration.p_value(prediction.score), resize_maps(anomaly, shape)[0, 0].numpy()
-        return Detection(prediction.score, p_value, is_anomalous, resized, mask, regions)
+        if self.region:
+            above &= self.region.resized(*shape)
+        return find_regions(peaks.numpy(), above.numpy() & (prediction.score > self.threshold), self.threshold)
 
     def predict_batch(self, pictures: Tensor, noise: NoiseSource) -> list[Prediction]:
         """Return predictions for pictures (B, C, H, W) in [−1, 1]; uncalibrated D_f and D_p use batch maxima."""
@@ -202,7 +213,8 @@ class Detector:
         if pictures.shape[-2:] != tile_shape:
             enlarged = resize_maps(rebuilt.flatten(0, 1), tile_shape).unflatten(0, rebuilt.shape[:2])
             seen, rebuilt = (merge_tiles(maps, pictures.shape) for maps in (resize_maps(seen, tile_shape), enlarged))
-        return self.networks.compare(pictures, pictures if unet_shape == tile_shape else seen, rebuilt, self.parts)
+        seen = pictures if unet_shape == tile_shape else seen
+        return self.networks.compare(pictures, seen, rebuilt, self.parts, self.region)
 
     def measure_parts(self, comparison: Comparison, references: Mapping[str, Reference]) -> Parts:
         """Return D_f, D_p and the memory parts that have a reference, each (B, 1, h, w)."""
@@ -229,12 +241,33 @@ class Detector:
         return Prediction(reconstruction, d_feature, d_pixel, anomaly, score)
 
     def crop_maps(self, maps: Tensor) -> Tensor:
-        """Return a view of the centre of maps (…, H, W), the scored area."""
-        return center_crop(maps, [round(self.crop * extent) for extent in maps.shape[-2:]])
+        """Return the scored values of maps (…, H, W): a view of their centre, or, with a region, a vector (…, P)."""
+        centre, judged = crop_centre(maps, self.crop), self.judged_area(maps.shape[-2:])
+        return centre if judged is None else centre[..., judged.to(maps.device)]
+
+    def judged_area(self, shape: Sequence[int]) -> Tensor | None:
+        """Return the region within the centre (h, w) of maps of `shape` (H, W); None without a region."""
+        return crop_centre(self.region.resized(*shape), self.crop) if self.region else None
+
+    def scored_area(self, shape: Sequence[int]) -> Tensor:
+        """Return (H, W) for maps of `shape`, true where they are scored."""
+        area, judged = torch.zeros(*shape, dtype=torch.bool), self.judged_area(shape)
+        crop_centre(area, self.crop).copy_(torch.tensor(True) if judged is None else judged)
+        return area
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise UserError for a picture whose size (width, height) is not the region's."""
+        if self.region:
+            self.region.check_size(size, "the picture")
 
     def picture_noise(self, pictures: Tensor, shape: torch.Size) -> Draw:
         """Return draw(), whose noise depends only on each picture and the seed."""
         return picture_draws(pictures, self.seed, shape[1:])
+
+
+def crop_centre(maps: Tensor, share: float) -> Tensor:
+    """Return a view of the centre of maps (…, H, W), `share` of their width and height."""
+    return center_crop(maps, [round(share * extent) for extent in maps.shape[-2:]])
 
 
 def split_parts(parts: Parts) -> list[Parts]:
@@ -269,7 +302,8 @@ def build_detector(settings: Settings, unet: nn.Module, extractor: nn.Module, de
     batch_size, crop = settings.data.test_batch_size or most, settings.metrics.centre_crop
     scoring = (score.parts or (), score.pooling, score.pooled_share)
     detector = Detector(networks, view, model.v, model.blur_sigma, crop, model.seed, batch_size, device, *scoring)
-    return replace(detector, false_positive_rate=settings.calibration.false_positive_rate)
+    region = read_region(settings.data.region) if settings.data.region else None
+    return replace(detector, false_positive_rate=settings.calibration.false_positive_rate, region=region)
 
 
 def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, object]:
@@ -281,7 +315,8 @@ def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, obje
     inputs |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments()}
     calibration = settings.calibration
     inputs |= {"method": calibration.method, "pictures": calibration.pictures, "groups": calibration.groups}
-    inputs |= {"weights": detector.networks.hash()}
+    inputs |= {"weights": detector.networks.hash(), "region": detector.region and detector.region.hash}
+    inputs |= {"folder": None if calibration.folder == TRAIN else calibration.folder}  # earlier calibrations have none
     return as_stored(inputs)
 
 

@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.transforms.functional import center_crop
 
 import metrics
 from anomaly_map import resize_maps
 from config.keys import PER_IMAGE, Settings
-from dataset import NORMAL, ImageFolder, Item, View
+from dataset import NORMAL, ImageFolder, Item, Sample, View
 from detection.assessment import assess_test_pictures, warning_lines
 from detection.calibrate import calibrate
 from detection.calibration_file import calibration_name, stored_source
 from detection.comparison import BATCH_SIZES
-from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
+from detection.detector import Detector, Prediction, crop_centre, load_detector, predict_pictures, stream_noise
 from reports import drawing, manifest, metric_summary
 from reports.html import PAGE, write_page
 from reports.metric_summary import Metric, MetricSummary
@@ -32,22 +31,48 @@ from runtime.progress import announce, count_progress
 from storage.fingerprint import as_stored
 from storage.safe_names import file_stems
 from training.log import ADAPTATION, TRAINING, read_log_up_to, stage_seconds
-from training.normal_pictures import normal_pictures
+from training.normal_pictures import normal_splits
 
 Labels = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 
 
+@dataclass
+class Segmentation:
+    """Counts of pixels of all pictures: defects that detection outlines (tp, fp), and those that it misses (fn)."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+
+    def add(self, found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> None:
+        """Add the pixels of a picture: masks of what is found, and of the ground truth."""
+        self.tp += int(np.count_nonzero(found & truth))
+        self.fp += int(np.count_nonzero(found & ~truth))
+        self.fn += int(np.count_nonzero(~found & truth))
+
+    def shares(self) -> dict[str, float]:
+        """Return SegF1, precision and recall, as far as they exist."""
+        pairs = {
+            "seg_f1": (2 * self.tp, 2 * self.tp + self.fp + self.fn),
+            "seg_precision": (self.tp, self.tp + self.fp),
+            "seg_recall": (self.tp, self.tp + self.fn),
+        }
+        return {name: part / total for name, (part, total) in pairs.items() if total}
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredPictures:
-    """Scores, maps and masks of the test pictures, in their order; maps and masks are (N, S, S), the scored area."""
+    """Scores, maps and masks of the test pictures, in their order; maps and masks (N, S, S) are the centre."""
 
     paths: list[str]
     kinds: NDArray[np.str_]
     scores: Scores
     maps: NDArray[np.float32]
-    masks: NDArray[np.bool_] | None
+    masks: NDArray[np.bool_] | None  # false outside data.region
+    judged: NDArray[np.bool_] | None  # (S, S), where data.region counts; None: everywhere
     outside: dict[str, int]  # defects outside the scored area, by the names of metrics.json
+    segmented: dict[str, float]  # SegF1, precision and recall, as far as they exist
 
     @property
     def labels(self) -> Labels:
@@ -65,7 +90,7 @@ class PictureWriter:
     def __init__(self, writer: Writer, detector: Detector, pictures: ImageFolder, settings: Settings):
         self._writer, self._settings, self._stems = writer, settings, file_stems(pictures.names())
         self._waiting: list[tuple[drawing.Panel, bool]] = []
-        self._threshold, self._scale = None, None
+        self._threshold, self._scale, self._region = None, None, detector.region
         if calibration := detector.calibration:
             self._threshold = detector.threshold
             tops = (calibration.pixel, calibration.feature, self._threshold)
@@ -82,9 +107,8 @@ class PictureWriter:
         picture, rebuilt = drawing.as_pixels(item.picture), drawing.as_pixels(prediction.reconstruction)
         maps = (prediction.d_pixel, prediction.d_feature, prediction.anomaly)
         d_pixel, d_feature, anomaly = (values.numpy() for values in maps)
-        panel = drawing.Panel(
-            item.path, prediction.score, picture, rebuilt, d_pixel, d_feature, anomaly, item.mask, item.size
-        )
+        drawn = (picture, rebuilt, d_pixel, d_feature, anomaly, item.mask, item.size, self._region)
+        panel = drawing.Panel(item.path, prediction.score, *drawn)
         self._waiting.append((panel, item.label))
         if self._scale:
             self.finish()
@@ -148,7 +172,9 @@ def evaluation_inputs(detector: Detector, settings: Settings, pictures: ImageFol
     """Return all that the metrics depend on, for the manifest; the settings name the batch size in use."""
     splits = {"test": pictures.samples}
     with suppress(FileNotFoundError):  # weights can be tested without train/good
-        splits["train"] = normal_pictures(settings).samples
+        splits |= {split: normal.samples for split, normal in normal_splits(settings).items()}
+    if settings.data.region:
+        splits["region"] = [Sample(settings.data.region, NORMAL)]
     used = replace(settings, data=replace(settings.data, test_batch_size=detector.batch_size))
     inputs = manifest.result_inputs(used.as_dict(), splits, detector.networks.hash(), device_name(detector.device))
     source = (
@@ -180,15 +206,19 @@ def evaluate_pictures(
         detector = calibrate(detector, settings)
     results = score_pictures(detector, pictures, writer, settings)
     threshold, selected = detector.threshold if detector.calibration else None, wanted_metrics(settings)
-    scores, kinds, maps, masks = results.scores, results.kinds, results.maps, results.masks
+    scores, kinds, measured = results.scores, results.kinds, (results.maps, results.masks, results.judged)
     summary = metric_summary.summarise_metrics(
-        scores, kinds, NORMAL, maps, masks, selected=selected, resamples=resamples, seed=model.seed, threshold=threshold
+        scores, kinds, NORMAL, *measured, selected=selected, resamples=resamples, seed=model.seed, threshold=threshold
     )
     write_tables(writer, results, detector, settings)
     log = read_log_up_to(settings.checkpoint_folder, TRAINING, model.load_chp)
     writer.curves({**summary.curves, "training": metric_summary.training_curve(log)})
     content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
     content |= {"vanished_defects": results.vanished} | (results.outside if settings.data.mask else {})
+    if results.judged is not None:
+        content["judged"] = float(results.judged.mean())
+    if results.segmented:
+        content["segmentation"] = results.segmented
     if detector.calibration:
         assessed = assess_test_pictures(detector, scores, results.labels)
         content = {"warnings": assessed["warnings"], **content, **assessed}
@@ -216,14 +246,19 @@ def score_pictures(detector: Detector, pictures: ImageFolder, writer: Writer, se
     predictions = predict_all(detector, pictures, settings)
     picture_writer = PictureWriter(writer, detector, pictures, settings)
     paths, kinds, scores = [], [], []
-    area, outside = scored_area(settings), np.zeros(len(metric_summary.OUTSIDE), np.int64)
+    area = detector.scored_area((settings.metrics.size,) * 2)
+    judged, segmented = crop_centre(area, detector.crop).numpy(), Segmentation()
+    outside = np.zeros(len(metric_summary.OUTSIDE), np.int64)
     with writer.spool() as maps, writer.spool() as masks:
         for item, prediction in count_progress(predictions, len(pictures), "detecting"):
             maps.add(scored_map(prediction, settings))
             if settings.data.mask:
-                masks.add(scored_mask(item, settings))
+                mask = scored_mask(item, settings) & judged
+                masks.add(mask)
+                if detector.calibration:
+                    segmented.add(found_mask(detector, prediction, settings), mask)
             if item.mask is not None:
-                outside += metrics.defects_outside(item.mask, area)
+                outside += metrics.defects_outside(item.mask, area.numpy())
             picture_writer.add(item, prediction)
             paths.append(item.path)
             kinds.append(item.kind)
@@ -231,27 +266,27 @@ def score_pictures(detector: Detector, pictures: ImageFolder, writer: Writer, se
         picture_writer.finish()
         all_masks = masks.array() if settings.data.mask else None
         counts = dict(zip(metric_summary.OUTSIDE, outside.tolist(), strict=True))
-        return ScoredPictures(paths, np.array(kinds), np.array(scores), maps.array(), all_masks, counts)
+        measured = (maps.array(), all_masks, judged if detector.region else None)
+        return ScoredPictures(paths, np.array(kinds), np.array(scores), *measured, counts, segmented.shares())
 
 
 def scored_map(prediction: Prediction, settings: Settings) -> NDArray[np.float32]:
-    """Return the scored area of the map at metrics.size."""
+    """Return the centre of the map at metrics.size."""
     maps = resize_maps(prediction.anomaly[None, None], (settings.metrics.size,) * 2)
-    return center_crop(maps, [scored_side(settings)] * 2)[0, 0].numpy()
+    return crop_centre(maps, settings.metrics.centre_crop)[0, 0].numpy()
 
 
 def scored_mask(item: Item, settings: Settings) -> NDArray[np.bool_]:
-    """Return the scored area of the mask at metrics.size; without a mask nothing is defective."""
+    """Return the centre of the mask at metrics.size; without a mask nothing is defective."""
     size = settings.metrics.size
     mask = torch.zeros(size, size, dtype=torch.bool) if item.mask is None else torch.from_numpy(item.mask)
-    return center_crop(mask, [scored_side(settings)] * 2).numpy()
+    return crop_centre(mask, settings.metrics.centre_crop).numpy()
 
 
-def scored_area(settings: Settings) -> NDArray[np.bool_]:
-    """Return true where a map at metrics.size is scored."""
-    area = torch.zeros((settings.metrics.size,) * 2, dtype=torch.bool)
-    center_crop(area, [scored_side(settings)] * 2).fill_(True)
-    return area.numpy()
+def found_mask(detector: Detector, prediction: Prediction, settings: Settings) -> NDArray[np.bool_]:
+    """Return the centre, at metrics.size, of the mask that detection outlines with its thresholds."""
+    mask, _ = detector.find_defects(prediction, (settings.metrics.size,) * 2)
+    return crop_centre(torch.from_numpy(mask), settings.metrics.centre_crop).numpy()
 
 
 def scored_side(settings: Settings) -> int:
@@ -292,11 +327,14 @@ def print_results(results: ScoredPictures, seconds: float, settings: Settings) -
     area = "whole maps scored" if side == size else f"centre {side} of {size} pixels scored"
     intervals = f", 95 % intervals from {resamples} resamples" if resamples else ""
     counts = f"{len(results.labels)} pictures ({normal} normal, {defective} defective)"
+    if results.judged is not None:
+        area += f", {results.judged.mean():.0%} of them in data.region"
     print(f"{settings.data.category}: {counts} in {seconds:.0f} s; {area}, at {size} × {size}{intervals}")
-    if side < size and settings.data.mask:
-        print(f"  {metric_summary.outside_text(results.outside)}; metrics.centre_crop=1 takes the whole picture")
+    if settings.data.mask and (side < size or results.judged is not None):
+        remedy = "; metrics.centre_crop=1 takes the whole picture" if side < size else ""
+        print(f"  {metric_summary.outside_text(results.outside)}{remedy}")
     if results.vanished:
-        reason = f"their masks hold no defect at this size{' and on the centre that is scored' if side < size else ''}"
+        reason = "their masks hold no defect at this size and in the scored area"
         print(f"  {results.vanished} defective pictures count as normal for pixels: {reason}")
 
 
@@ -304,8 +342,9 @@ def print_metrics(content: Mapping[str, object], settings: Settings) -> None:
     """Print the content of a metrics.json, warnings first."""
     summary = MetricSummary.from_stored(content)
     lines = metric_summary.metric_lines(summary, wanted_metrics(settings), settings.data.mask)
+    pixels, pictures = metric_summary.segmentation_lines(content), metric_summary.threshold_lines(summary)
     table = operating_lines(read_operating_rows(content.get("operating_points")))
-    for line in (*warning_lines(content), *lines, *metric_summary.threshold_lines(summary), *table):
+    for line in (*warning_lines(content), *lines, *pixels, *pictures, *table):
         print(line, flush=True)
 
 

@@ -84,7 +84,7 @@ def predict_folder(
         if name in done:
             continue
         if isinstance(outcome, Detection) and picture is not None:
-            draw_detection(writer, stems[name], picture, outcome, detector.threshold, settings)
+            draw_detection(writer, stems[name], picture, outcome, detector, settings)
         row = prediction_row(name, outcome)
         if table:
             table.add(row)
@@ -149,6 +149,7 @@ def predict_each(
         try:
             picture = read_picture(pictures[name], detector.view.channels, detector.view.bits)
             detector.view.shape(*picture.size)  # refuses a picture too narrow to be tiled
+            detector.check_size(picture.size)
         except (ValueError, OSError) as error:
             return name, str(error)
         return name, picture
@@ -170,12 +171,14 @@ def prediction_row(name: str, outcome: Detection | str) -> PredictionRow:
 
 
 def draw_detection(
-    writer: Writer, stem: str, picture: Image.Image, detection: Detection, threshold: float, settings: Settings
+    writer: Writer, stem: str, picture: Image.Image, detection: Detection, detector: Detector, settings: Settings
 ) -> None:
     """Write the heat map, the outlined defects and the raw map, as far as the settings ask for them."""
     if settings.metrics.visualisation:
-        pixels, top = np.asarray(picture.convert("RGB")), drawing.HOTTEST * threshold
-        writer.picture(f"{stem}.png", Image.fromarray(drawing.overlay_heat(pixels, detection.map, top)), HEATMAPS)
-        writer.picture(f"{stem}.png", Image.fromarray(drawing.draw_outline(pixels, detection.mask)), OUTLINES)
+        pixels, top = np.asarray(picture.convert("RGB")), drawing.HOTTEST * detector.threshold
+        heat, outlined = drawing.overlay_heat(pixels, detection.map, top), drawing.draw_outline(pixels, detection.mask)
+        for drawn, folder in ((heat, HEATMAPS), (outlined, OUTLINES)):
+            shaded = drawing.shade_outside(drawn, pixels, detector.region)
+            writer.picture(f"{stem}.png", Image.fromarray(shaded), folder)
     if settings.metrics.raw_maps is not False:
         writer.raw_map(f"test/{stem}", detection.map, settings.data.category)

@@ -40,7 +40,7 @@ class NormalPicture(NamedTuple):
 
 
 def recalibrate(settings: Settings, source: Path) -> int:
-    """Store the thresholds of a folder of normal pictures; train/good goes back. Return how many are unreadable."""
+    """Store the thresholds of a folder of normal pictures; the usual one goes back. Return how many are unreadable."""
     if settings.score.protocol != PER_IMAGE:
         reason = "score.protocol is published, whose scores depend on the batch and have no threshold"
         raise UserError(f"{reason}; set score.protocol=per_image for --recalibrate")
@@ -60,7 +60,7 @@ def recalibrate(settings: Settings, source: Path) -> int:
     before = current_calibration(detector, settings, stored and replace(stored, source=None))
     measured = measure_pictures(replace(detector, calibration=before), paths, settings.model.num_workers)
     now = calibration_of(before, measured, source)
-    save_calibration(folder, now, name)
+    save_calibration(folder, now, name, detector.region)
     for line in change_lines(before, now, detector.false_positive_rate):
         print(line)
     print(f"thresholds measured in {time.monotonic() - began:.0f} s; --detection and --input use them from now on")
@@ -80,7 +80,7 @@ def distinct_pictures(source: Path, settings: Settings) -> list[Path]:
     """Return the pictures of a folder without copies. Raise UserError where all are copies of train/good."""
     paths, trained = pictures_in(source), set[str]()
     with suppress(FileNotFoundError):  # weights can be used without train/good
-        trained.update(hash_files(pictures_in(normal_folder(settings))))
+        trained.update(hash_files(pictures_in(settings.category_dir / "train" / NORMAL)))
     by_content = {content: path for path, content in zip(paths, hash_files(paths), strict=True)}
     distinct = sorted(path for content, path in by_content.items() if content not in trained)
     if not distinct:
@@ -110,7 +110,9 @@ def predict_each(detector: Detector, paths: Sequence[Path], workers: int) -> Ite
 
     def read(path: Path) -> tuple[Path, Tensor | str]:
         try:
-            return path, to_unit_range(detector.view.read(path)[0])
+            pixels, size = detector.view.read(path)
+            detector.check_size(size)
+            return path, to_unit_range(pixels)
         except (ValueError, OSError) as error:
             return path, str(error)
 

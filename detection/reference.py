@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_map import patch_mean
+from images.region import JudgedRegion
 
 DISTANCES = ("feature", "pixel")
 PICTURE, WIDE, WHOLE = "picture", "wide", "whole"  # one descriptor per position, 4×4 positions, picture
@@ -56,10 +57,16 @@ def wide_descriptors(descriptors: Tensor) -> Tensor:
     return F.avg_pool2d(descriptors, width, stride=max(1, width // 2), padding=width // 4, count_include_pad=False)
 
 
-def describe_pictures(features: Sequence[Tensor], parts: Collection[str]) -> dict[str, Tensor]:
-    """Return the descriptors that the memory `parts` compare, by kind, from feature maps, layer1 first."""
+def describe_pictures(
+    features: Sequence[Tensor], parts: Collection[str], region: JudgedRegion | None = None
+) -> dict[str, Tensor]:
+    """Return the descriptors that the memory `parts` compare, by kind, from feature maps, layer1 first.
+
+    With a region, the descriptor of a picture is the mean inside the region.
+    """
     patches = patch_descriptors(features)
-    described = {PICTURE: patches, WIDE: wide_descriptors(patches), WHOLE: patches.mean(dim=(2, 3), keepdim=True)}
+    whole = region.select(patches).mean(dim=2)[..., None, None] if region else patches.mean(dim=(2, 3), keepdim=True)
+    described = {PICTURE: patches, WIDE: wide_descriptors(patches), WHOLE: whole}
     return {kind: described[kind] for kind in described if kind in descriptor_kinds(parts)}
 
 
@@ -201,7 +208,7 @@ def placeholder(width: int, pictures: int) -> Reference:
 
 
 def sample(descriptors: Tensor, count: int, seed: int) -> Tensor:
-    """Return `count` random positions, at most all, of descriptors (C, H, W): (count, C) on the CPU."""
+    """Return `count` random positions, at most all, of descriptors (C, H, W) or (C, P): (count, C) on the CPU."""
     positions = descriptors.flatten(1).T.cpu()
     return positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:count]]
 

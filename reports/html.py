@@ -179,10 +179,11 @@ def metric_notes(category: ResultFolder) -> list[str]:
     stored, values = category.metrics, category.summary.values
     notes = []
     if "scored" in stored:
-        size, side = stored["size"], stored["scored"]
+        size, side, judged = stored["size"], stored["scored"], stored.get("judged")
         area = "on the whole picture" if side == size else f"on the centre {side}"
+        area += "" if judged is None else f", {judged:.0%} of it in data.region"
         notes.append(f"In percent. Maps are scored at {size} pixels, {area}.")
-        if side != size and OUTSIDE[0] in stored:
+        if OUTSIDE[0] in stored and (side != size or judged is not None):
             notes.append(f"Not scored: {outside_text(stored)}.")
     if len({row.defective for row in category.rows}) < 2:
         notes.append("No metrics: they need normal and defective test pictures.")

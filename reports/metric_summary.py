@@ -83,6 +83,7 @@ def summarise_metrics(
     normal: str,  # the kind of normal pictures
     maps: NDArray[np.float32],  # (N, S, S)
     masks: NDArray[np.bool_] | None,  # (N, S, S)
+    counted: NDArray[np.bool_] | None = None,  # (S, S), the pixels that are measured; None: all
     *,
     selected: Sequence[Metric],
     resamples: int,
@@ -91,15 +92,15 @@ def summarise_metrics(
 ) -> MetricSummary:
     """Return those of the selected metrics that the data allow; without intervals where `resamples` is 0."""
     labels, result = kinds != normal, MetricSummary()
-    for level, measured, truth in (("pictures", scores, labels), ("pixels", maps, masks)):
+    for level, measured, truth, area in (("pictures", scores, labels, None), ("pixels", maps, masks, counted)):
         chosen = [metric for metric in selected if metric.level == level]
-        if not chosen or truth is None or not truth.any() or truth.all():
+        if not chosen or truth is None or not truth.any() or (truth if area is None else truth[:, area]).all():
             continue
-        ranking = rank_anomalies(measured, truth)
+        ranking = rank_anomalies(measured, truth, area)
         result.values.update({metric.key: metric.measure(ranking) for metric in chosen})
         result.curves.update(build_curves(level, ranking))
         if resamples:
-            bounds = bootstrap_intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
+            bounds = bootstrap_intervals(measured, truth, area, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
             result.intervals.update({metric.key: bounds[metric.interval] for metric in chosen})
     if threshold is None:
         return result
@@ -140,11 +141,19 @@ def threshold_lines(summary: MetricSummary) -> Iterator[str]:
         yield f"  found by kind: {', '.join(f'{kind} {share}' for kind, share in shares.items())}"
 
 
+def segmentation_lines(stored: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a printed line on the pixels inside the outlined defects; none where a metrics.json counts none."""
+    shares = stored.get("segmentation")
+    if isinstance(shares, Mapping) and shares:
+        f1, precision, recall = (percent(shares.get(name)) for name in ("seg_f1", "seg_precision", "seg_recall"))
+        yield f"  SegF1 of the outlined defects: {f1} % (precision {precision} %, recall {recall} %)"
+
+
 def outside_text(stored: Mapping[str, Any]) -> str:
-    """Return how many defects, and masks of pictures, a metrics.json counts outside of the scored centre."""
+    """Return how many defects, and masks of pictures, a metrics.json counts outside of the scored area."""
     defects, partly, pictures, pictures_partly = (stored.get(name, MISSING) for name in OUTSIDE)
     masks = f"the masks of {pictures} pictures wholly, of {pictures_partly} partly"
-    return f"outside the scored centre lie {defects} defects wholly, {partly} partly; {masks}"
+    return f"outside the scored area lie {defects} defects wholly, {partly} partly; {masks}"
 
 
 def share_text(part: int, rest: int) -> str:

@@ -44,11 +44,12 @@ import main  # noqa: E402
 import train  # noqa: E402
 from config.checks import keys_without_effect  # noqa: E402
 from config.load import build_settings, load_settings, read_sections, with_overrides  # noqa: E402
-from data_tools import annotations, archives, sample_set  # noqa: E402
+from data_tools import archives, sample_set  # noqa: E402
 from data_tools.published_sets import plan_mvtec, plan_visa  # noqa: E402
 from data_tools.sample_set import NOTE  # noqa: E402
 from detection.calibration_file import CALIBRATION, CALIBRATION_FORMAT, load_calibration  # noqa: E402
 from detection.threshold import PIXEL_RATES  # noqa: E402
+from images import annotations  # noqa: E402
 from images.read import read_mask as read_any_mask  # noqa: E402
 from images.read import read_picture as read_any_picture  # noqa: E402
 from reports import manifest, tables  # noqa: E402

@@ -59,6 +59,7 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
         "scored",
         "vanished_defects",
         *OUTSIDE,
+        "segmentation",
         "calibration",
         "operating_point",
         "kinds",

@@ -452,6 +452,24 @@ def test_entries_counted_in_a_histogram_equal_those_of_a_slow_loop(entries, valu
     ]
 
 
+@pytest.mark.parametrize("chunk", [1, 2**24])
+def test_entries_that_are_not_counted_are_left_out(monkeypatch, chunk):
+    """The reference cuts them off."""
+    monkeypatch.setattr(metrics, "CHUNK", chunk)
+    maps, masks = random_case(0, 0)
+    counted = np.zeros(maps.shape[1:], bool)
+    counted[:, : counted.shape[1] // 2] = True
+    rest = maps[:, :, : counted.shape[1] // 2], masks[:, :, : counted.shape[1] // 2]
+    found, expected = metrics.rank_anomalies(maps, masks, counted), metrics.rank_anomalies(*rest)
+    for name in ("auroc", "average_precision", "f1_max", "pro"):
+        assert getattr(found, name)() == getattr(expected, name)()
+    assert metrics.pro(maps, masks, 0.05, counted) == expected.pro(0.05)
+    options = {"pro_limits": [0.3], "resamples": 20}
+    assert metrics.bootstrap_intervals(maps, masks, counted, **options) == metrics.bootstrap_intervals(*rest, **options)
+    with pytest.raises(ValueError, match="no defective pixels"):
+        metrics.rank_anomalies(maps, masks, np.zeros_like(counted))
+
+
 def test_defects_outside_of_an_area_are_counted():
     area, mask = np.zeros((2, 8, 8), bool)
     area[1:7, 1:7] = True

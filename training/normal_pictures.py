@@ -4,25 +4,32 @@ import hashlib
 from collections import Counter
 
 from config.checks import did_you_mean
-from config.keys import Settings
+from config.keys import TRAIN, Settings
 from dataset import ImageFolder, View, held_out_count
 from runtime.errors import UserError
 from training.dependence import named_groups
 
 
 def normal_pictures(settings: Settings) -> ImageFolder:
-    """Return the pictures of train/good without those of calibration.exclude.
+    """Return the pictures of train/good; see `normal_splits`."""
+    return normal_splits(settings)[TRAIN]
 
-    Raise MissingFileError without pictures, UserError for an excluded picture that does not exist.
+
+def normal_splits(settings: Settings) -> dict[str, ImageFolder]:
+    """Return the pictures of train/good and of calibration.folder, by split, without those of calibration.exclude.
+
+    Raise MissingFileError for a split without pictures, UserError for an excluded picture that does not exist.
     """
-    pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
-    names = pictures.names()
+    view, chosen = View(**settings.view_arguments()), dict.fromkeys((TRAIN, settings.calibration.folder))
+    splits = {split: ImageFolder(settings.category_dir, split, view) for split in chosen}
+    names = [name for pictures in reversed(splits.values()) for name in pictures.names()]
     known = {name.rpartition("/")[2]: name for name in names} | {name: name for name in names}
     for name in settings.calibration.exclude:
         if name not in known:
             hint = did_you_mean(name, known) or "; write names as --check and detection do"
             raise UserError(f"calibration.exclude names {name!r}, which is not in {settings.category_dir}{hint}")
-    return pictures.without({known[name] for name in settings.calibration.exclude})
+    excluded = {known[name] for name in settings.calibration.exclude}
+    return {split: pictures.without(excluded) for split, pictures in splits.items()}
 
 
 def split_pictures(settings: Settings) -> tuple[ImageFolder, ImageFolder]:

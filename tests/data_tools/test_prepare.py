@@ -23,6 +23,9 @@ SETS = {  # builder → flag, folder of data, categories, and (train, test good,
     "visa": ("visa", "VisA", ["candle", "pcb1"], (6, 2, 2)),
     "mvtec": ("mvtec", "MVTec", ["bottle"], (6, 2, 2)),
     "loco": ("mvtec", "MVTec", ["juice_bottle"], (6, 2, 4)),
+    "mvtec2": ("mvtec2", "MVTecAD2", ["can"], (6, 2, 2)),
+    "mpdd": ("mpdd", "MPDD", ["connector", "tubes"], (6, 2, 2)),
+    "real_iad": ("real_iad", "RealIAD", ["audiojack", "toy"], (6, 3, 2)),
     "mtd": ("mtd", "MTD", ["magnetic_tile"], (8, 2, 5)),
     "btad": ("btad", "BTAD", ["01", "02", "03"], (6, 2, 2)),
     "ksdd": ("ksdd", "KSDD", ["commutator"], (11, 2, 2)),
@@ -155,6 +158,46 @@ def test_several_masks_become_one_and_validation_stays_separate(original, run_ma
     assert mask[10:22, 10:22].all() and mask[30:42, 30:42].all() and np.count_nonzero(mask) == 2 * 12 * 12
     assert len(list((prepared / "validation/good").iterdir())) == 2
     assert "MVTec LOCO AD" in (prepared / NOTE).read_text()
+
+
+def test_mvtec_ad_2_keeps_its_splits_and_takes_thresholds_from_validation(original, run_main, tmp_path):
+    _, out, _ = run_main("--prepare_mvtec2", str(original("mvtec2")))
+    files = set(tree(tmp_path / "MVTecAD2" / "can"))
+    assert {"validation/good/002_regular.png", "test_private/001_regular.png"} <= files
+    assert {"test_private_mixed/002_mixed.png", "ground_truth/bad/001_overexposed_mask.png"} <= files
+    assert "calibration.folder=validation" in shlex.split(out.splitlines()[-1])
+    code, _, err = run_main("--prepare_mvtec", str(tmp_path / "original"))
+    assert code == 2 and "prepare MVTec AD 2 with --prepare_mvtec2" in err
+
+
+def test_real_iad_takes_the_largest_pictures_and_the_table_of_all_views(original, run_main, tmp_path):
+    root = original("real_iad")
+    assert run_main("--prepare_real_iad", str(root))[0] == 0
+    prepared = tmp_path / "RealIAD" / "toy"
+    picture = "OK/S0000/toy_0000_OK_C1_2023.jpg"
+    assert (prepared / "train/good" / Path(picture).name).samefile(root / "realiad_1024/toy" / picture)
+    assert (prepared / "test/good/toy_0001_NG_BX_C2_2023.jpg").exists()
+    assert sorted(path.name for path in (prepared / "test").iterdir()) == ["bx", "good"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('"OK/S0000/', '"../OK/'), "which is not a path in its own folder"),
+        (("toy_0001_OK", "toy_0009_OK"), "the download is incomplete"),
+        (('"anomaly_class": "BX"', '"anomaly_class": "../x"'), "which is not a path in its own folder"),
+        (('"train"', '"learn"'), "can't be read as a table of Real-IAD: 'train'"),
+        (("{", "["), "can't be read as a table of Real-IAD"),
+    ],
+)
+def test_a_damaged_table_of_real_iad_is_refused(change, message, original, run_main, tmp_path):
+    root = tmp_path / "damaged"
+    shutil.copytree(original("real_iad"), root)
+    table = root / "realiad_jsons" / "realiad_jsons" / "toy.json"
+    table.write_text(table.read_text().replace(*change))
+    code, _, err = run_main("--prepare_real_iad", str(root))
+    assert code == 2 and message in err and err.count("\n") == 1, err
+    assert not tree(tmp_path / "RealIAD")
 
 
 def test_exposures_of_one_tile_are_on_one_side(original, run_main, tmp_path):
@@ -309,6 +352,9 @@ def test_a_damaged_table_of_visa_is_refused(change, message, original, run_main,
         (("--prepare_visa", "empty"), "no split_csv, as VisA has"),
         (("--prepare_mvtec", "empty"), "no category with train/good"),
         (("--prepare_mtd", "empty"), "no MT_Free"),
+        (("--prepare_mvtec2", "empty"), "no category with test_public"),
+        (("--prepare_mpdd", "empty"), "no category with train/good, as MPDD has"),
+        (("--prepare_real_iad", "empty"), "no realiad_jsons with a JSON file for each category"),
         (("--prepare_btad", "empty"), "no product with train/ok"),
         (("--prepare_ksdd", "empty"), "no kos01 with Part0_label.bmp"),
         (("--prepare_folder", "empty"), "no pictures in"),

@@ -37,13 +37,13 @@ def test_calibration_work_counts_reconstructed_and_described_pictures(tiny_confi
     loaded = load_settings(
         tiny_config, [f"score.parts={parts}", f"calibration.method={method}", "calibration.pictures=100"]
     )
-    assert calibration_work(loaded, learnt=500, held_out=60) == expected
+    assert calibration_work(loaded, pictures=560, unseen=60) == expected
 
 
 def test_without_held_out_pictures_half_are_measured(tiny_config):
     for parts, expected in (("null", (40, 0)), ("[pixel]", (20, 0)), ("[memory]", (20, 20))):
         loaded = load_settings(tiny_config, [f"score.parts={parts}", "calibration.method=split"])
-        assert calibration_work(loaded, learnt=40, held_out=0) == expected
+        assert calibration_work(loaded, pictures=40, unseen=0) == expected
 
 
 def test_a_calibration_of_all_parts_is_stored_beside_the_weights(run_main, tmp_path, category):

@@ -202,7 +202,7 @@ def test_defects_that_the_crop_leaves_out_are_counted(run_main, category, traine
     add_border_defect(category)
     add_border_defect(category, "001", (slice(0, 3), slice(8, 20)), (slice(0, 6), slice(30, 40)))
     code, out, err = run_main("--detection", "score.parts=[memory]", "metrics.centre_crop=0.875")
-    counted = "outside the scored centre lie 2 defects wholly, 1 partly; the masks of 1 pictures wholly, of 1 partly"
+    counted = "outside the scored area lie 2 defects wholly, 1 partly; the masks of 1 pictures wholly, of 1 partly"
     assert code == 0 and f"{counted}; metrics.centre_crop=1 takes the whole picture" in out, err
     _, figures = (json.loads((tmp_path / "results" / f"{name}.json").read_text()) for name in STORED)
     assert [figures[name] for name in OUTSIDE] == [2, 1, 1, 1] and figures["vanished_defects"] == 1
