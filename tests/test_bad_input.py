@@ -857,7 +857,7 @@ def test_ctrl_c_while_the_sample_set_is_made(scene, run_main):
     """The next run replaces the incomplete set, which does not count as foreign files."""
     folder, save = scene.tmp / "sample", save_picture
     scene.monkeypatch.setattr(sample_set, "TEXTURES", ("brick", "grass"))
-    scene.monkeypatch.setattr(sample_set, "TRAINING_PICTURES", 6)
+    scene.monkeypatch.setattr(sample_set, "TRAINING_PICTURES", 12)
 
     def stop(path, picture):
         save(path, picture)
@@ -868,7 +868,7 @@ def test_ctrl_c_while_the_sample_set_is_made(scene, run_main):
     assert code == 130 and len(list(folder.rglob("*.png"))) == 1
     scene.monkeypatch.setattr(sample_set, "save_picture", save)
     ensure_sample_set(folder, seed=42)
-    assert len(list((folder / "brick" / "train" / "good").iterdir())) == 6
+    assert len(list((folder / "brick" / "train" / "good").iterdir())) == 12
 
 
 def assert_nothing_half_written(scene: Scene, before: dict[Path, bytes]) -> None:

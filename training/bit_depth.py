@@ -6,7 +6,7 @@ from pathlib import Path
 from config.keys import Settings
 from dataset import ImageFolder, View, measure_bits
 from images.bit_depth import DEEPEST, DEPTHS, white_of
-from runtime.errors import UserError
+from runtime.errors import MissingFileError, UserError
 from storage.weights_file import read_state
 from training import checkpoint
 
@@ -34,7 +34,11 @@ def depth_for_training(settings: Settings) -> int | None:
 
 
 def depth_of_weights(settings: Settings) -> int | None:
-    path, given = checkpoint.find_weights(settings.checkpoint_folder, settings.model.load_chp), settings.data.bit_depth
+    given = settings.data.bit_depth
+    try:
+        path = checkpoint.find_weights(settings.checkpoint_folder, settings.model.load_chp)
+    except MissingFileError:  # the stage says so, after what comes before
+        return given
     trained = stored_depth(path)
     if given is not None and given != (trained or DEEPEST):
         remedy = "set data.bit_depth=null, or train again"
