@@ -47,7 +47,7 @@ def pareto_tail(scores: Scores, rate: float) -> float:
 
 
 def tail_from_anchor(scores: Scores, rate: float) -> float:
-    """Return the project's threshold: a rank, and beyond the fifth-highest score an exponential tail."""
+    """Return the project's threshold: a rank, and beyond the third-highest score an exponential tail."""
     return Calibration(1.0, 1.0, tuple(np.sort(scores).tolist()), (0.0,) * len(PIXEL_RATES)).threshold(rate)
 
 

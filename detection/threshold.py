@@ -28,8 +28,9 @@ from runtime.errors import UserError
 from storage.fingerprint import describe_differences
 
 CONFIDENCE = 0.95  # of the bound on the false-positive rate
-ANCHOR = 5  # the rank from the top whose score the tail begins at
+ANCHOR = 3  # the rank from the top whose score the tail begins at
 TAIL_SHARE, TAIL_LEAST = 0.2, 20  # share and least number of the highest scores that the tail is measured on
+MOST_ODD = 5  # pictures that are asked about
 ODD = 0.01  # probability that the highest of normal pictures is as high as one that is called odd
 PIXEL_RATES = np.geomspace(0.5, 1e-5, 128)  # shares of normal pixels whose quantiles are kept
 
@@ -135,9 +136,9 @@ class Calibration:
     @property
     def odd(self) -> list[str]:
         """Return the names of pictures, highest first, that are too far above the others: perhaps defective."""
-        if len(self.scores) <= 2 * ANCHOR:
+        if len(self.scores) <= 2 * MOST_ODD:
             return []
-        limit = replace(self, scores=self.scores[:-ANCHOR], independent=None).threshold(ODD / len(self.scores))
+        limit = replace(self, scores=self.scores[:-MOST_ODD], independent=None).threshold(ODD / len(self.scores))
         return [name for name, score in zip(self.pictures, self.scores, strict=False) if score > limit][::-1]
 
     def pixel_threshold(self, rate: float) -> float:
