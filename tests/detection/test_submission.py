@@ -35,7 +35,7 @@ def test_validation_gives_the_threshold_and_a_submission_holds_every_private_pic
     folder = tmp_path / "submission"
     code, out, err = run_main("--train", "--detection", "--submission", str(folder), VALIDATION)
     assert code == 0, err
-    assert "(10 pictures)" in out and "from 3 normal pictures" in out
+    assert "(10 pictures" in out and "from 3 normal pictures" in out, out
     assert "training has seen these pictures" not in out and "SegF1 of the outlined defects" in out
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     stems = [f"nut/{split}/{number:03}_{split[5:]}" for split in SPLITS for number in range(2)]
