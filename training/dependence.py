@@ -53,7 +53,7 @@ def measure_dependence(
 
     `pattern` is calibration.groups. Raise UserError where it is neither auto, null nor fits the names.
     """
-    if groups := named_groups(names, pattern):
+    if groups := dividing_groups(names, pattern):
         return measure_named_groups(descriptors, groups)
     vectors = centred(descriptors)
     if pattern is None or len(names) < FEWEST_PICTURES or not vectors.any():
@@ -66,11 +66,19 @@ def measure_dependence(
 def measure_named_groups(descriptors: NDArray[np.floating], groups: tuple[str, ...]) -> Dependence:
     """Return the dependence of pictures with these descriptors (n, C) in groups that the user has named."""
     count = len(set(groups))
-    own = (
-        intraclass_correlation(centred(descriptors), groups) if count > 1 else 1.0
-    )  # one can't be compared with others
+    # one group can't be compared with others; the worst is assumed
+    own = intraclass_correlation(centred(descriptors), groups) if count > 1 else 1.0
     words = f"calibration.groups names {count} groups (correlation {own:.2f})"
     return Dependence(0, groups, pictures_per_independent(groups, own), words)
+
+
+def dividing_groups(names: Sequence[str], pattern: str | None) -> tuple[str, ...]:
+    """Return the `named_groups` of all pictures. Raise UserError where all are in one group."""
+    groups = named_groups(names, pattern)
+    if len(set(groups)) == 1:
+        problem = f"calibration.groups is {pattern!r}, which puts all pictures into one group, {groups[0]!r}"
+        raise UserError(f"{problem}; write one that tells items apart, or auto")
+    return groups
 
 
 def named_groups(names: Sequence[str], pattern: str | None) -> tuple[str, ...]:

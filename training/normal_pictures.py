@@ -7,7 +7,7 @@ from config.checks import did_you_mean
 from config.keys import TRAIN, Settings
 from dataset import ImageFolder, View, held_out_count
 from runtime.errors import UserError
-from training.dependence import named_groups
+from training.dependence import dividing_groups
 
 
 def normal_pictures(settings: Settings) -> ImageFolder:
@@ -35,7 +35,7 @@ def normal_splits(settings: Settings) -> dict[str, ImageFolder]:
 def split_pictures(settings: Settings) -> tuple[ImageFolder, ImageFolder]:
     """Return (training set, held-out set) of the normal pictures; calibration.groups are never divided."""
     pictures, calibration = normal_pictures(settings), settings.calibration
-    groups = named_groups(pictures.names(), calibration.groups)
+    groups = dividing_groups(pictures.names(), calibration.groups)
     wanted = held_out_count(len(pictures), calibration.share, calibration.pictures)
     if not groups or not wanted:
         return pictures.split(**settings.split_arguments())

@@ -86,5 +86,8 @@ def test_named_groups_are_held_out_whole(run_main, category):
         path.rename(path.with_name(f"item{number // 2}_{number % 2}.png"))
     out = run_main("--train", "--detection", r"calibration.groups=item\d+")[1]
     assert "2 more are held out" in out and "about 1 independent ones as calibration.groups" in out
+    for flag in ("--train", "--detection"):
+        code, _, err = run_main(flag, "calibration.groups=item", "score.parts=[memory]")
+        assert code == 2 and "puts all pictures into one group, 'item'; write one that tells items apart" in err
     code, _, err = run_main("--train", r"calibration.groups=lot\d+")
     assert code == 2 and "no file name contains (such as item0_0)" in err
