@@ -18,6 +18,9 @@ Mask = NDArray[np.bool_]
 Anomalies = tuple[list[Tensor], NDArray[np.str_], list[Mask]]  # pictures, their kinds of defect, masks (H, W)
 Defect = Callable[[Pixels, Pixels, np.random.Generator], tuple[Pixels, Mask]]
 REFERENCE_SIDE = 128  # pixels; the side for which docstrings give widths
+PLACES = 12  # among which the busiest piece of a picture is found
+EDGE = 0.012  # of the side: width of a piece's soft edge
+LEAST_CHANGE = 0.03  # of white; smaller changes of a piece are not seen
 
 
 def scratch(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
@@ -93,9 +96,35 @@ def worn(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixe
     side = len(picture)
     middle, radius = rng.uniform(0.2, 0.8, 2) * side, rng.uniform(0.25, 0.6) * side
     depth = np.clip(2 - 2 * distances(middle, side) / radius, 0, 1).astype(np.float32)
-    mask, depth = depth > 0, depth.reshape(side, side, *[1] * (picture.ndim - 2))
+    mask, depth = depth > 0, as_channels(depth, picture)
     smooth = gaussian(picture, side / 64, channel_axis=-1 if picture.ndim > 2 else None)
     return lay_over(picture, picture + depth * ((smooth - picture) / 2 + rng.choice([-0.08, 0.08])), mask), mask
+
+
+def wrong_structure(picture: Pixels, other: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+    """Remove, move, double, turn, mirror or replace a piece of the picture, the busiest of several."""
+    side = len(picture)
+    radius, turn = rng.uniform(0.06, 0.14) * side, int(rng.integers(1, 4))
+    places = rng.uniform(radius, side - radius, (PLACES, 2))
+    contrast = np.abs(np.gradient(picture if picture.ndim == 2 else picture.mean(axis=-1))).sum(axis=0)
+    centre = max(places, key=lambda place: contrast[distances(place, side) < radius].mean())
+    shift = tuple(np.rint(places[0 if (places[0] != centre).any() else 1] - centre).astype(int))
+    piece = np.clip((radius - distances(centre, side)) / (EDGE * side), 0, 1).astype(np.float32)
+    moved_piece = np.roll(piece, shift, (0, 1))
+    without = blend(picture, fill_in(picture, piece, radius), piece)
+    moved = np.roll(picture, shift, (0, 1))
+    changes = [
+        (without, piece),
+        (blend(without, moved, moved_piece), piece + moved_piece),
+        (blend(picture, moved, moved_piece), moved_piece),
+        (blend(picture, about(picture, centre, lambda square: np.rot90(square, turn)), piece), piece),
+        (blend(picture, about(picture, centre, lambda square: square[:, ::-1]), piece), piece),
+        (blend(picture, np.roll(picture, (-shift[0], -shift[1]), (0, 1)), piece), piece),
+    ]
+    shuffled = [changes[number] for number in rng.permutation(len(changes))]
+    visible = (change for change in shuffled if np.abs(change[0] - picture).max() > LEAST_CHANGE)
+    changed, covered = next(visible, shuffled[0])
+    return changed, covered > 0
 
 
 def with_defect(picture: Pixels, defect: Defect, rng: np.random.Generator) -> tuple[Pixels, Mask]:
@@ -120,6 +149,34 @@ def distances(centre: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     return np.hypot(rows - centre[0], columns - centre[1])
 
 
+def fill_in(picture: Pixels, share: Pixels, radius: float) -> Pixels:
+    """Return the picture with what `share` (S, S) covers filled by the mean of what surrounds it."""
+    kept = (share == 0).astype(np.float32)
+    spread = gaussian(kept, radius / 2)
+    surroundings = gaussian(picture * as_channels(kept, picture), (radius / 2,) * 2 + (0,) * (picture.ndim - 2))
+    return surroundings / as_channels(np.maximum(spread, 1e-4), picture)
+
+
+def about(picture: Pixels, centre: NDArray[np.float64], change: Callable[[Pixels], Pixels]) -> Pixels:
+    """Return the picture with the largest square about `centre` (row, column) changed."""
+    row, column = (int(place) for place in centre)
+    reach = min(row, column, len(picture) - 1 - row, len(picture) - 1 - column)
+    square = (slice(row - reach, row + reach + 1), slice(column - reach, column + reach + 1))
+    changed = picture.copy()
+    changed[square] = change(picture[square])
+    return changed
+
+
+def blend(picture: Pixels, other: Pixels, share: Pixels) -> Pixels:
+    """Return the picture with a share (S, S), 0…1, of the other one."""
+    return (picture + as_channels(share, picture) * (other - picture)).astype(np.float32)
+
+
+def as_channels(values: NDArray, picture: Pixels) -> NDArray:
+    """Return values (S, S) in a shape that multiplies the picture's channels."""
+    return values.reshape(*values.shape, *[1] * (picture.ndim - 2))
+
+
 def paint(picture: Pixels, mask: Mask, opacity: float) -> Pixels:
     """Blend the masked pixels with black or white, whichever contrasts more with the picture."""
     darkest, brightest = np.percentile(picture, [1, 99])
@@ -129,7 +186,7 @@ def paint(picture: Pixels, mask: Mask, opacity: float) -> Pixels:
 
 def lay_over(picture: Pixels, other: NDArray, mask: Mask) -> Pixels:
     """Return `other` where the mask (S, S) is true, else the picture."""
-    return np.where(mask.reshape(*mask.shape, *[1] * (picture.ndim - 2)), other, picture).astype(np.float32)
+    return np.where(as_channels(mask, picture), other, picture).astype(np.float32)
 
 
 def stroke(points: Sequence[NDArray] | NDArray, width: int, side: int) -> Mask:
@@ -140,7 +197,8 @@ def stroke(points: Sequence[NDArray] | NDArray, width: int, side: int) -> Mask:
 
 
 DEFECTS: dict[str, Defect] = {"bent_line": bent_line, "patch": foreign_patch, "scratch": scratch, "stain": stain}
-ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit, "worn": worn}
+STRUCTURE = "structure"
+ALL_DEFECTS = DEFECTS | {"crack": crack, "displaced": displaced, "pit": pit, STRUCTURE: wrong_structure, "worn": worn}
 
 
 def make_synthetic_anomalies(normal: Sequence[Tensor], copies: int, seed: int) -> Anomalies:
