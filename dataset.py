@@ -9,6 +9,8 @@ import copy
 import difflib
 import functools
 import hashlib
+import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,12 +23,27 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from images.read import SUFFIXES, Size, read_mask, read_reduced, reduction_factors
+from images.read import (
+    SUFFIXES,
+    Size,
+    is_marked,
+    mask_levels,
+    read_mask,
+    read_mask_values,
+    read_reduced,
+    reduction_factors,
+    resize_mask,
+)
+from images.tiles import tile_corners
 from runtime.errors import MissingFileError, UserError
 
 NORMAL = "good"
 MASK_ENDING = "_mask"
-LARGEST_RATIO = 50  # of the sides of a picture that is tiled
+SQUARE, PROPORTIONS = "square", "proportions"  # ways to fit a picture to the networks
+SQUARE_RATIO = 1.25  # of the sides; a category is resized to squares up to it
+STRIP_RATIO = 4  # of the sides; beyond it a picture is a strip, cut into tiles
+LARGEST_RATIO = 50  # of the sides of a picture that keeps its proportions
+SIDES_PER_STEP = 16
 HASH_DIGITS, HASHING_THREADS = 16, 2
 PARTS = ("train", "test")
 Key = TypeVar("Key")
@@ -35,25 +52,70 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class View:
-    """The form in which the network gets a picture: resized to a square of `size` pixels.
+    """The form in which the networks get a picture, by `fit`:
 
-    With `tiles` a picture keeps its proportions; its shorter side becomes `tiles` · `size` pixels long.
+    square: resized to `size` · `size` pixels.
+    proportions: as many pixels, in the picture's own proportions. Beyond STRIP_RATIO a picture is a strip: it keeps its
+    scale, and the UNet sees it in tiles.
+    `tiles`: in its own proportions, with a shorter side of `tiles` · `size` pixels, in tiles of `size` · `size`.
     """
 
     size: int
     channels: int = 3
     tiles: int | None = None
+    fit: str = SQUARE
 
-    def shape(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) to which a picture is resized. Raise UserError if it is too narrow for tiles."""
-        if self.tiles is None:
+    @property
+    def step(self) -> int:
+        """Return the power of 2 that sides in proportions are multiples of: coarse, for few different shapes."""
+        return math.gcd(self.size // 2, 1 << max(0, (self.size // SIDES_PER_STEP).bit_length() - 1))
+
+    def shape(self, width: int, height: int) -> Size:
+        """Return the (width, height) to which a picture is resized. Raise UserError if it is too narrow."""
+        if self.tiles is None and self.fit == SQUARE:
             return self.size, self.size
-        if max(width, height) > LARGEST_RATIO * min(width, height):
-            problem = f"a picture of {width}×{height} is too narrow for data.tiles"
-            raise UserError(f"{problem}; crop it, or set data.tiles=null")
-        shorter = self.size * self.tiles
-        across, down = (max(shorter, round(side * shorter / min(width, height))) for side in (width, height))
+        short, long = sorted((width, height))
+        if long > LARGEST_RATIO * short:
+            remedy = f"data.fit={SQUARE}" if self.tiles is None else "data.tiles=null"
+            key = "data.fit" if self.tiles is None else "data.tiles"
+            raise UserError(f"a picture of {width}×{height} is too narrow for {key}; crop it, or set {remedy}")
+        if self.tiles is not None:
+            shorter = self.size * self.tiles
+            across, down = (max(shorter, round(side * shorter / short)) for side in (width, height))
+            return across, down
+        if long <= STRIP_RATIO * short:
+            return shape_in_proportions(self.size, width, height, self.step)
+        shorter = nearest_multiple(min(max(short, self.size // STRIP_RATIO), self.size), self.step)
+        across, down = (self.step * math.ceil(side * shorter / short / self.step) for side in (width, height))
         return across, down
+
+    def tile(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) of the tiles in which the UNet sees a resized picture, or those of the picture."""
+        if self.tiles is not None:
+            return self.size, self.size
+        if max(height, width) <= STRIP_RATIO * min(height, width):
+            return height, width
+        return min(height, self.size), min(width, self.size)
+
+    def scaled_shape(self, tile: Sequence[int], size: int, factor: int) -> tuple[int, int]:
+        """Return the (height, width), multiples of `factor`, of a tile for a UNet whose squares have `size` pixels."""
+        height, width = (side * size / self.size for side in tile)
+        return nearest_shape((height, width), factor)
+
+    def measured_shape(self, width: int, height: int, size: int) -> Size:
+        """Return the (width, height) at which maps and masks of a picture are measured: `size` · `size` pixels."""
+        if self.fit == SQUARE:
+            return size, size
+        return shape_in_proportions(size, *self.shape(width, height))
+
+    def describe(self, width: int, height: int) -> str:
+        """Return in words what happens to a picture, such as '11 tiles of 512×256'."""
+        across, down = self.shape(width, height)
+        tile = self.tile(down, across)
+        resized = "" if (across, down) == (width, height) else f"resized to {across}×{down}, "
+        if tile == (down, across):
+            return resized.removesuffix(", ") or "as they are"
+        return f"{resized}{len(tile_corners((down, across), tile))} tiles of {tile[1]}×{tile[0]}"
 
     def read(self, path: Path) -> tuple[Tensor, Size]:
         """Return the `pixels` of a file and the picture's own (width, height)."""
@@ -70,11 +132,32 @@ class View:
         return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
 
 
+def shape_in_proportions(size: int, width: float, height: float, step: int = 1) -> tuple[int, int]:
+    """Return multiples of `step` with about `size`² pixels in the proportions width : height."""
+    root = math.sqrt(width / height)
+    return nearest_shape((size * root, size / root), step)
+
+
+def nearest_shape(wanted: tuple[float, float], step: int) -> tuple[int, int]:
+    """Return multiples of `step` near both sides, with nearly their number of pixels and their proportions."""
+    across, down = (max(step, math.floor(side / step) * step) for side in wanted)
+
+    def error(sides: tuple[int, int]) -> float:
+        first, second = (math.log(side / goal) for side, goal in zip(sides, wanted, strict=True))
+        return max(abs(first + second), abs(first - second))  # of the number of pixels, of the proportions
+
+    return min(itertools.product((across, across + step), (down, down + step)), key=error)
+
+
+def nearest_multiple(length: float, step: int) -> int:
+    return max(1, round(length / step)) * step
+
+
 class Item(NamedTuple):
     """One picture as the network gets it, with its mask, kind and file."""
 
     picture: Tensor  # (C, H, W) in [−1, 1]
-    mask: NDArray[np.bool_] | None  # (S, S), true where defective
+    mask: NDArray[np.bool_] | None  # (H, W), true where defective
     kind: str  # of defect, or `good`
     path: str  # within the category's folder
     size: Size  # (width, height) of the file
@@ -97,7 +180,7 @@ class Sample:
 class ImageFolder:
     """The pictures of one split, sorted by path. An item is read when it is indexed.
 
-    Masks are squares of `mask_size` pixels, by default the view's size.
+    Masks have `mask_size`² pixels, by default the view's size, in the shape of `View.measured_shape`.
     Raise MissingFileError if a folder, its pictures or a mask is missing, UserError for a file that is not a picture.
     """
 
@@ -115,7 +198,8 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Item:
         sample = self.samples[index]
         pixels, size = self.view.read(sample.picture)
-        mask = read_mask(sample.mask, size, sample.picture, self.mask_size) if sample.mask else None
+        shape = self.view.measured_shape(*size, self.mask_size)
+        mask = read_mask(sample.mask, size, sample.picture, shape) if sample.mask else None
         return Item(to_unit_range(pixels), mask, sample.kind, self.name(sample), size)
 
     def name(self, sample: Sample) -> str:
@@ -145,6 +229,19 @@ class ImageFolder:
         # a hash of seed and name chooses, so that one more picture changes the choice by one at most
         hashes = {name: hashlib.sha256(f"{seed} {name}".encode()).digest() for name in self.names()}
         return self.only(sorted(hashes, key=hashes.__getitem__)[:count])
+
+    def least_mask_sizes(self, sizes: Sequence[int], workers: int) -> list[int]:
+        """Return, for each mask that marks a defect, the first of `sizes` at which it still does, else the last."""
+
+        def least_size(sample: Sample) -> int | None:
+            levels = mask_levels(*read_mask_values(sample.mask)) if sample.mask else np.zeros((1, 1), np.uint8)
+            height, width = levels.shape
+            shapes = {size: self.view.measured_shape(width, height, size) for size in sizes}
+            marked = (size for size, shape in shapes.items() if resize_mask(levels, shape).any())
+            return next(marked, sizes[-1]) if is_marked(levels).any() else None
+
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            return [size for size in pool.map(least_size, self.samples) if size is not None]
 
     def batches(self, size: int, workers: int) -> Iterator[list[Item]]:
         """Yield the items in order, `size` at a time."""

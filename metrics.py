@@ -1,13 +1,15 @@
 """Metrics of scores and maps: AUROC, average precision, F1-max, PRO, their intervals, and rates at a threshold.
 
-Scores are (N,), maps and masks are (N, H, W). A higher value is more anomalous.
+Scores are (N,), maps and masks are (N, H, W), or lists of such stacks where pictures have several shapes: all pixels
+are ranked together. A higher value is more anomalous.
 Labels and masks are true, or above 0, where an entry (a picture or a pixel) is anomalous.
 All metrics follow from one `Ranking` of the anomalous entries. It reads the pictures in chunks, so arrays may be
 memory maps larger than the memory. It keeps the A anomalous entries and a chunk of max(`CHUNK`, 2·A) pixels.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,18 +22,20 @@ EDGES = 1024  # largest number of values at which `PictureCounts` counts
 RESAMPLES_AT_ONCE = 64  # curves in memory
 EIGHT_CONNECTED = np.array([[[plane] * 3] * 3 for plane in (0, 1, 0)])  # no region spans pictures
 
+Stacks = Sequence[NDArray]  # (N_k, H_k, W_k) each, one stack per shape
+
 
 def image_auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Return the area under the ROC curve of image scores (N,): see `Ranking.auroc`."""
     return rank_anomalies(scores, labels).auroc()
 
 
-def pixel_auroc(maps: ArrayLike, masks: ArrayLike) -> float:
+def pixel_auroc(maps: ArrayLike | Stacks, masks: ArrayLike | Stacks) -> float:
     """Return the area under the ROC curve over all pixels of all maps: see `Ranking.auroc`."""
     return _rank_maps(maps, masks).auroc()
 
 
-def pro(maps: ArrayLike, masks: ArrayLike, limit: float = 0.3) -> float:
+def pro(maps: ArrayLike | Stacks, masks: ArrayLike | Stacks, limit: float = 0.3) -> float:
     """Return the per-region overlap up to a false-positive rate of `limit`: see `Ranking.pro`."""
     return _rank_maps(maps, masks).pro(limit)
 
@@ -89,14 +93,15 @@ class Ranking:
         return float((np.bincount(self.regions[reached], weights=area, minlength=len(sizes)) / sizes).mean())
 
 
-def rank_anomalies(values: ArrayLike, truth: ArrayLike) -> Ranking:
-    """Rank scores (N,) or maps (N, H, W) against labels or masks of the same shape.
+def rank_anomalies(values: ArrayLike | Stacks, truth: ArrayLike | Stacks) -> Ranking:
+    """Rank scores (N,) or maps (N, H, W) or stacks of maps against labels or masks of the same shapes.
 
     Raise ValueError if shapes differ, values are not finite, or there are no normal or no anomalous entries.
     """
-    maps, masks = _as_maps(values, truth)
+    stacks = _as_stacks(values, truth)
+    entries = sum(maps.size for maps, _ in stacks)
     anomalous, regions, region_pictures, regions_before, infinite = [], [], [], 0, 0
-    for first, chunk, mask in _chunks(maps, masks, CHUNK):
+    for first, chunk, mask in _chunks(stacks, CHUNK):
         infinite += chunk.size - np.count_nonzero(np.isfinite(chunk))
         numbered, count = connected_regions(mask, EIGHT_CONNECTED)
         anomalous.append(chunk[mask])
@@ -108,20 +113,20 @@ def rank_anomalies(values: ArrayLike, truth: ArrayLike) -> Ranking:
         regions_before += count
     flat = np.concatenate(anomalous)
     if infinite:
-        raise ValueError(f"{infinite} of {maps.size} scores are not finite")
-    if len(flat) in (0, maps.size):
-        missing, entries = "normal" if len(flat) else "defective", "pixels" if np.ndim(values) == 3 else "pictures"
-        raise ValueError(f"no {missing} {entries}; this metric needs both normal and defective ones")
+        raise ValueError(f"{infinite} of {entries} scores are not finite")
+    if len(flat) in (0, entries):
+        missing, kind = "normal" if len(flat) else "defective", "pictures" if stacks[0][0][0].size == 1 else "pixels"
+        raise ValueError(f"no {missing} {kind}; this metric needs both normal and defective ones")
     order = np.argsort(flat)
     flat = flat[order]
     below, up_to = np.zeros((2, len(flat)), np.int64)
-    for _, chunk, mask in _chunks(maps, masks, max(CHUNK, 2 * len(flat))):  # large chunks: few passes over `flat`
+    for _, chunk, mask in _chunks(stacks, max(CHUNK, 2 * len(flat))):  # large chunks: few passes over `flat`
         lower, tied = _count_lower_and_tied(chunk[~mask], flat)
         below += lower
         up_to += lower + tied
     true_positives = len(flat) - np.searchsorted(flat, flat, side="left")
     numbers, pictures = np.concatenate(regions)[order], np.concatenate(region_pictures)
-    return Ranking(flat, below, up_to, true_positives, numbers, pictures, maps.size - len(flat))
+    return Ranking(flat, below, up_to, true_positives, numbers, pictures, entries - len(flat))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,16 +150,16 @@ class PictureCounts:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def count_by_picture(values: ArrayLike, truth: ArrayLike) -> PictureCounts:
+def count_by_picture(values: ArrayLike | Stacks, truth: ArrayLike | Stacks) -> PictureCounts:
     """Count the scores (N,) or maps (N, H, W) of each picture at the thresholds of `_choose_edges`.
 
     Metrics of resamples are exact for up to `EDGES` distinct anomalous values; with more, errors are about 1e-4.
     """
     ranking = rank_anomalies(values, truth)
-    maps, masks = _as_maps(values, truth)
+    stacks = _as_stacks(values, truth)
     edges = _choose_edges(ranking)
-    false_positives = np.zeros((len(maps), 2 * len(edges) + 2))
-    for first, chunk, mask in _chunks(maps, masks, CHUNK):
+    false_positives = np.zeros((sum(len(maps) for maps, _ in stacks), 2 * len(edges) + 2))
+    for first, chunk, mask in _chunks(stacks, CHUNK):
         for picture, (pixels, defect) in enumerate(zip(chunk, mask, strict=True), first):
             normal = np.sort(pixels[~defect])
             below = np.stack([np.searchsorted(normal, edges, side) for side in ("left", "right")], axis=1)
@@ -169,8 +174,8 @@ def count_by_picture(values: ArrayLike, truth: ArrayLike) -> PictureCounts:
 
 
 def bootstrap_intervals(
-    values: ArrayLike,
-    truth: ArrayLike,
+    values: ArrayLike | Stacks,
+    truth: ArrayLike | Stacks,
     *,
     pro_limits: Collection[float] = (),
     resamples: int = 1000,
@@ -269,11 +274,14 @@ def _choose_edges(ranking: Ranking) -> NDArray:
     return np.unique(ranking.values[ranks.astype(np.int64)])
 
 
-def _chunks(maps: NDArray, masks: NDArray, pixels: int) -> Iterator[tuple[int, NDArray, NDArray]]:
+def _chunks(stacks: Sequence[tuple[NDArray, NDArray]], pixels: int) -> Iterator[tuple[int, NDArray, NDArray[np.bool_]]]:
     """Yield (number of the first picture, maps, boolean masks) of at most `pixels` pixels, or one picture."""
-    pictures = max(1, pixels // maps[0].size)
-    for first in range(0, len(maps), pictures):
-        yield first, maps[first : first + pictures], masks[first : first + pictures] > 0
+    before = 0  # pictures of the stacks before
+    for maps, masks in stacks:
+        pictures = max(1, pixels // maps[0].size)
+        for first in range(0, len(maps), pictures):
+            yield before + first, maps[first : first + pictures], masks[first : first + pictures] > 0
+        before += len(maps)
 
 
 def _count_lower_and_tied(entries: NDArray, values: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -301,10 +309,25 @@ def _count_lower_and_tied(entries: NDArray, values: NDArray) -> tuple[NDArray[np
     return counted + lower, np.searchsorted(rest, values, side="right") - lower
 
 
-def _rank_maps(maps: ArrayLike, masks: ArrayLike) -> Ranking:
-    if np.ndim(maps) != 3:
+def _rank_maps(maps: ArrayLike | Stacks, masks: ArrayLike | Stacks) -> Ranking:
+    if not _is_stacks(maps) and np.ndim(maps) != 3:
         raise ValueError(f"maps are {np.shape(maps)} and masks {np.shape(masks)}; both must be (N, H, W)")
     return rank_anomalies(maps, masks)
+
+
+def _as_stacks(values: ArrayLike | Stacks, truth: ArrayLike | Stacks) -> list[tuple[NDArray, NDArray]]:
+    """Return pairs (maps, masks), one per shape; scores and a single stack make one pair."""
+    if not (_is_stacks(values) and _is_stacks(truth)):
+        return [_as_maps(values, truth)]
+    if len(values) != len(truth):
+        raise ValueError(f"{len(values)} stacks of maps do not match {len(truth)} of masks; give one for each")
+    return [_as_maps(maps, masks) for maps, masks in zip(values, truth, strict=True)]
+
+
+def _is_stacks(values: ArrayLike | Stacks) -> TypeGuard[Stacks]:
+    if not isinstance(values, (list, tuple)) or not values:
+        return False
+    return all(isinstance(stack, np.ndarray) and stack.ndim in (1, 3) for stack in values)
 
 
 def _as_maps(values: ArrayLike, truth: ArrayLike) -> tuple[NDArray, NDArray]:

@@ -12,6 +12,7 @@ from config.load import load_settings
 from dataset import ImageFolder
 from detection.detector import Detector, predict_pictures
 from runtime.progress import count_progress
+from training.fit import choose_fit
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config.yaml"
@@ -44,7 +45,8 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
 def load_category_settings(config: Path, category: Path, checkpoint_dir: Path, changes: Sequence[str]) -> Settings:
     """Return the settings of `config` for a category in the MVTec AD layout, with `changes` (KEY=VALUE)."""
     paths = {"data.data_dir": category.parent, "data.category": category.name, "model.checkpoint_dir": checkpoint_dir}
-    return load_settings(config, ["data.name=own", *(f"{key}={path}" for key, path in paths.items()), *changes])
+    given = [f"{key}={path}" for key, path in paths.items()]
+    return choose_fit(load_settings(config, ["data.name=own", *given, *changes]))
 
 
 def every_nth(pictures: ImageFolder, n: int) -> ImageFolder:

@@ -20,6 +20,7 @@ from reports import tables
 from runtime import distributed
 from runtime.device import keep_memory
 from runtime.errors import UserError
+from training.fit import choose_fit
 
 PREPARE = "prepare_"  # prefix of the flags that prepare data sets
 
@@ -68,7 +69,7 @@ def tune(options: Namespace) -> None:
     provide_sample_set(content)
     if names_several(content):
         raise UserError("--tune chooses settings for one category; set data.category to its name")
-    tune_settings(build_settings(content), options.output)
+    tune_settings(choose_fit(build_settings(content)), options.output)
 
 
 def check_data(options: Namespace) -> int:

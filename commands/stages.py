@@ -24,6 +24,7 @@ from runtime import distributed
 from runtime.errors import UserError, explain_error
 from train import check_training, train_unet
 from training import checkpoint
+from training.fit import choose_fit
 
 INCOMPLETE = 3  # exit code
 
@@ -71,6 +72,7 @@ def provide_sample_set(content: Content) -> None:
 def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     """Run the plan's stages on one category; return the result of the last one."""
     refuse_without_weights(settings, plan.stages)
+    settings = choose_fit(settings, trains="train" in plan.stages, resume=plan.resume)
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
     inputs = len(input_pictures(settings, plan.source, plan.output)) if plan.source else None

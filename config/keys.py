@@ -8,6 +8,7 @@ from typing import Any
 
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
+SQUARE, PROPORTIONS = "square", "proportions"
 PLANNED = 0  # `auto` epochs until commands/budget.py knows how many fit training.budget_minutes
 STAGES = ("train", "domain_adaptation", "detection")
 PARTS = ("pixel", "feature", "memory", "wide_memory", "whole_memory", "patch_memory")
@@ -21,13 +22,20 @@ NOTHING, ALL_STAGES = Effect(0), WEIGHTS | FEATURES | SCORES
 
 
 def key(
-    default: Any = MISSING, *, affects: Effect, stored_as: str = "", one_of: tuple[str, ...] = (), **bounds: float
+    default: Any = MISSING,
+    *,
+    affects: Effect,
+    stored_as: str = "",
+    unstored: tuple[object, ...] = (),
+    one_of: tuple[str, ...] = (),
+    **bounds: float,
 ) -> Any:
     """Declare a configuration key, its name in files of weights, and its bounds `least`, `above` and `most`.
 
     A key that only names files affects nothing, as pictures and networks are compared by their content.
+    Files of weights leave out the values `unstored`, as files from before the key do.
     """
-    metadata = {"affects": affects, "stored_as": stored_as, "one_of": one_of, "bounds": bounds}
+    metadata = {"affects": affects, "stored_as": stored_as, "unstored": unstored, "one_of": one_of, "bounds": bounds}
     return field(default=default, metadata=metadata)
 
 
@@ -43,6 +51,7 @@ class DataSettings:
     mask: bool = key(True, affects=SCORES)
     input_channel: int = key(3, affects=ALL_STAGES, stored_as="channels", least=1, most=3)
     tiles: int | None = key(None, affects=ALL_STAGES, least=1)
+    fit: str = key(AUTO, affects=ALL_STAGES, unstored=(AUTO, SQUARE), one_of=(SQUARE, PROPORTIONS))
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ class MetricsSettings:
     visualisation: bool = key(True, affects=NOTHING)
     raw_maps: bool | None = key(None, affects=NOTHING)
     centre_crop: float = key(0.875, affects=SCORES, above=0, most=1)
-    size: int = key(256, affects=SCORES, least=8)
+    size: int | None = key(AUTO, affects=SCORES, least=8)
     resamples: int = key(1000, affects=SCORES, least=0)
 
 
@@ -176,7 +185,8 @@ class Settings:
 
     def view_arguments(self) -> Values:
         """Return the arguments of `View`: how the network sees a picture."""
-        return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles}
+        fit = {"fit": self.data.fit} if self.data.fit == PROPORTIONS else {}  # old calibrations have no fit
+        return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles, **fit}
 
     def split_arguments(self) -> Values:
         """Return the arguments of `ImageFolder.split`: which pictures are held out of training."""
@@ -208,11 +218,13 @@ class Settings:
 
     def settings_affecting(self, effect: Effect) -> dict[str, object]:
         """Return the values of all keys that have this effect, under the names that files of weights store."""
-        sections = [getattr(self, section.name) for section in fields(self)]
-        keys = [
-            (section, spec) for section in sections for spec in fields(section) if effect in spec.metadata["affects"]
-        ]
-        return {spec.metadata["stored_as"] or spec.name: getattr(section, spec.name) for section, spec in keys}
+        stored = {}
+        for section in (getattr(self, section.name) for section in fields(self)):
+            for spec in fields(section):
+                value, about = getattr(section, spec.name), spec.metadata
+                if effect in about["affects"] and value not in about["unstored"]:
+                    stored[about["stored_as"] or spec.name] = value
+        return stored
 
     def as_dict(self) -> dict[str, dict[str, object]]:
         """Return plain values by section, as config.yaml would hold them."""

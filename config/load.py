@@ -7,7 +7,7 @@ from pathlib import Path
 
 from config import checks
 from config.checks import SECTIONS, SPELLINGS, PlainSections, Sections, check_sections, check_value, did_you_mean
-from config.keys import AUTO, LATEST, PER_IMAGE, PLANNED, DataSettings, Settings
+from config.keys import AUTO, LATEST, PER_IMAGE, PLANNED, SQUARE, DataSettings, Settings
 from config.plain_yaml import NOT_YAML, parse_yaml, read_yaml_file
 from config.presets import PRESETS
 from config.published import published_row, published_rows
@@ -24,6 +24,7 @@ PUBLISHED = {  # keys whose `auto` is a published value, with their type
 }
 COLUMNS = {"load_chp": "epochs", "DA_epochs": "DA_chp"}  # of published.csv, where the key has another name
 UNPUBLISHED = {"DA_epochs": 0, "DA_chp": 0, "v": 1, "DLlambda": 0.1, "DA_batch_size": 16, "test_batch_size": 16}
+METRICS_SIZE = 256  # pixels, as published
 DRAWS = 4  # `auto` number of reconstructions with per-image scores; the published system makes one
 HELD_OUT = 0.2  # `auto` share of train/good that calibration gets; the published system trains on all
 QUOTES = ("'", '"')
@@ -144,7 +145,12 @@ def auto_values(sections: Sections) -> dict[str, object]:
         values["DA_epochs"] = model["DA_chp"]
     if sections["training"]["budget_minutes"]:
         values |= {"epochs": PLANNED, "load_chp": LATEST}
-    if sections["score"]["protocol"] == PER_IMAGE:
+    per_image, parts = sections["score"]["protocol"] == PER_IMAGE, sections["score"]["parts"]
+    if data["tiles"] or not per_image or (row and not parts):  # as published
+        values |= {"fit": SQUARE, "size": METRICS_SIZE}
+    else:
+        values["size"] = None  # `auto` fit stays, until the pictures are known
+    if per_image:
         return values | {"share": HELD_OUT, "draws": DRAWS, "test_batch_size": None}
     return values | {"share": 0.0, "draws": 1}
 

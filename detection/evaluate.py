@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
 import metrics
 from anomaly_map import resize_maps
-from config.keys import PER_IMAGE, Settings
+from config.keys import PER_IMAGE, SQUARE, Settings
 from dataset import NORMAL, ImageFolder, Item, View
 from detection.calibrate import calibrate
 from detection.comparison import BATCH_SIZES
@@ -30,28 +31,32 @@ from storage.fingerprint import as_stored
 from storage.safe_names import file_stems
 from training.log import ADAPTATION, TRAINING, read_log_up_to, stage_seconds
 
+METRICS_SIZES = (256, 512, 1024)  # of `auto`
+
 Labels = NDArray[np.bool_]
 Scores = NDArray[np.float64]
+Shape = tuple[int, int]  # (height, width)
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredPictures:
-    """Scores, maps and masks of the test pictures, in their order; maps and masks are (N, S, S), the scored area."""
+    """Scores of the test pictures, in their order; maps and masks of the scored area, in a stack for each shape."""
 
     paths: list[str]
     kinds: NDArray[np.str_]
     scores: Scores
-    maps: NDArray[np.float32]
-    masks: NDArray[np.bool_] | None
+    maps: metrics.Stacks
+    masks: metrics.Stacks | None
+    vanished: int  # defective pictures with an empty mask, at this size and in the scored area
 
     @property
     def labels(self) -> Labels:
         return self.kinds != NORMAL
 
     @property
-    def vanished(self) -> int:
-        """Return how many defective pictures have an empty mask, at this size and in the scored area."""
-        return 0 if self.masks is None else int((self.labels & ~self.masks.any(axis=(1, 2))).sum())
+    def shapes(self) -> dict[str, int]:
+        """Return the number of pictures by the shape of their scored area, such as 256×256."""
+        return {"×".join(map(str, stack.shape[:0:-1])): len(stack) for stack in self.maps}
 
 
 class PictureWriter:
@@ -117,6 +122,8 @@ def evaluate_category(settings: Settings, output: Path | None = None, force: boo
     torch.manual_seed(settings.model.seed)
     pictures, folder = check_evaluation(settings, output)
     detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
+    pictures.mask_size = distributed.group().broadcast(choose_metrics_size(pictures, settings))
+    settings = replace(settings, metrics=replace(settings.metrics, size=pictures.mask_size))
     inputs = evaluation_inputs(detector, settings, pictures)
     group, finished, category = distributed.group(), False, settings.data.category
     if not force:
@@ -137,6 +144,18 @@ def evaluate_category(settings: Settings, output: Path | None = None, force: boo
     elif settings.score.protocol == PER_IMAGE:
         deque(predict_all(calibrate(detector, settings), pictures, settings), maxlen=0)
     return folder
+
+
+def choose_metrics_size(pictures: ImageFolder, settings: Settings) -> int:
+    """Return metrics.size; for `auto` the smallest of METRICS_SIZES at which no mask vanishes, else the largest."""
+    if settings.metrics.size is not None:
+        return settings.metrics.size
+    sizes = pictures.least_mask_sizes(METRICS_SIZES, settings.model.num_workers)
+    size = max(sizes, default=METRICS_SIZES[0])
+    if count := sum(other > METRICS_SIZES[0] for other in sizes):
+        smaller = f"at {METRICS_SIZES[0]}² the masks of {count} defective pictures would be empty"
+        print(f"metrics are measured at {size}² pixels: {smaller} (metrics.size: auto)", flush=True)
+    return size
 
 
 def evaluation_inputs(detector: Detector, settings: Settings, pictures: ImageFolder) -> dict[str, object]:
@@ -177,6 +196,10 @@ def evaluate_pictures(
     log = read_log_up_to(settings.checkpoint_folder, TRAINING, model.load_chp)
     writer.curves({**summary.curves, "training": metric_summary.training_curve(log)})
     content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
+    if settings.data.fit != SQUARE:
+        content["shapes"] = results.shapes
+    if settings.data.fit != SQUARE:
+        content["shapes"] = results.shapes
     content["vanished_defects"] = results.vanished
     if calibration := detector.calibration:
         source = {"pictures": len(calibration.scores), "held_out": calibration.held_out, "balance": calibration.balance}
@@ -205,36 +228,47 @@ def score_pictures(detector: Detector, pictures: ImageFolder, writer: Writer, se
     """Return scores, maps and masks of all pictures; raw maps and figures are written on the way."""
     predictions = predict_all(detector, pictures, settings)
     picture_writer = PictureWriter(writer, detector, pictures, settings)
-    paths, kinds, scores = [], [], []
+    paths, kinds, scores, vanished = [], [], [], 0
     with writer.spool() as maps, writer.spool() as masks:
         for item, prediction in count_progress(predictions, len(pictures), "detecting"):
-            maps.add(scored_map(prediction, settings))
+            shape = pictures.view.measured_shape(*item.size, pictures.mask_size)[::-1]
+            maps.add(scored_map(prediction, shape, settings))
             if settings.data.mask:
-                masks.add(scored_mask(item, settings))
+                mask = scored_mask(item, shape, settings)
+                vanished += item.label and not mask.any()
+                masks.add(mask)
             picture_writer.add(item, prediction)
             paths.append(item.path)
             kinds.append(item.kind)
             scores.append(prediction.score)
         picture_writer.finish()
-        all_masks = masks.array() if settings.data.mask else None
-        return ScoredPictures(paths, np.array(kinds), np.array(scores), maps.array(), all_masks)
+        all_masks = masks.stacks() if settings.data.mask else None
+        return ScoredPictures(paths, np.array(kinds), np.array(scores), maps.stacks(), all_masks, vanished)
 
 
-def scored_map(prediction: Prediction, settings: Settings) -> NDArray[np.float32]:
-    """Return the scored area of the map at metrics.size."""
-    maps = resize_maps(prediction.anomaly[None, None], (settings.metrics.size,) * 2)
-    return center_crop(maps, [scored_side(settings)] * 2)[0, 0].numpy()
+def scored_map(prediction: Prediction, shape: Shape, settings: Settings) -> NDArray[np.float32]:
+    """Return the scored area of the map, resized to `shape` (height, width)."""
+    return scored_area(resize_maps(prediction.anomaly[None, None], shape)[0, 0], settings).numpy()
 
 
-def scored_mask(item: Item, settings: Settings) -> NDArray[np.bool_]:
-    """Return the scored area of the mask at metrics.size; without a mask nothing is defective."""
-    size = settings.metrics.size
-    mask = torch.zeros(size, size, dtype=torch.bool) if item.mask is None else torch.from_numpy(item.mask)
-    return center_crop(mask, [scored_side(settings)] * 2).numpy()
+def scored_mask(item: Item, shape: Shape, settings: Settings) -> NDArray[np.bool_]:
+    """Return the scored area of the mask, which has this shape; without a mask nothing is defective."""
+    mask = torch.zeros(shape, dtype=torch.bool) if item.mask is None else torch.from_numpy(item.mask)
+    return scored_area(mask, settings).numpy()
 
 
 def scored_side(settings: Settings) -> int:
-    return round(settings.metrics.centre_crop * settings.metrics.size)
+    return round(settings.metrics.centre_crop * measured_size(settings))
+
+
+def measured_size(settings: Settings) -> int:
+    """Return metrics.size, which is chosen by now."""
+    return settings.metrics.size or METRICS_SIZES[0]
+
+
+def scored_area(maps: Tensor, settings: Settings) -> Tensor:
+    """Return the centre of maps (H, W) that metrics.centre_crop leaves."""
+    return center_crop(maps, [round(settings.metrics.centre_crop * extent) for extent in maps.shape])
 
 
 def apply_threshold(scores: Scores, labels: Labels, threshold: float | None) -> tuple[float | None, Labels | None]:
@@ -266,15 +300,16 @@ def write_tables(writer: Writer, results: ScoredPictures, detector: Detector, se
 
 
 def print_results(results: ScoredPictures, seconds: float, settings: Settings) -> None:
-    side, size, resamples = scored_side(settings), settings.metrics.size, settings.metrics.resamples
+    side, size, resamples = scored_side(settings), measured_size(settings), settings.metrics.resamples
     normal, defective = np.count_nonzero(~results.labels), np.count_nonzero(results.labels)
     area = "whole maps scored" if side == size else f"centre {side} of {size} pixels scored"
     intervals = f", 95 % intervals from {resamples} resamples" if resamples else ""
+    measured = f"{size} × {size}" if settings.data.fit == SQUARE else f"{', '.join(results.shapes)} pixels"
     counts = f"{len(results.labels)} pictures ({normal} normal, {defective} defective)"
-    print(f"{settings.data.category}: {counts} in {seconds:.0f} s; {area}, at {size} × {size}{intervals}")
+    print(f"{settings.data.category}: {counts} in {seconds:.0f} s; {area}, at {measured}{intervals}")
     if results.vanished:
         crop = " and on the centre that is scored; metrics.centre_crop=1 takes the whole picture" if side < size else ""
-        reason = f"their masks hold no defect at this size{crop}"
+        reason = f"their masks hold no defect at this size{crop}; metrics.size={2 * size} keeps smaller ones"
         print(f"  {results.vanished} defective pictures count as normal for pixels: {reason}")
 
 

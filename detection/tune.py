@@ -25,7 +25,7 @@ from config.checks import check_combinations
 from config.keys import PER_IMAGE, Settings
 from dataset import ImageFolder, View, to_unit_range
 from detection.calibrate import Parts, build_calibration, learn_references, parts_of_batch, unseen_pictures
-from detection.comparison import prepare_network
+from detection.comparison import prepare_features
 from detection.detector import Detector, load_detector
 from detection.reference import DESCRIBED_BY
 from images.synthetic_defects import make_synthetic_anomalies
@@ -225,7 +225,8 @@ def with_features(detector: Detector, settings: Settings) -> Detector:
     """Return the detector with the features of another adaptation epoch."""
     folder, model = settings.checkpoint_folder, settings.model
     extractor, _ = checkpoint.restore_features(folder, model.DA_chp, model.feature_extractor, model.backbone_weights)
-    return replace(detector, networks=replace(detector.networks, extractor=prepare_network(extractor, detector.device)))
+    prepared = prepare_features(extractor, detector.view, detector.device)
+    return replace(detector, networks=replace(detector.networks, extractor=prepared))
 
 
 def try_detector(detector: Detector, bench: Bench, settings: Settings, before: Trial | None = None) -> Trial:

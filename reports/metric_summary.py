@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from metrics import OperatingPoint, Ranking, bootstrap_intervals, operating_point, rank_anomalies
+from metrics import OperatingPoint, Ranking, Stacks, bootstrap_intervals, operating_point, rank_anomalies
 from runtime.errors import UserError
 
 POINTS = 200  # of a thinned curve, so that neighbours differ by at most 1 % of its width and height together
@@ -80,8 +80,8 @@ def summarise_metrics(
     scores: NDArray[np.float64],  # (N,)
     kinds: NDArray[np.str_],  # (N,)
     normal: str,  # the kind of normal pictures
-    maps: NDArray[np.float32],  # (N, S, S)
-    masks: NDArray[np.bool_] | None,  # (N, S, S)
+    maps: Stacks,  # (N_k, H_k, W_k) of each shape
+    masks: Stacks | None,
     *,
     selected: Sequence[Metric],
     resamples: int,
@@ -90,9 +90,9 @@ def summarise_metrics(
 ) -> MetricSummary:
     """Return those of the selected metrics that the data allow; without intervals where `resamples` is 0."""
     labels, result = kinds != normal, MetricSummary()
-    for level, measured, truth in (("pictures", scores, labels), ("pixels", maps, masks)):
+    for level, measured, truth in (("pictures", [scores], [labels]), ("pixels", maps, masks)):
         chosen = [metric for metric in selected if metric.level == level]
-        if not chosen or truth is None or not truth.any() or truth.all():
+        if not chosen or truth is None or not any(part.any() for part in truth) or all(part.all() for part in truth):
             continue
         ranking = rank_anomalies(measured, truth)
         result.values.update({metric.key: metric.measure(ranking) for metric in chosen})
