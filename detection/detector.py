@@ -44,6 +44,7 @@ Parts = dict[str, Tensor]  # D_f, D_p and distances of memory parts, by name
 NoiseSource = Callable[[Tensor, torch.Size], Draw]  # (pictures (B, C, H, W), shape of the noise) → draw()
 Origins = dict[str, object]
 Picture = Image.Image | np.ndarray | str | Path
+Thing = TypeVar("Thing")
 Result = TypeVar("Result")
 
 
@@ -122,11 +123,12 @@ class Detector:
         Pictures are PIL images, arrays (H, W) of 8 or 16 bits or (H, W, 3 or 4) of 8 bits, or paths.
         Raise UserError for anything else, and without a calibration.
         """
-        detections, size = [], self.pictures_per_batch
+        detections, size, noise = [], self.pictures_per_batch, self.picture_noise
         for first in range(0, len(pictures), size):
             images = [as_image(picture, self.view.channels) for picture in pictures[first : first + size]]
             batch = [to_unit_range(self.view.pixels(image)) for image in images]
-            predictions = self.by_shape(batch, lambda batch: self.predict_batch(batch, self.picture_noise))
+            shapes = [picture.shape for picture in batch]
+            predictions = self.by_shape(batch, lambda part: self.predict_batch(torch.stack(part), noise), shapes)
             pairs = zip(predictions, images, strict=True)
             detections += [self.decide(prediction, image.size) for prediction, image in pairs]
         return detections
@@ -136,21 +138,21 @@ class Detector:
         """Return the number of pictures in a batch: one if pictures are tiled, as their shapes differ."""
         return self.batch_size if self.view.tiles is None else 1
 
-    def by_shape(self, pictures: Sequence[Tensor], work: Callable[[Tensor], list[Result]]) -> list[Result]:
-        """Return the results of `work` on batches (B, C, H, W) of one shape, in the order of the pictures.
+    def by_shape(
+        self, things: Sequence[Thing], work: Callable[[list[Thing]], list[Result]], shapes: Sequence[torch.Size]
+    ) -> list[Result]:
+        """Return the results of `work` on those of one shape (C, H, W) at a time, in the order of the things.
 
-        A batch has as many pixels as one of squares, at most SLACK more, or a single picture.
+        They have as many pixels as a batch of squares, at most SLACK more, or are a single picture.
         """
-        groups: dict[torch.Size, list[int]] = {}
-        for place, picture in enumerate(pictures):
-            groups.setdefault(picture.shape, []).append(place)
         results: dict[int, Result] = {}
-        for (_, height, width), places in groups.items():
-            most = max(1, int(SLACK * self.batch_size * self.view.size**2 / (height * width)))
+        for shape in dict.fromkeys(shapes):
+            places = [place for place, other in enumerate(shapes) if other == shape]
+            most = max(1, int(SLACK * self.batch_size * self.view.size**2 / math.prod(shape[-2:])))
             for first in range(0, len(places), most):
-                batch = places[first : first + most]
-                results.update(zip(batch, work(torch.stack([pictures[place] for place in batch])), strict=True))
-        return [results[place] for place in range(len(pictures))]
+                part = places[first : first + most]
+                results.update(zip(part, work([things[place] for place in part]), strict=True))
+        return [results[place] for place in range(len(things))]
 
     @property
     def required_calibration(self) -> Calibration:
@@ -318,7 +320,8 @@ def map_batches(
     batches = folder.only(group.own_share_of(folder.names(), size)).batches(size, workers)
     for _ in range(math.ceil(len(folder) / (group.size * size))):
         items = next(batches, [])  # the last processes may have a batch less
-        results = detector.by_shape([item.picture for item in items], work)
+        shapes = [item.picture.shape for item in items]
+        results = detector.by_shape(items, lambda part: work(torch.stack([item.picture for item in part])), shapes)
         yield from group.gather(list(zip(items, results, strict=True)))
 
 

@@ -160,8 +160,9 @@ def metric_notes(category: ResultFolder) -> list[str]:
     stored, values = category.metrics, category.summary.values
     notes = []
     if "scored" in stored:
-        shapes = f" in the pictures' proportions: {', '.join(stored['shapes'])}" if "shapes" in stored else ""
-        size = f"{stored['size']} pixels, on the centre {stored['scored']}{shapes}"
+        shapes = stored.get("shapes")
+        form = f" in the pictures' proportions: {', '.join(shapes)}" if isinstance(shapes, dict) else ""
+        size = f"{stored['size']} pixels, on the centre {stored['scored']}{form}"
         notes.append(f"In percent. Maps are scored at {size}.")
     if len({row.defective for row in category.rows}) < 2:
         notes.append("No metrics: they need normal and defective test pictures.")

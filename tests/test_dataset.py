@@ -143,7 +143,7 @@ def test_the_form_of_a_picture_is_described():
     assert view.describe(4096, 256) == "11 tiles of 512×256"
     assert view.describe(500, 1260) == "resized to 320×800"
     assert view.describe(512, 512) == "as they are"
-    assert view.describe(500, 5000) == "resized to 512×5120, 14 tiles of 512×512"
+    assert view.describe(500, 5000) == "resized to 512×5120, 13 tiles of 512×512"
 
 
 def test_pictures_of_all_subfolders_are_found_except_the_output(tmp_path):
