@@ -43,7 +43,7 @@ SQUARE, PROPORTIONS = "square", "proportions"  # ways to fit a picture to the ne
 SQUARE_RATIO = 1.25  # of the sides; a category is resized to squares up to it
 STRIP_RATIO = 4  # of the sides; beyond it a picture is a strip, cut into tiles
 LARGEST_RATIO = 50  # of the sides of a picture that keeps its proportions
-SIDES_PER_STEP = 16
+SIDES_PER_STEP = 16  # sides in proportions are multiples of about a 16th of a square's
 HASH_DIGITS, HASHING_THREADS = 16, 2
 PARTS = ("train", "test")
 Key = TypeVar("Key")
@@ -52,12 +52,12 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class View:
-    """The form in which the networks get a picture, by `fit`:
+    """The form in which the networks get a picture: resized to a square of `size` pixels, if `fit` is square.
 
-    square: resized to `size` · `size` pixels.
-    proportions: as many pixels, in the picture's own proportions. Beyond STRIP_RATIO a picture is a strip: it keeps its
-    scale, and the UNet sees it in tiles.
-    `tiles`: in its own proportions, with a shorter side of `tiles` · `size` pixels, in tiles of `size` · `size`.
+    If `fit` is proportions, it gets as many pixels in its own proportions. Beyond STRIP_RATIO it is a strip: it keeps
+    its scale, and the UNet sees it in tiles.
+    With `tiles` a picture keeps its proportions; its shorter side becomes `tiles` · `size` pixels long, and the UNet
+    sees it in square tiles.
     """
 
     size: int
@@ -76,9 +76,8 @@ class View:
             return self.size, self.size
         short, long = sorted((width, height))
         if long > LARGEST_RATIO * short:
-            remedy = f"data.fit={SQUARE}" if self.tiles is None else "data.tiles=null"
-            key = "data.fit" if self.tiles is None else "data.tiles"
-            raise UserError(f"a picture of {width}×{height} is too narrow for {key}; crop it, or set {remedy}")
+            key, other = ("data.fit", SQUARE) if self.tiles is None else ("data.tiles", "null")
+            raise UserError(f"a picture of {width}×{height} is too narrow for {key}; crop it, or set {key}={other}")
         if self.tiles is not None:
             shorter = self.size * self.tiles
             across, down = (max(shorter, round(side * shorter / short)) for side in (width, height))

@@ -305,13 +305,12 @@ def training_steps(trainer: Trainer, source: BatchSource, rule: UpdateRule, step
 
 def learn_batch(trainer: Trainer, batches: Sequence[Batch], rule: UpdateRule) -> Tensor:
     """Do one optimizer step on a batch per shape; return the loss of this process's share of all their pictures."""
-    own, parts = (
-        set(rule.share(torch.arange(sum(len(batch.places) for batch in batches))).tolist()),
-        list[tuple[Tensor, ...]](),
-    )
+    own = set(rule.share(torch.arange(sum(len(batch.places) for batch in batches))).tolist())  # places
+    parts: list[tuple[Tensor, ...]] = []
     for *tensors, places in batches:
         rows = [row for row, place in enumerate(places) if place in own]
-        parts += zip(*(tensor[rows].chunk(rule.parts) for tensor in tensors if rows), strict=True)
+        chosen = rows if len(rows) < len(places) else slice(None)  # a list of indices would be copied to the device
+        parts += zip(*(tensor[chosen].chunk(rule.parts) for tensor in tensors if rows), strict=True)
     total = torch.zeros((), device=trainer.generator.device)
     trainer.optimizer.zero_grad()
     for number, (x_0, t, noise) in enumerate(parts, start=1):

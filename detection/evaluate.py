@@ -198,8 +198,6 @@ def evaluate_pictures(
     content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
     if settings.data.fit != SQUARE:
         content["shapes"] = results.shapes
-    if settings.data.fit != SQUARE:
-        content["shapes"] = results.shapes
     content["vanished_defects"] = results.vanished
     if calibration := detector.calibration:
         source = {"pictures": len(calibration.scores), "held_out": calibration.held_out, "balance": calibration.balance}

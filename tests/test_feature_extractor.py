@@ -8,7 +8,6 @@ from runtime.errors import UserFileError
 from storage.pretrained import cached_file
 
 
-@pytest.mark.parametrize("name", ["resnet50", "wide_resnet50_2", "wide_resnet101_2"])
 def test_rectangles_are_enlarged_to_the_pixels_of_a_square():
     """Where proportions are kept, a short side alone does not make a picture small; squares are as before."""
     extractor = FeatureExtractor("efficientnet_lite0", "random").eval()
@@ -21,6 +20,7 @@ def test_rectangles_are_enlarged_to_the_pixels_of_a_square():
     assert extractor(wide)[1].shape[-2:] == (20, 52)
 
 
+@pytest.mark.parametrize("name", ["resnet50", "wide_resnet50_2", "wide_resnet101_2"])
 def test_resnets_have_the_published_names_without_layer4_and_fc(name, golden):
     with torch.device("meta"):
         state = FeatureExtractor(name, "random").network.state_dict()
