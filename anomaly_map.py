@@ -37,7 +37,7 @@ def feature_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor],
 
     Features are lists of maps (B, C_j, H_j, W_j), layer1 first → (B, 1, *size). Each layer adds 0 to 2.
     """
-    shape, total = (size, size) if isinstance(size, int) else size, torch.zeros(())
+    shape, total = (size, size) if isinstance(size, int) else size, torch.zeros((), device=features_a[0].device)
     for a, b in zip(features_a[1:], features_b[1:], strict=True):
         similarity = F.cosine_similarity(patch_mean(a.float()), patch_mean(b.float()), dim=1)  # (B, H_j, W_j)
         distance = 1 - similarity.unsqueeze(1)  # (B, 1, H_j, W_j)

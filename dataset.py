@@ -3,6 +3,10 @@
 <data_dir>/<category>/train/good/*                          normal pictures, the only ones for training
 <data_dir>/<category>/test/good/*, test/<defect>/*
 <data_dir>/<category>/ground_truth/<defect>/<stem>_mask.*   or <stem>.*
+<data_dir>/<category>/validation/good/*                     normal pictures for thresholds, in few data sets
+<data_dir>/<category>/test_private/*, test_private_mixed/*  pictures without labels (MVTec AD 2)
+
+Pictures may also be in subfolders of these folders; masks are in subfolders of the same names.
 """
 
 import copy
@@ -11,9 +15,10 @@ import functools
 import hashlib
 import itertools
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -23,9 +28,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from images.bit_depth import DEEPEST, print_once, smallest_depth
 from images.read import (
     SUFFIXES,
     Size,
+    highest_value,
     is_marked,
     mask_levels,
     read_mask,
@@ -38,12 +45,15 @@ from images.tiles import tile_corners
 from runtime.errors import MissingFileError, UserError
 
 NORMAL = "good"
+VALIDATION = "validation"  # a split of normal pictures that few data sets have
+PRIVATE_SPLITS = ("test_private", "test_private_mixed")  # their labels are on a server
 MASK_ENDING = "_mask"
 SQUARE, PROPORTIONS = "square", "proportions"  # ways to fit a picture to the networks
 SQUARE_RATIO = 1.25  # of the sides; a category is resized to squares up to it
 STRIP_RATIO = 4  # of the sides; beyond it a picture is a strip, cut into tiles
 LARGEST_RATIO = 50  # of the sides of a picture that keeps its proportions
 SIDES_PER_STEP = 16  # sides in proportions are multiples of about a 16th of a square's
+MEASURED_AT_ONCE = 16  # pictures
 HASH_DIGITS, HASHING_THREADS = 16, 2
 PARTS = ("train", "test")
 Key = TypeVar("Key")
@@ -64,6 +74,7 @@ class View:
     channels: int = 3
     tiles: int | None = None
     fit: str = SQUARE
+    bits: int = DEEPEST  # in use in files of 16 bits
 
     @property
     def step(self) -> int:
@@ -118,7 +129,7 @@ class View:
 
     def read(self, path: Path) -> tuple[Tensor, Size]:
         """Return the `pixels` of a file and the picture's own (width, height)."""
-        reduced, own = read_reduced(path, self.channels, self.shape)
+        reduced, own = read_reduced(path, self.channels, self.shape, self.bits)
         return self.resized(reduced, self.shape(*own)), own
 
     def pixels(self, picture: Image.Image) -> Tensor:
@@ -169,11 +180,19 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """The files of a picture and its mask, and the picture's folder: a kind of defect, or `good`."""
+    """The files of a picture and its mask, its kind of defect, or `good`, and its subfolder of the kind's folder."""
 
     picture: Path
     kind: str
     mask: Path | None = None
+    subfolder: Path = Path()
+
+    def files(self) -> list[Path]:
+        return [path for path in (self.picture, self.mask) if path is not None]
+
+    def name(self, file: Path) -> str:
+        """Return the kind, the subfolder and the name of one of the files."""
+        return (self.kind / self.subfolder / file.name).as_posix()
 
 
 class ImageFolder:
@@ -186,10 +205,11 @@ class ImageFolder:
     def __init__(self, category_dir: Path, split: str, view: View, *, masks: bool = True, mask_size: int | None = None):
         check_category(category_dir)
         self.category_dir, self.view, self.mask_size = category_dir, view, mask_size or view.size
-        if split == "train":
-            self.samples = [Sample(path, NORMAL) for path in pictures_in(category_dir / "train" / NORMAL)]
-        else:
+        if split == "test":
             self.samples = list(find_test_samples(category_dir, masks))
+        else:
+            folder = category_dir / split
+            self.samples = list(find_samples(folder if split in PRIVATE_SPLITS else folder / NORMAL, NORMAL))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -259,13 +279,18 @@ def held_out_count(total: int, share: float, most: int) -> int:
 
 def picture_fingerprint(samples: Iterable[Sample]) -> dict[str, int | str]:
     """Return the number of pictures and masks, and a hash of their names and contents."""
-    files = [path for sample in samples for path in (sample.picture, sample.mask) if path is not None]
-    facts = [path.stat() for path in files]
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        hashes = pool.map(hash_file, files, [fact.st_size for fact in facts], [fact.st_mtime_ns for fact in facts])
-        lines = [f"{path.parent.name}/{path.name} {file_hash}" for path, file_hash in zip(files, hashes, strict=True)]
+    owners = [(path, sample) for sample in samples for path in sample.files()]
+    hashes = zip(owners, hash_files([path for path, _ in owners]), strict=True)
+    lines = [f"{owner.name(path)} {file_hash}" for (path, owner), file_hash in hashes]
     digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape"))
-    return {"files": len(files), "hash": digest.hexdigest()[:HASH_DIGITS]}
+    return {"files": len(owners), "hash": digest.hexdigest()[:HASH_DIGITS]}
+
+
+def hash_files(paths: Sequence[Path]) -> list[str]:
+    """Return the hash of each file's content."""
+    facts = [path.stat() for path in paths]
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return list(pool.map(hash_file, paths, (fact.st_size for fact in facts), (fact.st_mtime_ns for fact in facts)))
 
 
 @functools.lru_cache(maxsize=2**17)
@@ -284,6 +309,23 @@ def read_ahead(read: Callable[[Key], Read], keys: Sequence[Key], size: int, work
                 yield [future.result() for future in pending.pop(0)]
         for batch in pending:
             yield [future.result() for future in batch]
+
+
+def measure_bits(pictures: Sequence[Path], workers: int) -> tuple[int, int]:
+    """Return the highest value of the pictures of 16 bits, as far as it matters, and the fewest bits that hold it."""
+    highest = 0
+    for batch in read_ahead(value_if_deep, pictures, MEASURED_AT_ONCE, workers):
+        highest = max(highest, *batch)
+        if smallest_depth(highest) == DEEPEST and highest:
+            break  # no picture can change it
+    return highest, smallest_depth(highest)
+
+
+def value_if_deep(path: Path) -> int:
+    try:
+        return highest_value(path) or 0
+    except (ValueError, OSError):  # reported when its pixels are read
+        return 0
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:
@@ -323,14 +365,38 @@ def find_test_samples(category_dir: Path, masks: bool) -> Iterator[Sample]:
     if not folders:
         raise MissingFileError(f"{test_dir} has no subfolders; put normal pictures in {NORMAL}, others in <defect>")
     for folder in folders:
-        has_masks = masks and folder.name != NORMAL
-        truth = masks_in(category_dir / "ground_truth" / folder.name) if has_masks else {}
-        for path in pictures_in(folder):
-            mask = truth.get(path.stem + MASK_ENDING) or truth.get(path.stem)
-            if has_masks and mask is None:
-                remedy = f"add ground_truth/{folder.name}/{path.stem}{MASK_ENDING}.png, or set data.mask=False"
-                raise MissingFileError(f"no mask for test/{folder.name}/{path.name} in {category_dir}; {remedy}")
-            yield Sample(path, folder.name, mask)
+        samples = list(find_samples(folder, folder.name))
+        yield from find_masks(category_dir, samples) if masks and folder.name != NORMAL else samples
+
+
+def find_samples(folder: Path, kind: str) -> Iterator[Sample]:
+    """Yield the pictures of a folder and its subfolders as of a kind, without masks."""
+    for path in pictures_in(folder):
+        yield Sample(path, kind, subfolder=path.parent.relative_to(folder))
+
+
+def find_masks(category_dir: Path, samples: Sequence[Sample]) -> Iterator[Sample]:
+    """Yield the samples with their masks. Raise UserError where a mask is missing or belongs to two pictures."""
+    matched, owners = match_masks(category_dir, samples), dict[Path, Sample]()
+    for sample in matched:
+        name = sample.name(sample.picture)
+        if sample.mask is None:
+            remedy = f"add ground_truth/{name.rpartition('.')[0]}{MASK_ENDING}.png, or set data.mask=False"
+            raise MissingFileError(f"no mask for test/{name} in {category_dir}; {remedy}")
+        if owner := owners.get(sample.mask):
+            problem = f"test/{owner.name(owner.picture)} and test/{name} in {category_dir} have one mask"
+            remedy = "rename one of them and give it a mask of its own, or set data.mask=False"
+            raise UserError(f"{problem}, ground_truth/{sample.name(sample.mask)}; {remedy}")
+        owners[sample.mask] = sample
+        yield sample
+
+
+def match_masks(category_dir: Path, samples: Iterable[Sample]) -> Iterator[Sample]:
+    """Yield the samples with the masks of their names: <stem>_mask.*, else <stem>.*, where there is one."""
+    masks_of = functools.cache(masks_in)
+    for sample in samples:
+        masks, stem = masks_of(category_dir / "ground_truth" / sample.kind / sample.subfolder), sample.picture.stem
+        yield replace(sample, mask=masks.get(stem + MASK_ENDING) or masks.get(stem))
 
 
 def masks_in(folder: Path) -> dict[str, Path]:
@@ -339,10 +405,36 @@ def masks_in(folder: Path) -> dict[str, Path]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures of a folder, sorted. Raise MissingFileError if there is none."""
+    """Return the pictures of a folder and its subfolders, sorted. Raise MissingFileError if there is none."""
     if not folder.is_dir():
         raise MissingFileError(f"no folder {folder}; put the pictures there")
-    return check_pictures(folder, sorted(path for path in folder.iterdir() if is_picture(path)))
+    files = files_below(folder)
+    report_dangling(files)
+    return check_pictures(folder, list(filter(is_picture, files)))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files but hidden ones in a folder and its subfolders, sorted; a linked folder counts once."""
+    seen, files = {folder.resolve()}, list[Path]()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        inner = {Path(parent, name).resolve(): name for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for place, name in inner.items() if place not in seen]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+        seen |= inner.keys()
+    return sorted(files)
+
+
+def is_dangling(path: Path) -> bool:
+    """Return whether a path is a link to a file or folder that does not exist."""
+    return path.is_symlink() and not path.exists()
+
+
+def report_dangling(files: Iterable[Path]) -> None:
+    if dangling := list(filter(is_dangling, files)):
+        more = f" and {len(dangling) - 1} more" if len(dangling) > 1 else ""
+        print_once(
+            f"left out, as what they link to does not exist: {dangling[0]}{more}; restore it, or remove the link"
+        )
 
 
 def pictures_below(source: Path, leave_out: Collection[Path]) -> list[Path]:
@@ -352,8 +444,10 @@ def pictures_below(source: Path, leave_out: Collection[Path]) -> list[Path]:
     if not source.is_dir():
         raise MissingFileError(f"no picture or folder at {source}; check --input")
     others = {folder.resolve() for folder in leave_out}
-    visible = (path for path in sorted(source.rglob("*")) if is_picture(path) and not is_hidden(path, source))
-    return check_pictures(source, [path for path in visible if others.isdisjoint(path.resolve().parents)])
+    visible = [path for path in sorted(source.rglob("*")) if not is_hidden(path, source)]
+    report_dangling(visible)
+    pictures = [path for path in visible if is_picture(path) and others.isdisjoint(path.resolve().parents)]
+    return check_pictures(source, pictures)
 
 
 def check_pictures(folder: Path, pictures: list[Path]) -> list[Path]:

@@ -152,9 +152,16 @@ def picture_draws(pictures: Tensor, seed: int, shape: Sequence[int] | None = Non
     So a picture gets the same noise in any batch, under any file name and on any device.
     pictures are (B, C, H, W) in [−1, 1], of 8-bit values. The noise is (B, *shape); `shape` None means (C, H, W).
     """
-    generators = [torch.Generator().manual_seed(content_seed(picture, seed)) for picture in pictures]
-    size = list(pictures.shape[1:] if shape is None else shape)
-    return lambda: torch.stack([torch.randn(size, generator=each) for each in generators]).to(pictures.device)
+    device, size = pictures.device, list(pictures.shape[1:] if shape is None else shape)
+    generators = [torch.Generator().manual_seed(content_seed(picture, seed)) for picture in pictures.cpu()]
+
+    def draw() -> Tensor:
+        noise = torch.stack([torch.randn(size, generator=each) for each in generators])
+        if device.type == "cuda":  # from pinned memory, so that the host draws on while the device computes
+            return noise.pin_memory().to(device, non_blocking=True)
+        return noise.to(device)
+
+    return draw
 
 
 def content_seed(picture: Tensor, seed: int) -> int:

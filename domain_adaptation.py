@@ -27,6 +27,7 @@ from training import checkpoint, networks, pixel_cache
 from training.batches import full_batches, shuffled_batches
 from training.checkpoint import FEATURES_PREFIX
 from training.log import ADAPTATION, Log, check_log_kind
+from training.normal_pictures import normal_pictures
 from unet import UNet
 
 LEARNING_RATE = 1e-4  # AdamW, as published
@@ -53,7 +54,8 @@ class Adaptation:
     @property
     def steps(self) -> int:
         batch_size = self.settings.data.DA_batch_size
-        return self.settings.model.DA_epochs * full_batches(len(self.pictures), batch_size, "data.DA_batch_size")
+        batches = full_batches(len(self.pictures), batch_size, "data.DA_batch_size", len(self.held_out))
+        return self.settings.model.DA_epochs * batches
 
     def save_epoch(self, epoch: int) -> None:
         path = self.settings.checkpoint_folder / f"{FEATURES_PREFIX}{epoch}"
@@ -86,9 +88,10 @@ def layer_distance(a: Features, b: Features) -> Tensor:
 def check_adaptation(settings: Settings) -> ImageFolder:
     """Return all pictures of train/good. Raise UserError for what would stop stage 2 later."""
     check_log_kind(settings.training.log)
-    pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
+    pictures = normal_pictures(settings)
     batch_size, processes = settings.data.DA_batch_size, distributed.group().size
-    full_batches(len(pictures.split(**settings.split_arguments())[0]), batch_size, "data.DA_batch_size")
+    learnt, held_out = pictures.split(**settings.split_arguments())
+    full_batches(len(learnt), batch_size, "data.DA_batch_size", len(held_out))
     if batch_size // 2 % processes:
         remainder = f"its half is not a multiple of the {processes} processes; change one of the two"
         raise UserError(f"data.DA_batch_size is {batch_size}, {remainder}")
@@ -161,7 +164,7 @@ def follow_adaptation(adaptation: Adaptation) -> float | None:
     log = Log(settings.checkpoint_folder, ADAPTATION, settings.training.log) if saves and steps else None
     losses, last_loss = [], None
     with interrupt.stop_requests() as stop:
-        for progress in follow_steps(loop, steps, "adapting"):
+        for progress in follow_steps(loop, lambda: steps, "adapting"):
             losses.append(progress.loss)
             stopped = processes.any(stop.requested, adaptation.device) and progress.step < steps
             if progress.epoch_ends:

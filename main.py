@@ -21,17 +21,22 @@ STAGE_FLAGS = {
 PREPARATIONS = {  # flag: what it takes
     "prepare_visa": "the download of VisA",
     "prepare_mvtec": "the download of MVTec AD or MVTec LOCO AD, one category or all",
+    "prepare_mvtec2": "the download of MVTec AD 2, one category or all",
+    "prepare_real_iad": "the download of Real-IAD, its JSON files included",
+    "prepare_mpdd": "the download of MPDD",
     "prepare_mtd": "the download of the magnetic-tile defects",
     "prepare_btad": "the download of BTAD",
     "prepare_ksdd": "the download of KolektorSDD or KolektorSDD2",
     "prepare_folder": "a folder of your own normal images",
 }
-REQUESTS = ("tune", "rerun", "compare", "figure", "table", "check", *PREPARATIONS)  # one per run
+REQUESTS = ("tune", "recalibrate", "rerun", "compare", "figure", "table", "check", *PREPARATIONS)  # one per run
 OWNERS = {  # flag: the flag that it needs
-    "input": "detection", "choose": "figure", "contact_sheet": "check",
+    "input": "detection", "submission": "detection", "choose": "figure", "contact_sheet": "check",
     "defects": "prepare_folder", "masks": "defects", "split": "prepare_visa",
 }  # fmt: skip
-UNUSED = {"settings": ("compare", "table", "figure"), "output": ("compare", "table", "check")}  # argument: requests
+UNUSED = {  # argument: requests
+    "settings": ("compare", "table", "figure"), "output": ("recalibrate", "compare", "table", "check"),
+}  # fmt: skip
 HELP_HINT = "python main.py --help lists the flags"
 EXAMPLES = """\
 section.key=value sets one key; its value is read as YAML. Values are taken in this order, the last one wins:
@@ -60,7 +65,8 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("-cfg", "--config", default="config.yaml", metavar="PATH", help="configuration file (default: config.yaml)")
+    place = "configuration file (default: config.yaml here, else the one beside main.py)"
+    add("-cfg", "--config", metavar="PATH", help=place)
     add("settings", nargs="*", metavar="section.key=value", help="settings; they override the file and the preset")
     add("--traceback", action="store_true", help="show where an error was raised")
 
@@ -68,7 +74,11 @@ def build_parser() -> Parser:
     for flag, text in STAGE_FLAGS.items():
         add(flag, nargs="?", const=True, default=False, type=truth_value, metavar="True|False", help=text)
     add("--tune", action="store_true", help="choose detection settings on synthetic anomalies; needs no labels")
+    recalibrate = "measure the thresholds anew on a folder of new normal images, without training"
+    add("--recalibrate", type=as_path, metavar="FOLDER", help=recalibrate)
     add("--input", type=as_path, metavar="PATH", help="with --detection: an image or a folder without labels")
+    submission = "with --detection: also write maps and masks for the server of MVTec AD 2"
+    add("--submission", type=as_path, metavar="DIR", help=submission)
     add("--output", type=as_path, metavar="DIR", help="results (results/<exp_name>/<category>), or prepared data")
     add("--resume", action="store_true", help="continue an unfinished --train, or an earlier --input run")
     add("--force", action="store_true", help="repeat finished work and replace earlier results")
@@ -153,6 +163,8 @@ def check_flags(options: argparse.Namespace, requests: Sequence[str]) -> None:
         if getattr(options, name) and {*requests} & {*without}:
             argument = f"--output {options.output}" if name == "output" else " ".join(options.settings)
             raise UserError(f"--{requests[0]} does not use {argument}; remove it")
+    if options.submission and options.input:
+        raise UserError(f"--submission {options.submission} scores the pictures of MVTec AD 2; remove --input")
     if options.contact_sheet is not None and options.contact_sheet.suffix.lower() != ".png":
         raise UserError(f"--contact_sheet is {options.contact_sheet}; it should name a .png file")
     if options.resume and not (options.input or options.train or set(requests) & set(PREPARATIONS)):

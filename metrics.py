@@ -3,6 +3,7 @@
 Scores are (N,), maps and masks are (N, H, W), or lists of such stacks where pictures have several shapes: all pixels
 are ranked together. A higher value is more anomalous.
 Labels and masks are true, or above 0, where an entry (a picture or a pixel) is anomalous.
+Entries where `counted` (H, W), if given, is false are left out, in all pictures.
 All metrics follow from one `Ranking` of the anomalous entries. It reads the pictures in chunks, so arrays may be
 memory maps larger than the memory. It keeps the A anomalous entries and a chunk of max(`CHUNK`, 2·A) pixels.
 """
@@ -20,6 +21,8 @@ CHUNK = 2**24  # pixels read at a time; a single picture may be larger
 BINS = 2**19  # of the histogram that saves sorting most of the normal entries
 EDGES = 1024  # largest number of values at which `PictureCounts` counts
 RESAMPLES_AT_ONCE = 64  # curves in memory
+Counted = NDArray[np.bool_] | None  # (H, W), where entries are ranked; None: everywhere
+
 EIGHT_CONNECTED = np.array([[[plane] * 3] * 3 for plane in (0, 1, 0)])  # no region spans pictures
 
 Stacks = Sequence[NDArray]  # (N_k, H_k, W_k) each, one stack per shape
@@ -35,9 +38,9 @@ def pixel_auroc(maps: ArrayLike | Stacks, masks: ArrayLike | Stacks) -> float:
     return _rank_maps(maps, masks).auroc()
 
 
-def pro(maps: ArrayLike | Stacks, masks: ArrayLike | Stacks, limit: float = 0.3) -> float:
+def pro(maps: ArrayLike | Stacks, masks: ArrayLike | Stacks, limit: float = 0.3, counted: Counted = None) -> float:
     """Return the per-region overlap up to a false-positive rate of `limit`: see `Ranking.pro`."""
-    return _rank_maps(maps, masks).pro(limit)
+    return _rank_maps(maps, masks, counted).pro(limit)
 
 
 def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -93,15 +96,15 @@ class Ranking:
         return float((np.bincount(self.regions[reached], weights=area, minlength=len(sizes)) / sizes).mean())
 
 
-def rank_anomalies(values: ArrayLike | Stacks, truth: ArrayLike | Stacks) -> Ranking:
-    """Rank scores (N,) or maps (N, H, W) or stacks of maps against labels or masks of the same shapes.
+def rank_anomalies(values: ArrayLike | Stacks, truth: ArrayLike | Stacks, counted: Counted = None) -> Ranking:
+    """Rank scores (N,), maps (N, H, W) or stacks of maps against labels or masks of their shapes, where `counted`.
 
     Raise ValueError if shapes differ, values are not finite, or there are no normal or no anomalous entries.
     """
     stacks = _as_stacks(values, truth)
-    entries = sum(maps.size for maps, _ in stacks)
-    anomalous, regions, region_pictures, regions_before, infinite = [], [], [], 0, 0
-    for first, chunk, mask in _chunks(stacks, CHUNK):
+    anomalous, regions, region_pictures, regions_before, normals, infinite = [], [], [], 0, 0, 0
+    for first, chunk, mask, normal in _chunks(stacks, counted, CHUNK):
+        normals += np.count_nonzero(normal)
         infinite += chunk.size - np.count_nonzero(np.isfinite(chunk))
         numbered, count = connected_regions(mask, EIGHT_CONNECTED)
         anomalous.append(chunk[mask])
@@ -113,20 +116,21 @@ def rank_anomalies(values: ArrayLike | Stacks, truth: ArrayLike | Stacks) -> Ran
         regions_before += count
     flat = np.concatenate(anomalous)
     if infinite:
-        raise ValueError(f"{infinite} of {entries} scores are not finite")
-    if len(flat) in (0, entries):
+        raise ValueError(f"{infinite} of {sum(maps.size for maps, _ in stacks)} scores are not finite")
+    if not (len(flat) and normals):
         missing, kind = "normal" if len(flat) else "defective", "pictures" if stacks[0][0][0].size == 1 else "pixels"
         raise ValueError(f"no {missing} {kind}; this metric needs both normal and defective ones")
     order = np.argsort(flat)
     flat = flat[order]
     below, up_to = np.zeros((2, len(flat)), np.int64)
-    for _, chunk, mask in _chunks(stacks, max(CHUNK, 2 * len(flat))):  # large chunks: few passes over `flat`
-        lower, tied = _count_lower_and_tied(chunk[~mask], flat)
+    large = max(CHUNK, 2 * len(flat))  # large chunks: few passes over `flat`
+    for _, chunk, _, normal in _chunks(stacks, counted, large):
+        lower, tied = _count_lower_and_tied(chunk[normal], flat)
         below += lower
         up_to += lower + tied
     true_positives = len(flat) - np.searchsorted(flat, flat, side="left")
     numbers, pictures = np.concatenate(regions)[order], np.concatenate(region_pictures)
-    return Ranking(flat, below, up_to, true_positives, numbers, pictures, entries - len(flat))
+    return Ranking(flat, below, up_to, true_positives, numbers, pictures, normals)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,20 +154,20 @@ class PictureCounts:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def count_by_picture(values: ArrayLike | Stacks, truth: ArrayLike | Stacks) -> PictureCounts:
+def count_by_picture(values: ArrayLike | Stacks, truth: ArrayLike | Stacks, counted: Counted = None) -> PictureCounts:
     """Count the scores (N,) or maps (N, H, W) of each picture at the thresholds of `_choose_edges`.
 
     Metrics of resamples are exact for up to `EDGES` distinct anomalous values; with more, errors are about 1e-4.
     """
-    ranking = rank_anomalies(values, truth)
+    ranking = rank_anomalies(values, truth, counted)
     stacks = _as_stacks(values, truth)
     edges = _choose_edges(ranking)
     false_positives = np.zeros((sum(len(maps) for maps, _ in stacks), 2 * len(edges) + 2))
-    for first, chunk, mask in _chunks(stacks, CHUNK):
-        for picture, (pixels, defect) in enumerate(zip(chunk, mask, strict=True), first):
-            normal = np.sort(pixels[~defect])
-            below = np.stack([np.searchsorted(normal, edges, side) for side in ("left", "right")], axis=1)
-            false_positives[picture, 1:] = len(normal) - np.concatenate([below.ravel()[::-1], [0]])
+    for first, chunk, _, normal in _chunks(stacks, counted, CHUNK):
+        for picture, (pixels, place) in enumerate(zip(chunk, normal, strict=True), first):
+            ascending = np.sort(pixels[place])
+            below = np.stack([np.searchsorted(ascending, edges, side) for side in ("left", "right")], axis=1)
+            false_positives[picture, 1:] = len(ascending) - np.concatenate([below.ravel()[::-1], [0]])
     slots = np.searchsorted(edges, ranking.values, "left") + np.searchsorted(edges, ranking.values, "right")
     rows = ranking.region_pictures[ranking.regions]
     cells = (rows + 1) * false_positives.shape[1] - 1 - slots  # flat index of (picture, falling threshold)
@@ -176,6 +180,7 @@ def count_by_picture(values: ArrayLike | Stacks, truth: ArrayLike | Stacks) -> P
 def bootstrap_intervals(
     values: ArrayLike | Stacks,
     truth: ArrayLike | Stacks,
+    counted: Counted = None,
     *,
     pro_limits: Collection[float] = (),
     resamples: int = 1000,
@@ -192,7 +197,7 @@ def bootstrap_intervals(
     """
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"resamples is {resamples}, confidence is {confidence}; take 1 or more, and between 0 and 1")
-    counts = count_by_picture(values, truth)
+    counts = count_by_picture(values, truth, counted)
     defective, generator = counts.true_positives[:, -1] > 0, np.random.default_rng(seed)
     multiplicities = np.zeros((resamples, len(defective)), np.int64)  # how often each picture is drawn
     for stratum in (np.flatnonzero(~defective), np.flatnonzero(defective)):
@@ -274,13 +279,22 @@ def _choose_edges(ranking: Ranking) -> NDArray:
     return np.unique(ranking.values[ranks.astype(np.int64)])
 
 
-def _chunks(stacks: Sequence[tuple[NDArray, NDArray]], pixels: int) -> Iterator[tuple[int, NDArray, NDArray[np.bool_]]]:
-    """Yield (number of the first picture, maps, boolean masks) of at most `pixels` pixels, or one picture."""
+def _chunks(
+    stacks: Sequence[tuple[NDArray, NDArray]], counted: Counted, pixels: int
+) -> Iterator[tuple[int, NDArray, NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Yield (number of the first picture, maps, where they are anomalous, where normal) of `pixels` pixels or one map.
+
+    Entries that are not counted are neither anomalous nor normal.
+    """
     before = 0  # pictures of the stacks before
     for maps, masks in stacks:
         pictures = max(1, pixels // maps[0].size)
         for first in range(0, len(maps), pictures):
-            yield before + first, maps[first : first + pictures], masks[first : first + pictures] > 0
+            mask = masks[first : first + pictures] > 0
+            normal = ~mask
+            if counted is not None:
+                mask, normal = mask & counted, normal & counted
+            yield before + first, maps[first : first + pictures], mask, normal
         before += len(maps)
 
 
@@ -309,10 +323,10 @@ def _count_lower_and_tied(entries: NDArray, values: NDArray) -> tuple[NDArray[np
     return counted + lower, np.searchsorted(rest, values, side="right") - lower
 
 
-def _rank_maps(maps: ArrayLike | Stacks, masks: ArrayLike | Stacks) -> Ranking:
+def _rank_maps(maps: ArrayLike | Stacks, masks: ArrayLike | Stacks, counted: Counted = None) -> Ranking:
     if not _is_stacks(maps) and np.ndim(maps) != 3:
         raise ValueError(f"maps are {np.shape(maps)} and masks {np.shape(masks)}; both must be (N, H, W)")
-    return rank_anomalies(maps, masks)
+    return rank_anomalies(maps, masks, counted)
 
 
 def _as_stacks(values: ArrayLike | Stacks, truth: ArrayLike | Stacks) -> list[tuple[NDArray, NDArray]]:
@@ -343,3 +357,17 @@ def _as_maps(values: ArrayLike, truth: ArrayLike) -> tuple[NDArray, NDArray]:
 def _check_limit(limit: float) -> None:
     if not 0 < limit <= 1:
         raise ValueError(f"limit is {limit}; take a false-positive rate above 0, at most 1")
+
+
+def defects_outside(mask: NDArray[np.bool_], area: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return how many 8-connected regions of a mask (H, W) lie outside of an area (H, W), wholly and partly.
+
+    The last two of the four counts take the mask for one region.
+    """
+    numbered, _ = connected_regions(mask, EIGHT_CONNECTED[1])
+    counts = []
+    for regions in (numbered, mask.astype(int)):
+        sizes = np.bincount(regions.ravel())[1:]
+        inside = np.bincount(regions[area], minlength=len(sizes) + 1)[1:]
+        counts += [np.count_nonzero(inside == 0), np.count_nonzero((inside > 0) & (inside < sizes))]
+    return np.array(counts)

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -14,22 +14,23 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from anomaly_map import resize_maps
-from config.keys import Settings
+from config.keys import COSINE, CROSS, WSD, Settings
 from data_tools import check, check_output
 from dataset import ImageFolder, View, picture_fingerprint, to_unit_range
 from ddad import NoisePredictor, NoiseSchedule, loss_weights, noise_loss, noise_predictor
 from runtime import distributed, interrupt
-from runtime.device import autocast, choose_device, compile_network, resolve_dtype
+from runtime.device import autocast, choose_device, compile_network, resolve_dtype, send
 from runtime.errors import UserError
 from runtime.progress import Progress, announce, follow_steps
 from storage.atomic_file import ensure_writable
 from training import checkpoint, networks, pixel_cache
 from training.batches import augment, full_batches, random_tiles, shuffled_order
 from training.log import TRAINING, Log, check_log_kind
+from training.normal_pictures import split_pictures
+from training.pace import SECONDS_PER_MINUTE, Clock, Pace
 from training.resume import Trainer, restore_trainer
 
 LOSS_WINDOW = 100  # steps over which the printed loss is averaged
-SECONDS_PER_MINUTE = 60
 SPIKE = 5.0  # a mean loss above this multiple of the lowest one ends the run
 AVERAGE_RAMP = 10  # steps; a young moving average forgets faster: decay = min(ema, (1 + n) / (10 + n))
 CLIP_REMEDY = "lower model.learning_rate, or set training.clip=1"
@@ -45,15 +46,27 @@ class TrainingPlan:
     pictures: ImageFolder
     held_out: ImageFolder  # for calibration
     resume: bool
+    clock: Clock | None = None  # decides the number of steps; None: the settings do
 
     @property
     def batches(self) -> int:
         """Return the number of steps of an epoch. Raise UserError if the pictures do not fill one batch."""
-        return full_batches(len(self.pictures), self.settings.data.batch_size, "data.batch_size")
+        size, held_out = self.settings.data.batch_size, len(self.held_out)
+        return full_batches(len(self.pictures), size, "data.batch_size", held_out)
 
-    @property
-    def steps(self) -> int:
-        return self.settings.model.epochs * self.batches
+    def pace(self) -> Pace:
+        """Return the pace of the training at its beginning."""
+        if self.clock:
+            return Pace(clock=self.clock)
+        decay = self.settings.training.decay
+        return Pace.of_steps(decay[-1] if decay else self.settings.model.epochs * self.batches, decay)
+
+    def settled(self, pace: Pace) -> "TrainingPlan":
+        """Return the plan with the steps that the clock has decided, as the weights record them."""
+        if self.clock is None or pace.last is None:
+            return self
+        epochs = math.ceil(pace.last / self.batches)
+        return replace(self, settings=self.settings.with_steps(epochs, WSD, pace.decay), clock=None)
 
     @cached_property
     def made_with(self) -> dict[str, object]:
@@ -89,6 +102,26 @@ class Losses:
             self.lowest = min(self.lowest, mean)
 
 
+class MovingAverage(AveragedModel):
+    """An exponential moving average of the weights, whose count stays on the CPU.
+
+    Its parent copies the count to the device and reads it there, so that each step would wait for the device.
+    """
+
+    def __init__(self, unet: nn.Module, ema: float):
+        super().__init__(unet)
+        self.average = ramped_average(ema)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        averages, weights = ([each.detach() for each in network.parameters()] for network in (self.module, model))
+        if self.n_averaged == 0:
+            self.module.load_state_dict(model.state_dict())
+        else:
+            self.average(averages, weights, self.n_averaged)
+        self.n_averaged += 1
+
+
 class Batch(NamedTuple):
     """Pictures of one shape: x_0 (B, C, H, W), steps t (B,), noise (B, C, H, W), and their places in the order."""
 
@@ -120,7 +153,7 @@ class BatchSource:
         ]
 
     def _batch_of(self, places: list[int], tiles: Sequence[Tensor], generator: torch.Generator) -> Batch:
-        pictures = to_unit_range(torch.stack([tiles[place] for place in places]).to(generator.device))
+        pictures = to_unit_range(send(torch.stack([tiles[place] for place in places]), generator.device))
         shape = self.view.scaled_shape(pictures.shape[-2:], self.size or self.view.size, self.factor)
         x_0 = resize_maps(augment(pictures, self.augmentation, generator), shape)
         t = torch.randint(self.highest_step, (len(places),), generator=generator, device=generator.device)
@@ -141,15 +174,29 @@ class UpdateRule:
 
 
 def plan_training(settings: Settings, resume: bool = False) -> TrainingPlan:
-    """Return the training that the settings describe, unchecked. Raise MissingFileError without pictures."""
-    pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
-    return TrainingPlan(settings, *pictures.split(**settings.split_arguments()), resume)
+    """Return the training that the settings describe, unchecked. Raise MissingFileError without pictures.
+
+    A batch has no more pictures than there are, and as many for each process.
+    """
+    learnt, held_out = split_pictures(settings)
+    processes, data = distributed.group().size, settings.data
+    if 0 < (fitting := len(learnt) // processes * processes) < data.batch_size:
+        settings = replace(settings, data=replace(data, batch_size=fitting))
+    return TrainingPlan(settings, learnt, held_out, resume)
 
 
-def check_training(settings: Settings, resume: bool = False) -> TrainingPlan:
+def check_training(settings: Settings, resume: bool = False, clock: Clock | None = None) -> TrainingPlan:
     """Return the training that the settings describe. Raise UserError for what would stop it later."""
-    plan, processes = plan_training(settings, resume), distributed.group()
-    batch_size = settings.data.batch_size
+    plan, processes = replace(plan_training(settings, resume), clock=clock), distributed.group()
+    calibration = settings.calibration
+    calibrates_on_train = not calibration.on_validation and (calibration.share or calibration.method == CROSS)
+    if calibrates_on_train and len(plan.pictures) + len(plan.held_out) == 1:
+        few = f"{settings.category_dir / 'train'} holds 1 picture, and none is left to calibrate on"
+        raise UserError(f"{few}; add normal pictures, or set calibration.method=split calibration.share=0")
+    batch_size = plan.settings.data.batch_size
+    if batch_size < settings.data.batch_size:
+        pictures = f"{len(plan.pictures)} pictures to learn from and {len(plan.held_out)} held out"
+        print(f"data.batch_size is {settings.data.batch_size}, train/good has {pictures}: a batch has {batch_size}")
     if plan.batches and batch_size % processes.size:
         remainder = f"not a multiple of the {processes.size} processes; change one of the two"
         raise UserError(f"data.batch_size is {batch_size}, {remainder}")
@@ -169,42 +216,48 @@ def train_unet(plan: TrainingPlan) -> None:
             category = plan.settings.data.category
             print(f"{category} is trained: {folder / str(epochs)} has these settings and pictures", flush=True)
         else:
-            run_training(plan)
+            epochs = run_training(plan)
         if saves:
             checkpoint.make_latest(folder / str(epochs))
             (folder / checkpoint.TRAINING_STATE).unlink(missing_ok=True)
 
 
-def run_training(plan: TrainingPlan) -> None:
-    """Build or restore the trainer, do the steps that are left and print the result."""
+def run_training(plan: TrainingPlan) -> int:
+    """Build or restore the trainer, do the steps that are left, print the result and return the last epoch."""
     settings, model, folder = plan.settings, plan.settings.model, plan.settings.checkpoint_folder
     device = choose_device(model.device)
     torch.manual_seed(model.seed)
-    trainer, losses = build_trainer(settings, plan.steps, device), Losses()
+    pace = plan.pace()
+    trainer, losses = build_trainer(settings, pace, device), Losses()
     if plan.resume and (state := checkpoint.load_training_state(folder, plan.made_with)):
         path, pictures = folder / checkpoint.TRAINING_STATE, len(plan.pictures)
-        losses = Losses(*restore_trainer(trainer, state, path, pictures=pictures, most_steps=plan.steps))
+        losses = Losses(*restore_trainer(trainer, state, path, pictures=pictures, pace=pace))
         del state  # as large as network and optimizer
-    announce_training(plan, trainer)
+    announce_training(plan, trainer, pace)
     began = time.monotonic()
     pixels = pixel_cache.cached_pixels(plan.pictures, **settings.cache_arguments())
     findings = check.quick_check(settings.category_dir, plan.pictures.names(), [picture.numpy() for picture in pixels])
     for line in check_output.brief_findings(findings):
         print(line, flush=True)
-    follow_training(plan, trainer, losses, pixels)
+    follow_training(plan, trainer, pace, losses, pixels)
     minutes = (time.monotonic() - began) / SECONDS_PER_MINUTE
     result = f"loss {losses.mean():.4g} (last {len(losses.last)} steps)"
-    print(f"trained {settings.data.category} for {model.epochs} epochs in {minutes:.1f} min; {result}")
-    print(f"weights in {folder / str(model.epochs) if model.save_model else checkpoint.NOWHERE}", flush=True)
+    epochs = plan.settled(pace).settings.model.epochs
+    print(f"trained {settings.data.category} for {epochs} epochs, {pace.last} steps, in {minutes:.1f} min; {result}")
+    print(f"weights in {folder / str(epochs) if model.save_model else checkpoint.NOWHERE}", flush=True)
+    return epochs
 
 
-def announce_training(plan: TrainingPlan, trainer: Trainer) -> None:
+def announce_training(plan: TrainingPlan, trainer: Trainer, pace: Pace) -> None:
     """Print what is trained, where, and what happens to an earlier run."""
     settings, device, saves = plan.settings, trainer.generator.device, plan.settings.model.save_model
     folder = settings.checkpoint_folder
     precision = str(resolve_dtype(settings.speed.precision, device)).removeprefix("torch.")
     size = sum(weights.numel() for weights in trainer.unet.parameters())
-    network = f"{size:,} weights in {precision}, {settings.model.epochs} epochs, {plan.steps} steps"
+    steps = f"{settings.model.epochs} epochs, {pace.last} steps"
+    if plan.clock:
+        steps = f"about {pace.expected_steps(trainer.step)} steps; the clock decides"
+    network = f"{size:,} weights in {precision}, {steps}"
     pictures = f"{len(plan.pictures)} pictures; {len(plan.held_out)} more are held out for calibration"
     paths = {"reads": f"{settings.category_dir / 'train'} ({pictures})", "writes": folder if saves else "nothing"}
     announce(f"Training {settings.data.category}: {network}", device, settings.as_dict(), paths)
@@ -217,32 +270,35 @@ def announce_training(plan: TrainingPlan, trainer: Trainer) -> None:
         checkpoint.print_replaced(folder, settings.saved_epochs)
 
 
-def follow_training(plan: TrainingPlan, trainer: Trainer, losses: Losses, pixels: Sequence[Tensor]) -> None:
+def follow_training(plan: TrainingPlan, trainer: Trainer, pace: Pace, losses: Losses, pixels: Sequence[Tensor]) -> None:
     """Do the steps that are left and record them. Ctrl-C and SIGTERM end it after the present step."""
     settings, device, processes = plan.settings, trainer.generator.device, distributed.group()
     folder, saves, checked_at = settings.checkpoint_folder, settings.model.save_model, time.monotonic()
     log = Log(folder, TRAINING, settings.training.log, trainer.step) if saves else None
     with interrupt.stop_requests() as stop:
-        steps = training_loop(trainer, pixels, plan.steps, settings)
-        for progress in follow_steps(steps, plan.steps, "training", trainer.step):
+        steps = training_loop(trainer, pixels, pace, settings)
+        for progress in follow_steps(steps, lambda: pace.expected_steps(trainer.step), "training", trainer.step):
             losses.last.append(progress.loss)
-            stopped = processes.any(stop.requested, device) and progress.step < plan.steps
+            ends = progress.step == pace.last
+            stopped = processes.any(stop.requested, device) and not ends
             minutes = (time.monotonic() - checked_at) / SECONDS_PER_MINUTE
             due = stopped or minutes > settings.training.checkpoint_minutes
-            if progress.epoch_ends or due:
+            if progress.epoch_ends or due or ends:
                 losses.check(progress.epoch)
-            if log and progress.epoch_ends:
+            if log and (progress.epoch_ends or ends):
                 loss, rate = losses.mean(plan.batches), trainer.optimizer.param_groups[0]["lr"]
                 log.add(progress.step, progress.epoch, loss, rate, settings.data.batch_size)
-                if progress.epoch in settings.saved_epochs:
-                    save_weights(plan, trainer, progress.epoch)
+                if ends or progress.epoch % settings.training.checkpoint_epochs == 0:
+                    if plan.clock:  # the names of the weights were not known before
+                        checkpoint.print_replaced(folder, [progress.epoch])
+                    save_weights(plan.settled(pace) if ends else plan, trainer, progress.epoch)
             if log and due:
-                save_state(plan, trainer, losses)
+                save_state(plan, trainer, pace, losses)
             if due:
                 checked_at = time.monotonic()
             if stopped:
                 rest = "the same command with --resume continues" if saves else "nothing is saved"
-                print(f"stopped after step {progress.step} of {plan.steps}; {rest}", flush=True)
+                print(f"stopped after step {progress.step} of {pace.expected_steps(progress.step)}; {rest}", flush=True)
                 raise stop.as_exception()
         if processes.any(stop.requested, device):  # the request came while the last weights were written
             raise stop.as_exception()
@@ -255,47 +311,48 @@ def save_weights(plan: TrainingPlan, trainer: Trainer, epoch: int) -> None:
     checkpoint.save_unet(settings.checkpoint_folder / str(epoch), trainer.unet, average=average, **notes)
 
 
-def save_state(plan: TrainingPlan, trainer: Trainer, losses: Losses) -> None:
+def save_state(plan: TrainingPlan, trainer: Trainer, pace: Pace, losses: Losses) -> None:
     """Save all that --resume needs to continue after the present step."""
     state = {"trainer": trainer.state_dict(), "losses": [losses.lowest, losses.values()]}
-    notes = {"made_with": plan.made_with, **plan.settings.planning_arguments()}
+    notes = {"made_with": plan.made_with, **plan.settings.planning_arguments(), "pace": pace.state_dict()}
     checkpoint.save_training_state(plan.settings.checkpoint_folder, {**state, **notes})
 
 
-def build_trainer(settings: Settings, steps: int, device: torch.device) -> Trainer:
+def build_trainer(settings: Settings, pace: Pace, device: torch.device) -> Trainer:
     """Return the untrained network, in the form that trains fastest on its device, and its optimizer."""
     model, training, speed = settings.model, settings.training, settings.speed
     unet = networks.build_unet(settings).to(device)
     if device.type == "cuda":  # on a CPU training in channels_last was 4 % slower, though detection is faster
         unet = unet.to(memory_format=torch.channels_last)
     unet.checkpointing = speed.activation_checkpointing
-    average = AveragedModel(unet, multi_avg_fn=ramped_average(training.ema)) if training.ema else None
+    average = MovingAverage(unet, training.ema) if training.ema else None
     optimizer = build_optimizer(unet, training.optimizer, model.learning_rate, model.weight_decay)
-    factor = learning_rate_factor(training.schedule, training.warmup_steps, steps)
+    factor = learning_rate_factor(training.schedule, training.warmup_steps, pace)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_dtype(speed.precision, device) == torch.float16)
     return Trainer(unet, optimizer, rate, torch.Generator(device).manual_seed(model.seed), average, scaler)
 
 
-def training_loop(trainer: Trainer, pixels: Sequence[Tensor], steps: int, settings: Settings) -> Iterator[Progress]:
+def training_loop(trainer: Trainer, pixels: Sequence[Tensor], pace: Pace, settings: Settings) -> Iterator[Progress]:
     """Return `training_steps` with the network, batches and update rule of the settings."""
     data, model, training, speed = settings.data, settings.model, settings.training, settings.speed
     device, processes, schedule = trainer.generator.device, distributed.group(), networks.build_schedule(settings)
     shared, exchanged = processes.share_gradients(trainer.unet)
     network = compile_network(autocast(shared, speed.precision, device), speed.compile, device)
     predict, weights = noise_predictor(network, model.predicts, schedule), loss_weights(model.predicts, schedule)
+    weights = weights if weights is None else weights.float().to(device)  # once, as no step should wait for a copy
     highest_step = training.highest_step or model.trajectory_steps
     view, size = View(**settings.view_arguments()), settings.unet_size
     source = BatchSource(pixels, data.batch_size, view, highest_step, size, training.augmentation, trainer.unet.factor)
     rule = UpdateRule(schedule, predict, weights, training.accumulate, training.clip, processes.share, exchanged)
-    return training_steps(trainer, source, rule, steps)
+    return training_steps(trainer, source, rule, pace)
 
 
-def training_steps(trainer: Trainer, source: BatchSource, rule: UpdateRule, steps: int) -> Iterator[Progress]:
-    """Do the optimizer steps up to `steps` and yield each; drop the last incomplete batch of an epoch."""
+def training_steps(trainer: Trainer, source: BatchSource, rule: UpdateRule, pace: Pace) -> Iterator[Progress]:
+    """Do the optimizer steps that `pace` asks for and yield each; drop the last incomplete batch of an epoch."""
     trainer.unet.train()
     batches = len(source.pixels) // source.batch_size
-    while trainer.step < steps:
+    while pace.goes_on(trainer.step):
         trainer.order = trainer.order or shuffled_order(len(source.pixels), source.batch_size, trainer.generator)
         chosen, trainer.order = trainer.order[: source.batch_size], trainer.order[source.batch_size :]
         loss = learn_batch(trainer, source.draw_batch(chosen, trainer.generator), rule)
@@ -335,14 +392,16 @@ def build_optimizer(unet: nn.Module, name: str, learning_rate: float, weight_dec
     return kinds[name](unet.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
-def learning_rate_factor(schedule: str, warmup_steps: int, steps: int) -> Callable[[int], float]:
-    """Return the learning rate's factor by step: a linear rise, then 1 or half a cosine down to 0."""
+def learning_rate_factor(schedule: str, warmup_steps: int, pace: Pace) -> Callable[[int], float]:
+    """Return the learning rate's factor by step: a linear rise, then 1, half a cosine down to 0, or the pace's."""
+    steps = pace.last or 0  # a clock goes with WSD alone
 
     def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        if schedule == "constant":
-            return 1.0
+        rise = (step + 1) / warmup_steps if step < warmup_steps else 1.0
+        if schedule == WSD:
+            return min(rise, pace.factor(step))
+        if step < warmup_steps or schedule != COSINE:
+            return rise
         return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
     return factor

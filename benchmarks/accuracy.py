@@ -3,9 +3,9 @@
     python -m benchmarks.accuracy DATA_DIR/CATEGORY … --work FOLDER [--seeds 0 1 2] [--rows WORD …] [--plot FILE.png]
 
 A row is the preset with some settings changed. For each row, category and seed main.py trains, detects and measures as
-in any run: maps and masks of 256 pixels, the centre 224 of them. Rows that train alike share weights. Finished runs are
-not repeated, so that a stopped benchmark goes on. The table of medians over the seeds, with their range, is printed and
-written to FOLDER/accuracy.md.
+in any run: maps and masks of 256 pixels. Only the centre 224 of them counts, as in the published tables. Rows that
+train alike share weights. Finished runs are not repeated, so that a stopped benchmark goes on. The table of medians
+over the seeds, with their range, is printed and written to FOLDER/accuracy.md.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import cast
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.shared import CONFIG, ROOT
+from benchmarks.shared import CENTRE_CROP, CONFIG, ROOT
 from config.published import published_rows
 from reports import manifest
 
@@ -159,7 +159,7 @@ def run_variant(row: Variant, category: Path, seed: int, work: Path) -> None:
         return
     paths = {"data.data_dir": category.parent, "data.category": category.name}
     paths["model.checkpoint_dir"] = work / "weights" / f"{row.weights} s{seed}"
-    settings = ["preset=laptop", "data.name=own", *(f"{key}={value}" for key, value in paths.items())]
+    settings = ["preset=laptop", "data.name=own", CENTRE_CROP, *(f"{key}={value}" for key, value in paths.items())]
     settings += [f"model.seed={seed}", "metrics.visualisation=False", *row.settings]
     flags = [*row.stages, "--resume", "--config", str(CONFIG), "--output", str(folder)]
     print(f"{row.name}, {category.name}, seed {seed}", flush=True)

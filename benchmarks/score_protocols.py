@@ -23,9 +23,18 @@ import metrics
 from anomaly_map import batch_ratio
 from benchmarks.shared import ROOT, Labels, add_category_arguments, every_nth, load_category_settings
 from config.keys import Settings
-from dataset import ImageFolder
+from dataset import ImageFolder, Item
 from detection.calibrate import build_calibration, unseen_pictures
-from detection.detector import Detector, NoiseSource, Parts, Prediction, load_detector, map_batches, stream_noise
+from detection.detector import (
+    Detector,
+    NoiseSource,
+    Parts,
+    Prediction,
+    load_detector,
+    map_batches,
+    stack_pictures,
+    stream_noise,
+)
 from detection.evaluate import measured_size, scored_map, scored_mask
 from detection.threshold import Calibration
 from reports.metric_summary import PRO_LIMITS
@@ -56,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "demo.yaml")
     options = parser.parse_intermixed_args(arguments)
     keep_memory()
-    changes = ["score.draws=1", *options.settings]
+    changes = ["score.draws=1", "data.fit=square", *options.settings]  # as published
     settings = load_category_settings(options.config, options.category, options.checkpoint_dir, changes)
     detector, settings, _ = load_detector(settings, settings.checkpoint_folder, choose_device(settings.model.device))
     columns = ["set, seed", "published", "published, shuffled", *(f"K = {draws}" for draws in DRAWS)]
@@ -92,7 +101,7 @@ def table_cells(detector: Detector, settings: Settings, every: int) -> Iterator[
 
 def held_out_normals(detector: Detector, settings: Settings) -> ImageFolder:
     """Return the normal pictures of the calibration. Raise UserError where training has seen all of them."""
-    normals = ImageFolder(settings.category_dir, "train", detector.view).only(unseen_pictures(settings))
+    normals = unseen_pictures(settings, ImageFolder(settings.category_dir, "train", detector.view))
     if not len(normals):
         raise UserError(
             f"training has seen all normal pictures of {settings.data.category}; train with calibration.share above 0"
@@ -135,7 +144,8 @@ def compare_pictures(
 ) -> list[list[Parts]]:
     """Return D_f and D_p (1, 1, h, w) of each picture, for each draw of noise."""
 
-    def compare(batch: Tensor) -> list[list[Parts]]:
+    def compare(items: Sequence[Item]) -> list[list[Parts]]:
+        batch = stack_pictures(items)
         streams: dict[bytes, Callable[[], Tensor]] = {}
 
         def continued_noise(pictures: Tensor, shape: torch.Size) -> Callable[[], Tensor]:

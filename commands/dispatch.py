@@ -8,18 +8,28 @@ from pathlib import Path
 
 from commands.paper_figure import draw_paper_figure
 from commands.rerun import repeat_result
-from commands.stages import RunPlan, provide_sample_set, run_plan
+from commands.stages import INCOMPLETE, RunPlan, provide_sample_set, run_plan
 from config.checks import check_sections
-from config.keys import STAGES
-from config.load import build_settings, category_names, names_several, read_sections
-from data_tools.check import check_categories
+from config.keys import STAGES, Settings
+from config.load import (
+    PlainSections,
+    build_settings,
+    category_names,
+    choose_configuration,
+    names_several,
+    read_sections,
+    whole_pictures,
+)
+from data_tools.check import CheckRequest, check_categories, check_region
 from data_tools.prepare import ONE_CLASS, PrepareRequest, prepare_data_set
 from dataset import categories_in
+from detection.recalibrate import recalibrate
 from detection.tune import tune_settings
 from reports import tables
 from runtime import distributed
 from runtime.device import keep_memory
 from runtime.errors import UserError
+from training.bit_depth import settle_bit_depth
 from training.fit import choose_fit
 
 PREPARE = "prepare_"  # prefix of the flags that prepare data sets
@@ -37,7 +47,8 @@ def run_stages(options: Namespace) -> int:
     with distributed.process_group() as group:
         if not group.is_main:  # of several processes only one prints
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-        return run_plan(read_sections(options.config, overrides_of(options)), plan_of(options))
+        content = read_sections(choose_configuration(options.config), overrides_of(options))
+        return run_plan(content, plan_of(options))
 
 
 def rerun(options: Namespace) -> int:
@@ -55,7 +66,7 @@ def refuse_several(flag: str) -> None:
 
 def plan_of(options: Namespace) -> RunPlan:
     stages = frozenset(stage for stage in STAGES if getattr(options, stage))
-    return RunPlan(stages, options.input, options.output, options.resume, options.force)
+    return RunPlan(stages, options.input, options.output, options.resume, options.force, options.submission)
 
 
 def overrides_of(options: Namespace) -> list[str]:
@@ -65,33 +76,56 @@ def overrides_of(options: Namespace) -> list[str]:
 
 def tune(options: Namespace) -> None:
     refuse_several("tune")
-    content = read_sections(options.config, options.settings)
+    tune_settings(detection_settings(sections_of_one("tune", options)), options.output)
+
+
+def recalibrate_thresholds(options: Namespace) -> int:
+    refuse_several("recalibrate")
+    settings = detection_settings(whole_pictures(sections_of_one("recalibrate", options)))  # as --input judges
+    return INCOMPLETE if recalibrate(settings, options.recalibrate) else 0
+
+
+def sections_of_one(flag: str, options: Namespace) -> PlainSections:
+    """Return the sections of a command that takes one category. Raise UserError where they name several."""
+    content = read_sections(choose_configuration(options.config), options.settings)
     provide_sample_set(content)
     if names_several(content):
-        raise UserError("--tune chooses settings for one category; set data.category to its name")
-    tune_settings(choose_fit(build_settings(content)), options.output)
+        raise UserError(f"--{flag} takes one category; set data.category to its name")
+    return content
+
+
+def detection_settings(content: PlainSections) -> Settings:
+    """Return the settings of a command that detects with trained weights, checked against the pictures."""
+    settings = build_settings(content)
+    check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
+    return choose_fit(settle_bit_depth(settings, measured=False))
 
 
 def check_data(options: Namespace) -> int:
-    content = read_sections(options.config, options.settings)
+    content = read_sections(choose_configuration(options.config), options.settings)
     provide_sample_set(content)
     names = category_names(content, categories_in)
     sections = check_sections({**content, "data": {**content["data"], "category": names[0]}})
     data, workers = sections["data"], sections["model"]["num_workers"]
     folders = [data["data_dir"] / name for name in names]
-    return check_categories(folders, masks=data["mask"], workers=workers, sheet=options.contact_sheet)
+    for folder in folders:
+        check_region(data["region"], folder)
+    squared = data["tiles"] is None
+    request = CheckRequest(data["mask"], squared, data["bit_depth"], workers, options.contact_sheet)
+    return check_categories(folders, request)
 
 
 def prepare_data(kind: str, options: Namespace) -> int:
     source, split = getattr(options, f"{PREPARE}{kind}"), options.split or ONE_CLASS
     request = PrepareRequest(kind, source, options.output, options.defects, options.masks, split)
-    prepare_data_set(request, options.config, options.settings)
+    prepare_data_set(request, choose_configuration(options.config), options.settings)
     return 0
 
 
 COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     **dict.fromkeys(STAGES, run_stages),
     "tune": tune,
+    "recalibrate": recalibrate_thresholds,
     "rerun": rerun,
     "compare": lambda options: print(tables.compare_results(options.compare)),
     "figure": lambda options: draw_paper_figure(options.figure, options.choose or [], options.output),

@@ -91,7 +91,7 @@ def figure_rows(folder: Path, manifest: Mapping[str, Any], choices: Sequence[str
     hottest = drawing.HOTTEST * detector.threshold if detector.calibration else largest
     for item, prediction in sorted(predictions, key=lambda pair: names.index(pair[0].path)):
         sample = pictures.only([item.path]).samples[0]
-        cells = cells_of(read_picture(sample.picture), sample.mask, prediction, hottest)
+        cells = cells_of(read_picture(sample.picture, bits=detector.view.bits), sample.mask, prediction, hottest)
         yield FigureRow(f"{settings.data.category}\n{item.kind}", cells)
 
 

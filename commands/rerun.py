@@ -12,6 +12,7 @@ from runtime.errors import UserError
 
 DIFFERS = 1  # exit code
 SHOWN = 5  # names of pictures in a line
+ADDED = {"warnings", "operating_points", "drift"}  # parts of metrics.json that earlier versions did not write
 
 
 def repeat_result(path: Path, overrides: list[str], plan: RunPlan) -> int:
@@ -41,14 +42,16 @@ def repeat_result(path: Path, overrides: list[str], plan: RunPlan) -> int:
     return compare_with(earlier, before, folder)
 
 
-def compare_with(earlier: Path, before: Mapping[str, object], folder: Path) -> int:
+def compare_with(earlier: Path, before: manifest.Manifest, folder: Path) -> int:
     """Print how a result differs from the earlier one, whose manifest is `before`; return the exit code."""
     now = manifest.load_manifest(folder)
     inputs = list(manifest.differences(before, now))
     print_differences("inputs differ", inputs, "made with the same settings, versions, pictures and weights")
     scores = [reader.read_scores(place / writer.SCORES) for place in (earlier, folder)]
     old, new = ({row.path: row.score for row in rows} for rows in scores)
-    results = [*metric_differences(before["metrics"], now["metrics"]), *score_differences(old, new)]
+    missing = ADDED - before["metrics"].keys()
+    metrics = {part: value for part, value in now["metrics"].items() if part not in missing}
+    results = [*metric_differences(before["metrics"], metrics), *score_differences(old, new)]
     print_differences("results differ", results, f"all metrics and {len(new)} scores are equal to the last bit")
     return DIFFERS if results else 0
 
@@ -60,7 +63,8 @@ def print_differences(title: str, lines: list[str], otherwise: str) -> None:
 def metric_differences(before: object, now: object) -> Iterator[str]:
     """Yield a line for each metric that differs: 'image_auroc 0.98 → 0.971 (-0.009)'."""
     old, new = dict(manifest.flatten_values("", before)), dict(manifest.flatten_values("", now))
-    for name in old | new:
+    known = {name.split(".")[0] for name in old}  # an earlier version may lack a metric
+    for name in (name for name in old | new if name.split(".")[0] in known):
         then, value = old.get(name), new.get(name)
         if then != value:
             change = f" ({value - then:+.3g})" if isinstance(then, float) and isinstance(value, float) else ""

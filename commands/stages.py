@@ -13,18 +13,24 @@ from tqdm import tqdm
 from commands.budget import fit_budget
 from config.checks import keys_without_effect
 from config.keys import LATEST, PLANNED, Settings
-from config.load import SAMPLE, build_settings, category_names, names_several, settings_of_category
+from config.load import SAMPLE, build_settings, category_names, names_several, settings_of_category, whole_pictures
+from data_tools.check import check_region
 from data_tools.sample_set import TEXTURES, ensure_sample_set
 from dataset import categories_in
 from detection.evaluate import check_evaluation, evaluate_category
+from detection.mask_check import check_masks
 from detection.predict import check_prediction, input_pictures, predict_input
+from detection.recalibrate import refuse_training
+from detection.submission import check_submission, write_submission
 from domain_adaptation import adapt_features, check_adaptation
 from reports import html, tables
 from runtime import distributed
 from runtime.errors import UserError, explain_error
 from train import check_training, train_unet
 from training import checkpoint
+from training.bit_depth import settle_bit_depth
 from training.fit import choose_fit
+from training.pace import Clock
 
 INCOMPLETE = 3  # exit code
 
@@ -45,6 +51,7 @@ class RunPlan(NamedTuple):
     output: Path | None = None  # folder of the results
     resume: bool = False  # continue an earlier run's unfinished work
     force: bool = False  # repeat finished work and replace its results
+    submission: Path | None = None  # folder of the maps and masks for the server of MVTec AD 2
 
 
 def run_plan(content: Content, plan: RunPlan) -> int:
@@ -53,7 +60,8 @@ def run_plan(content: Content, plan: RunPlan) -> int:
     for line in keys_without_effect(content):
         print(line)
     if not names_several(content):
-        return INCOMPLETE if run_category(build_settings(content), plan).unreadable else 0
+        settings = build_settings(whole_pictures(content) if plan.source else content)
+        return INCOMPLETE if run_category(settings, plan).unreadable else 0
     if plan.source is not None:
         raise UserError("--input needs the detector of one category; set data.category to its name")
     return run_categories(content, category_names(content, categories_in), plan._replace(resume=not plan.force))
@@ -72,12 +80,13 @@ def provide_sample_set(content: Content) -> None:
 def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     """Run the plan's stages on one category; return the result of the last one."""
     refuse_without_weights(settings, plan.stages)
+    check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
     settings = choose_fit(settings, trains="train" in plan.stages, resume=plan.resume)
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
-    inputs = len(input_pictures(settings, plan.source, plan.output)) if plan.source else None
-    settings = fit_budget(settings, plan.stages, plan.resume, inputs)
-    stages = list(checked_stages(settings, plan))
+    settings = settle_bit_depth(settings, "train" in plan.stages)
+    settings, clock = fit_budget(settings, plan.stages, plan.resume, count_inputs(settings, plan))
+    stages = list(checked_stages(settings, plan, clock))
     distributed.group().wait()  # no process begins to write before all have checked
     result = StageResult()
     for run_stage in stages:
@@ -86,16 +95,32 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     return result
 
 
-def checked_stages(settings: Settings, plan: RunPlan) -> Iterator[Stage]:
+def count_inputs(settings: Settings, plan: RunPlan) -> int | None:
+    """Return the number of pictures that detection scores; None for the test pictures alone."""
+    if plan.source:
+        return len(input_pictures(settings, plan.source, plan.output))
+    if plan.submission:
+        private = check_submission(settings, plan.submission).values()
+        return len(check_evaluation(settings, plan.output)[0]) + sum(map(len, private))
+    return None
+
+
+def checked_stages(settings: Settings, plan: RunPlan, clock: Clock | None) -> Iterator[Stage]:
     """Yield the plan's stages in order, each checked. Raise UserError for what would stop one later."""
+    if plan.stages >= {"train", "detection"} and not plan.resume:
+        refuse_training(settings)
     if "train" in plan.stages:
-        yield partial(train_unet, check_training(settings, plan.resume))
+        yield partial(train_unet, check_training(settings, plan.resume, clock))
     if "domain_adaptation" in plan.stages:
         yield partial(adapt_features, settings, check_adaptation(settings), plan.resume)
     if "detection" not in plan.stages:
         return
     if plan.source is None:
-        check_evaluation(settings, plan.output)
+        pictures, _ = check_evaluation(settings, plan.output)
+        check_masks(pictures.samples)
+        if plan.submission:
+            check_submission(settings, plan.submission)
+            yield partial(write_submission, settings, plan.submission)
         yield lambda: StageResult(folder=evaluate_category(settings, plan.output, plan.force))
     else:
         arguments = (settings, plan.source, plan.output, plan.resume, plan.force)

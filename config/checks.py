@@ -2,6 +2,7 @@
 
 import datetime
 import difflib
+import itertools
 import math
 import operator
 import os
@@ -13,7 +14,18 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from config.keys import AUTO, LATEST, PER_IMAGE, PROPORTIONS, SQUARE, ModelSettings, Settings, Values
+from config.keys import (
+    AUTO,
+    LATEST,
+    PER_IMAGE,
+    PROPORTIONS,
+    SQUARE,
+    WSD,
+    ModelSettings,
+    Settings,
+    TrainingSettings,
+    Values,
+)
 from runtime.errors import UserError
 from storage.safe_names import stays_inside
 
@@ -162,11 +174,31 @@ def check_combinations(settings: Settings) -> None:
     for pixels in (size, settings.metrics.size or size):
         if round(crop * pixels) < 1:
             raise UserError(f"metrics.centre_crop is {crop}, which leaves none of {pixels} pixels; raise it (1: all)")
-    for path, value in {"data.tiles": data.tiles, "score.parts": settings.score.parts}.items():
+    own = {"data.tiles": data.tiles, "data.region": data.region, "score.parts": settings.score.parts}
+    for path, value in own.items():
         if value and settings.score.protocol != PER_IMAGE:
             remedy = f"set score.protocol=per_image, or {path}=null"
             raise UserError(f"{path} is {value}, which the published protocol does not have; {remedy}")
+    check_decay(settings.training)
     check_noise_steps(model, settings.training.highest_step)
+
+
+def check_decay(training: TrainingSettings) -> None:
+    decay = training.decay
+    if decay is None:
+        return
+    if training.schedule != WSD:
+        problem = f"training.decay is {list(decay)}, but training.schedule is {training.schedule}"
+        raise UserError(f"{problem}; set training.schedule={WSD}, or training.decay=null")
+    if not is_decay(decay):
+        raise UserError(f"training.decay is {list(decay)}; it should be two or more rising steps, such as [3200, 4000]")
+
+
+def is_decay(steps: object) -> bool:
+    """Return whether a value can be training.decay: at least two whole numbers that rise."""
+    if not isinstance(steps, (list, tuple)) or not all(type(step) is int and step >= 0 for step in steps):
+        return False
+    return len(steps) > 1 and all(step < following for step, following in itertools.pairwise(steps))
 
 
 def check_noise_steps(model: ModelSettings, highest: int | None) -> None:

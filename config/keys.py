@@ -1,7 +1,8 @@
 """Declare every configuration key once: its type, its default, its bounds, and what it affects."""
 
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from enum import Flag
 from pathlib import Path
 from typing import Any
@@ -9,33 +10,34 @@ from typing import Any
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
 SQUARE, PROPORTIONS = "square", "proportions"
-PLANNED = 0  # `auto` epochs until commands/budget.py knows how many fit training.budget_minutes
+SPLIT, CROSS = "split", "cross"
+TRAIN, VALIDATION = "train", "validation"
+PLANNED = 0  # `auto` epochs within training.budget_minutes, until a clock has decided
+SCHEDULES = (CONSTANT, COSINE, WSD) = ("constant", "cosine", "wsd")
+STEPS = ("epochs", "schedule", "decay")  # keys that a budget decides
 STAGES = ("train", "domain_adaptation", "detection")
-PARTS = ("pixel", "feature", "memory", "wide_memory", "whole_memory", "patch_memory")
+DISTANCES = ("pixel", "feature")  # from the reconstruction
+PARTS = (*DISTANCES, "memory", "wide_memory", "whole_memory", "patch_memory")
 SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts")
+
+# keys that files of earlier versions lack, with the values that stand for this; files of weights leave them out
+ADDED_LATER: dict[str, tuple[object, ...]] = {"bit_depth": (None,), "fit": (AUTO, SQUARE)}
 
 Values = dict[str, Any]  # by name
 
 Effect = Flag("Effect", ["WEIGHTS", "FEATURES", "SCORES", "PLAN"])  # results that a key's value changes directly:
-WEIGHTS, FEATURES, SCORES, PLAN = Effect  # the UNet, the adapted features, scores and metrics, epochs within a budget
+WEIGHTS, FEATURES, SCORES, PLAN = Effect  # the UNet, the adapted features, scores and metrics, steps within a budget
 NOTHING, ALL_STAGES = Effect(0), WEIGHTS | FEATURES | SCORES
 
 
 def key(
-    default: Any = MISSING,
-    *,
-    affects: Effect,
-    stored_as: str = "",
-    unstored: tuple[object, ...] = (),
-    one_of: tuple[str, ...] = (),
-    **bounds: float,
+    default: Any = MISSING, *, affects: Effect, stored_as: str = "", one_of: tuple[str, ...] = (), **bounds: float
 ) -> Any:
     """Declare a configuration key, its name in files of weights, and its bounds `least`, `above` and `most`.
 
     A key that only names files affects nothing, as pictures and networks are compared by their content.
-    Files of weights leave out the values `unstored`, as files from before the key do.
     """
-    metadata = {"affects": affects, "stored_as": stored_as, "unstored": unstored, "one_of": one_of, "bounds": bounds}
+    metadata = {"affects": affects, "stored_as": stored_as, "one_of": one_of, "bounds": bounds}
     return field(default=default, metadata=metadata)
 
 
@@ -51,7 +53,9 @@ class DataSettings:
     mask: bool = key(True, affects=SCORES)
     input_channel: int = key(3, affects=ALL_STAGES, stored_as="channels", least=1, most=3)
     tiles: int | None = key(None, affects=ALL_STAGES, least=1)
-    fit: str = key(AUTO, affects=ALL_STAGES, unstored=(AUTO, SQUARE), one_of=(SQUARE, PROPORTIONS))
+    fit: str = key(AUTO, affects=ALL_STAGES, one_of=(SQUARE, PROPORTIONS))
+    bit_depth: int | None = key(None, affects=ALL_STAGES, least=8, most=16)
+    region: Path | None = key(None, affects=NOTHING)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ class ModelSettings:
 @dataclass(frozen=True)
 class TrainingSettings:
     optimizer: str = key("adam", affects=WEIGHTS, one_of=("adam", "adamw"))
-    schedule: str = key("constant", affects=WEIGHTS, one_of=("constant", "cosine"))
+    schedule: str = key(CONSTANT, affects=WEIGHTS, one_of=SCHEDULES)
+    decay: tuple[int, ...] | None = key(None, affects=WEIGHTS, least=0)
     warmup_steps: int = key(0, affects=WEIGHTS, least=0)
     ema: float = key(0.0, affects=WEIGHTS, least=0, most=0.99999)
     highest_step: int | None = key(None, affects=WEIGHTS, least=1)
@@ -134,9 +139,18 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class CalibrationSettings:
+    folder: str = key(TRAIN, affects=SCORES, one_of=(TRAIN, VALIDATION))
+    method: str = key(AUTO, affects=SCORES, one_of=(SPLIT, CROSS))
     share: float = key(AUTO, affects=WEIGHTS | SCORES, least=0, most=0.9)
     pictures: int = key(100, affects=WEIGHTS | SCORES, stored_as="most", least=1)
     false_positive_rate: float = key(0.01, affects=SCORES, above=0, most=0.5)
+    exclude: tuple[str, ...] = key((), affects=SCORES)
+    groups: str | None = key(AUTO, affects=SCORES)
+
+    @property
+    def on_validation(self) -> bool:
+        """Return whether validation/good sets the thresholds, so that nothing of train/good is held or left out."""
+        return self.folder == VALIDATION
 
 
 @dataclass(frozen=True)
@@ -146,7 +160,7 @@ class MetricsSettings:
     misclassifications: bool = key(False, affects=NOTHING)
     visualisation: bool = key(True, affects=NOTHING)
     raw_maps: bool | None = key(None, affects=NOTHING)
-    centre_crop: float = key(0.875, affects=SCORES, above=0, most=1)
+    centre_crop: float = key(AUTO, affects=SCORES, above=0, most=1)
     size: int | None = key(AUTO, affects=SCORES, least=8)
     resamples: int = key(1000, affects=SCORES, least=0)
 
@@ -185,8 +199,9 @@ class Settings:
 
     def view_arguments(self) -> Values:
         """Return the arguments of `View`: how the network sees a picture."""
-        fit = {"fit": self.data.fit} if self.data.fit == PROPORTIONS else {}  # old calibrations have no fit
-        return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles, **fit}
+        later = {"bits": self.data.bit_depth, "fit": None if self.data.fit in ADDED_LATER["fit"] else self.data.fit}
+        added = {name: value for name, value in later.items() if value}  # earlier calibrations have none
+        return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles, **added}
 
     def split_arguments(self) -> Values:
         """Return the arguments of `ImageFolder.split`: which pictures are held out of training."""
@@ -209,8 +224,13 @@ class Settings:
         return self.settings_affecting(WEIGHTS) | {"image_size": self.unet_size, "in_channels": self.data.input_channel}
 
     def planning_arguments(self) -> dict[str, object]:
-        """Return all settings that the number of epochs within a budget depends on, apart from the machine."""
+        """Return all settings that the number of steps within a budget depends on, apart from the machine."""
         return self.settings_affecting(PLAN)
+
+    def with_steps(self, epochs: int, schedule: str, decay: Sequence[int] | None) -> "Settings":
+        """Return the settings of a training whose steps are decided."""
+        training = replace(self.training, schedule=schedule, decay=None if decay is None else tuple(decay))
+        return replace(self, model=replace(self.model, epochs=epochs), training=training)
 
     def adaptation_arguments(self) -> dict[str, object]:
         """Return all settings that the adapted features depend on, apart from the network."""
@@ -218,12 +238,12 @@ class Settings:
 
     def settings_affecting(self, effect: Effect) -> dict[str, object]:
         """Return the values of all keys that have this effect, under the names that files of weights store."""
-        stored = {}
+        stored: dict[str, object] = {}
         for section in (getattr(self, section.name) for section in fields(self)):
             for spec in fields(section):
-                value, about = getattr(section, spec.name), spec.metadata
-                if effect in about["affects"] and value not in about["unstored"]:
-                    stored[about["stored_as"] or spec.name] = value
+                value = getattr(section, spec.name)
+                if effect in spec.metadata["affects"] and value not in ADDED_LATER.get(spec.name, ()):
+                    stored[spec.metadata["stored_as"] or spec.name] = value
         return stored
 
     def as_dict(self) -> dict[str, dict[str, object]]:

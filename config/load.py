@@ -7,14 +7,17 @@ from pathlib import Path
 
 from config import checks
 from config.checks import SECTIONS, SPELLINGS, PlainSections, Sections, check_sections, check_value, did_you_mean
-from config.keys import AUTO, LATEST, PER_IMAGE, PLANNED, SQUARE, DataSettings, Settings
+from config.keys import AUTO, CROSS, DISTANCES, LATEST, PER_IMAGE, PLANNED, SPLIT, SQUARE, TRAIN, DataSettings, Settings
 from config.plain_yaml import NOT_YAML, parse_yaml, read_yaml_file
 from config.presets import PRESETS
-from config.published import published_row, published_rows
+from config.published import counts_centre, published_row, published_rows
 from runtime.errors import UserError
 
+CONFIGURATION = "config.yaml"  # without --config
+SHIPPED = Path(__file__).parents[1] / CONFIGURATION  # beside main.py
 SHORTCUTS = ("preset", "budget_minutes")  # at the top of the file
 SAMPLE = "sample"  # data.name of the embedded sample set
+SAMPLE_GROUPS = r"block\d+"  # its pictures are crops of blocks of a photograph
 ALL = "all"  # data.category for every category in data.data_dir
 BLUR_SIGMA_AT_256 = 4.0  # pixels, as published; `auto` scales it with image_size
 BY_NETWORK = {"batch_size": (32, 16), "base_channels": (64, 32), "heads": (4, 2), "dropout": (0.0, 0.3)}  # DDAD, DDAD-S
@@ -26,6 +29,8 @@ COLUMNS = {"load_chp": "epochs", "DA_epochs": "DA_chp"}  # of published.csv, whe
 UNPUBLISHED = {"DA_epochs": 0, "DA_chp": 0, "v": 1, "DLlambda": 0.1, "DA_batch_size": 16, "test_batch_size": 16}
 METRICS_SIZE = 256  # pixels, as published
 DRAWS = 4  # `auto` number of reconstructions with per-image scores; the published system makes one
+CENTRE = 0.875  # `auto` share of the width and height that a published table counts
+WHOLE = 1.0  # the same with all other settings, and with pictures without labels
 HELD_OUT = 0.2  # `auto` share of train/good that calibration gets; the published system trains on all
 QUOTES = ("'", '"')
 
@@ -46,6 +51,14 @@ def read_sections(path: str | Path, overrides: Iterable[str] = ()) -> PlainSecti
     return with_overrides(content, overrides)
 
 
+def choose_configuration(path: str | None) -> str:
+    """Return `path`, else config.yaml of the working directory, else the one beside main.py, which it prints."""
+    if path is not None or Path(CONFIGURATION).exists() or not SHIPPED.exists():
+        return path or CONFIGURATION
+    print(f"settings from {SHIPPED}, as there is none in {Path.cwd()}, where relative paths start", flush=True)
+    return str(SHIPPED)
+
+
 def build_settings(content: Mapping[str, object]) -> Settings:
     """Return checked settings of plain sections. Raise UserError where nothing is published to replace an `auto`."""
     sections = check_sections(content)
@@ -64,6 +77,13 @@ def build_settings(content: Mapping[str, object]) -> Settings:
 def settings_of_category(content: Mapping[str, object], name: str) -> Settings:
     """Return the settings of one category."""
     return build_settings({**content, "data": checks.section_values("data", content.get("data")) | {"category": name}})
+
+
+def whole_pictures(content: Mapping[str, object]) -> PlainSections:
+    """Return a copy of the sections that leaves no part of a picture out, unless they name metrics.centre_crop."""
+    values = checks.section_values("metrics", content.get("metrics"))
+    is_auto = values.get("centre_crop", AUTO) == AUTO
+    return {**content, "metrics": values | ({"centre_crop": WHOLE} if is_auto else {})}
 
 
 def category_value(content: Mapping[str, object]) -> object:
@@ -133,7 +153,7 @@ def parse_override(override: str) -> tuple[str, object]:
 
 def auto_values(sections: Sections) -> dict[str, object]:
     """Return the value that replaces `auto`, by key: other settings decide it, or else it is the published one."""
-    data, model = sections["data"], sections["model"]
+    data, model, score = sections["data"], sections["model"], sections["score"]
     row = published_row(data["category"], str(data["name"]))
     values: dict[str, object] = {}
     for key, kind in PUBLISHED.items():
@@ -145,14 +165,19 @@ def auto_values(sections: Sections) -> dict[str, object]:
         values["DA_epochs"] = model["DA_chp"]
     if sections["training"]["budget_minutes"]:
         values |= {"epochs": PLANNED, "load_chp": LATEST}
-    per_image, parts = sections["score"]["protocol"] == PER_IMAGE, sections["score"]["parts"]
-    if data["tiles"] or not per_image or (row and not parts):  # as published
-        values |= {"fit": SQUARE, "size": METRICS_SIZE}
-    else:
-        values["size"] = None  # `auto` fit stays, until the pictures are known
-    if per_image:
-        return values | {"share": HELD_OUT, "draws": DRAWS, "test_batch_size": None}
-    return values | {"share": 0.0, "draws": 1}
+    if data["name"] == SAMPLE:
+        values["groups"] = SAMPLE_GROUPS
+    published = counts_centre(data["name"], score["protocol"], score["parts"])
+    values["centre_crop"] = CENTRE if published else WHOLE
+    # otherwise the pictures decide: `auto` fit stays, and a size of None, until they are known
+    values |= {"fit": SQUARE, "size": METRICS_SIZE} if published or data["tiles"] else {"size": None}
+    if score["protocol"] != PER_IMAGE:
+        return values | {"method": SPLIT, "share": 0.0, "draws": 1}
+    method = sections["calibration"]["method"]
+    if method == AUTO:
+        method = values["method"] = SPLIT if set(score["parts"] or ()) <= set(DISTANCES) else CROSS
+    holds_out = method == SPLIT and sections["calibration"]["folder"] == TRAIN
+    return values | {"share": HELD_OUT if holds_out else 0.0, "draws": DRAWS, "test_batch_size": None}
 
 
 def unpublished_keys(sections: Sections) -> list[str]:

@@ -30,7 +30,7 @@ PRESETS: dict[str, Values] = {
         "training.budget_minutes": 60.0,
         "training.most_steps": 4000,  # no longer run was measured
         "training.optimizer": "adamw",
-        "training.schedule": "cosine",
+        "training.schedule": "wsd",
         "training.warmup_steps": 50,
         "training.ema": 0.995,
         "training.highest_step": 250,
@@ -44,5 +44,8 @@ PRESETS: dict[str, Values] = {
         "score.draws": 1,
         "score.parts": ["memory", "wide_memory", "whole_memory", "pixel"],
         "score.pooling": "maximum",
+        "calibration.method": "cross",
+        "calibration.pictures": 300,  # more cost minutes
+        "metrics.centre_crop": 1,
     },
 }

@@ -2,7 +2,10 @@
 
 import csv
 import functools
+from collections.abc import Sequence
 from pathlib import Path
+
+from config.keys import PER_IMAGE
 
 PUBLISHED_METRICS = ("image_auroc", "pixel_auroc", "pro")
 TABLE = Path(__file__).with_name("published.csv")
@@ -19,6 +22,15 @@ def published_row(category: str, data_set: str | None = None) -> dict[str, str]:
     """Return the row of a category in this data set, or in any if None; an empty dict if the paper has none."""
     row = published_rows().get(category, {})
     return row if data_set is None or data_set.lower() == row.get("data_set", "").lower() else {}
+
+
+def counts_centre(data_set: str, protocol: str, parts: Sequence[str] | None) -> bool:
+    """Return whether these settings reproduce a published table, which counts the centre of a picture alone.
+
+    They have the published protocol, or the paper's anomaly map (no `parts`) on one of the paper's data sets.
+    """
+    data_sets = {row["data_set"].lower() for row in published_rows().values()}
+    return protocol != PER_IMAGE or (parts is None and data_set.lower() in data_sets)
 
 
 def published_metrics(category: str, data_set: str | None = None) -> dict[str, float]:

@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataset import MASK_ENDING, NORMAL
+from dataset import MASK_ENDING, NORMAL, PRIVATE_SPLITS, VALIDATION
 from images.read import read_full_mask
 from runtime.errors import UserError, UserFileError
 from runtime.progress import count_progress
@@ -28,8 +28,8 @@ from storage.atomic_file import atomic_write, remove_stale
 
 NOTE, MAKER = "preparation.json", "DDAD preparation"
 REMEDY = "choose another folder with --output"
-SPLITS = ("train", "test", "ground_truth", "validation")
-TRAIN_GOOD, TEST_GOOD = f"train/{NORMAL}", f"test/{NORMAL}"
+SPLITS = ("train", "test", "ground_truth", VALIDATION, *PRIVATE_SPLITS)
+TRAIN_GOOD, TEST_GOOD, VALIDATION_GOOD = (f"{split}/{NORMAL}" for split in ("train", "test", VALIDATION))
 UNNAMED_KIND = "bad"  # kind of defect where the data names none
 
 Mask = NDArray[np.bool_]  # (H, W), true where defective
@@ -76,7 +76,7 @@ class CategoryPlan:
 
     def counts(self) -> dict[str, int]:
         """Return the numbers of pictures in train/good, in test/good, and in all other folders of test."""
-        folders = Counter(str(PurePosixPath(path).parent) for path in self.files)
+        folders = Counter("/".join(path.split("/")[:2]) for path in self.files)  # without subfolders of a kind
         train, test = folders.pop(TRAIN_GOOD, 0), folders.pop(TEST_GOOD, 0)
         defective = sum(count for folder, count in folders.items() if folder.startswith("test/"))
         return {"train normal": train, "test normal": test, "test defective": defective}
@@ -84,10 +84,9 @@ class CategoryPlan:
     def without_mask(self) -> list[str]:
         """Return the defective pictures that have no mask."""
         masks = {path.rpartition(".")[0] for path in self.files if path.startswith("ground_truth/")}
-        pictures = [PurePosixPath(path) for path in self.files if path.startswith("test/")]
-        defective = [path for path in pictures if path.parent.name != NORMAL]
-        stems = {path: f"ground_truth/{path.parent.name}/{path.stem}" for path in defective}
-        return [str(path) for path, stem in stems.items() if masks.isdisjoint((stem, stem + MASK_ENDING))]
+        defective = [path for path in self.files if path.startswith("test/") and not path.startswith(f"{TEST_GOOD}/")]
+        stems = {path: path.replace("test", "ground_truth", 1).rpartition(".")[0] for path in defective}
+        return [path for path, stem in stems.items() if masks.isdisjoint((stem, stem + MASK_ENDING))]
 
     def fingerprint(self) -> str:
         """Return a hash of all paths and of the names and sizes of their sources."""

@@ -8,50 +8,86 @@ import filecmp
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.transforms.functional import center_crop
 
 from data_tools import check_output, image_facts, similarity
-from data_tools.check_output import NOTE, SAME, SIMILAR, WARNING, Case, Finding, make_finding, size_text
+from data_tools.check_output import NOTE, SAME, SHARED, SIMILAR, WARNING, Case, Finding, make_finding, size_text
 from data_tools.image_facts import ImageFacts, group_by_key, path_in, picture_files, stack_thumbnails, subfolders
-from dataset import NORMAL, check_category, is_picture
+from dataset import NORMAL, PRIVATE_SPLITS, VALIDATION, check_category, files_below, is_dangling, is_picture
+from images.bit_depth import DEEPEST, white_of
+from images.read import COVERED
+from images.region import read_region
+from runtime.errors import UserError
 
 FEW = 10  # normal pictures; published categories have 60 and more
 GREY_SHARE = 0.25  # of the marked pixels of a mask
 DUPLICATE_SHARE = 0.05  # of the training pictures; more duplicates are a warning
 GREY_MODES = ("1", "L", "LA", "F", "I")  # Pillow's, without the bits as in I;16
+SQUASHED, STRIP = 5 / 4, 4  # of the longer to the shorter side: worth a hint, a warning
 SAME_RATIO = 1.1  # of the largest to the smallest aspect ratio
 COMPARED_BYTES = 4096
 OTHER_SUFFIXES = {".txt", ".json", ".csv", ".md", ".db", ".ini", ".yaml", ".xml"}  # nobody takes them for pictures
 
 
-def check_categories(folders: Sequence[Path], *, masks: bool, workers: int, sheet: Path | None) -> int:
+class CheckRequest(NamedTuple):
+    """How to check a category: the settings that matter, threads, and the file of a contact sheet, if any."""
+
+    masks: bool = True  # whether defective pictures need masks
+    squared: bool = True  # whether pictures are resized to squares
+    bit_depth: int | None = None  # None: measured in train/good
+    workers: int = 2
+    sheet: Path | None = None
+
+
+def check_categories(folders: Sequence[Path], request: CheckRequest) -> int:
     """Print the findings of each category and return the exit code: 0, 1 (warnings) or 2 (errors)."""
     exit_code = 0
     for folder in folders:
         check_category(folder)
         began = time.monotonic()
-        pictures = image_facts.read_image_facts(folder, workers)
-        findings = examine_category(folder, pictures, masks=masks, workers=workers)
+        bits = request.bit_depth or image_facts.measure_depth(folder, request.workers)
+        pictures = image_facts.read_image_facts(folder, request.workers, bits)
+        findings = examine_category(folder, pictures, request._replace(bit_depth=bits))
         print("\n".join(check_output.report_lines(folder, pictures, findings)))
         exit_code = max([exit_code, *(check_output.EXIT_CODES[finding.level] for finding in findings)])
-        if sheet is not None:
+        if sheet := request.sheet:
             path = sheet.with_stem(f"{sheet.stem}_{folder.name}") if len(folders) > 1 else sheet
-            check_output.write_contact_sheet(path, folder, check_output.sheet_rows(pictures, findings))
+            check_output.write_contact_sheet(path, folder, check_output.sheet_rows(pictures, findings), bits)
             print(f"contact sheet in {path}")
         print(f"checked {folder.name} in {time.monotonic() - began:.1f} s\n", flush=True)
     return exit_code
 
 
-def examine_category(category_dir: Path, pictures: Sequence[ImageFacts], *, masks: bool, workers: int) -> list[Finding]:
-    """Return the findings of a category, the worst first. `masks`: whether defective pictures need masks."""
+def check_region(path: Path | None, category_dir: Path, centre_crop: float = 1.0) -> None:
+    """Raise UserError where data.region does not fit the pictures of a category, or leaves nothing to score."""
+    if path is None:
+        return
+    region = read_region(path)
+    height, width = region.mask.shape
+    if not center_crop(torch.from_numpy(region.mask), [round(centre_crop * side) for side in (height, width)]).any():
+        place = f"outside the centre that metrics.centre_crop={centre_crop} measures"
+        raise UserError(f"data.region {path} lies {place}; set metrics.centre_crop=1")
+    normal = [category_dir / split / NORMAL for split in ("train", VALIDATION)]
+    private = [category_dir / split for split in PRIVATE_SPLITS]
+    for folder in (*normal, *private, *subfolders(category_dir / "test")):
+        for picture in picture_files(folder):
+            region.check_file(picture)
+
+
+def examine_category(category_dir: Path, pictures: Sequence[ImageFacts], request: CheckRequest) -> list[Finding]:
+    """Return the findings of a category, the worst first."""
     readable = [image for image in pictures if not image.problem]
     train, test = ([image for image in readable if image.split == split] for split in ("train", "test"))
     findings = [*count_findings(pictures), *folder_findings(category_dir, pictures), *picture_findings(pictures)]
-    findings += [*mask_findings(category_dir, pictures, masks, workers), *near_duplicate_findings(train, test)]
-    findings += [*outlier_findings(train), *mixture_findings(train)]
+    findings += [*mask_findings(category_dir, pictures, request), *near_duplicate_findings(train, test)]
+    findings += [*outlier_findings(train), *mixture_findings(train), *depth_findings(readable, request.bit_depth)]
+    findings += squash_findings(readable) if request.squared else []
     findings = [finding for finding in findings if finding.cases]
     return sorted(findings, key=lambda finding: check_output.EXIT_CODES[finding.level], reverse=True)
 
@@ -84,14 +120,15 @@ def training_count_findings(count: int) -> Iterator[Finding]:
 
 
 def folder_findings(category_dir: Path, pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
-    used = {category_dir / Path(image.path).parent for image in pictures}
+    used = {f"{image.split}/{image.kind}" for image in pictures}
     test = subfolders(category_dir / "test") if any(image.split == "test" for image in pictures) else []
-    empty = [path_in(category_dir, folder) for folder in test if folder not in used]
+    empty = [path_in(category_dir, folder) for folder in test if path_in(category_dir, folder) not in used]
     yield make_finding("test folders without a picture", empty)
     train = [f"train/{folder.name}" for folder in subfolders(category_dir / "train") if folder.name != NORMAL]
     yield make_finding("folders beside train/good", train)
-    files = [path for folder in sorted(used) for path in sorted(folder.iterdir()) if path.is_file()]
-    ignored = [path for path in files if not is_picture(path) and not path.name.startswith(".")]
+    files = [path for folder in sorted(used) for path in files_below(category_dir / folder)]
+    yield make_finding("links that lead nowhere", [path_in(category_dir, path) for path in files if is_dangling(path)])
+    ignored = [path for path in files if path.is_file() and not is_picture(path)]
     ignored = [path for path in ignored if path.suffix.lower() not in OTHER_SUFFIXES]
     yield make_finding("ignored files", [path_in(category_dir, path) for path in ignored])
 
@@ -126,13 +163,37 @@ def case_of(pictures: Sequence[ImageFacts], sign: str) -> Case:
     return Case(tuple(image.path for image in pictures), sign)
 
 
-def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], needed: bool, workers: int) -> Iterator[Finding]:
-    with_picture, without_mask, without_picture = image_facts.match_masks(category_dir, pictures)
-    yield make_finding("masks without a picture", without_picture)
-    if not needed:
+def depth_findings(pictures: Sequence[ImageFacts], bits: int | None) -> Iterator[Finding]:
+    """Yield that files of 16 bits hold `bits`, and which test pictures exceed that."""
+    deep = [image for image in pictures if image.highest is not None]
+    if bits is None or bits == DEEPEST or not deep:
         return
-    yield make_finding("defective pictures without a mask", without_mask)
-    masks = image_facts.read_mask_facts(with_picture, workers)
+    texts = {"bits": bits, "white": white_of(bits)}
+    highest = max((image.highest or 0 for image in deep if image.split == "train"), default=0)
+    yield make_finding("files of 16 bits with {bits} bits", [Case((f"train/{NORMAL}",), "", str(highest))], **texts)
+    above = [image for image in deep if (image.highest or 0) > white_of(bits)]
+    cases = [Case((image.path,), "", str(image.highest)) for image in above]
+    yield make_finding("pictures brighter than white", cases, **texts)
+
+
+def squash_findings(pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
+    """Yield the pictures whose proportions a resize to a square changes: a hint, and a warning for extreme ones."""
+    ratios = [(image, max(image.size) / min(image.size)) for image in pictures]
+    squashed = sorted(((ratio, image) for image, ratio in ratios if ratio > SQUASHED), key=lambda pair: -pair[0])
+    level = WARNING if any(ratio > STRIP for ratio, _ in squashed) else NOTE
+    cases = [Case((image.path,), "", f"{size_text(image.size)}, {ratio:.3g}:1") for ratio, image in squashed]
+    yield make_finding("pictures that are squashed to squares", cases, level=level)
+
+
+def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], request: CheckRequest) -> Iterator[Finding]:
+    pairs = image_facts.pair_masks(category_dir, pictures)
+    yield make_finding("masks without a picture", pairs.without_picture)
+    if not request.masks:
+        return
+    yield make_finding("defective pictures without a mask", pairs.without_mask)
+    shared = [Case((*owners, mask), SHARED) for mask, owners in pairs.shared.items()]
+    yield make_finding("masks of several pictures", shared)
+    masks = image_facts.read_mask_facts(pairs.masks, request.workers)
     for problem, files in group_by_key((mask.problem, mask.path) for mask in masks if mask.problem).items():
         yield make_finding("unreadable masks ({problem})", files, problem=problem)
     readable = [mask for mask in masks if not mask.problem]
@@ -142,6 +203,11 @@ def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], needed: bo
     yield make_finding("empty masks", [mask.path for mask in readable if mask.marked == 0])
     grey = [mask.path for mask in readable if mask.grey > GREY_SHARE]
     yield make_finding("masks that are not black and white", grey, grey=GREY_SHARE)
+    for kind, members in group_by_key((mask.kind, mask) for mask in readable).items():
+        covered = [mask for mask in members if mask.covered > COVERED]
+        if 2 * len(covered) > len(members):
+            cases = [Case((mask.path,), "", f"{mask.covered:.0%}") for mask in covered]
+            yield make_finding("masks of {kind} that cover most of their pictures", cases, kind=kind, covered=COVERED)
 
 
 def near_duplicate_findings(train: Sequence[ImageFacts], test: Sequence[ImageFacts]) -> Iterator[Finding]:

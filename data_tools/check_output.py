@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data_tools.image_facts import ImageFacts, group_by_key
-from dataset import NORMAL, masks_in
+from data_tools.image_facts import ImageFacts, group_by_key, picture_files
+from dataset import NORMAL
 from images.read import Size, read_reduced
 from storage.atomic_file import atomic_write
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 EXIT_CODES = {ERROR: 2, WARNING: 1, NOTE: 0}
-SAME, SIMILAR = " = ", " ≈ "  # between the files of a case
+SAME, SIMILAR, SHARED = " = ", " ≈ ", ", "  # between the files of a case
 MOST_EXAMPLES, MOST_VALUES = 3, 3  # cases of a finding, sizes or modes of a folder
 SIDE, GAP, CAPTION = 128, 6, 22  # pixels of the contact sheet
 SHEET_COLUMNS = 10  # pictures
@@ -60,7 +60,8 @@ def report_lines(category_dir: Path, pictures: Sequence[ImageFacts], findings: S
     lines = [f"{category_dir}: {len(pictures)} pictures"]
     lines.append(f"  {'folder':28}{'pictures':>9}{'masks':>7}  sizes and modes")
     for (split, kind), members in group_by_key(((image.split, image.kind), image) for image in pictures).items():
-        masks = len(masks_in(category_dir / "ground_truth" / kind)) if split == "test" and kind != NORMAL else 0
+        has_masks = split == "test" and kind != NORMAL
+        masks = len(picture_files(category_dir / "ground_truth" / kind)) if has_masks else 0
         readable = [image for image in members if not image.problem]
         sizes, modes = (size_text(image.size) for image in readable), (image.mode for image in readable)
         folder = f"{split}/{kind}"
@@ -102,7 +103,7 @@ def sheet_rows(pictures: Sequence[ImageFacts], findings: Sequence[Finding]) -> d
     return {caption: names for caption, names in rows.items() if names}
 
 
-def write_contact_sheet(path: Path, category_dir: Path, rows: Mapping[str, Sequence[str]]) -> None:
+def write_contact_sheet(path: Path, category_dir: Path, rows: Mapping[str, Sequence[str]], bits: int) -> None:
     """Write a PNG with a row of pictures under each caption. Raise UserFileError where it can't be written."""
     columns = max((len(names) for names in rows.values()), default=1)
     sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, len(rows) * (CAPTION + SIDE + GAP) + GAP), "white")
@@ -111,7 +112,7 @@ def write_contact_sheet(path: Path, category_dir: Path, rows: Mapping[str, Seque
         top = number * (CAPTION + SIDE + GAP) + GAP
         pen.text((GAP, top), caption, fill="black", font=font)
         for column, name in enumerate(names):
-            picture, _ = read_reduced(category_dir / name, 3, lambda width, height: (SIDE, SIDE))
+            picture, _ = read_reduced(category_dir / name, 3, lambda width, height: (SIDE, SIDE), bits)
             picture.thumbnail((SIDE, SIDE))
             sheet.paste(picture, (GAP + column * (SIDE + GAP), top + CAPTION))
     with atomic_write(path, "change --contact_sheet") as file:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from data_tools.annotations import Annotation, Mask, read_annotations
 from data_tools.archives import relative_path
 from data_tools.category_writer import TEST_GOOD, TRAIN_GOOD, UNNAMED_KIND, CategoryPlan, DataSetInfo, PlannedFile
 from data_tools.image_facts import group_by_key
 from data_tools.similarity import draw_test_pictures
 from dataset import NORMAL, is_hidden, is_picture, pictures_below
+from images.annotations import Annotation, Mask, read_annotations
 from images.read import open_upright, read_full_mask
 from runtime.errors import MissingFileError, UserError
 

@@ -10,21 +10,37 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from config.checks import check_sections
-from config.load import build_settings, parse_override, read_sections, unpublished_keys
+from config.load import (
+    ALL,
+    CONFIGURATION,
+    SHIPPED,
+    build_settings,
+    category_names,
+    category_value,
+    parse_override,
+    read_sections,
+    unpublished_keys,
+)
 from config.presets import LAPTOP
 from data_tools import published_sets
 from data_tools.archives import open_source
 from data_tools.category_writer import CategoryPlan, write_category
 from data_tools.own_images import plan_own_images
 from data_tools.published_sets import ONE_CLASS
-from dataset import held_out_count
-from runtime.errors import UserFileError
+from dataset import VALIDATION, held_out_count
+from runtime.errors import UserError, UserFileError
 from storage.safe_names import named_path
 
 # Name of the data set's folder, and data.name, by kind of preparation
-NAMES = {"visa": "VisA", "mvtec": "MVTec", "mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD", "folder": "own"}
+NAMES = {
+    **{"visa": "VisA", "mvtec": "MVTec", "mvtec2": "MVTecAD2", "real_iad": "RealIAD", "mpdd": "MPDD"},
+    **{"mtd": "MTD", "btad": "BTAD", "ksdd": "KSDD", "folder": "own"},
+}
+WITH_VALIDATION = {"mvtec2"}  # kinds whose thresholds are published for their validation split
 GENERAL_NAMES = ("good", "normal", "ok", "train")  # of folders; they do not say what the pictures show
-DEFAULT_CONFIGURATION = "config.yaml"
+MAIN = "main.py"
+
+ONE_CATEGORY = ("mtd", "ksdd", "folder")  # kinds of preparation
 
 Sections = dict[str, dict[str, object]]  # settings by section and key
 
@@ -42,20 +58,20 @@ class PrepareRequest(NamedTuple):
 
 def prepare_data_set(request: PrepareRequest, configuration: str, overrides: Sequence[str]) -> None:
     """Write all categories of a data set, and print the command that trains on the first one."""
-    sections = check_sections(read_sections(configuration, overrides))
+    content, given = read_sections(configuration, overrides), "data.category" in given_keys(overrides)
+    wanted = wanted_categories(content) if given else []
+    sections = check_sections(read_sections(configuration, without_keys(overrides, ["data.category"])))
     data_dir = choose_data_dir(request, sections["data"], overrides)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserFileError(f"can't make the folder {data_dir}: {error.strerror}; change --output") from error
     with open_source(request.source.expanduser().resolve(), data_dir) as root:
-        given = "data.category" in given_keys(overrides)
-        category = sections["data"]["category"] if given else category_name(root)
-        plans = list(plan_categories(request, root, category, sections["model"]["seed"]))
+        plans = list(plan_categories(request, root, wanted, sections["model"]["seed"]))
         command = next_command(request, plans[0], data_dir, configuration, overrides)
         for plan in plans:  # only now, when all mistakes have been reported
             write_category(plan, data_dir / plan.category)
-            print("\n".join(describe_category(plan, data_dir / plan.category)))
+            print("\n".join(describe_category(plan, data_dir / plan.category, request.split)))
     print(f"next: {command}", flush=True)
 
 
@@ -72,16 +88,27 @@ def given_keys(overrides: Iterable[str]) -> set[str]:
     return {parse_override(override)[0] for override in overrides}
 
 
-def plan_categories(request: PrepareRequest, root: Path, category: str, seed: int) -> Iterable[CategoryPlan]:
-    """Plan all categories in `root`; the user's own pictures make one, `category`."""
+def wanted_categories(content: Mapping[str, object]) -> list[str]:
+    """Return the categories that data.category names; an empty list stands for all."""
+    return [] if category_value(content) == ALL else category_names(content, lambda folder: [])
+
+
+def plan_categories(request: PrepareRequest, root: Path, wanted: Sequence[str], seed: int) -> Iterable[CategoryPlan]:
+    """Plan the categories in `root` that are `wanted`, or all; the user's own pictures make one of that name."""
+    category = wanted[0] if wanted else category_name(root)
     planners: dict[str, Callable[[], Iterable[CategoryPlan]]] = {
-        "visa": lambda: published_sets.plan_visa(root, request.split),
-        "mvtec": lambda: published_sets.plan_mvtec(root),
-        "btad": lambda: published_sets.plan_btad(root),
+        "visa": lambda: published_sets.plan_visa(root, request.split, wanted),
+        "mvtec": lambda: published_sets.plan_mvtec(root, wanted),
+        "mvtec2": lambda: published_sets.plan_mvtec2(root, wanted),
+        "real_iad": lambda: published_sets.plan_real_iad(root, wanted),
+        "mpdd": lambda: published_sets.plan_mpdd(root, wanted),
+        "btad": lambda: published_sets.plan_btad(root, wanted),
         "mtd": lambda: [published_sets.plan_mtd(root, seed)],
         "ksdd": lambda: [published_sets.plan_kolektor(root, seed)],
         "folder": lambda: [plan_own_images(category, root, request.source, request.defects, request.masks, seed)],
     }
+    if request.kind in ONE_CATEGORY and len(wanted) > 1:
+        raise UserError(f"--prepare_{request.kind} makes one category; data.category names {', '.join(wanted)}")
     return planners[request.kind]()
 
 
@@ -91,17 +118,21 @@ def category_name(folder: Path) -> str:
     return next(names, "") or NAMES["folder"]
 
 
-def describe_category(plan: CategoryPlan, folder: Path) -> Iterator[str]:
+def describe_category(plan: CategoryPlan, folder: Path, split: str) -> Iterator[str]:
     """Yield a line with the numbers of pictures, then warnings: missing masks, unexpected numbers."""
     training, normal, defective = plan.counts().values()
     name, category = plan.data_set.name, plan.category
     test = f"{normal} normal and {defective} defective to test"
     yield f"{folder}: {training} normal pictures to train on, {test} ({name}, licence: {plan.data_set.licence})"
     own = {"normal": training + normal, "training": training, "defective test": defective}
-    for kind, count in published_sets.published_counts().get((name, category), {}).items():
+    published = published_sets.published_counts() if split == ONE_CLASS else {}  # counts of other splits differ
+    for kind, count in published.get((name, category), {}).items():
         if own[kind] != count:
             numbers = f"{category} has {own[kind]} {kind} pictures, the published {name} {count}"
-            yield f"warning: {numbers}; the download may be incomplete"
+            reason = (
+                "the download may be incomplete" if own[kind] < count else "it is another version, or has more files"
+            )
+            yield f"warning: {numbers}; {reason}"
     missing = plan.without_mask()
     if missing:
         pictures = f"{len(missing)} defective pictures of {category} have no mask, {missing[0]} is the first"
@@ -118,6 +149,8 @@ def next_command(
         changes["model"]["checkpoint_dir"] = named_path(file["model"]["checkpoint_dir"]).parent / name
     if plan.without_mask():
         changes["data"]["mask"] = False
+    if request.kind in WITH_VALIDATION:
+        changes["calibration"] = {"folder": VALIDATION}
     missing = unpublished_keys(check_sections(merge_sections(read_sections(configuration, overrides), changes)))
     if missing:
         overrides = [f"preset={LAPTOP}", *without_keys(overrides, ["preset", *missing])]
@@ -128,11 +161,12 @@ def next_command(
         changes["data"]["batch_size"] = pictures
     stages = ["train", *(["domain_adaptation"] if settings.model.DA_chp else []), "detection"]
     flags = [word for stage in stages for word in (f"--{stage}", "True")]
-    flags += [] if configuration == DEFAULT_CONFIGURATION else ["--config", configuration]
+    flags += [] if configuration in (CONFIGURATION, str(SHIPPED)) else ["--config", configuration]
     given = [(section, key, value) for section, values in changes.items() for key, value in values.items()]
     overrides = without_keys(overrides, [f"{section}.{key}" for section, key, _ in given])
     changed = [f"{section}.{key}={value}" for section, key, value in given if file[section][key] != value]
-    return shlex.join(["python", "main.py", *flags, *overrides, *changed])
+    program = MAIN if Path(MAIN).exists() else str(SHIPPED.with_name(MAIN))
+    return shlex.join(["python", program, *flags, *overrides, *changed])
 
 
 def merge_sections(content: Mapping[str, Any], changes: Sections) -> dict[str, Any]:

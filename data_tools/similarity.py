@@ -17,7 +17,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from dataset import read_ahead
+from dataset import measure_bits, read_ahead
+from images.bit_depth import DEEPEST
 from images.read import read_reduced
 from runtime.errors import UserError
 from runtime.progress import count_progress
@@ -118,13 +119,14 @@ def group_near_duplicates(normal: Sequence[Path], defective: Sequence[Path] = ()
     paths = [*normal, *defective]
     if not normal:
         return {path: index for index, path in enumerate(paths)}
-    read = chain.from_iterable(read_ahead(read_thumbnail, paths, READ_AHEAD, WORKERS))
+    _, bits = measure_bits(normal, WORKERS)
+    read = chain.from_iterable(read_ahead(lambda path: read_thumbnail(path, bits), paths, READ_AHEAD, WORKERS))
     thumbnails = np.stack(list(count_progress(read, len(paths), "comparing")))
     return dict(zip(paths, group_thumbnails(thumbnails, CommonContent(thumbnails[: len(normal)])), strict=True))
 
 
-def read_thumbnail(path: Path) -> Thumbnails:
-    return make_thumbnail(read_reduced(path, 3, lambda width, height: (SIDE, SIDE))[0])
+def read_thumbnail(path: Path, bits: int = DEEPEST) -> Thumbnails:
+    return make_thumbnail(read_reduced(path, 3, lambda width, height: (SIDE, SIDE), bits)[0])
 
 
 def draw_test_pictures(normal: Sequence[Path], defective: Sequence[Path], root: Path, seed: int) -> set[Path]:

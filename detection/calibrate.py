@@ -1,37 +1,49 @@
 """Measure a detector's calibration on normal pictures: references, scales, the balance and thresholds."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from anomaly_map import resize_maps, smooth
-from config.keys import LATEST, Settings
-from dataset import ImageFolder, picture_fingerprint
+from config.keys import CROSS, LATEST, SPLIT, TRAIN, VALIDATION, Settings
+from dataset import NORMAL, ImageFolder, Item, picture_fingerprint
 from ddad import content_seed
 from detection import reference
-from detection.calibration_file import CALIBRATION, load_calibration, save_calibration
-from detection.detector import Detector, Parts, calibration_inputs, map_batches, split_parts
-from detection.reference import Reference
+from detection.calibration_file import CALIBRATION, calibration_name, load_calibration, save_calibration
+from detection.detector import Detector, Parts, calibration_inputs, map_batches, stack_pictures
+from detection.reference import Learnt, Reference
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
 from runtime import distributed
-from runtime.errors import MissingFileError
+from runtime.errors import MissingFileError, UserError
 from runtime.progress import count_progress
 from training import checkpoint
+from training.dependence import Dependence, measure_dependence, measure_named_groups, named_groups
+from training.normal_pictures import normal_splits
 
 
 def calibrate(detector: Detector, settings: Settings) -> Detector:
     """Return the detector with its folder's calibration, or with a new one if that is missing or stale."""
-    folder = settings.checkpoint_folder
-    stored = distributed.group().broadcast(load_calibration(folder))
+    folder, name = settings.checkpoint_folder, calibration_name(settings)
+    stored = distributed.group().broadcast(load_calibration(folder, name) or load_calibration(folder))
     calibration = current_calibration(detector, settings, stored)
     if settings.model.save_model and calibration != stored:
         try:
-            save_calibration(folder, calibration)
+            save_calibration(folder, calibration, name, detector.region)
         except OSError as error:
             print(f"the calibration is not kept: {error}")
     print(calibration.describe(detector.false_positive_rate), flush=True)
+    if calibration.source:
+        print(
+            f"the thresholds come from {calibration.source}, not from {settings.calibration.folder}/{NORMAL}",
+            flush=True,
+        )
+    for name in calibration.odd:
+        print(f"{name} is unlike the other normal pictures; if it is defective, name it in calibration.exclude")
     return replace(detector, calibration=calibration)
 
 
@@ -41,35 +53,68 @@ def current_calibration(detector: Detector, settings: Settings, stored: Calibrat
     stale = stored.staleness(inputs) if stored else f"no {CALIBRATION} of this version in {folder}"
     valid = replace(stored, settings=values) if stored and not stale else None  # keys without effect may differ
     try:
-        pictures = ImageFolder(settings.category_dir, "train", detector.view)
+        splits = normal_splits(settings)
     except FileNotFoundError as error:
         if valid:
             return valid
         problem = f"{folder / CALIBRATION} can't be used ({stale})"
-        raise MissingFileError(f"{problem}, nor measured again: {error}") from error
-    normals = "{files}, {hash}".format(**picture_fingerprint(pictures.samples))
+        crop = stored.made_with.get("crop", detector.crop) if stored else detector.crop
+        remedy = "" if crop == detector.crop else f", or set metrics.centre_crop={crop}"
+        raise MissingFileError(f"{problem}, nor measured again: {error}{remedy}") from error
+    normals = "{files}, {hash}".format(**picture_fingerprint(chain(*(split.samples for split in splits.values()))))
     if valid and valid.normals in (None, normals):
         return valid
-    print(f"calibration is to be measured: {stale or 'the pictures of train/good have changed'}", flush=True)
-    calibration = measure_calibration(detector, pictures, settings)
+    reason = stale or f"the pictures of {' or '.join(f'{split}/{NORMAL}' for split in splits)} have changed"
+    if stored and stored.source:
+        again, back = stored.source.folder, normal_folder(settings)
+        remedy = f"run --recalibrate {again} again, or --recalibrate {back} to go back"
+        raise UserError(f"the thresholds from {stored.source} hold no longer: {reason}; {remedy}")
+    print(f"calibration is to be measured: {reason}", flush=True)
+    calibration = measure_calibration(detector, splits[TRAIN], settings)
     return replace(calibration, made_with=inputs, settings=values, normals=normals)
 
 
+def normal_folder(settings: Settings) -> Path:
+    """Return the folder whose pictures set the thresholds unless --recalibrate names another."""
+    return settings.category_dir / settings.calibration.folder / NORMAL
+
+
 def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Settings) -> Calibration:
-    """Measure a calibration on held-out pictures, else on some of train/good. Learn references from the others."""
-    group, seed, workers = distributed.group(), settings.model.seed, settings.model.num_workers
-    unseen = pictures.only(unseen_pictures(settings))
-    count = calibration_size(len(pictures), len(unseen), settings.calibration.pictures, detector.parts)
-    normal = (unseen or pictures).sample(count, seed)
-    references = group.broadcast(learn_references(detector, pictures.without(normal.names()) or pictures, settings))
-    batches = map_batches(detector, normal, lambda batch: parts_of_batch(detector, batch, references), workers, group)
-    parts = [picture_parts for _, picture_parts in count_progress(batches, len(normal), "calibrating")]
-    calibration = build_calibration(detector, parts, references) if group.is_main else None
-    return replace(group.broadcast(calibration), held_out=len(unseen) > 0)
+    """Measure a calibration: `split` on pictures that nothing has learnt, `cross` on each without its own rows."""
+    group, seed, crosses = distributed.group(), settings.model.seed, leaves_one_out(settings, len(pictures))
+    unseen = unseen_pictures(settings, pictures)
+    normal = pictures if crosses else unseen or pictures
+    normal = normal.sample(calibration_size(len(pictures), len(unseen), settings), seed)
+    learnt_from = pictures if crosses else pictures.without(normal.names()) or pictures
+    memories, dependence = group.broadcast(learn_memories(detector, learnt_from, settings))
+    references = {part: memory.reference for part, memory in memories.items()}
+    places = {name: place for place, name in enumerate(learnt_from.names())}
+
+    def references_for(name: str) -> Mapping[str, Reference]:
+        if not crosses:
+            return references
+        related = torch.from_numpy(dependence.related(places[name], len(places)).nonzero()[0])
+        return {part: memory.without(related) for part, memory in memories.items()}
+
+    def measure(items: Sequence[Item]) -> list[Parts]:
+        return parts_of_batch(detector, stack_pictures(items), [references_for(item.path) for item in items])
+
+    batches = map_batches(detector, normal, measure, settings.model.num_workers, group)
+    parts = [of_picture for _, of_picture in count_progress(batches, len(normal), "calibrating")]
+    calibration = build_calibration(detector, parts, references, normal.names()) if group.is_main else None
+    calibration = group.broadcast(calibration)
+    if not crosses:  # what was learnt from says nothing about the held-out pictures, but their scores do
+        groups = named_groups(calibration.pictures, settings.calibration.groups)
+        dependence = measure_named_groups(np.array(calibration.scores)[:, None], groups) if groups else Dependence()
+    independent, method = dependence.independent(len(normal)), CROSS if crosses else SPLIT
+    calibration = replace(calibration, method=method, held_out=len(unseen) > 0)
+    return replace(calibration, independent=independent, dependence=dependence.found)
 
 
-def build_calibration(detector: Detector, normal: Sequence[Parts], references: Mapping[str, Reference]) -> Calibration:
-    """Return the calibration from the parts of held-out normal pictures."""
+def build_calibration(
+    detector: Detector, normal: Sequence[Parts], references: Mapping[str, Reference], names: Sequence[str] = ()
+) -> Calibration:
+    """Return the calibration from the parts of normal pictures that the references have not learnt."""
 
     def scored(maps: Tensor) -> Tensor:
         return detector.crop_maps(smooth(maps, detector.blur_sigma))
@@ -81,42 +126,52 @@ def build_calibration(detector: Detector, normal: Sequence[Parts], references: M
         maps = [scored(resize_maps(parts[part], parts["pixel"].shape[-2:])) for parts in normal]
         scales[part] = reference.measure_scale(maps)
     predictions = [detector.assemble(parts, feature / pixel, scales) for parts in normal]
-    scores = tuple(sorted(prediction.score for prediction in predictions))
     pixels = pixel_quantiles(detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions)
-    bank, size = dict(references), detector.batch_size
-    return Calibration(feature, pixel, scores, pixels, True, {}, {}, scales=scales, references=bank, batch_size=size)
+    order = sorted(range(len(normal)), key=lambda i: predictions[i].score)
+    scores, pictures = tuple(predictions[i].score for i in order), tuple(names[i] for i in order if names)
+    measured = Calibration(feature, pixel, scores, pixels, scales=scales, pictures=pictures)
+    return replace(measured, references=dict(references), batch_size=detector.batch_size)
 
 
-def parts_of_batch(detector: Detector, pictures: Tensor, references: Mapping[str, Reference]) -> list[Parts]:
-    """Return D_f, D_p and memory parts (1, 1, h, w) of each picture, on the CPU."""
-    parts = detector.measure_parts(detector.compare_batch(pictures, detector.picture_noise), references)
-    return split_parts({part: maps.cpu() for part, maps in parts.items()})
+def parts_of_batch(detector: Detector, pictures: Tensor, references: Sequence[Mapping[str, Reference]]) -> list[Parts]:
+    """Return D_f, D_p and memory parts (1, 1, h, w) of each picture, by its own references, on the CPU."""
+    comparison = detector.compare_batch(pictures, detector.picture_noise)
+    measured = [detector.measure_parts(comparison.of_picture(i), own) for i, own in enumerate(references)]
+    return [{part: maps.cpu() for part, maps in parts.items()} for parts in measured]
 
 
-def learn_references(detector: Detector, pictures: ImageFolder, settings: Settings) -> dict[str, Reference]:
-    """Return the references of the detector's memory parts, learnt from normal pictures."""
-    if not reference.descriptor_kinds(detector.parts):
-        return {}
-    group, seed, count = distributed.group(), settings.model.seed, reference.samples_per_picture(len(pictures))
+def learn_memories(
+    detector: Detector, pictures: ImageFolder, settings: Settings
+) -> tuple[dict[str, Learnt], Dependence]:
+    """Return the detector's memories, learnt from normal pictures, and how these depend on each other."""
+    kinds, seed, count = reference.descriptor_kinds(detector.parts), settings.model.seed, len(pictures)
+    if not kinds:
+        return {}, Dependence()
+    group, sampled = distributed.group(), reference.samples_per_picture(count)
+    judged = detector.region.select if detector.region else lambda maps: maps
 
-    def sample_batch(batch: Tensor) -> list[Parts]:
-        described = image_descriptors(detector, batch)
+    def sample_batch(items: Sequence[Item]) -> list[Parts]:
+        batch = stack_pictures(items)
+        described = {kind: judged(maps) for kind, maps in image_descriptors(detector, batch).items()}
         return [
-            {kind: reference.sample(maps[i], count, content_seed(batch[i], seed)) for kind, maps in described.items()}
+            {kind: reference.sample(maps[i], sampled, content_seed(batch[i], seed)) for kind, maps in described.items()}
             for i in range(len(batch))
         ]
 
     batches = map_batches(detector, pictures, sample_batch, settings.model.num_workers, group)
-    samples = [of_picture for _, of_picture in count_progress(batches, len(pictures), "learning normal pictures")]
+    samples = [of_picture for _, of_picture in count_progress(batches, count, "learning normal pictures")]
     if not group.is_main:
-        return {}
+        return {}, Dependence()
     described = {kind: [of_picture[kind] for of_picture in samples] for kind in samples[0]}
-    return reference.build_references(described, detector.parts, seed)
+    means = torch.stack([rows.mean(dim=0) for rows in described.get(reference.WHOLE, next(iter(described.values())))])
+    dependence = measure_dependence(means.numpy(), pictures.names(), settings.calibration.groups, seed)
+    return reference.build_memories(described, detector.parts, seed), dependence
 
 
 def image_descriptors(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:
     """Return the descriptors of pictures (B, C, H, W) by kind; nothing is reconstructed."""
-    return reference.describe_pictures(detector.networks.features(pictures.to(detector.device)), detector.parts)
+    features = detector.networks.features(pictures.to(detector.device))
+    return reference.describe_pictures(features, detector.parts, detector.region)
 
 
 def placeholder_references(detector: Detector, picture: Tensor, pictures: int) -> dict[str, Reference]:
@@ -126,21 +181,31 @@ def placeholder_references(detector: Detector, picture: Tensor, pictures: int) -
     return {part: reference.placeholder(descriptors[kind].shape[1], pictures) for part, kind in kinds.items()}
 
 
-def calibration_size(pictures: int, unseen: int, most: int, parts: Collection[str]) -> int:
-    """Return the number of pictures of train/good that a calibration is measured on."""
-    return min(most, unseen or (max(1, pictures // 2) if parts else pictures))
+def leaves_one_out(settings: Settings, pictures: int) -> bool:
+    """Return whether each picture of train/good is compared with the memory of the others; one has no others."""
+    return settings.calibration.method == CROSS and not settings.calibration.on_validation and pictures > 1
 
 
-def calibration_work(parts: Collection[str], learnt: int, held_out: int, most: int) -> tuple[int, int]:
-    """Return how many pictures a calibration reconstructs, at most `most`, and how many it only describes."""
-    compared = calibration_size(learnt + held_out, held_out, most, parts)
-    return compared, learnt + held_out - compared if reference.descriptor_kinds(parts) else 0
+def calibration_size(pictures: int, unseen: int, settings: Settings) -> int:
+    """Return the number of pictures that a calibration is measured on: of `pictures` in train/good, or of unseen."""
+    measured = unseen or (max(1, pictures // 2) if settings.score.parts else pictures)
+    return min(settings.calibration.pictures, pictures if leaves_one_out(settings, pictures) else measured)
 
 
-def unseen_pictures(settings: Settings) -> set[str]:
-    """Return the pictures of train/good that the weight files name as unseen in training and adaptation."""
+def calibration_work(settings: Settings, pictures: int, unseen: int) -> tuple[int, int]:
+    """Return how many pictures a calibration reconstructs, and how many of `pictures` in train/good it describes."""
+    compared = calibration_size(pictures, unseen, settings)
+    learns_all = settings.calibration.on_validation or leaves_one_out(settings, pictures)
+    described = pictures if learns_all else pictures - compared
+    return compared, described if reference.descriptor_kinds(settings.score.parts or ()) else 0
+
+
+def unseen_pictures(settings: Settings, pictures: ImageFolder) -> ImageFolder:
+    """Return validation/good, or those of `pictures` that the weights have not seen in training and adaptation."""
+    if settings.calibration.on_validation:
+        return normal_splits(settings)[VALIDATION]
     folder, model, prefix = settings.checkpoint_folder, settings.model, checkpoint.FEATURES_PREFIX
     weights = [checkpoint.find_weights(folder, model.load_chp)]
     if adapted := checkpoint.latest_epoch(folder, prefix) if model.DA_chp == LATEST else model.DA_chp:
         weights.append(checkpoint.find_weights(folder, adapted, prefix))
-    return set.intersection(*(set(checkpoint.held_out_names(path)) for path in weights))
+    return pictures.only(set.intersection(*(set(checkpoint.held_out_names(path)) for path in weights)))

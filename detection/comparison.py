@@ -13,6 +13,7 @@ from dataset import SQUARE, View
 from ddad import NoiseSchedule, noise_predictor, reconstruct
 from detection import reference
 from feature_extractor import FeatureExtractor
+from images.region import JudgedRegion
 from runtime.device import autocast, output_bytes
 from storage.fingerprint import weights_hash
 
@@ -26,6 +27,11 @@ class Comparison(NamedTuple):
     reconstruction: Tensor
     distances: dict[str, Tensor]
     descriptors: dict[str, Tensor]
+
+    def of_picture(self, i: int) -> "Comparison":
+        """Return the comparison of picture i of the batch alone."""
+        distances, descriptors = ({name: maps[i : i + 1] for name, maps in kind.items()} for kind in self[1:])
+        return Comparison(self.reconstruction[i : i + 1], distances, descriptors)
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,18 @@ class Networks:
         return torch.stack([sampler(start=self.start, skip=self.skip, draw=draw) for _ in range(self.draws)])
 
     @torch.no_grad()
-    def compare(self, pictures: Tensor, seen: Tensor, reconstructions: Tensor, parts: Sequence[str] = ()) -> Comparison:
+    def compare(
+        self,
+        pictures: Tensor,
+        seen: Tensor,
+        reconstructions: Tensor,
+        parts: Sequence[str] = (),
+        region: JudgedRegion | None = None,
+    ) -> Comparison:
         """Compare pictures (B, C, H, W), `seen` by the UNet as (B, C, h, w), with reconstructions (draws, B, C, h, w).
 
-        D_f and D_p compare `seen` with the reconstructions, averaged over draws. Descriptors are of the full pictures.
+        D_f and D_p compare `seen` with the reconstructions, averaged over draws. Descriptors are of the full pictures,
+        but that of the picture as a whole is of the region.
         """
         shape = (pictures.shape[-2], pictures.shape[-1])
         features, rebuilt = self.features(seen), [self.features(x_0) for x_0 in reconstructions]
@@ -72,7 +86,8 @@ class Networks:
         distances = {"feature": d_feature, "pixel": resize_maps(d_pixel, shape)}
         descriptors: dict[str, Tensor] = {}
         if reference.descriptor_kinds(parts):
-            descriptors = reference.describe_pictures(features if pictures is seen else self.features(pictures), parts)
+            described = features if pictures is seen else self.features(pictures)
+            descriptors = reference.describe_pictures(described, parts, region)
         return Comparison(resize_maps(reconstructions.mean(dim=0), shape), distances, descriptors)
 
     @torch.no_grad()

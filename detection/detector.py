@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
 from anomaly_map import MAXIMUM, Region, batch_ratio, combine, find_regions, image_score, resize_maps, smooth
-from config.keys import AUTO, Settings
+from config.keys import AUTO, PLANNED, TRAIN, Settings
 from config.load import build_settings
 from dataset import SQUARE, ImageFolder, Item, View, to_unit_range
 from ddad import gaussian_draws, picture_draws
 from detection import reference
-from detection.calibration_file import CALIBRATION, REFERENCES, load_calibration
+from detection.calibration_file import CALIBRATION, REFERENCES, REGION, load_widest_calibration
 from detection.comparison import Comparison, Networks, largest_batch, prepare_features, prepare_network
+from detection.operating_points import operating_rows
 from detection.reference import Reference, Scale
 from detection.threshold import Calibration
 from feature_extractor import FeatureExtractor
-from images.read import as_image
+from images.read import RGB, as_image
+from images.region import JudgedRegion, read_region
 from images.tiles import cut_tiles, merge_tiles
+from reports.operating_table import OperatingRow
 from runtime.device import choose_device, free_memory
 from runtime.distributed import ALONE, Group
 from runtime.errors import MissingFileError, UserError
@@ -43,7 +46,7 @@ Draw = Callable[[], Tensor]
 Parts = dict[str, Tensor]  # D_f, D_p and distances of memory parts, by name
 NoiseSource = Callable[[Tensor, torch.Size], Draw]  # (pictures (B, C, H, W), shape of the noise) → draw()
 Origins = dict[str, object]
-Picture = Image.Image | np.ndarray | str | Path
+Picture = Image.Image | np.ndarray | Tensor | str | Path
 Thing = TypeVar("Thing")
 Result = TypeVar("Result")
 
@@ -64,7 +67,7 @@ class Detection:
 
 
 class Prediction(NamedTuple):
-    """The reconstruction (C, H, W) and maps (H, W) of one picture, and the image score, pooled within the crop."""
+    """The reconstruction (C, H, W) and maps (H, W) of one picture, and the image score, pooled in the scored area."""
 
     reconstruction: Tensor
     d_feature: Tensor
@@ -94,41 +97,46 @@ class Detector:
     pooled_share: float = 0.01
     calibration: Calibration | None = None
     false_positive_rate: float = 0.01
+    region: JudgedRegion | None = None
 
     @classmethod
     def load(cls, folder: str | Path, device: str = AUTO) -> "Detector":
         """Return the calibrated detector of a category's checkpoint folder.
 
-        The folder may be moved. A file named in model.backbone_weights must stay where it was.
+        The folder may be moved: it holds a copy of data.region. A file named in model.backbone_weights must stay.
         Raise MissingFileError where there is no calibration, UserError where it belongs to other weights.
         """
         folder, remedy = Path(folder), "run python main.py --detection True"
-        calibration = load_calibration(folder)
+        calibration = load_widest_calibration(folder)
         if calibration is None:
             missing = f"no {CALIBRATION} of this version in {folder}, or not the {REFERENCES} that belong to it"
             raise MissingFileError(f"{missing}; {remedy} first")
         settings = build_settings(calibration.settings)
+        if settings.data.region is not None:
+            settings = replace(settings, data=replace(settings.data, region=folder / REGION))
         detector, *_ = load_detector(settings, folder, choose_device(device))
         if stale := calibration.staleness(calibration_inputs(detector, settings)):
             raise UserError(f"{folder / CALIBRATION} is stale: {stale}; {remedy} to measure it again")
         return replace(detector, calibration=calibration)
 
-    def __call__(self, picture: Picture) -> Detection:
-        """Return the verdict on one picture."""
-        return self.detect([picture])[0]
+    def __call__(self, picture: Picture, channels: str = RGB) -> Detection:
+        """Return the verdict on one picture, which may be anything that `detect` takes."""
+        return self.detect([picture], channels)[0]
 
-    def detect(self, pictures: Sequence[Picture]) -> list[Detection]:
+    def detect(self, pictures: Sequence[Picture], channels: str = RGB) -> list[Detection]:
         """Return a verdict on each picture. Only the last digits of a score depend on the batch.
 
-        Pictures are PIL images, arrays (H, W) of 8 or 16 bits or (H, W, 3 or 4) of 8 bits, or paths.
+        A picture is a path, a PIL image, or an array or tensor: (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.
+        Its values are whole numbers of 8 or 16 bits, or floats, whose white is the smallest of 1, 255 and 65535 that
+        holds them. `channels` is the order of an array's colours, "rgb" or, as OpenCV has it, "bgr".
+        Where EXIF data turn a file or PIL image, map, mask and boxes fit the turned picture.
         Raise UserError for anything else, and without a calibration.
         """
-        detections, size, noise = [], self.pictures_per_batch, self.picture_noise
+        detections, size = [], self.pictures_per_batch
         for first in range(0, len(pictures), size):
-            images = [as_image(picture, self.view.channels) for picture in pictures[first : first + size]]
-            batch = [to_unit_range(self.view.pixels(image)) for image in images]
-            shapes = [picture.shape for picture in batch]
-            predictions = self.by_shape(batch, lambda part: self.predict_batch(torch.stack(part), noise), shapes)
+            chosen, view = pictures[first : first + size], self.view
+            images = [as_image(picture, view.channels, view.bits, order=channels) for picture in chosen]
+            predictions = self.predict([to_unit_range(view.pixels(image)) for image in images])
             pairs = zip(predictions, images, strict=True)
             detections += [self.decide(prediction, image.size) for prediction, image in pairs]
         return detections
@@ -168,37 +176,62 @@ class Detector:
         return self.required_calibration.threshold(self.false_positive_rate)
 
     @property
+    def operating_points(self) -> list[OperatingRow]:
+        """Return threshold and promise of the usual false-alarm rates and of the one in use."""
+        return operating_rows(self.required_calibration, self.false_positive_rate)
+
+    def at_rate(self, false_positive_rate: float) -> "Detector":
+        """Return this detector with the thresholds of another false-alarm rate, above 0 and at most 0.5."""
+        if not 0 < false_positive_rate <= 0.5:
+            raise UserError(f"the rate is {false_positive_rate}; choose one above 0 and at most 0.5, such as 0.05")
+        return replace(self, false_positive_rate=false_positive_rate)
+
+    @property
     def pixel_threshold(self) -> float:
         """Return the pixel score above which pixels belong to a region, if the region's peak exceeds `threshold`."""
         return self.required_calibration.pixel_threshold(self.false_positive_rate)
 
     def decide(self, prediction: Prediction, size: tuple[int, int]) -> Detection:
         """Return the verdict on a picture of `size` (width, height)."""
-        calibration, shape, anomaly = self.required_calibration, size[::-1], prediction.anomaly[None, None]
+        self.check_size(size)
+        shape, is_anomalous = size[::-1], prediction.score > self.threshold
+        mask, regions = self.find_defects(prediction, shape)
+        p_value = self.required_calibration.p_value(prediction.score)
+        resized = resize_maps(prediction.anomaly[None, None], shape)[0, 0].numpy()
+        return Detection(prediction.score, p_value, is_anomalous, resized, mask, regions)
+
+    def find_defects(self, prediction: Prediction, shape: tuple[int, int]) -> tuple[NDArray[np.bool_], list[Region]]:
+        """Return the mask (H, W) of a picture's defects at this shape, and their list; none in a normal picture."""
+        anomaly = prediction.anomaly[None, None]
         outside = min(0.0, self.threshold, self.pixel_threshold)  # no defects outside the scored area
-        scored = torch.full_like(anomaly, outside)
-        self.crop_maps(scored).copy_(self.crop_maps(anomaly))
-        is_anomalous = prediction.score > self.threshold
+        scored = torch.where(self.scored_area(anomaly.shape[-2:]), anomaly, outside)
         peaks = F.adaptive_max_pool2d(scored, shape)[0, 0]  # a resize might lose them
         above = (resize_maps(scored, shape)[0, 0] > self.pixel_threshold) | (peaks > self.threshold)
-        mask, regions = find_regions(peaks.numpy(), above.numpy() & is_anomalous, self.threshold)
-        p_value, resized = calibration.p_value(prediction.score), resize_maps(anomaly, shape)[0, 0].numpy()
-        return Detection(prediction.score, p_value, is_anomalous, resized, mask, regions)
+        if self.region:
+            above &= self.region.resized(*shape)
+        return find_regions(peaks.numpy(), above.numpy() & (prediction.score > self.threshold), self.threshold)
+
+    def predict(self, pictures: Sequence[Tensor]) -> list[Prediction]:
+        """Return predictions for pictures, each (C, H, W) in [−1, 1], as a calibrated detector makes them."""
+        shapes = [picture.shape for picture in pictures]
+        return self.by_shape(pictures, lambda batch: self.predict_batch(torch.stack(batch), self.picture_noise), shapes)
 
     def predict_batch(self, pictures: Tensor, noise: NoiseSource) -> list[Prediction]:
         """Return predictions for pictures (B, C, H, W) in [−1, 1]; uncalibrated D_f and D_p use batch maxima."""
         comparison, calibration = self.compare_batch(pictures, noise), self.calibration
-        parts = self.measure_parts(comparison, self.required_calibration.references if self.parts else {})
+        measured = self.measure_parts(comparison, self.required_calibration.references if self.parts else {})
+        # on the CPU, as in the calibration; a copy of each batch, not of each picture, waits for the device
+        parts, reconstructions = {part: maps.cpu() for part, maps in measured.items()}, comparison.reconstruction.cpu()
         ratio = calibration.balance if calibration else batch_ratio(parts["feature"], parts["pixel"])
         scales = calibration.scales if calibration else {}
-        pairs = zip(split_parts(parts), comparison.reconstruction, strict=True)
+        pairs = zip(split_parts(parts), reconstructions, strict=True)
         return [self.assemble(of_picture, ratio, scales, rebuilt) for of_picture, rebuilt in pairs]
 
     def compare_batch(self, pictures: Tensor, noise: NoiseSource) -> Comparison:
         """Compare pictures (B, C, H, W) with reconstructions, which are made at the UNet's size, tile by tile."""
         pictures = pictures.to(self.device)
         seen, rebuilt = (self.rebuild if self.view.tiles is None else self.rebuild_squares)(pictures, noise)
-        return self.networks.compare(pictures, seen, rebuilt, self.parts)
+        return self.networks.compare(pictures, seen, rebuilt, self.parts, self.region)
 
     def rebuild(self, pictures: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
         """Return the pictures at the UNet's scale (B, C, h, w), and reconstructions (draws, B, C, h, w)."""
@@ -247,16 +280,37 @@ class Detector:
             remedy = f"lower model.w, {self.networks.w}, or model.v, {self.v}, or train again"
             raise UserError(f"the anomaly maps are not finite; {remedy}")
         score = image_score(self.crop_maps(anomaly), self.pooling, self.pooled_share)
-        d_feature, d_pixel, anomaly = (maps[0, 0].cpu() for maps in (parts["feature"], parts["pixel"], anomaly))
-        return Prediction(reconstruction.cpu(), d_feature, d_pixel, anomaly, score)
+        d_feature, d_pixel, anomaly = (maps[0, 0] for maps in (parts["feature"], parts["pixel"], anomaly))
+        return Prediction(reconstruction, d_feature, d_pixel, anomaly, score)
 
     def crop_maps(self, maps: Tensor) -> Tensor:
-        """Return a view of the centre of maps (…, H, W), the scored area."""
-        return center_crop(maps, [round(self.crop * extent) for extent in maps.shape[-2:]])
+        """Return the scored values of maps (…, H, W): a view of their centre, or, with a region, a vector (…, P)."""
+        centre, judged = crop_centre(maps, self.crop), self.judged_area(maps.shape[-2:])
+        return centre if judged is None else centre[..., judged.to(maps.device)]
+
+    def judged_area(self, shape: Sequence[int]) -> Tensor | None:
+        """Return the region within the centre (h, w) of maps of `shape` (H, W); None without a region."""
+        return crop_centre(self.region.resized(*shape), self.crop) if self.region else None
+
+    def scored_area(self, shape: Sequence[int]) -> Tensor:
+        """Return (H, W) for maps of `shape`, true where they are scored."""
+        area, judged = torch.zeros(*shape, dtype=torch.bool), self.judged_area(shape)
+        crop_centre(area, self.crop).copy_(torch.tensor(True) if judged is None else judged)
+        return area
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise UserError for a picture whose size (width, height) is not the region's."""
+        if self.region:
+            self.region.check_size(size, "the picture")
 
     def picture_noise(self, pictures: Tensor, shape: torch.Size) -> Draw:
         """Return draw(), whose noise depends only on each picture and the seed."""
         return picture_draws(pictures, self.seed, shape[1:])
+
+
+def crop_centre(maps: Tensor, share: float) -> Tensor:
+    """Return a view of the centre of maps (…, H, W), `share` of their width and height."""
+    return center_crop(maps, [round(share * extent) for extent in maps.shape[-2:]])
 
 
 def split_parts(parts: Parts) -> list[Parts]:
@@ -276,6 +330,8 @@ def load_detector(settings: Settings, folder: Path, device: torch.device) -> tup
     epochs = [checkpoint.epoch_of(path) if isinstance(path, Path) else 0 for path in (weights, origin)]
     model = replace(model, load_chp=epochs[0], DA_chp=epochs[1], feature_extractor=extractor.name)
     settings = replace(settings, model=replace(model, backbone_weights=backbone and backbone.resolve()))
+    if model.epochs == PLANNED and (steps := checkpoint.recorded_steps(weights)):
+        settings = settings.with_steps(**steps)
     origins: Origins = {"unet": weights, "features": f"{extractor.name} from {origin}"}
     return build_detector(settings, unet, extractor, device), settings, origins
 
@@ -291,7 +347,8 @@ def build_detector(settings: Settings, unet: nn.Module, extractor: FeatureExtrac
     batch_size, crop = settings.data.test_batch_size or most, settings.metrics.centre_crop
     scoring = (score.parts or (), score.pooling, score.pooled_share)
     detector = Detector(networks, view, model.v, model.blur_sigma, crop, model.seed, batch_size, device, *scoring)
-    return replace(detector, false_positive_rate=settings.calibration.false_positive_rate)
+    region = read_region(settings.data.region) if settings.data.region else None
+    return replace(detector, false_positive_rate=settings.calibration.false_positive_rate, region=region)
 
 
 def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, object]:
@@ -301,7 +358,10 @@ def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, obje
     inputs = {name: getattr(detector.networks, name) for name in of_networks}
     inputs |= {name: getattr(detector, name) for name in of_detector}
     inputs |= {"view": settings.view_arguments(), "schedule": settings.schedule_arguments()}
-    inputs |= {"pictures": settings.calibration.pictures, "weights": detector.networks.hash()}
+    calibration = settings.calibration
+    inputs |= {"method": calibration.method, "pictures": calibration.pictures, "groups": calibration.groups}
+    inputs |= {"weights": detector.networks.hash(), "region": detector.region and detector.region.hash}
+    inputs |= {"folder": None if calibration.folder == TRAIN else calibration.folder}  # earlier calibrations have none
     return as_stored(inputs)
 
 
@@ -309,20 +369,31 @@ def predict_pictures(
     detector: Detector, folder: ImageFolder, noise: NoiseSource, workers: int, group: Group = ALONE
 ) -> Iterator[tuple[Item, Prediction]]:
     """Yield all pictures of a folder with their predictions."""
-    return map_batches(detector, folder, lambda pictures: detector.predict_batch(pictures, noise), workers, group)
+    return map_batches(
+        detector, folder, lambda items: detector.predict_batch(stack_pictures(items), noise), workers, group
+    )
 
 
 def map_batches(
-    detector: Detector, folder: ImageFolder, work: Callable[[Tensor], list[Result]], workers: int, group: Group = ALONE
+    detector: Detector,
+    folder: ImageFolder,
+    work: Callable[[Sequence[Item]], list[Result]],
+    workers: int,
+    group: Group = ALONE,
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield all pictures with the results of `work` on batches (B, C, H, W), which the processes share."""
+    """Yield all pictures with the results of `work` on batches, which the processes share."""
     size = group.broadcast(detector.pictures_per_batch)
     batches = folder.only(group.own_share_of(folder.names(), size)).batches(size, workers)
     for _ in range(math.ceil(len(folder) / (group.size * size))):
         items = next(batches, [])  # the last processes may have a batch less
         shapes = [item.picture.shape for item in items]
-        results = detector.by_shape(items, lambda part: work(torch.stack([item.picture for item in part])), shapes)
+        results = detector.by_shape(items, work, shapes)
         yield from group.gather(list(zip(items, results, strict=True)))
+
+
+def stack_pictures(items: Sequence[Item]) -> Tensor:
+    """Return the pictures of a batch as (B, C, H, W)."""
+    return torch.stack([item.picture for item in items])
 
 
 def stream_noise(seed: int, device: torch.device) -> NoiseSource:

@@ -10,19 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchvision.transforms.functional import center_crop
 
 import metrics
 from anomaly_map import resize_maps
 from config.keys import PER_IMAGE, SQUARE, Settings
-from dataset import NORMAL, ImageFolder, Item, View
+from dataset import NORMAL, ImageFolder, Item, Sample, View
+from detection.assessment import assess_test_pictures, warning_lines
 from detection.calibrate import calibrate
+from detection.calibration_file import calibration_name, stored_source
 from detection.comparison import BATCH_SIZES
-from detection.detector import Detector, Prediction, load_detector, predict_pictures, stream_noise
+from detection.detector import Detector, Prediction, crop_centre, load_detector, predict_pictures, stream_noise
 from reports import drawing, manifest, metric_summary
 from reports.html import PAGE, write_page
 from reports.metric_summary import Metric, MetricSummary
+from reports.operating_table import operating_lines, read_operating_rows
 from reports.writer import MISCLASSIFIED, Writer, choose_folder
 from runtime import distributed
 from runtime.device import choose_device, device_name
@@ -30,6 +31,7 @@ from runtime.progress import announce, count_progress
 from storage.fingerprint import as_stored
 from storage.safe_names import file_stems
 from training.log import ADAPTATION, TRAINING, read_log_up_to, stage_seconds
+from training.normal_pictures import normal_splits
 
 METRICS_SIZES = (256, 512, 1024)  # of `auto`
 
@@ -38,15 +40,42 @@ Scores = NDArray[np.float64]
 Shape = tuple[int, int]  # (height, width)
 
 
+@dataclass
+class Segmentation:
+    """Counts of pixels of all pictures: defects that detection outlines (tp, fp), and those that it misses (fn)."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+
+    def add(self, found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> None:
+        """Add the pixels of a picture: masks of what is found, and of the ground truth."""
+        self.tp += int(np.count_nonzero(found & truth))
+        self.fp += int(np.count_nonzero(found & ~truth))
+        self.fn += int(np.count_nonzero(~found & truth))
+
+    def shares(self) -> dict[str, float]:
+        """Return SegF1, precision and recall, as far as they exist."""
+        pairs = {
+            "seg_f1": (2 * self.tp, 2 * self.tp + self.fp + self.fn),
+            "seg_precision": (self.tp, self.tp + self.fp),
+            "seg_recall": (self.tp, self.tp + self.fn),
+        }
+        return {name: part / total for name, (part, total) in pairs.items() if total}
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredPictures:
-    """Scores of the test pictures, in their order; maps and masks of the scored area, in a stack for each shape."""
+    """Scores of the test pictures, in their order; maps and masks (N, H, W) of the centre, a stack for each shape."""
 
     paths: list[str]
     kinds: NDArray[np.str_]
     scores: Scores
     maps: metrics.Stacks
-    masks: metrics.Stacks | None
+    masks: metrics.Stacks | None  # false outside data.region
+    judged: metrics.Counted  # where data.region counts, in the one shape that its pictures have; None: everywhere
+    outside: dict[str, int]  # defects outside the scored area, by the names of metrics.json
+    segmented: dict[str, float]  # SegF1, precision and recall, as far as they exist
     vanished: int  # defective pictures with an empty mask, at this size and in the scored area
 
     @property
@@ -65,7 +94,7 @@ class PictureWriter:
     def __init__(self, writer: Writer, detector: Detector, pictures: ImageFolder, settings: Settings):
         self._writer, self._settings, self._stems = writer, settings, file_stems(pictures.names())
         self._waiting: list[tuple[drawing.Panel, bool]] = []
-        self._threshold, self._scale = None, None
+        self._threshold, self._scale, self._region = None, None, detector.region
         if calibration := detector.calibration:
             self._threshold = detector.threshold
             tops = (calibration.pixel, calibration.feature, self._threshold)
@@ -82,9 +111,8 @@ class PictureWriter:
         picture, rebuilt = drawing.as_pixels(item.picture), drawing.as_pixels(prediction.reconstruction)
         maps = (prediction.d_pixel, prediction.d_feature, prediction.anomaly)
         d_pixel, d_feature, anomaly = (values.numpy() for values in maps)
-        panel = drawing.Panel(
-            item.path, prediction.score, picture, rebuilt, d_pixel, d_feature, anomaly, item.mask, item.size
-        )
+        drawn = (picture, rebuilt, d_pixel, d_feature, anomaly, item.mask, item.size, self._region)
+        panel = drawing.Panel(item.path, prediction.score, *drawn)
         self._waiting.append((panel, item.label))
         if self._scale:
             self.finish()
@@ -130,7 +158,7 @@ def evaluate_category(settings: Settings, output: Path | None = None, force: boo
         folder, finished = group.broadcast(choose_result_folder(folder, inputs, settings))
     if finished:
         print(f"{category} is done: {folder} is of these weights, settings and pictures; --force repeats it")
-        print_metrics(MetricSummary.from_stored(manifest.load_manifest(folder)["metrics"]), settings)
+        print_metrics(manifest.load_manifest(folder)["metrics"], settings)
         if group.is_main and not (folder / PAGE).exists():  # the run was killed before its last step
             with Writer(folder).locked():
                 write_page(folder / PAGE, [folder])
@@ -162,9 +190,17 @@ def evaluation_inputs(detector: Detector, settings: Settings, pictures: ImageFol
     """Return all that the metrics depend on, for the manifest; the settings name the batch size in use."""
     splits = {"test": pictures.samples}
     with suppress(FileNotFoundError):  # weights can be tested without train/good
-        splits["train"] = ImageFolder(settings.category_dir, "train", pictures.view).samples
+        splits |= {split: normal.samples for split, normal in normal_splits(settings).items()}
+    if settings.data.region:
+        splits["region"] = [Sample(settings.data.region, NORMAL)]
     used = replace(settings, data=replace(settings.data, test_batch_size=detector.batch_size))
-    return manifest.result_inputs(used.as_dict(), splits, detector.networks.hash(), device_name(detector.device))
+    inputs = manifest.result_inputs(used.as_dict(), splits, detector.networks.hash(), device_name(detector.device))
+    source = (
+        stored_source(settings.checkpoint_folder / calibration_name(settings))
+        if settings.score.protocol == PER_IMAGE
+        else None
+    )
+    return inputs | ({"thresholds_from": source} if source else {})
 
 
 def choose_result_folder(folder: Path, inputs: dict[str, object], settings: Settings) -> tuple[Path, bool]:
@@ -188,9 +224,9 @@ def evaluate_pictures(
         detector = calibrate(detector, settings)
     results = score_pictures(detector, pictures, writer, settings)
     threshold, selected = detector.threshold if detector.calibration else None, wanted_metrics(settings)
-    scores, kinds, maps, masks = results.scores, results.kinds, results.maps, results.masks
+    scores, kinds, measured = results.scores, results.kinds, (results.maps, results.masks, results.judged)
     summary = metric_summary.summarise_metrics(
-        scores, kinds, NORMAL, maps, masks, selected=selected, resamples=resamples, seed=model.seed, threshold=threshold
+        scores, kinds, NORMAL, *measured, selected=selected, resamples=resamples, seed=model.seed, threshold=threshold
     )
     write_tables(writer, results, detector, settings)
     log = read_log_up_to(settings.checkpoint_folder, TRAINING, model.load_chp)
@@ -198,17 +234,20 @@ def evaluate_pictures(
     content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
     if settings.data.fit != SQUARE:
         content["shapes"] = results.shapes
-    content["vanished_defects"] = results.vanished
-    if calibration := detector.calibration:
-        source = {"pictures": len(calibration.scores), "held_out": calibration.held_out, "balance": calibration.balance}
-        rate = detector.false_positive_rate
-        content["calibration"] = {**source, "wanted_rate": rate, **calibration.promise(rate)._asdict()}
+    content |= {"vanished_defects": results.vanished} | (results.outside if settings.data.mask else {})
+    if results.judged is not None:
+        content["judged"] = float(results.judged.mean())
+    if results.segmented:
+        content["segmentation"] = results.segmented
+    if detector.calibration:
+        assessed = assess_test_pictures(detector, scores, results.labels)
+        content = {"warnings": assessed["warnings"], **content, **assessed}
     learnt = stage_seconds(settings.checkpoint_folder, {TRAINING: model.load_chp, ADAPTATION: model.DA_chp})
     seconds = {**learnt, "detection": time.monotonic() - began}
     writer.manifest(inputs, seconds, content)
     writer.metrics(content)
     print_results(results, seconds["detection"], settings)
-    print_metrics(summary, settings)
+    print_metrics(content, settings)
     write_page(writer.folder / PAGE, [writer.folder])  # last, as it shows what the folder holds
     print(f"page for a browser: {writer.folder / PAGE}")
     print(f"results in {writer.folder}: {', '.join(writer.written)}", flush=True)
@@ -226,33 +265,49 @@ def score_pictures(detector: Detector, pictures: ImageFolder, writer: Writer, se
     """Return scores, maps and masks of all pictures; raw maps and figures are written on the way."""
     predictions = predict_all(detector, pictures, settings)
     picture_writer = PictureWriter(writer, detector, pictures, settings)
-    paths, kinds, scores, vanished = [], [], [], 0
+    paths, kinds, scores = [], [], []
+    segmented, outside, vanished, judged = Segmentation(), np.zeros(len(metric_summary.OUTSIDE), np.int64), 0, None
     with writer.spool() as maps, writer.spool() as masks:
         for item, prediction in count_progress(predictions, len(pictures), "detecting"):
             shape = pictures.view.measured_shape(*item.size, pictures.mask_size)[::-1]
             maps.add(scored_map(prediction, shape, settings))
+            area = detector.scored_area(shape)
+            judged = crop_centre(area, detector.crop).numpy()
             if settings.data.mask:
-                mask = scored_mask(item, shape, settings)
+                mask = scored_mask(item, shape, settings) & judged
                 vanished += item.label and not mask.any()
                 masks.add(mask)
+                if detector.calibration:
+                    segmented.add(found_mask(detector, prediction, shape), mask)
+            if item.mask is not None:
+                outside += metrics.defects_outside(item.mask, area.numpy())
             picture_writer.add(item, prediction)
             paths.append(item.path)
             kinds.append(item.kind)
             scores.append(prediction.score)
         picture_writer.finish()
         all_masks = masks.stacks() if settings.data.mask else None
-        return ScoredPictures(paths, np.array(kinds), np.array(scores), maps.stacks(), all_masks, vanished)
+        counts = dict(zip(metric_summary.OUTSIDE, outside.tolist(), strict=True))
+        measured = (maps.stacks(), all_masks, judged if detector.region else None)
+        found = (counts, segmented.shares(), vanished)
+        return ScoredPictures(paths, np.array(kinds), np.array(scores), *measured, *found)
 
 
 def scored_map(prediction: Prediction, shape: Shape, settings: Settings) -> NDArray[np.float32]:
-    """Return the scored area of the map, resized to `shape` (height, width)."""
-    return scored_area(resize_maps(prediction.anomaly[None, None], shape)[0, 0], settings).numpy()
+    """Return the centre of the map, resized to `shape` (height, width)."""
+    return crop_centre(resize_maps(prediction.anomaly[None, None], shape), settings.metrics.centre_crop)[0, 0].numpy()
 
 
 def scored_mask(item: Item, shape: Shape, settings: Settings) -> NDArray[np.bool_]:
-    """Return the scored area of the mask, which has this shape; without a mask nothing is defective."""
+    """Return the centre of the mask, which has this shape; without a mask nothing is defective."""
     mask = torch.zeros(shape, dtype=torch.bool) if item.mask is None else torch.from_numpy(item.mask)
-    return scored_area(mask, settings).numpy()
+    return crop_centre(mask, settings.metrics.centre_crop).numpy()
+
+
+def found_mask(detector: Detector, prediction: Prediction, shape: Shape) -> NDArray[np.bool_]:
+    """Return the centre of the mask, in this shape, that detection outlines with its thresholds."""
+    mask, _ = detector.find_defects(prediction, shape)
+    return crop_centre(torch.from_numpy(mask), detector.crop).numpy()
 
 
 def scored_side(settings: Settings) -> int:
@@ -262,11 +317,6 @@ def scored_side(settings: Settings) -> int:
 def measured_size(settings: Settings) -> int:
     """Return metrics.size, which is chosen by now."""
     return settings.metrics.size or METRICS_SIZES[0]
-
-
-def scored_area(maps: Tensor, settings: Settings) -> Tensor:
-    """Return the centre of maps (H, W) that metrics.centre_crop leaves."""
-    return center_crop(maps, [round(settings.metrics.centre_crop * extent) for extent in maps.shape])
 
 
 def apply_threshold(scores: Scores, labels: Labels, threshold: float | None) -> tuple[float | None, Labels | None]:
@@ -304,16 +354,25 @@ def print_results(results: ScoredPictures, seconds: float, settings: Settings) -
     intervals = f", 95 % intervals from {resamples} resamples" if resamples else ""
     measured = f"{size} × {size}" if settings.data.fit == SQUARE else f"{', '.join(results.shapes)} pixels"
     counts = f"{len(results.labels)} pictures ({normal} normal, {defective} defective)"
+    if results.judged is not None:
+        area += f", {results.judged.mean():.0%} of them in data.region"
     print(f"{settings.data.category}: {counts} in {seconds:.0f} s; {area}, at {measured}{intervals}")
+    if settings.data.mask and (side < size or results.judged is not None):
+        remedy = "; metrics.centre_crop=1 takes the whole picture" if side < size else ""
+        print(f"  {metric_summary.outside_text(results.outside)}{remedy}")
     if results.vanished:
-        crop = " and on the centre that is scored; metrics.centre_crop=1 takes the whole picture" if side < size else ""
-        reason = f"their masks hold no defect at this size{crop}; metrics.size={2 * size} keeps smaller ones"
+        reason = "their masks hold no defect at this size and in the scored area"
+        reason += f"; metrics.size={2 * size} keeps smaller ones"
         print(f"  {results.vanished} defective pictures count as normal for pixels: {reason}")
 
 
-def print_metrics(summary: MetricSummary, settings: Settings) -> None:
+def print_metrics(content: Mapping[str, object], settings: Settings) -> None:
+    """Print the content of a metrics.json, warnings first."""
+    summary = MetricSummary.from_stored(content)
     lines = metric_summary.metric_lines(summary, wanted_metrics(settings), settings.data.mask)
-    for line in (*lines, *metric_summary.threshold_lines(summary)):
+    pixels, pictures = metric_summary.segmentation_lines(content), metric_summary.threshold_lines(summary)
+    table = operating_lines(read_operating_rows(content.get("operating_points")))
+    for line in (*warning_lines(content), *lines, *pixels, *pictures, *table):
         print(line, flush=True)
 
 

@@ -13,11 +13,12 @@ from PIL import Image
 
 from config.keys import PER_IMAGE, Settings
 from dataset import pictures_below, read_ahead
+from detection.assessment import ANOMALOUS, NORMAL, UNREADABLE, VERDICTS, assess_input, warning_lines
 from detection.calibrate import calibrate
 from detection.detector import Detection, Detector, calibration_inputs, load_detector
 from images.read import read_header, read_picture
 from reports import drawing
-from reports.predictions import PREDICTIONS, PredictionRow, Predictions
+from reports.predictions import PREDICTIONS, PredictionRow, Predictions, read_rows
 from reports.writer import Writer
 from runtime import distributed
 from runtime.device import choose_device
@@ -29,7 +30,6 @@ FORMAT = "ddad-predictions-1"
 HEATMAPS, OUTLINES = "heatmaps", "outlines"
 SUBFOLDERS = (HEATMAPS, OUTLINES, "anomaly_maps")
 PIXELS_PER_BATCH = 50_000_000  # at most; pictures, maps and the next batch take about 100 bytes of memory a pixel
-ANOMALOUS, NORMAL, UNREADABLE = "anomalous", "normal", "unreadable"
 
 
 def check_prediction(
@@ -67,14 +67,8 @@ def predict_folder(
     settings: Settings, source: Path, pictures: dict[str, Path], writer: Writer, resume: bool, replace: bool
 ) -> int:
     """Inspect the pictures, named by their paths in `source`, and print a summary. Return how many are unreadable."""
-    device = choose_device(settings.model.device)
-    torch.manual_seed(settings.model.seed)
-    detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
-    places = {"reads": f"{source} ({len(pictures)} pictures)", **origins, "writes": writer.folder}
-    announce(f"Inspecting pictures as {settings.data.category}", device, settings.as_dict(), places)
-    began = time.monotonic()
-    detector = calibrate(detector, settings)
-    group, table = distributed.group(), None
+    detector, settings = load_inspector(settings, f"{source} ({len(pictures)} pictures)", writer.folder)
+    began, group, table = time.monotonic(), distributed.group(), None
     size = largest_input_batch(pictures, detector, group)
     if group.is_main:
         if replace and Predictions.exist_in(writer.folder):
@@ -90,16 +84,40 @@ def predict_folder(
         if name in done:
             continue
         if isinstance(outcome, Detection) and picture is not None:
-            draw_detection(writer, stems[name], picture, outcome, detector.threshold, settings)
+            draw_detection(writer, stems[name], picture, outcome, detector, settings)
         row = prediction_row(name, outcome)
         if table:
             table.add(row)
         verdicts[row["verdict"]] += 1
-    counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in (ANOMALOUS, NORMAL, UNREADABLE))
+    counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS)
     print(f"{verdicts.total()} pictures in {time.monotonic() - began:.0f} s: {counts}")
+    if group.is_main:
+        write_summary(writer, detector, list(pictures))
     files = ", ".join(["predictions.csv", "predictions.jsonl", *writer.written])
     print(f"results in {writer.folder}: {files}", flush=True)
     return verdicts[UNREADABLE]
+
+
+def load_inspector(settings: Settings, reads: str, writes: Path) -> tuple[Detector, Settings]:
+    """Return the calibrated detector and its settings without `auto`; print what it reads and writes."""
+    device = choose_device(settings.model.device)
+    torch.manual_seed(settings.model.seed)
+    detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
+    places = {"reads": reads, **origins, "writes": writes}
+    announce(f"Inspecting pictures as {settings.data.category}", device, settings.as_dict(), places)
+    if detector.crop < 1:
+        print(f"defects outside the centre are not detected: metrics.centre_crop is {detector.crop}; 1 takes all")
+    return calibrate(detector, settings), settings
+
+
+def write_summary(writer: Writer, detector: Detector, names: Sequence[str]) -> None:
+    """Write summary.json about all predictions of the folder, those of earlier runs too; print its warnings."""
+    rows = read_rows(writer.folder / f"{PREDICTIONS}.jsonl")
+    outcomes = {row["path"]: (row["verdict"], row["score"]) for row in rows}
+    summary = assess_input(detector, [outcomes[name] for name in names if name in outcomes])
+    writer.summary(summary)
+    for line in warning_lines(summary):
+        print(line, flush=True)
 
 
 def prediction_inputs(source: Path, detector: Detector, settings: Settings) -> dict[str, object]:
@@ -129,8 +147,9 @@ def predict_each(
 
     def read(name: str) -> tuple[str, Image.Image | str]:
         try:
-            picture = read_picture(pictures[name], detector.view.channels)
+            picture = read_picture(pictures[name], detector.view.channels, detector.view.bits)
             detector.view.shape(*picture.size)  # refuses a picture too narrow to be tiled
+            detector.check_size(picture.size)
         except (ValueError, OSError) as error:
             return name, str(error)
         return name, picture
@@ -152,12 +171,14 @@ def prediction_row(name: str, outcome: Detection | str) -> PredictionRow:
 
 
 def draw_detection(
-    writer: Writer, stem: str, picture: Image.Image, detection: Detection, threshold: float, settings: Settings
+    writer: Writer, stem: str, picture: Image.Image, detection: Detection, detector: Detector, settings: Settings
 ) -> None:
     """Write the heat map, the outlined defects and the raw map, as far as the settings ask for them."""
     if settings.metrics.visualisation:
-        pixels, top = np.asarray(picture.convert("RGB")), drawing.HOTTEST * threshold
-        writer.picture(f"{stem}.png", Image.fromarray(drawing.overlay_heat(pixels, detection.map, top)), HEATMAPS)
-        writer.picture(f"{stem}.png", Image.fromarray(drawing.draw_outline(pixels, detection.mask)), OUTLINES)
+        pixels, top = np.asarray(picture.convert("RGB")), drawing.HOTTEST * detector.threshold
+        heat, outlined = drawing.overlay_heat(pixels, detection.map, top), drawing.draw_outline(pixels, detection.mask)
+        for drawn, folder in ((heat, HEATMAPS), (outlined, OUTLINES)):
+            shaded = drawing.shade_outside(drawn, pixels, detector.region)
+            writer.picture(f"{stem}.png", Image.fromarray(shaded), folder)
     if settings.metrics.raw_maps is not False:
         writer.raw_map(f"test/{stem}", detection.map, settings.data.category)

@@ -8,7 +8,8 @@ sharp parts define the outline. PLACELESS parts have no position: they multiply 
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_map import patch_mean
+from images.region import JudgedRegion
 
 DISTANCES = ("feature", "pixel")
 PICTURE, WIDE, WHOLE = "picture", "wide", "whole"  # one descriptor per position, 4×4 positions, picture
@@ -35,6 +37,7 @@ FOLLOWED = 0.9  # of the largest squared distance: only samples beyond it are up
 ROWS_AT_ONCE = 1024  # rows whose distances are in memory at a time
 GROUP = 16  # columns whose minimum is found first
 NEIGHBOURS = 4  # of a local outlier factor
+CANDIDATES = 4 * NEIGHBOURS  # rows among which a row's neighbours are found when pictures are left out
 LEAST_SPACING = 0.1  # as a share of the median spacing, for rows that repeat others
 DEVIATIONS = 1  # standard deviations from the mean of normal maxima to the top of a scale
 LEAST_UNIT = 1e-12
@@ -54,10 +57,16 @@ def wide_descriptors(descriptors: Tensor) -> Tensor:
     return F.avg_pool2d(descriptors, width, stride=max(1, width // 2), padding=width // 4, count_include_pad=False)
 
 
-def describe_pictures(features: Sequence[Tensor], parts: Collection[str]) -> dict[str, Tensor]:
-    """Return the descriptors that the memory `parts` compare, by kind, from feature maps, layer1 first."""
+def describe_pictures(
+    features: Sequence[Tensor], parts: Collection[str], region: JudgedRegion | None = None
+) -> dict[str, Tensor]:
+    """Return the descriptors that the memory `parts` compare, by kind, from feature maps, layer1 first.
+
+    With a region, the descriptor of a picture is the mean inside the region.
+    """
     patches = patch_descriptors(features)
-    described = {PICTURE: patches, WIDE: wide_descriptors(patches), WHOLE: patches.mean(dim=(2, 3), keepdim=True)}
+    whole = region.select(patches).mean(dim=2)[..., None, None] if region else patches.mean(dim=(2, 3), keepdim=True)
+    described = {PICTURE: patches, WIDE: wide_descriptors(patches), WHOLE: whole}
     return {kind: described[kind] for kind in described if kind in descriptor_kinds(parts)}
 
 
@@ -138,6 +147,50 @@ class Reference:
         return torch.stack(pictures).view(len(descriptors), 1, *descriptors.shape[-2:])
 
 
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """A reference that knows which picture each of its rows came from, so that pictures can be left out."""
+
+    reference: Reference
+    owners: Tensor  # (M), the index of each row's picture
+    nearest: Tensor  # (M, CANDIDATES), the other rows nearest to each row, for the spacing
+    distances: Tensor  # (M, CANDIDATES), to these
+
+    def without(self, pictures: Tensor) -> Reference:
+        """Return the reference without the rows of these pictures (indices); all spacings as if they had never been."""
+        left_out = torch.isin(self.owners, pictures)
+        transform, bank = self.reference.transform, self.reference.bank[~left_out]
+        if self.reference.spacing is None:
+            return Reference(transform, bank)
+        usable = ~left_out[self.nearest]
+        taken = usable & (usable.cumsum(dim=1) <= NEIGHBOURS)
+        spacing, short = (self.distances * taken).sum(dim=1) / NEIGHBOURS, taken.sum(dim=1) < NEIGHBOURS
+        if (lacking := short & ~left_out).any():
+            spacing[lacking] = row_spacing(self.reference.bank[lacking], bank)
+        return Reference(transform, bank, limit_spacing(spacing[~left_out]))
+
+
+@dataclass(frozen=True, eq=False)
+class WholeMemory:
+    """A memory of one row per picture. So few rows shape their own whitening: without some, all is learnt anew."""
+
+    rows: Sequence[Tensor]  # (1, C) of each picture
+    seed: int
+
+    @cached_property
+    def reference(self) -> Reference:
+        return build_memory(self.rows, HALF_WHITE, self.seed).reference
+
+    def without(self, pictures: Tensor) -> Reference:
+        """Return the reference as if these pictures (indices) had never been."""
+        left_out = set(pictures.tolist())
+        kept = [row for picture, row in enumerate(self.rows) if picture not in left_out]
+        return build_memory(kept, HALF_WHITE, self.seed).reference
+
+
+Learnt = Memory | WholeMemory
+
+
 def bank_size(pictures: int) -> int:
     """Return how many descriptors a memory bank keeps of `pictures` normal pictures, at most."""
     return min(BANK, KEPT_PER_PICTURE * pictures)
@@ -155,35 +208,45 @@ def placeholder(width: int, pictures: int) -> Reference:
 
 
 def sample(descriptors: Tensor, count: int, seed: int) -> Tensor:
-    """Return `count` random positions, at most all, of descriptors (C, H, W): (count, C) on the CPU."""
+    """Return `count` random positions, at most all, of descriptors (C, H, W) or (C, P): (count, C) on the CPU."""
     positions = descriptors.flatten(1).T.cpu()
     return positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
-def build_references(samples: Mapping[str, Sequence[Tensor]], parts: Sequence[str], seed: int) -> dict[str, Reference]:
-    """Return the references of the memory `parts`, from samples (N, C) of each normal picture by kind."""
-    references = {}
+def build_memories(samples: Mapping[str, Sequence[Tensor]], parts: Sequence[str], seed: int) -> dict[str, Learnt]:
+    """Return the memories of the memory `parts`, from samples (N, C) of each normal picture by kind."""
+    memories: dict[str, Learnt] = {}
     for part, kind in DESCRIBED_BY.items():
         if part in parts:
-            of_kind, evenness = samples[kind], UNCHANGED if part == "patch_memory" else HALF_WHITE
-            memory = build_memory(torch.cat(list(of_kind)), bank_size(len(of_kind)), evenness, seed)
-            references[part] = memory if part == "patch_memory" else local_outlier_factor(memory)
-    return references
+            evenness = UNCHANGED if part == "patch_memory" else HALF_WHITE
+            rows = samples[kind]
+            memories[part] = WholeMemory(rows, seed) if kind == WHOLE else build_memory(rows, evenness, seed)
+    return memories
 
 
-def build_memory(samples: Tensor, count: int, evenness: float, seed: int) -> Reference:
-    """Return a memory bank of `count` of the samples (N, C), whitened to the degree `evenness`."""
-    transform = whitening(samples, evenness)
-    points = samples @ transform
-    return Reference(transform, points[farthest_points(points, count, seed)])
+def build_memory(samples: Sequence[Tensor], evenness: float, seed: int) -> Memory:
+    """Return a memory of samples (N, C) of each picture, whitened to the degree `evenness`; 0: without spacing."""
+    owners = torch.repeat_interleave(torch.tensor([len(of_picture) for of_picture in samples]))
+    joined = torch.cat(list(samples))
+    transform = whitening(joined, evenness)
+    points = joined @ transform
+    chosen = farthest_points(points, bank_size(len(samples)), seed)
+    bank = points[chosen]
+    squares, nearest = nearest_rows(bank, bank, 1 + CANDIDATES)
+    distances = squares.sqrt()[:, 1:]  # the first is the row itself
+    spacing = None if evenness == UNCHANGED else limit_spacing(distances[:, :NEIGHBOURS].mean(dim=1))
+    return Memory(Reference(transform, bank, spacing), owners[chosen], nearest[:, 1:], distances)
 
 
-def local_outlier_factor(memory: Reference) -> Reference:
-    """Return the memory bank with the spacing of its rows, at least LEAST_SPACING of the median."""
-    bank = memory.bank
-    squares, _ = nearest_rows(bank, bank, 1 + NEIGHBOURS)
-    spacing = squares[:, 1:].sqrt().mean(dim=1).nan_to_num(1)  # the first is the row itself; a single row has no others
-    return replace(memory, spacing=spacing.clamp_min(max(LEAST_SPACING * spacing.median().item(), LEAST_UNIT)))
+def limit_spacing(spacing: Tensor) -> Tensor:
+    """Return the spacing of rows, at least LEAST_SPACING of the median; a row without others (NaN) has spacing 1."""
+    spacing = spacing.nan_to_num(1)
+    return spacing.clamp_min(max(LEAST_SPACING * spacing.median().item(), LEAST_UNIT))
+
+
+def row_spacing(rows: Tensor, bank: Tensor) -> Tensor:
+    """Return the mean distance (N) of rows (N, D) of the bank to their nearest others in it."""
+    return nearest_rows(rows, bank, 1 + NEIGHBOURS)[0][:, 1:].sqrt().mean(dim=1)
 
 
 def whitening(samples: Tensor, evenness: float) -> Tensor:

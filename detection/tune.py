@@ -23,10 +23,17 @@ from torch import Tensor
 import metrics
 from config.checks import check_combinations
 from config.keys import PER_IMAGE, Settings
-from dataset import ImageFolder, View, to_unit_range
-from detection.calibrate import Parts, build_calibration, learn_references, parts_of_batch, unseen_pictures
+from dataset import ImageFolder, to_unit_range
+from detection.calibrate import (
+    Parts,
+    build_calibration,
+    learn_memories,
+    leaves_one_out,
+    parts_of_batch,
+    unseen_pictures,
+)
 from detection.comparison import prepare_features
-from detection.detector import Detector, load_detector
+from detection.detector import Detector, crop_centre, load_detector
 from detection.reference import DESCRIBED_BY
 from images.synthetic_defects import make_synthetic_anomalies
 from runtime.device import choose_device
@@ -35,6 +42,7 @@ from runtime.progress import announce
 from storage import folder_lock
 from storage.atomic_file import atomic_write, ensure_writable
 from training import checkpoint
+from training.normal_pictures import normal_pictures
 
 TUNED, LOG = "tuned.yaml", "tuning.jsonl"
 REMEDY = "name another folder with --output"
@@ -114,8 +122,10 @@ def check_tuning(settings: Settings, output: Path | None = None) -> tuple[Path, 
         reason = "--tune needs thresholds for single pictures, which score.protocol=published has not"
         raise UserError(f"{reason}; set it to per_image")
     folder = output or settings.results_folder
-    pictures = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
-    unseen = pictures.only(unseen_pictures(settings)).sample(PICTURES, settings.model.seed)
+    pictures = normal_pictures(settings)
+    # with `cross`, the network has seen all, but the memories that a trial learns have not seen these
+    unseen = pictures if leaves_one_out(settings, len(pictures)) else unseen_pictures(settings, pictures)
+    unseen = unseen.sample(min(PICTURES, len(pictures) // 2), settings.model.seed)
     if not len(unseen):
         remedy = "--tune needs some: train with calibration.share above 0"
         raise UserError(f"training has seen all normal pictures of {settings.data.category}; {remedy}")
@@ -187,7 +197,8 @@ def features_to_try(settings: Settings, unseen: Sequence[str]) -> list[int]:
     usable = []
     for epoch, path in sorted(epochs.items()):
         is_other = epoch != model.DA_chp and checkpoint.extractor_name(path) == model.feature_extractor
-        if is_other and (epoch == 0 or set(unseen) <= set(checkpoint.held_out_names(path))):
+        is_unseen = epoch == 0 or settings.calibration.on_validation
+        if is_other and (is_unseen or set(unseen) <= set(checkpoint.held_out_names(path))):
             usable.append(epoch)
     return usable
 
@@ -233,10 +244,11 @@ def try_detector(detector: Detector, bench: Bench, settings: Settings, before: T
     """Measure and calibrate a detector; its memory parts, which need no reconstructions, come from `before`."""
     taken_over = [part for part in detector.parts if before and part in DESCRIBED_BY]
     measured = replace(detector, parts=tuple(part for part in detector.parts if part not in taken_over))
-    references = learn_references(measured, bench.learnt_from, settings)
+    memories, _ = learn_memories(measured, bench.learnt_from, settings)
+    references = {part: memory.reference for part, memory in memories.items()}
 
     def measure(pictures: Sequence[Tensor], earlier: Sequence[Parts]) -> list[Parts]:
-        parts = [parts_of_batch(measured, picture[None], references)[0] for picture in pictures]
+        parts = [parts_of_batch(measured, picture[None], [references])[0] for picture in pictures]
         pairs = zip(parts, earlier or parts, strict=True)
         return [new | {part: old[part] for part in taken_over} for new, old in pairs]
 
@@ -257,18 +269,24 @@ def measure_quality(trial: Trial, bench: Bench) -> Quality:
     for kind in np.unique(bench.kinds):
         scores = np.r_[normal, anomalous[bench.kinds == kind]]
         kinds[str(kind)] = metrics.image_auroc(scores, np.arange(len(scores)) >= len(normal))
-    maps = [detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions]
+    maps = [crop_centre(prediction.anomaly, detector.crop).numpy() for prediction in predictions]
     empty = [np.zeros(picture.shape[-2:], dtype=bool) for picture in bench.clean]
-    masks = [detector.crop_maps(torch.from_numpy(mask)).numpy() for mask in empty + bench.masks]
-    return Quality(kinds, mean_pro(maps, masks))
+    masks = [crop_centre(torch.from_numpy(mask), detector.crop).numpy() for mask in empty + bench.masks]
+    judged = detector.judged_area(bench.clean[0].shape[-2:])
+    return Quality(kinds, mean_pro(maps, masks, None if judged is None else judged.numpy()))
 
 
-def mean_pro(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]) -> float:
-    """Return PRO of maps of one shape, ranked together; for several shapes, the mean weighted by counts."""
+def mean_pro(
+    maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], counted: metrics.Counted = None
+) -> float:
+    """Return PRO of maps of one shape, ranked together; for several shapes, the mean weighted by counts.
+
+    Only pixels where `counted` is true are ranked; all maps then have its shape.
+    """
     total = 0.0
     for shape in {values.shape for values in maps}:
         same = [place for place, values in enumerate(maps) if values.shape == shape]
-        pro = metrics.pro(np.stack([maps[i] for i in same]), np.stack([masks[i] for i in same]), PRO_LIMIT)
+        pro = metrics.pro(np.stack([maps[i] for i in same]), np.stack([masks[i] for i in same]), PRO_LIMIT, counted)
         total += len(same) * pro
     return total / len(maps)
 

@@ -1,1 +1,1 @@
-"""Pictures: reading from any format and depth, tiles, and synthetic defects."""
+"""Pictures: reading from any format and depth, annotations, regions, tiles, and synthetic defects."""

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
 
 from images import bit_depth
-from images.bit_depth import UnusableError, check_depth, image_from_array, print_once, tiff_tag, to_eight_bit
+from images.bit_depth import DEEPEST, UnusableError, check_depth, image_from_array, print_once, tiff_tag, to_eight_bit
 from runtime.errors import MissingFileError, UserError, UserFileError
 
 Size = tuple[int, int]  # (width, height)
@@ -22,6 +25,9 @@ TIFF = {".tif", ".tiff"}
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 NETPBM = {".pbm", ".pgm", ".ppm", ".pnm", ".pfm"}
 SUFFIXES = {".png", ".bmp", ".webp", ".gif", ".tga", ".jp2", ".j2k", ".avif", *JPEG, *TIFF, *NETPBM}
+COVERED = 0.5  # of a picture; masks that cover more of most pictures may be inverted
+RGB, BGR = ORDERS = ("rgb", "bgr")  # of the colours in an array
+CHANNELS = (1, 3, 4)  # grey; colour; colour and transparency
 LARGEST_LABEL = 127  # a mask without a value above it holds labels 0…n, of which all but 0 are defects
 MOST_PIXELS = 20_000**2  # larger pictures are refused: a file of kilobytes can claim any number of pixels
 LARGE = 178_956_970  # pixels (Pillow's own limit); larger pictures are read one at a time and reduced in strips
@@ -35,44 +41,75 @@ UNREADABLE = (  # what Pillow and tifffile raise on a damaged file
 )
 
 
-def read_picture(path: Path, channels: int = 3) -> Image.Image:
-    """Return a picture upright, 8 bit, as RGB or (channels = 1) grey."""
-    picture = open_upright(path)
+def read_picture(path: Path, channels: int = 3, bits: int = DEEPEST) -> Image.Image:
+    """Return a picture upright, 8 bit, as RGB or (channels = 1) grey; `bits` are in use in files of 16."""
+    picture = open_upright(path, bits)
     with naming_file(path):
-        return to_channels(picture, channels)
+        return to_channels(picture, channels, bits)
 
 
-def read_reduced(path: Path, channels: int, target: Callable[[int, int], Size]) -> tuple[Image.Image, Size]:
+def read_reduced(
+    path: Path, channels: int, target: Callable[[int, int], Size], bits: int = DEEPEST
+) -> tuple[Image.Image, Size]:
     """Return a picture for a resize to `target(width, height)`, reduced if it is large, and its original size."""
     header = read_header(path)
     with READING if header and math.prod(header[0]) > LARGE else nullcontext():
-        picture = open_upright(path)
+        picture = open_upright(path, bits)
         with naming_file(path):
             factors = reduction_factors(picture.size, target(*picture.size))
-            return reduce_picture(picture, factors, channels), picture.size
+            return reduce_picture(picture, factors, channels, bits), picture.size
 
 
-def as_image(picture: object, channels: int = 3) -> Image.Image:
-    """Return a path, a PIL image or an array as `read_picture` does. Raise UserError for anything else."""
+def as_image(picture: object, channels: int = 3, bits: int = DEEPEST, *, order: str = RGB) -> Image.Image:
+    """Return a path, a PIL image, an array or a tensor as `read_picture` does; `order` is that of an array's colours.
+
+    Raise UserError for anything else.
+    """
+    if order not in ORDERS:
+        raise UserError(f"channels is {order!r}; it should be {' or '.join(ORDERS)}")
+    if isinstance(picture, (np.ndarray, Tensor)):
+        return to_channels(image_from_array(as_pixels(picture, order), bits), channels, bits)
+    if not isinstance(picture, (str, Path, Image.Image)):
+        raise UserError(f"{type(picture).__name__} is not a picture; give a path, a PIL image, an array or a tensor")
+    if order != RGB:
+        raise UserError(f"channels={order!r} is for arrays and tensors; leave it out for {type(picture).__name__}")
     if isinstance(picture, (str, Path)):
-        return read_picture(Path(picture), channels)
-    if isinstance(picture, Image.Image):
-        return to_channels(picture, channels)
-    if not isinstance(picture, np.ndarray):
-        raise UserError(f"{type(picture).__name__} is not a picture; give a path, a PIL image or an array")
-    is_colour = picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype != np.bool_
-    has_values = picture.dtype in bit_depth.GREY_TYPES or np.issubdtype(picture.dtype, np.floating)
-    if not ((picture.ndim == 2 or is_colour) and has_values and picture.size):
-        remedy = "give (H, W) or (H, W, 3 or 4) of 8 or 16 bits, or of 0…1 as floats"
-        raise UserError(f"an array {picture.shape} of {picture.dtype} is not a picture; {remedy}")
-    return to_channels(image_from_array(picture), channels)
+        return read_picture(Path(picture), channels, bits)
+    if picture.getexif().get(bit_depth.ORIENTATION, 1) != 1:
+        print_once("the EXIF data of a picture in memory turn it: maps, masks and boxes fit the turned picture")
+    return to_channels(picture, channels, bits)
 
 
-def to_channels(picture: Image.Image, channels: int = 3) -> Image.Image:
+def as_pixels(picture: NDArray | Tensor, order: str) -> NDArray:
+    """Return an array or tensor as (H, W) or (H, W, 3 or 4), red first. Raise UserError where it is not a picture."""
+    if isinstance(picture, Tensor):
+        tensor = picture.detach().cpu()
+        values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    else:
+        values = picture
+    described = f"{'a tensor' if isinstance(picture, Tensor) else 'an array'} {values.shape} of {values.dtype}"
+    first, last = (values.shape[0] in CHANNELS, values.shape[2] in CHANNELS) if values.ndim == 3 else (False, False)
+    if first and last:
+        raise UserError(f"{described} may have its channels first or last; give (H, W, 3) with sides above 4 pixels")
+    if first:
+        values = np.moveaxis(values, 0, 2)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    is_colour = values.ndim == 3 and (first or last) and values.dtype != np.bool_
+    has_values = values.dtype in bit_depth.GREY_TYPES or np.issubdtype(values.dtype, np.floating)
+    if not ((values.ndim == 2 or is_colour) and has_values and values.size):
+        remedy = "give (H, W), or (H, W, C) or (C, H, W) with 1, 3 or 4 channels, of 8 or 16 bits, or of 0…1 as floats"
+        raise UserError(f"{described} is not a picture; {remedy}")
+    if order == BGR and values.ndim == 3:
+        values = values[..., [2, 1, 0, 3][: values.shape[2]]]
+    return values
+
+
+def to_channels(picture: Image.Image, channels: int = 3, bits: int = DEEPEST) -> Image.Image:
     """Return a picture turned as its EXIF says, 8 bit, RGB or (channels = 1) grey, transparency on white."""
     if 0 in picture.size:
         raise UnusableError("it has no pixels", "replace or remove it")
-    picture = ImageOps.exif_transpose(to_eight_bit(picture))
+    picture = ImageOps.exif_transpose(to_eight_bit(picture, bits))
     return on_background(picture, "white").convert("L" if channels == 1 else "RGB")
 
 
@@ -84,11 +121,11 @@ def reduction_factors(size: Size, target: Size) -> Size:
     return across, down
 
 
-def reduce_picture(picture: Image.Image, factors: Size, channels: int) -> Image.Image:
-    """Return `to_channels(picture, channels).reduce(factors)`, strip by strip to save memory."""
+def reduce_picture(picture: Image.Image, factors: Size, channels: int, bits: int) -> Image.Image:
+    """Return `to_channels(picture, channels, bits).reduce(factors)`, strip by strip to save memory."""
     if factors == (1, 1):
-        return to_channels(picture, channels)
-    picture = to_eight_bit(picture)
+        return to_channels(picture, channels, bits)
+    picture = to_eight_bit(picture, bits)
     rows = max(1, bit_depth.STRIP // factors[1]) * factors[1]
     boxes = [(0, top, picture.width, min(top + rows, picture.height)) for top in range(0, picture.height, rows)]
     strips = [to_channels(picture.crop(box), channels).reduce(factors) for box in boxes]
@@ -105,7 +142,7 @@ def on_background(picture: Image.Image, colour: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, colour), picture)
 
 
-def open_upright(path: Path) -> Image.Image:
+def open_upright(path: Path, bits: int = DEEPEST) -> Image.Image:
     """Return the first frame or page in its stored mode, upright. Raise UserError if it cannot be read."""
     with naming_file(path), reading_errors(path):
         with open_picture(path) as picture:
@@ -113,7 +150,13 @@ def open_upright(path: Path) -> Image.Image:
             # a JPEG in MPO format holds a second picture, which phones add
             if getattr(picture, "is_animated", False) and picture.format != "MPO":
                 report_first(path)
+            deep = None if bits == DEEPEST else read_deep_colour(path, picture)
+            turn = picture.getexif().get(bit_depth.ORIENTATION)  # Pillow turns a TIFF when it loads it
             picture.load()
+        if deep is not None:
+            turn = turn or picture.getexif().get(bit_depth.ORIENTATION, 1)  # a PNG may have it at its end
+            picture = image_from_array(deep, bits)
+            picture.getexif()[bit_depth.ORIENTATION] = turn
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
@@ -143,6 +186,30 @@ def open_picture(path: Path) -> Image.Image:
     return read_first_page(path) if pillow_fails else picture
 
 
+def highest_value(path: Path) -> int | None:
+    """Return the highest value of a file of 16 bits; None for another one, or where the file declares fewer bits."""
+    with naming_file(path), reading_errors(path), open_picture(path) as picture:
+        check_pixels(picture.size)
+        if (values := read_deep_colour(path, picture)) is not None:
+            return int(values.max())
+        if not picture.mode.startswith("I") or bit_depth.declared_bits(picture) < DEEPEST:
+            return None
+        return max(int(strip.max()) for _, strip in bit_depth.iterate_strips(picture))
+
+
+def read_deep_colour(path: Path, picture: Image.Image) -> NDArray[np.uint16] | None:
+    """Return (H, W, C) of a file with 16 bits a colour, of which Pillow reads the upper 8; None for another file."""
+    if picture.mode not in ("RGB", "RGBA", "LA"):
+        return None
+    if picture.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in getattr(picture, "tile", ())):
+        content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+        return np.moveaxis(decode_image(content, ImageReadMode.UNCHANGED).numpy(), 0, 2)
+    if path.suffix.lower() in TIFF and tiff_tag(picture, bit_depth.BITS, DEEPEST) == DEEPEST:
+        values = read_page_values(path)[0]
+        return values if values.dtype == np.uint16 else None
+    return None
+
+
 def open_unlimited(path: Path) -> Image.Image:
     """Open a picture without Pillow's limit, which holds for the whole process; `check_pixels` must follow."""
     with OPENING:
@@ -161,6 +228,19 @@ def check_pixels(size: Size) -> None:
 
 def read_first_page(path: Path) -> Image.Image:
     """Return the first page of a TIFF file that Pillow cannot read. Raise UnusableError unless it is grey or colour."""
+    values, photometric, orientation = read_page_values(path)
+    picture = image_from_array(values)
+    if photometric == bit_depth.WHITE_IS_ZERO:
+        picture = ImageOps.invert(picture.convert("L"))
+    if photometric == INKS:
+        picture = Image.frombytes("CMYK", picture.size, picture.tobytes())
+    if orientation is not None:
+        picture.getexif()[bit_depth.ORIENTATION] = orientation
+    return picture
+
+
+def read_page_values(path: Path) -> tuple[NDArray, int, int | None]:
+    """Return the values (H, W) or (H, W, C) of a TIFF file's first page, its photometric tag and its orientation."""
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
         if len(file.pages) > 1:
@@ -171,21 +251,14 @@ def read_first_page(path: Path) -> Image.Image:
             raise UnusableError(f"its pixels have {page.samplesperpixel} values", "save it as grey or colour")
         check_pixels((page.imagewidth, page.imagelength))
         values = page.asarray().reshape([side for _, side in sides])
-        photometric, orientation = page.photometric, page.tags.get(bit_depth.ORIENTATION)
+        photometric, turn = int(page.photometric), page.tags.get(bit_depth.ORIENTATION)
     values = np.moveaxis(values, 0, 2) if axes == "SYX" else values
     if values.dtype.kind in "iu" and values.dtype.itemsize > 1:
         check_depth(values.min(), values.max())
         values = values.astype(np.uint16)
     elif values.dtype == np.int8:
         values = values.view(np.uint8)  # as Pillow reads grey of this kind
-    picture = image_from_array(values)
-    if photometric == bit_depth.WHITE_IS_ZERO:
-        picture = ImageOps.invert(picture.convert("L"))
-    if photometric == INKS:
-        picture = Image.frombytes("CMYK", picture.size, picture.tobytes())
-    if orientation is not None:
-        picture.getexif()[bit_depth.ORIENTATION] = int(orientation.value)
-    return picture
+    return values, photometric, None if turn is None else int(turn.value)
 
 
 @contextmanager
@@ -227,6 +300,13 @@ def read_mask(path: Path, picture_size: Size, picture_path: Path, size: Size) ->
         problem = f"mask {path} is {actual}, its picture {picture_path} {expected}"
         raise UserError(f"{problem}; make them the same, or set data.mask=False")
     return resize_mask(mask_levels(values, are_labels), size)
+
+
+def check_mask_size(path: Path, picture_path: Path) -> None:
+    """Raise UserError unless a mask has its picture's size; read files as a whole only where their headers differ."""
+    mask, picture = read_header(path), read_header(picture_path)
+    if mask and picture and mask[0] != picture[0]:  # an EXIF turn may make up for it
+        read_mask(path, open_upright(picture_path).size, picture_path, (1, 1))
 
 
 def read_full_mask(path: Path) -> NDArray[np.bool_]:

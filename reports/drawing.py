@@ -10,9 +10,12 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import maximum_filter
 from torch import Tensor
 
+from images.region import JudgedRegion
+
 PANEL_HEIGHT, CAPTION_HEIGHT, GAP = 256, 24, 6  # pixels
 WIDEST = 1024  # pixels; the longer side of a strip
 COLOUR_MAP = matplotlib.colormaps["turbo"]
+SHADE = 0.4  # brightness of what is not judged
 OVERLAY = 0.55  # weight of the heat colours over the picture
 HOTTEST = 2  # the hottest colour stands for this multiple of the threshold, or of a distance's mean normal maximum
 OUTLINE = (255, 0, 80)  # RGB of the border around a defect
@@ -34,6 +37,11 @@ class Panel(NamedTuple):
     anomaly: NDArray[np.floating]  # (H, W)
     mask: NDArray[np.bool_] | None  # in any size
     size: tuple[int, int]
+    region: JudgedRegion | None = None
+
+    def shaded(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return pixels (H, W, 3), but the darkened picture where it is not judged."""
+        return shade_outside(pixels, self.picture, self.region)
 
 
 class ColourScale(NamedTuple):
@@ -65,11 +73,11 @@ def draw_figure(panel: Panel, scale: ColourScale) -> Image.Image:
     """Draw picture, reconstruction, distances, anomaly map and ground truth side by side, or in rows if wide."""
     mask = np.zeros(panel.picture.shape[:2], bool) if panel.mask is None else panel.mask
     parts = {
-        "picture": panel.picture,
+        "picture": panel.shaded(panel.picture),
         "reconstruction": panel.reconstruction,
         "pixel distance": heat_colours(panel.d_pixel, scale.d_pixel),
         "feature distance": heat_colours(panel.d_feature, scale.d_feature),
-        "anomaly map": overlay_heat(panel.picture, panel.anomaly, scale.anomaly),
+        "anomaly map": panel.shaded(overlay_heat(panel.picture, panel.anomaly, scale.anomaly)),
         "ground truth": np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2),
     }
     width, height, columns = figure_cell(panel.size, len(parts))
@@ -105,6 +113,16 @@ def overlay_heat(picture: NDArray[np.uint8], anomaly: NDArray[np.floating], top:
     return ((1 - OVERLAY) * picture + OVERLAY * heat_colours(anomaly, top)).astype(np.uint8)
 
 
+def shade_outside(
+    pixels: NDArray[np.uint8], picture: NDArray[np.uint8], region: JudgedRegion | None
+) -> NDArray[np.uint8]:
+    """Return `pixels` (H, W, 3) inside the region, the picture (H, W, 3) darkened outside of it."""
+    if region is None:
+        return pixels
+    judged = region.resized(*picture.shape[:2]).numpy()
+    return np.where(judged[..., None], pixels, (SHADE * picture).astype(np.uint8))
+
+
 def draw_outline(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Return the picture (H, W, 3) with the outline of the mask (H, W), thicker in larger pictures."""
     edge = border(mask, 1 + max(mask.shape) // PIXELS_PER_LINE)
@@ -122,8 +140,8 @@ def draw_layers(panel: Panel, scale: ColourScale) -> dict[str, Image.Image]:
     side = min(LAYER_SIDE * max(1, elongation / 2) ** 0.5, WIDEST)  # a strip would be too small to see
     factor = side / max(panel.size)
     size = max(1, round(panel.size[0] * factor)), max(1, round(panel.size[1] * factor))
-    heat = overlay_heat(panel.picture, panel.anomaly, scale.anomaly)
-    parts = {"picture": panel.picture, "reconstruction": panel.reconstruction, "map": heat}
+    heat = panel.shaded(overlay_heat(panel.picture, panel.anomaly, scale.anomaly))
+    parts = {"picture": panel.shaded(panel.picture), "reconstruction": panel.reconstruction, "map": heat}
     layers = {name: Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC) for name, pixels in parts.items()}
     if panel.mask is not None and panel.mask.any():
         mask = np.asarray(Image.fromarray(panel.mask).resize(size, Image.Resampling.NEAREST))

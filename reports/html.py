@@ -15,8 +15,18 @@ from PIL import Image
 
 from config.published import PUBLISHED_METRICS
 from reports.manifest import flatten_values, value_text
-from reports.metric_summary import METRICS, MISSING, Points, mean_if_complete, percent, short_name
-from reports.reader import ResultFolder, read_result
+from reports.metric_summary import (
+    METRICS,
+    MISSING,
+    OUTSIDE,
+    Points,
+    mean_if_complete,
+    outside_text,
+    percent,
+    short_name,
+)
+from reports.operating_table import HEAD, read_operating_rows
+from reports.reader import SCORE_DIGITS, ResultFolder, read_result
 from reports.writer import GALLERY, REMEDY
 from storage.atomic_file import atomic_write
 from storage.safe_names import file_stems
@@ -98,6 +108,8 @@ def describe_category(category: ResultFolder, pictures: Mapping[int, Mapping[str
         "rows": rows,
         "threshold": category.threshold,
         "source": category.source,
+        "warnings": category.metrics.get("warnings") or [],
+        "operating": operating_table(category),
         "plots": plots,
         "metrics": {**metrics_table(category), "notes": metric_notes(category)},
         "layers": category.layers,
@@ -155,15 +167,25 @@ def metrics_table(category: ResultFolder) -> dict[str, object]:
     return {"head": head, "lines": lines}
 
 
+def operating_table(category: ResultFolder) -> dict[str, object]:
+    """Return head, lines and thresholds of the operating table; empty ones where the result has none."""
+    rows = read_operating_rows(category.metrics.get("operating_points"))
+    thresholds = [float(f"{row.threshold:.{SCORE_DIGITS}g}") for row in rows]
+    return {"head": HEAD, "lines": [row.cells() for row in rows], "thresholds": thresholds}
+
+
 def metric_notes(category: ResultFolder) -> list[str]:
     """Return how metrics were measured, and which are missing."""
     stored, values = category.metrics, category.summary.values
     notes = []
     if "scored" in stored:
-        shapes = stored.get("shapes")
-        form = f" in the pictures' proportions: {', '.join(shapes)}" if isinstance(shapes, dict) else ""
-        size = f"{stored['size']} pixels, on the centre {stored['scored']}{form}"
-        notes.append(f"In percent. Maps are scored at {size}.")
+        size, side, judged, shapes = (stored.get(name) for name in ("size", "scored", "judged", "shapes"))
+        area = "on the whole picture" if side == size else f"on the centre {side}"
+        area += "" if judged is None else f", {judged:.0%} of it in data.region"
+        area += f", in the pictures' proportions: {', '.join(shapes)}" if isinstance(shapes, dict) else ""
+        notes.append(f"In percent. Maps are scored at {size} pixels, {area}.")
+        if OUTSIDE[0] in stored and (side != size or judged is not None):
+            notes.append(f"Not scored: {outside_text(stored)}.")
     if len({row.defective for row in category.rows}) < 2:
         notes.append("No metrics: they need normal and defective test pictures.")
     elif "pixel_auroc" not in values and "pro" not in values:

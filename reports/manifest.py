@@ -17,7 +17,8 @@ from storage.fingerprint import as_stored
 
 MANIFEST, FORMAT = "manifest.json", "ddad-manifest-1"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
-INPUTS = ("settings", "versions", "git_commit", "device", "data", "weights")  # all that the metrics depend on
+# All that the metrics depend on; `thresholds_from` only after --recalibrate
+INPUTS = ("settings", "versions", "git_commit", "device", "data", "weights", "thresholds_from")
 KIB = 1024
 TYPES = {"settings": dict, "versions": dict, "data": dict, "metrics": dict, "category": str, "data_set": str}
 
@@ -101,7 +102,9 @@ def differences(then: Mapping[str, object], now: Mapping[str, object]) -> Iterat
 
 
 def flatten_values(name: str, value: object) -> Iterator[tuple[str, object]]:
-    """Yield nested values with their dotted names, which begin with `name`."""
+    """Yield nested values with their dotted names, which begin with `name`; records of a list have numbers from 1."""
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        value = dict(enumerate(value, start=1))
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from flatten_values(f"{name}.{key}" if name else str(key), inner)

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from metrics import OperatingPoint, Ranking, Stacks, bootstrap_intervals, operating_point, rank_anomalies
+from metrics import Counted, OperatingPoint, Ranking, Stacks, bootstrap_intervals, operating_point, rank_anomalies
 from runtime.errors import UserError
 
 POINTS = 200  # of a thinned curve, so that neighbours differ by at most 1 % of its width and height together
 DIGITS = 5  # decimals of a rate in a thinned curve
 PRO_LIMITS = (0.3, 0.05)  # false-positive rates up to which PRO is averaged
 MISSING = "–"
+OUTSIDE = ("defects_outside", "defects_partly_outside", "pictures_outside", "pictures_partly_outside")
 
 Points = list[list[float]]  # (x, y) by rising x
 Interval = tuple[float, float]
@@ -82,6 +83,7 @@ def summarise_metrics(
     normal: str,  # the kind of normal pictures
     maps: Stacks,  # (N_k, H_k, W_k) of each shape
     masks: Stacks | None,
+    counted: Counted = None,  # the pixels that are measured, of maps that all have its shape
     *,
     selected: Sequence[Metric],
     resamples: int,
@@ -90,21 +92,27 @@ def summarise_metrics(
 ) -> MetricSummary:
     """Return those of the selected metrics that the data allow; without intervals where `resamples` is 0."""
     labels, result = kinds != normal, MetricSummary()
-    for level, measured, truth in (("pictures", [scores], [labels]), ("pixels", maps, masks)):
+    for level, measured, truth, area in (("pictures", [scores], [labels], None), ("pixels", maps, masks, counted)):
         chosen = [metric for metric in selected if metric.level == level]
-        if not chosen or truth is None or not any(part.any() for part in truth) or all(part.all() for part in truth):
+        if not chosen or truth is None or not has_both(truth, area):
             continue
-        ranking = rank_anomalies(measured, truth)
+        ranking = rank_anomalies(measured, truth, area)
         result.values.update({metric.key: metric.measure(ranking) for metric in chosen})
         result.curves.update(build_curves(level, ranking))
         if resamples:
-            bounds = bootstrap_intervals(measured, truth, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
+            bounds = bootstrap_intervals(measured, truth, area, pro_limits=PRO_LIMITS, resamples=resamples, seed=seed)
             result.intervals.update({metric.key: bounds[metric.interval] for metric in chosen})
     if threshold is None:
         return result
     parts = {str(kind): ~labels | (kinds == kind) for kind in np.unique(kinds[labels])}
     points = {kind: operating_point(scores[part], labels[part], threshold) for kind, part in parts.items()}
     return replace(result, operating_point=operating_point(scores, labels, threshold), kinds=points)
+
+
+def has_both(truth: Stacks, counted: Counted) -> bool:
+    """Return whether anomalous and normal entries count."""
+    chosen = truth if counted is None else [stack[:, counted] for stack in truth]
+    return any(stack.any() for stack in chosen) and not all(stack.all() for stack in chosen)
 
 
 def metric_lines(summary: MetricSummary, selected: Sequence[Metric], masked: bool) -> Iterator[str]:
@@ -137,6 +145,21 @@ def threshold_lines(summary: MetricSummary) -> Iterator[str]:
     if summary.kinds:
         shares = {kind: share_text(each.true_positives, each.false_negatives) for kind, each in summary.kinds.items()}
         yield f"  found by kind: {', '.join(f'{kind} {share}' for kind, share in shares.items())}"
+
+
+def segmentation_lines(stored: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a printed line on the pixels inside the outlined defects; none where a metrics.json counts none."""
+    shares = stored.get("segmentation")
+    if isinstance(shares, Mapping) and shares:
+        f1, precision, recall = (percent(shares.get(name)) for name in ("seg_f1", "seg_precision", "seg_recall"))
+        yield f"  SegF1 of the outlined defects: {f1} % (precision {precision} %, recall {recall} %)"
+
+
+def outside_text(stored: Mapping[str, Any]) -> str:
+    """Return how many defects, and masks of pictures, a metrics.json counts outside of the scored area."""
+    defects, partly, pictures, pictures_partly = (stored.get(name, MISSING) for name in OUTSIDE)
+    masks = f"the masks of {pictures} pictures wholly, of {pictures_partly} partly"
+    return f"outside the scored area lie {defects} defects wholly, {partly} partly; {masks}"
 
 
 def share_text(part: int, rest: int) -> str:

@@ -111,6 +111,8 @@ def initial_threshold(rows: Sequence[ScoredPicture], summary: MetricSummary, cal
     if summary.operating_point:
         threshold, stored = summary.operating_point.threshold, calibration if isinstance(calibration, dict) else {}
         source = "held out of training" if stored.get("held_out") else "of the training set; new ones may score higher"
+        if isinstance(recalibrated := stored.get("source"), dict):
+            source = f"in {recalibrated.get('folder')} (--recalibrate)"
         rate, most = (percent(stored.get(key)) for key in ("rate", "at_most"))
         return float(f"{threshold:.{SCORE_DIGITS}g}"), (
             f"Calibrated on {stored.get('pictures')} normal pictures {source}. No test picture was used. "

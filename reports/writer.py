@@ -25,6 +25,7 @@ from storage.safe_csv import write_rows
 
 REMEDY = "choose another folder with --output"
 METRICS_FILE, SCORES, CURVES = "metrics.json", "scores.csv", "curves.json"
+PREDICTIONS_SUMMARY = "summary.json"
 MISCLASSIFICATIONS, MISCLASSIFIED = "misclassifications.csv", "misclassified"  # a table, and the folder of its figures
 GALLERY = "gallery"
 SUBFOLDERS = ("figures", MISCLASSIFIED, GALLERY, "heatmaps", "outlines", "anomaly_maps")
@@ -137,6 +138,10 @@ class Writer:
     def metrics(self, content: Mapping[str, object]) -> None:
         """Write metrics.json. It comes last, as it marks the result as complete."""
         self._json(METRICS_FILE, content)
+
+    def summary(self, content: Mapping[str, object]) -> None:
+        """Write summary.json, which sums up predictions."""
+        self._json(PREDICTIONS_SUMMARY, content)
 
     def figure(self, stem: str, panel: Panel, scale: ColourScale, subfolder: str = "figures") -> None:
         self.picture(f"{stem}.png", draw_figure(panel, scale), subfolder)

@@ -45,8 +45,11 @@ def announce(stage: str, device: torch.device, settings: Mapping[str, Values], p
         print(f"  {label + ':':13}{path}", flush=True)
 
 
-def follow_steps(steps: Iterable[Progress], total: int, label: str, done: int = 0) -> Iterator[Progress]:
-    """Yield the steps of a loop, and show loss and remaining time; an earlier run made the first `done` steps."""
+def follow_steps(steps: Iterable[Progress], total: Callable[[], int], label: str, done: int = 0) -> Iterator[Progress]:
+    """Yield the steps of a loop, and show loss and remaining time.
+
+    `total()` is the number of all steps, as far as it is known. An earlier run made the first `done` steps.
+    """
     with progress_meter(total, label, "step", done) as show:
         for progress in steps:
             show(progress.step, lambda progress=progress: f"epoch {progress.epoch}, loss {progress.loss.item():.4g}")
@@ -55,14 +58,14 @@ def follow_steps(steps: Iterable[Progress], total: int, label: str, done: int = 
 
 def count_progress(items: Iterable[Item], total: int, label: str, unit: str = "picture") -> Iterator[Item]:
     """Yield the items, and show their number and the remaining time."""
-    with progress_meter(total, label, unit) as show:
+    with progress_meter(lambda: total, label, unit) as show:
         for number, item in enumerate(items, start=1):
             show(number)
             yield item
 
 
 @contextmanager
-def progress_meter(total: int, label: str, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+def progress_meter(total: Callable[[], int], label: str, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
     """Yield show(step, detail): a bar on a terminal, a line every LINE_SECONDS elsewhere.
 
     `detail()` is called only when its text appears, as it may wait for the device.
@@ -70,7 +73,7 @@ def progress_meter(total: int, label: str, unit: str, done: int = 0) -> Iterator
     terminal = sys.stderr.isatty()
     began = last = time.monotonic()
     options = {"disable": not terminal, "dynamic_ncols": True, "leave": False}
-    with tqdm(total=total, initial=done, desc=label, unit=unit, **options) as bar:
+    with tqdm(total=total(), initial=done, desc=label, unit=unit, **options) as bar:
 
         def show(step: int, detail: Callable[[], str] = str) -> None:
             nonlocal last
@@ -78,12 +81,11 @@ def progress_meter(total: int, label: str, unit: str, done: int = 0) -> Iterator
             now = time.monotonic()
             if now - last <= (BAR_SECONDS if terminal else LINE_SECONDS):
                 return
-            last = now
-            text = detail()
+            last, text, bar.total = now, detail(), total()
             bar.set_postfix_str(text, refresh=False)
             if not terminal:
-                remaining = tqdm.format_interval((total - step) * (now - began) / (step - done))
-                parts = [f"{label}: {unit} {step}/{total}", text, f"ETA {remaining}"]
+                remaining = tqdm.format_interval((bar.total - step) * (now - began) / (step - done))
+                parts = [f"{label}: {unit} {step}/{bar.total}", text, f"ETA {remaining}"]
                 print(", ".join(filter(None, parts)), flush=True)
 
         yield show

@@ -44,11 +44,12 @@ import main  # noqa: E402
 import train  # noqa: E402
 from config.checks import keys_without_effect  # noqa: E402
 from config.load import build_settings, load_settings, read_sections, with_overrides  # noqa: E402
-from data_tools import annotations, archives, sample_set  # noqa: E402
+from data_tools import archives, sample_set  # noqa: E402
 from data_tools.published_sets import plan_mvtec, plan_visa  # noqa: E402
 from data_tools.sample_set import NOTE  # noqa: E402
 from detection.calibration_file import CALIBRATION, CALIBRATION_FORMAT, load_calibration  # noqa: E402
 from detection.threshold import PIXEL_RATES  # noqa: E402
+from images import annotations  # noqa: E402
 from images.read import read_mask as read_any_mask  # noqa: E402
 from images.read import read_picture as read_any_picture  # noqa: E402
 from reports import manifest, tables  # noqa: E402
@@ -59,6 +60,7 @@ from runtime.errors import explain_error  # noqa: E402
 from storage import safe_names  # noqa: E402
 from training import checkpoint, log  # noqa: E402
 from training.log import Log  # noqa: E402
+from training.pace import Clock, Pace  # noqa: E402
 from training.resume import restore_trainer  # noqa: E402
 from unet import UNet  # noqa: E402
 
@@ -332,8 +334,12 @@ def read_features(path: Path) -> object:
     return checkpoint.held_out_names(path)
 
 
+def a_pace() -> Pace:
+    return Pace(clock=Clock(budget=60, began=0, step=1, detection=1))
+
+
 def a_trainer() -> train.Trainer:
-    return train.build_trainer(build_settings(TRAINING), 4, torch.device("cpu"))
+    return train.build_trainer(build_settings(TRAINING), a_pace(), torch.device("cpu"))
 
 
 TRAINING: dict[str, Any] = {
@@ -348,13 +354,14 @@ def one_step(trainer: train.Trainer) -> None:
     pixels = [torch.zeros(3, 8, 8, dtype=torch.uint8)] * 4
     source = train.BatchSource(pixels, batch_size=2, view=dataset.View(8), highest_step=10)
     rule = train.UpdateRule(train.NoiseSchedule(), trainer.unet)
-    next(train.training_steps(trainer, source, rule, trainer.step + 1))
+    next(train.training_steps(trainer, source, rule, Pace.of_steps(trainer.step + 1)))
 
 
 def training_state() -> bytes:
     trainer = a_trainer()
     one_step(trainer)
     state = {"trainer": trainer.state_dict(), "losses": [1.0, [1.0, 2.0]], "made_with": {"epochs": 2}}
+    state["pace"] = {"decay": [1, 3], "parts": 2, "used": 9.5}
     return saved({"format": checkpoint.TRAINING_FORMAT, **state})
 
 
@@ -363,7 +370,7 @@ def read_training_state(path: Path) -> object:
     state = checkpoint.load_training_state(path.parent, {"epochs": 2})
     if state is None:
         return None
-    losses = train.Losses(*restore_trainer(trainer, state, path, pictures=4, most_steps=4))
+    losses = train.Losses(*restore_trainer(trainer, state, path, pictures=4, pace=a_pace()))
     return losses.mean(), one_step(trainer)
 
 

@@ -1,6 +1,7 @@
 """Weights that are the same on any machine (each follows from its name, its shape and a seed), and golden bounds."""
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ def fill(name: str, shape: list[int]) -> torch.Tensor:
     rng = np.random.default_rng([SEED, zlib.crc32(name.encode())])
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
+    values: np.ndarray
     noise = rng.standard_normal(tuple(shape)).astype(np.float32)
     if name.endswith("running_var"):
         values = 1 + 0.1 * np.abs(noise)
@@ -47,7 +49,7 @@ def uniform(seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32))
 
 
-def stream(seed: int, shape: tuple[int, ...]):
+def stream(seed: int, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
     """Return a draw() for `reconstruct` that takes its noise from one generator."""
     rng = np.random.default_rng(seed)
     return lambda: torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
@@ -55,8 +57,8 @@ def stream(seed: int, shape: tuple[int, ...]):
 
 def assert_golden(actual: torch.Tensor, expected: np.ndarray, share: float = GOLDEN_SHARE) -> None:
     """Assert that no value differs by more than `share` of the largest expected one."""
-    expected = torch.from_numpy(np.asarray(expected)).to(actual)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=share * float(expected.abs().max()))
+    golden = torch.from_numpy(np.asarray(expected)).to(actual)
+    torch.testing.assert_close(actual, golden, rtol=0, atol=share * float(golden.abs().max()))
 
 
 def rounding_share(unet: UNet, precision: torch.dtype) -> float:

@@ -1,6 +1,7 @@
 """Small copies of published data sets, with the folder and file names of their downloads."""
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,46 @@ def mvtec(make: Maker) -> None:
     make.picture(*numbers("bottle/test/broken_large/{:03}.png", 2))
     make.mask(*numbers("bottle/ground_truth/broken_large/{:03}_mask.png", 2))
     (make.root / "license.txt").write_text("CC BY-NC-SA 4.0")
+
+
+def mvtec2(make: Maker) -> None:
+    """Pictures under several lights; two splits have no labels and no folders of kinds."""
+    base = "can"
+    make.picture(*numbers(f"{base}/train/good/{{:03}}_regular.png", 6))
+    make.picture(*numbers(f"{base}/validation/good/{{:03}}_regular.png", 3))
+    make.picture(*numbers(f"{base}/test_public/good/{{:03}}_regular.png", 2))
+    make.picture(*numbers(f"{base}/test_public/bad/{{:03}}_overexposed.png", 2))
+    make.mask(*numbers(f"{base}/test_public/ground_truth/bad/{{:03}}_overexposed_mask.png", 2))
+    make.picture(*numbers(f"{base}/test_private/{{:03}}_regular.png", 2))
+    make.picture(*numbers(f"{base}/test_private_mixed/{{:03}}_mixed.png", 3))
+
+
+def mpdd(make: Maker) -> None:
+    for category in ("connector", "tubes"):
+        make.picture(*numbers(category + "/train/good/{:03}.png", 6), *numbers(category + "/test/good/{:03}.png", 2))
+        make.picture(*numbers(category + "/test/anomalous/{:03}.png", 2))
+        make.mask(*numbers(category + "/ground_truth/anomalous/{:03}_mask.png", 2))
+
+
+def real_iad(make: Maker) -> None:
+    """A table of each category names pictures and masks; a view of a defective object may show no defect."""
+    for category in ("audiojack", "toy"):
+        views = {f"OK/S{number:04}/{category}_{number:04}_OK_C1_2023.jpg": "OK" for number in range(8)}
+        views[f"NG/BX/S0001/{category}_0001_NG_BX_C2_2023.jpg"] = "OK"
+        views |= {f"NG/BX/S{number:04}/{category}_{number:04}_NG_BX_C1_2023.jpg": "BX" for number in range(1, 3)}
+        entries = []
+        for name, kind in views.items():
+            make.picture(f"realiad_1024/{category}/{name}", f"realiad_256/{category}/{name}")
+            mask = name.replace(".jpg", ".png") if kind != "OK" else None
+            if mask:
+                make.mask(f"realiad_1024/{category}/{mask}", f"realiad_256/{category}/{mask}")
+            entries.append({"category": category, "anomaly_class": kind, "image_path": name, "mask_path": mask})
+        tables = {"realiad_jsons": entries[:6], "realiad_jsons_sv": entries[:4]}
+        for folder, train in tables.items():
+            path = make.root / "realiad_jsons" / folder / f"{category}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            meta = {"normal_class": "OK", "prefix": f"{category}/"}
+            path.write_text(json.dumps({"meta": meta, "train": train, "test": entries[6:]}))
 
 
 def loco(make: Maker) -> None:

@@ -16,6 +16,7 @@ from train import (
     ramped_average,
     training_steps,
 )
+from training.pace import Pace
 from unet import UNet
 
 PIXELS = torch.randint(256, (9, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -31,7 +32,7 @@ def small_unet(**arguments) -> UNet:
 
 def trainer_of(unet: nn.Module, average: bool = False) -> Trainer:
     optimizer = build_optimizer(unet, "adamw", 1e-3, 0.01)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor("cosine", 2, 9))
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor("cosine", 2, Pace.of_steps(9)))
     averaged = AveragedModel(unet, multi_avg_fn=ramped_average(0.9)) if average else None
     return Trainer(unet, optimizer, rate, torch.Generator().manual_seed(0), averaged)
 
@@ -42,7 +43,7 @@ def do_steps(
     """Train until `steps` are done, in batches of four of PIXELS; `rule` are fields of UpdateRule."""
     source = BatchSource(PIXELS, 4, View(window, tiles=1), highest_step)
     update = UpdateRule(NoiseSchedule(), predict or trainer.unet, **rule)
-    return list(training_steps(trainer, source, update, steps))
+    return list(training_steps(trainer, source, update, Pace.of_steps(steps)))
 
 
 def gradients(**arguments) -> dict[str, torch.Tensor]:

@@ -1,5 +1,7 @@
 import contextlib
+import hashlib
 import io
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,8 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dataset import ImageFolder, View, held_out_count, pictures_below, to_unit_range
+from dataset import ImageFolder, View, held_out_count, measure_bits, picture_fingerprint, pictures_below, to_unit_range
+from images import bit_depth
 from images.tiles import tile_corners
+from runtime.errors import UserError
 
 properties = settings(deadline=None, derandomize=True, max_examples=60)
 GREY = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 32 wide, 24 high
@@ -165,6 +169,74 @@ def test_other_files_are_ignored(category):
     assert len(ImageFolder(category, "train", View(32))) == 10
 
 
+def move_to_subfolders(category, subfolder="day 2/a"):
+    """Move the last picture of each folder, and the mask of the last defective one."""
+    for part in ("train/good", "test/good", "test/crack", "ground_truth/crack"):
+        last = sorted((category / part).iterdir())[-1]
+        (category / part / subfolder).mkdir(parents=True)
+        last.rename(category / part / subfolder / last.name)
+
+
+def test_pictures_in_subfolders_are_read_with_the_masks_at_the_same_place(category):
+    flat = {split: ImageFolder(category, split, View(32)) for split in ("train", "test")}
+    items = {item.path: item for item in next(flat["test"].batches(6, 0))}
+    move_to_subfolders(category)
+    nested = {split: ImageFolder(category, split, View(32)) for split in ("train", "test")}
+    assert [len(folder) for folder in nested.values()] == [10, 6]
+    assert nested["train"].names()[-1] == "train/good/day 2/a/009.png"
+    for item in next(nested["test"].batches(6, 0)):
+        same = items[item.path.replace("day 2/a/", "")]
+        assert item.kind == same.kind and torch.equal(item.picture, same.picture)
+        assert item.mask is None or (item.mask == same.mask).all()
+    assert len(set(nested["test"].names())) == 6 and "test/crack/day 2/a/002.png" in nested["test"].names()
+
+
+def test_pictures_of_one_name_in_several_subfolders_keep_their_own_masks(category):
+    move_to_subfolders(category)
+    for part, ending in (("test/crack", ".png"), ("ground_truth/crack", "_mask.png")):
+        (category / part / "day 2" / "a" / f"002{ending}").rename(category / part / "day 2" / f"000{ending}")
+    samples = ImageFolder(category, "test", View(32)).samples
+    masks = {sample.mask.relative_to(category / "ground_truth").as_posix() for sample in samples if sample.mask}
+    assert masks == {"crack/000_mask.png", "crack/001_mask.png", "crack/day 2/000_mask.png"}
+
+
+def test_the_fingerprint_of_pictures_without_subfolders_is_that_of_earlier_versions(category):
+    """Weights and results name it, and are recognised by it."""
+    samples = ImageFolder(category, "test", View(32)).samples
+    files = [path for sample in samples for path in (sample.picture, sample.mask) if path]
+    lines = [f"{path.parent.name}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    expected = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    assert picture_fingerprint(samples) == {"files": 9, "hash": expected}
+    move_to_subfolders(category)
+    assert picture_fingerprint(ImageFolder(category, "test", View(32)).samples)["hash"] != expected
+
+
+def test_a_linked_subfolder_is_read_once_and_links_that_lead_nowhere_are_named(category, capsys, monkeypatch):
+    monkeypatch.setattr(bit_depth, "PRINTED", set())
+    good, elsewhere = category / "train" / "good", category.parent.parent / "elsewhere"
+    write_picture(elsewhere / "x.png", GREY)
+    (good / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(good)
+    for name in ("lost.png", "lost folder"):
+        (good / name).symlink_to(elsewhere / "none")
+    for _ in range(2):
+        assert len(ImageFolder(category, "train", View(32))) == 11
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{good / 'lost folder'} and 1 more; restore it, or remove the link" in line
+
+
+def test_two_pictures_with_one_mask_are_an_error(category):
+    shutil.copy(category / "test" / "crack" / "000.png", category / "test" / "crack" / "000.bmp")
+    shutil.copy(
+        category / "ground_truth" / "crack" / "000_mask.png", category / "ground_truth" / "crack" / "000.png"
+    )  # a second mask does not say which picture it belongs to
+    with pytest.raises(
+        UserError, match=r"test/crack/000\.bmp and test/crack/000\.png in .* have one mask, ground_truth"
+    ):
+        ImageFolder(category, "test", View(32))
+    assert len(ImageFolder(category, "test", View(32), masks=False)) == 7
+
+
 def encoded(size: tuple[int, int]) -> bytes:
     file = io.BytesIO()
     Image.new("L", size, 255).save(file, "PNG")
@@ -201,12 +273,13 @@ def test_any_layout_is_read_or_refused_in_one_line(files, split, masks):
                 (root / name).write_bytes(content)
         try:
             pictures = ImageFolder(root, split, View(8), masks=masks)
-        except FileNotFoundError as error:
+        except UserError as error:
             assert "\n" not in str(error) and str(root) in str(error)
+            assert isinstance(error, FileNotFoundError) or "have one mask" in str(error)
             return
         assert pictures.names() == sorted(set(pictures.names())) and set(pictures.names()) <= set(files)
         for index, name in enumerate(pictures.names()):
-            assert name.count("/") == 2 and name.split("/")[0] == split and not name.split("/")[2].startswith(".")
+            assert name.split("/")[0] == split and "/." not in name and name.count("/") == 2 + ("/deep/" in name)
             try:
                 item = pictures[index]
             except ValueError as error:
@@ -216,3 +289,14 @@ def test_any_layout_is_read_or_refused_in_one_line(files, split, masks):
                 item.path == name and item.label == (name.split("/")[1] != "good") and item.picture.shape == (3, 8, 8)
             )
             assert (item.mask is not None) == (masks and item.label)
+
+
+@pytest.mark.parametrize(
+    ("highest", "bits"), [(0, 16), (200, 8), (1023, 10), (1024, 12), (4095, 12), (4096, 14), (16384, 16), (65535, 16)]
+)
+def test_the_bits_of_a_category_hold_its_highest_value(tmp_path, highest, bits):
+    for number in range(40):
+        write_picture(tmp_path / f"{number:02}.png", np.full((4, 4), highest if number == 20 else 0, np.uint16))
+    (tmp_path / "40.png").write_bytes(b"damaged: reported when its pixels are read")
+    write_picture(tmp_path / "41.png", GREY)
+    assert measure_bits(sorted(tmp_path.iterdir()), workers=2) == (highest, bits)

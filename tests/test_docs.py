@@ -11,7 +11,7 @@ import yaml
 
 import main
 from config.keys import Settings
-from config.load import load_settings
+from config.load import choose_configuration, load_settings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -90,7 +90,9 @@ def test_commands_are_understood(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for command in commands(path):
         options = main.parse_arguments(shlex.split(command, comments=True))
-        load_settings(options.config, [*options.settings, "data.name=MVTec", "data.category=bottle"])
+        load_settings(
+            choose_configuration(options.config), [*options.settings, "data.name=MVTec", "data.category=bottle"]
+        )
 
 
 @by_path
@@ -122,7 +124,7 @@ def test_python_examples_run(run_main, trained, category, monkeypatch):
     text = text.replace("checkpoints/sample/brick", str(trained / "nut"))
     text = text.replace("datasets/sample/brick/test/scratch/000.png", "image.png")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), {})
 

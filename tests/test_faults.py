@@ -32,6 +32,7 @@ from reports.writer import Writer
 from storage import folder_lock
 from training import checkpoint
 from training.log import TRAINING, Log, log_path
+from training.pace import Pace
 from training.pixel_cache import cached_pixels
 from training.resume import restore_trainer
 from unet import UNet
@@ -350,9 +351,10 @@ def test_a_training_state_that_does_not_fit_is_refused_with_its_name(run_main, t
     for name, damage in DAMAGED_STATES.items():
         state = torch.load(path, weights_only=True)
         damage(state)
-        trainer = train.build_trainer(settings, 400, torch.device("cpu"))
+        pace = Pace.of_steps(400)
+        trainer = train.build_trainer(settings, pace, torch.device("cpu"))
         with pytest.raises(ValueError, match="is damaged: .*remove it to start again"):
-            restore_trainer(trainer, state, path, pictures=8, most_steps=400)
+            restore_trainer(trainer, state, path, pictures=8, pace=pace)
             pytest.fail(name)
     torch.save(state, path)
     before = path.read_bytes()

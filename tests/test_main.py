@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import originals
 import pytest
 import tifffile
 import torch
@@ -25,7 +26,7 @@ import train
 from config.load import load_settings
 from detection.calibration_file import CALIBRATION
 from detection.detector import Detector
-from reports.metric_summary import METRICS, interval_text
+from reports.metric_summary import METRICS, OUTSIDE, interval_text
 from training import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -57,16 +58,21 @@ def test_all_three_stages_leave_weights_scores_metrics_and_figures(run_main, tmp
         "size",
         "scored",
         "vanished_defects",
+        *OUTSIDE,
+        "segmentation",
         "calibration",
         "operating_point",
         "kinds",
+        "warnings",
+        "operating_points",
+        "drift",
     } and all(0 <= figures[key] <= 1 for key in keys)
     assert all(0 <= figures["intervals"][key][0] <= figures["intervals"][key][1] <= 1 for key in keys)
     assert (
         f"image AUROC       {100 * figures['image_auroc']:5.1f} %{interval_text(figures['intervals']['image_auroc'])}"
         in out
     )
-    assert "centre 224 of 256 pixels scored" in out and (figures["size"], figures["scored"]) == (256, 224)
+    assert "whole maps scored" in out and (figures["size"], figures["scored"]) == (256, 256)
     drawn = sorted(path.relative_to(results).as_posix() for path in results.rglob("*.png"))
     assert drawn == [f"figures/{kind}/{number:03}.png" for kind in ("crack", "good") for number in range(3)]
     assert Image.open(results / drawn[0]).size == (1578, 304)
@@ -441,3 +447,52 @@ def test_averaged_false_uses_the_raw_weights(run_main, tmp_path):
         run_main("--detection", f"model.averaged={averaged}")
         scores.append((tmp_path / "results" / "scores.csv").read_text())
     assert scores[0] != scores[1]
+
+
+def test_without_a_configuration_here_the_one_beside_main_is_used_and_named(tmp_path, category, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--check", "data.data_dir=data", "data.category=nut"]) == 0
+    out = capsys.readouterr().out
+    assert f"settings from {ROOT / 'config.yaml'}, as there is none in {tmp_path}, where relative paths start" in out
+    assert "data/nut: 16 pictures" in out
+    Path("config.yaml").write_text("data: {name: own, data_dir: data, category: none}\nmodel: {}\n")
+    assert main.main(["--check"]) == 2
+    captured = capsys.readouterr()
+    assert "no category 'none' in data" in captured.err and "settings from" not in captured.out
+
+
+def test_a_data_set_that_is_prepared_elsewhere_is_trained_on_from_there(tmp_path, monkeypatch, capsys):
+    originals.mvtec(originals.Maker(tmp_path / "original"))
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--prepare_mvtec", "original"]) == 0
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert command.startswith(f"next: python {ROOT / 'main.py'} --train True") and "--config" not in command
+
+
+def test_a_mask_of_another_size_stops_the_run_before_training(run_main, category, tmp_path):
+    path = category / "ground_truth" / "crack" / "001_mask.png"
+    Image.open(path).resize((24, 24)).save(path)
+    code, out, err = run_main("--train", "--detection")
+    assert code == 2 and "is 24×24, its picture" in err and "Training" not in out
+    assert not (tmp_path / "checkpoints" / "nut" / "2").exists()
+    code, _, err = run_main("--train", "--detection", "data.mask=False")
+    assert code == 0, err
+
+
+def test_a_turn_in_the_header_of_a_picture_is_no_other_size(run_main, category):
+    exif = Image.Exif()
+    exif[274] = 6  # shown after a quarter turn
+    picture, mask = (category / name for name in ("test/crack/001.png", "ground_truth/crack/001_mask.png"))
+    Image.open(picture).crop((0, 0, 40, 48)).save(picture, exif=exif)
+    Image.open(mask).crop((0, 0, 48, 40)).save(mask)
+    code, _, err = run_main("--train", "--detection")
+    assert code == 0, err
+
+
+def test_inverted_masks_are_a_warning_at_the_start_of_detection(run_main, category):
+    for path in (category / "ground_truth" / "crack").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    code, out, err = run_main("--train", "--detection")
+    assert code == 0, err
+    warning = out.index("warning: the masks of crack cover 95% of their pictures; defects are white: invert")
+    assert warning < out.index("Training nut") and out.count("the masks of crack cover") == 1

@@ -221,9 +221,7 @@ def test_a_ranking_has_the_counts_of_a_slow_loop(seed, levels):
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 3, 40]))
 def test_stacks_of_several_shapes_are_ranked_together(seed, levels):
     maps, masks = random_case(seed, levels)
-    other_maps, other_masks = (
-        array.reshape(len(array), -1, 2 * array.shape[2]) for array in random_case(seed + 1, levels)
-    )
+    other_maps, other_masks = (array.reshape(len(array), 1, -1) for array in random_case(seed + 1, levels))
     stacks, truth = [maps, other_maps], [masks, other_masks]
     ranking = metrics.rank_anomalies(stacks, truth)
     values, labels = (np.concatenate([part.ravel() for part in parts]) for parts in (stacks, truth))
@@ -475,3 +473,32 @@ def test_entries_counted_in_a_histogram_equal_those_of_a_slow_loop(entries, valu
     assert lower.tolist() == [(entries < value).sum() for value in values] and tied.tolist() == [
         (entries == value).sum() for value in values
     ]
+
+
+@pytest.mark.parametrize("chunk", [1, 2**24])
+def test_entries_that_are_not_counted_are_left_out(monkeypatch, chunk):
+    """The reference cuts them off."""
+    monkeypatch.setattr(metrics, "CHUNK", chunk)
+    maps, masks = random_case(0, 0)
+    counted = np.zeros(maps.shape[1:], bool)
+    counted[:, : counted.shape[1] // 2] = True
+    rest = maps[:, :, : counted.shape[1] // 2], masks[:, :, : counted.shape[1] // 2]
+    found, expected = metrics.rank_anomalies(maps, masks, counted), metrics.rank_anomalies(*rest)
+    for name in ("auroc", "average_precision", "f1_max", "pro"):
+        assert getattr(found, name)() == getattr(expected, name)()
+    assert metrics.pro(maps, masks, 0.05, counted) == expected.pro(0.05)
+    options = {"pro_limits": [0.3], "resamples": 20}
+    assert metrics.bootstrap_intervals(maps, masks, counted, **options) == metrics.bootstrap_intervals(*rest, **options)
+    with pytest.raises(ValueError, match="no defective pixels"):
+        metrics.rank_anomalies(maps, masks, np.zeros_like(counted))
+
+
+def test_defects_outside_of_an_area_are_counted():
+    area, mask = np.zeros((2, 8, 8), bool)
+    area[1:7, 1:7] = True
+    assert metrics.defects_outside(mask, area).tolist() == [0, 0, 0, 0]
+    mask[0, 0] = mask[7, 3:5] = True
+    assert metrics.defects_outside(mask, area).tolist() == [2, 0, 1, 0]
+    mask[1, 1] = mask[4, 4] = True  # touches the corner of the first
+    assert metrics.defects_outside(mask, area).tolist() == [1, 1, 0, 1]
+    assert metrics.defects_outside(area, area).tolist() == [0, 0, 0, 0]

@@ -13,6 +13,7 @@ from train import (
     LOSS_WINDOW,
     BatchSource,
     Losses,
+    MovingAverage,
     UpdateRule,
     build_optimizer,
     learn_batch,
@@ -20,6 +21,7 @@ from train import (
     ramped_average,
 )
 from training.batches import augment, full_batches, shuffled_batches
+from training.pace import Pace
 from training.resume import restore_trainer
 
 
@@ -42,11 +44,11 @@ def test_weight_decay_is_part_of_the_gradient_in_adam_and_decoupled_in_adamw():
 
 def test_the_learning_rate_rises_then_stays_or_falls_to_zero():
     constant, cosine = (
-        learning_rate_factor(schedule, warmup_steps=4, steps=104) for schedule in ("constant", "cosine")
+        learning_rate_factor(schedule, warmup_steps=4, pace=Pace.of_steps(104)) for schedule in ("constant", "cosine")
     )
     assert [constant(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0] and constant(100) == 1
     assert cosine(4) == 1 and cosine(54) == pytest.approx(0.5) and cosine(104) == pytest.approx(0)
-    assert learning_rate_factor("constant", 0, 10)(0) == 1
+    assert learning_rate_factor("constant", 0, Pace.of_steps(10))(0) == 1
 
 
 def test_the_moving_average_forgets_its_start_and_follows_the_weights():
@@ -69,6 +71,16 @@ def test_the_moving_average_interpolates_bit_for_bit():
     torch.testing.assert_close(averages, expected, rtol=0, atol=0)
 
 
+def test_a_moving_average_with_its_count_on_the_cpu_equals_that_of_torch():
+    layer = nn.Linear(5, 3)
+    ours, torchs = MovingAverage(layer, 0.9), AveragedModel(layer, multi_avg_fn=ramped_average(0.9))
+    for _ in range(4):
+        nn.init.normal_(layer.weight)
+        ours.update_parameters(layer)
+        torchs.update_parameters(layer)
+    torch.testing.assert_close(ours.state_dict(), torchs.state_dict(), rtol=0, atol=0)
+
+
 def test_an_epoch_shows_each_picture_once_except_the_incomplete_batch():
     pixels = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     generator = torch.Generator().manual_seed(0)
@@ -82,12 +94,13 @@ def test_an_epoch_shows_each_picture_once_except_the_incomplete_batch():
 
 
 def test_fewer_pictures_than_a_batch_are_refused():
-    assert full_batches(10, 4, "data.batch_size") == 2
+    assert full_batches(10, 4, "data.batch_size", 0) == 2
     with pytest.raises(
         ValueError,
-        match="data.batch_size is 16, but train/good holds 10 pictures to learn from; set data.batch_size=10 or less",
+        match="data.batch_size is 16, but train/good holds 10 pictures to learn from and 3 held out; "
+        "set data.batch_size=10 or less",
     ):
-        full_batches(10, 16, "data.batch_size")
+        full_batches(10, 16, "data.batch_size", 3)
 
 
 def test_t_stays_below_the_highest_step_and_epochs_end():
@@ -181,7 +194,7 @@ def test_a_state_of_another_device_is_not_reported_as_damaged(tmp_path):
     with pytest.raises(
         ValueError, match="training.state belongs to a training on cuda, this one is on cpu; continue on cuda"
     ):
-        restore_trainer(trainer_of(small_unet()), state, tmp_path / "training.state", pictures=3, most_steps=9)
+        restore_trainer(trainer_of(small_unet()), state, tmp_path / "training.state", pictures=3, pace=Pace.of_steps(9))
 
 
 def test_accumulated_and_recomputed_gradients_equal_those_of_the_batch():

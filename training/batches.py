@@ -7,6 +7,7 @@ from torch import Tensor
 
 from anomaly_map import resize_maps
 from dataset import View, to_unit_range
+from runtime.device import send
 from runtime.errors import UserError
 
 
@@ -19,7 +20,8 @@ def shuffled_batches(pictures: Sequence[Tensor], size: int, view: View, generato
     for first in range(0, len(order), size):
         tiles = random_tiles([pictures[index] for index in order[first : first + size]], view, generator)
         shape = tiles[0].shape[1:]
-        yield torch.cat([resize_maps(to_unit_range(tile.to(generator.device))[None], shape) for tile in tiles])
+        tiles = [resize_maps(tile[None], shape)[0] for tile in tiles]
+        yield to_unit_range(send(torch.stack(tiles), generator.device))
 
 
 def shuffled_order(count: int, size: int, generator: torch.Generator) -> list[int]:
@@ -48,17 +50,17 @@ def augment(tiles: Tensor, augmentation: str | None, generator: torch.Generator)
     if augmentation is None:
         return tiles
     count, device = len(tiles), generator.device
-    mirrored, turns = (torch.randint(high, (count,), generator=generator, device=device).tolist() for high in (2, 4))
-    if augmentation == "rotate":
+    mirrored, turns = (torch.randint(high, (count,), generator=generator, device=device) for high in (2, 4))
+    if augmentation == "rotate":  # all turns of all tiles, so that the host need not wait for `turns`
         quarter_turns = 1 if tiles.shape[2] == tiles.shape[3] else 2
-        turned = zip(tiles, turns, strict=True)
-        tiles = torch.stack([tile.rot90(quarter_turns * times, (1, 2)) for tile, times in turned])
-    return torch.stack([tile.flip(2) if flip else tile for tile, flip in zip(tiles, mirrored, strict=True)])
+        turned = torch.stack([tiles.rot90(quarter_turns * times, (2, 3)) for times in range(4)])  # (4, N, C, H, W)
+        tiles = turned[turns, torch.arange(count, device=device)]
+    return torch.where(mirrored.view(-1, 1, 1, 1) == 1, tiles.flip(3), tiles)
 
 
-def full_batches(pictures: int, size: int, key: str) -> int:
+def full_batches(pictures: int, size: int, key: str, held_out: int) -> int:
     """Return the number of full batches of an epoch. Raise UserError, which names the setting `key`, if it is 0."""
     if pictures < size:
-        shortage = f"{key} is {size}, but train/good holds {pictures} pictures to learn from"
+        shortage = f"{key} is {size}, but train/good holds {pictures} pictures to learn from and {held_out} held out"
         raise UserError(f"{shortage}; set {key}={pictures} or less")
     return pictures // size

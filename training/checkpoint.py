@@ -5,6 +5,7 @@
     feat3                 feature extractor after adaptation epoch 3; feat0 is not adapted
     latest, featlatest    the number of the epoch written last, as copying a folder changes file times
     calibration.json, references    the calibration, and the data that its score parts compare with
+    calibration_whole.json          that of whole pictures, where the other is of their centre
     training.state        an unfinished training, for --resume; removed when it is done
 
 An official file is a state dict, whose names may begin with `module.`. Our own has format, network, weights and notes.
@@ -20,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from config.keys import AUTO, LATEST, Settings
+from config.checks import is_decay
+from config.keys import AUTO, LATEST, SCHEDULES, STEPS, Settings
 from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, load_trunk
 from runtime.errors import MissingFileError, UserError
 from storage import folder_lock
@@ -120,17 +122,26 @@ def is_made_with(folder: Path, epoch: int, made_with: Notes, prefix: str = "") -
     return differing == ""
 
 
-def epochs_of_training(folder: Path, made_with: Notes, planned_by: Notes) -> int | None:
-    """Return the epochs of the folder's training; None unless `made_with`, epochs aside, and `planned_by` agree."""
+def steps_of_training(folder: Path, made_with: Notes, planned_by: Notes) -> State | None:
+    """Return STEPS of the folder's training; None unless `made_with`, apart from them, and `planned_by` agree."""
     unfinished = folder / TRAINING_STATE
     path = unfinished if unfinished.exists() else epochs_in(folder).get(latest_epoch(folder) or 0)
-    notes = read_state(path, mapped=True) if path else {}
-    theirs = notes.get("made_with")
-    epochs = theirs.get("epochs") if isinstance(theirs, dict) else None
-    if path is None or not isinstance(epochs, int) or epochs <= 0:
+    steps = recorded_steps(path) if path else None
+    if path is None or steps is None:
         return None
+    notes = read_state(path, mapped=True)
     planned_otherwise = any(notes.get(name, value) != value for name, value in planned_by.items())
-    return None if planned_otherwise or changes_since(path, {**made_with, "epochs": epochs}) else epochs
+    return None if planned_otherwise or changes_since(path, {**made_with, **steps}) else steps
+
+
+def recorded_steps(path: Path) -> State | None:
+    """Return STEPS of the training that wrote a file; None if it names none, or if a clock has not decided them."""
+    made_with = read_state(path, mapped=True).get("made_with")
+    if not isinstance(made_with, dict):
+        return None
+    epochs, schedule, decay = values = [made_with.get(name) for name in STEPS]
+    valid = type(epochs) is int and epochs > 0 and schedule in SCHEDULES and (decay is None or is_decay(decay))
+    return dict(zip(STEPS, values, strict=True)) if valid else None
 
 
 def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:

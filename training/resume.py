@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from runtime.errors import UserError
 from training.checkpoint import State
+from training.pace import Pace
 from unet import UNet
 
 # errors that loading raises if the state does not fit
@@ -60,7 +61,7 @@ class Trainer:
 
 
 def restore_trainer(
-    trainer: Trainer, state: State, path: Path, *, pictures: int, most_steps: int
+    trainer: Trainer, state: State, path: Path, *, pictures: int, pace: Pace
 ) -> tuple[float, list[float]]:
     """Load a training state; return its lowest and its last losses. Raise UserError if it does not fit."""
     ours, theirs = trainer.state_dict(), state["trainer"]
@@ -70,8 +71,10 @@ def restore_trainer(
         raise UserError(f"{sides}; continue on {device}, or remove the file to start again")
     try:
         check_state(trainer, ours, theirs)
+        if pace.clock:
+            pace.load_state_dict(state["pace"])
         in_order = all(type(index) is int and 0 <= index < pictures for index in theirs["order"])
-        if not in_order or not 0 <= theirs["step"] <= most_steps:
+        if not in_order or not 0 <= theirs["step"] <= (pace.last or math.inf):
             raise ValueError("this training has no such step or picture")
         lowest, last = state["losses"]
         losses = float(lowest), [float(loss) for loss in last]

@@ -3,13 +3,14 @@ import json
 import pytest
 
 from benchmarks import score_protocols
+from benchmarks.shared import CENTRE_CROP
 
 
 def test_the_table_holds_what_detection_measures(run_main, tiny_config, tmp_path, category, capsys):
     run_main("--train")
     expected = []
     for settings in (["score.protocol=published", "data.test_batch_size=16"], ["score.draws=2"]):
-        run_main("--detection", *settings)
+        run_main("--detection", CENTRE_CROP, *settings)
         metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
         expected.append([100 * metrics[key] for key in ("image_auroc", "pixel_auroc", "pro")])
     capsys.readouterr()

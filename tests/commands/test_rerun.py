@@ -73,7 +73,7 @@ def test_a_rerun_with_training_adapts_where_the_result_is_of_adapted_features(ru
     assert code == 2 and "repeats stage 2 only together with stage 1" in err
 
 
-@pytest.mark.parametrize("flags", [["--rerun", "folder"], ["--tune"]])
+@pytest.mark.parametrize("flags", [["--rerun", "folder"], ["--tune"], ["--recalibrate", "folder"]])
 def test_commands_of_a_single_process_refuse_several(flags, run_main, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = run_main(*flags)

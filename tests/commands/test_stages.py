@@ -127,3 +127,31 @@ def test_misclassified_pictures_are_drawn(run_main, tmp_path):
         }
         assert code == 0 and wrong and there == {f"{error}/{name}" for error, name in wrong}
         shutil.rmtree(tmp_path / "results")
+
+
+@pytest.mark.parametrize("count", [10, 3, 2])
+def test_very_few_normal_pictures_train_calibrate_and_detect(run_main, category, tmp_path, count):
+    """The preset asks for 16 pictures a batch."""
+    for path in sorted((category / "train" / "good").iterdir())[count:]:
+        path.unlink()
+    arguments = ("preset=laptop", "training.most_steps=4", "budget_minutes=5", "data.image_size=64", "model.skip=125")
+    network = ("model.unet_size=16", "model.channel_multipliers=[1]", "model.base_channels=8", "data.batch_size=16")
+    code, out, err = run_main("--train", "--detection", *arguments, *network)
+    assert (code, err) == (0, ""), err
+    pictures = f"{count} pictures to learn from and 0 held out"
+    assert f"data.batch_size is 16, train/good has {pictures}: a batch has {count}" in out
+    assert f"plan: about 4 training steps of {count} pictures" in out
+    assert f"from {count} normal pictures, too few to promise 1 %" in out
+    code, out, err = run_main("--detection", "--input", str(category / "test"), *arguments, *network)
+    assert code == 0 and "6 pictures in" in out, err
+
+
+def test_a_single_normal_picture_cannot_train_and_calibrate(run_main, category):
+    for path in sorted((category / "train" / "good").iterdir())[1:]:
+        path.unlink()
+    code, _, err = run_main("--train", "--detection", *QUICK)
+    assert code == 2 and "holds 1 picture, and none is left to calibrate on; add normal pictures" in err
+    code, _, err = run_main("--train", "--detection", *QUICK, "calibration.share=0")
+    assert code == 0, err
+    code, _, err = run_main("--train", "--detection", *QUICK, "score.parts=[memory]")
+    assert code == 2 and "none is left to calibrate on" in err

@@ -31,7 +31,7 @@ def test_files_of_weights_store_the_settings_that_they_always_stored():
         **{"dropout": 0.0, "predicts": None, "steps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "share": 0.2},
         **{"most": 7, "seed": 42, "batch_size": 32, "learning_rate": 0.0003, "weight_decay": 0.05, "epochs": 0},
         **{"optimizer": "adam", "schedule": "constant", "warmup_steps": 0, "ema": 0.0, "highest_step": None},
-        **{"augmentation": None, "clip": None, "accumulate": 1, "precision": "auto"},
+        **{"augmentation": None, "clip": None, "accumulate": 1, "precision": "auto", "decay": None},
     }
     assert settings.adaptation_arguments() == {
         **{"size": 256, "channels": 3, "tiles": 2, "steps": 1000, "beta_start": 0.0001, "beta_end": 0.02},

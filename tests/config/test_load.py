@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from official_config import OFFICIAL
 
 import unet
-from config.load import build_settings, load_settings
+from config.load import build_settings, load_settings, whole_pictures
 from config.published import published_rows
 from runtime.errors import UserError
 
@@ -169,3 +169,26 @@ def test_auto_adaptation_epochs_follow_the_features_of_detection():
         (("model.DA_chp=latest",), 0),
     ):
         assert load_settings(ROOT / "config.yaml", [*data, *changes]).model.DA_epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "share"),
+    [
+        (["data.name=MVTec", "data.category=screw"], 0.875),
+        (["data.name=visa", "data.category=candle"], 0.875),
+        (["data.name=own", "model.epochs=1", "model.w=1", "score.protocol=published"], 0.875),
+        (["preset=published"], 0.875),
+        (["preset=laptop"], 1),
+        (["data.name=own", "model.epochs=1", "model.w=1"], 1),
+        (["score.parts=[memory]"], 1),
+        (["preset=laptop", "metrics.centre_crop=0.5"], 0.5),
+    ],
+)
+def test_auto_scores_the_centre_only_where_a_published_table_is_reproduced(overrides, share):
+    assert load_settings(ROOT / "config.yaml", overrides).metrics.centre_crop == share
+
+
+def test_new_pictures_are_scored_whole_unless_a_crop_is_given():
+    for values, share in (({}, 1), ({"centre_crop": "auto"}, 1), ({"centre_crop": 0.875}, 0.875)):
+        content = {**yaml.safe_load(OFFICIAL), "metrics": values}
+        assert build_settings(whole_pictures(content)).metrics.centre_crop == share

@@ -10,9 +10,9 @@ from PIL import Image
 
 import main
 from data_tools import check
-from data_tools.check import examine_category, quick_check
+from data_tools.check import CheckRequest, examine_category, quick_check
 from data_tools.check_output import brief_findings, read_catalogue, sheet_rows
-from data_tools.image_facts import read_image_facts
+from data_tools.image_facts import measure_depth, read_image_facts
 
 SIDE = 64
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE]
@@ -43,8 +43,10 @@ def disc(tmp_path) -> Path:
     return folder
 
 
-def findings_of(folder, masks=True, workers=2):
-    return examine_category(folder, read_image_facts(folder, workers), masks=masks, workers=workers)
+def findings_of(folder, masks=True, workers=2, depth=None):
+    bits = depth or measure_depth(folder, workers)
+    request = CheckRequest(masks=masks, bit_depth=bits, workers=workers)
+    return examine_category(folder, read_image_facts(folder, workers, bits), request)
 
 
 # Ways to damage the category, each a function of its folder
@@ -63,6 +65,19 @@ def truncate(folder):
 def save_dark_sixteen_bit(folder):
     for path in (folder / "train" / "good").iterdir():
         write_picture(path, np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16)
+
+
+def save_bright_test(folder):
+    save_dark_sixteen_bit(folder)
+    write_picture(folder / BLACK, np.full((SIDE, SIDE), 9, np.uint16) + 65526 * (ROWS > 9).astype(np.uint16))
+
+
+def stretch_all(factor):
+    def stretch_pictures(folder):
+        for path in folder.rglob("*.png"):
+            Image.open(path).resize((SIDE, round(factor * SIDE))).save(path)
+
+    return stretch_pictures
 
 
 def brighten(folder):
@@ -116,6 +131,15 @@ def write(name: str, content: bytes):
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def invert_masks(folder):
+    for path in (folder / "ground_truth" / "crack").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+
+
+def link_to_nothing(folder):
+    (folder / "train" / "good" / "lost.png").symlink_to("nowhere.png")
+
+
 def fill(name: str, value: int, shape=(SIDE, SIDE)):
     return lambda folder: write_picture(folder / name, np.full(shape, value, np.uint8))
 
@@ -138,10 +162,20 @@ FAULTS = {  # how it is made; the finding, its level, its number of cases, and a
     "text": (write(TRAIN, b"x" * 99), "unreadable pictures (its content is not a picture)", "error", 1, TRAIN),
     "other suffix": (write("train/good/9.heic", b""), "ignored files", "note", 1, "train/good/9.heic"),
     "other folder": (make_folder("train/bad"), "folders beside train/good", "note", 1, "train/bad"),
+    "lost link": (link_to_nothing, "links that lead nowhere", "warning", 1, "train/good/lost.png"),
     "constant": (fill(TRAIN, 120, (SIDE, SIDE, 3)), "constant pictures", "warning", 1, TRAIN),
     "black": (fill(BLACK, 0, (SIDE, SIDE, 3)), "constant pictures", "warning", 1, BLACK),
     "nearly black": (darken, "nearly black pictures", "warning", 1, TRAIN),
-    "12 bits in 16": (save_dark_sixteen_bit, "nearly black 16-bit pictures", "warning", 40, "train/good/000.png"),
+    "12 bits in 16": (save_dark_sixteen_bit, "files of 16 bits with 12 bits", "note", 1, "train/good ("),
+    "brighter than white": (
+        save_bright_test,
+        "pictures brighter than white",
+        "warning",
+        1,
+        "test/good/001.png (65535)",
+    ),
+    "a strip": (stretch_all(24), "pictures that are squashed to squares", "warning", 50, "64×1536, 24:1"),
+    "3 to 2": (stretch_all(1.5), "pictures that are squashed to squares", "note", 50, "64×96, 1.5:1"),
     "copy in train": (copy(TRAIN, COPY), "identical training pictures", "note", 1, f"{TRAIN} = {COPY}"),
     "copy in test": (
         copy(TRAIN, "test/good/9.png"),
@@ -160,6 +194,11 @@ FAULTS = {  # how it is made; the finding, its level, its number of cases, and a
         *("warning", 1, f"{TRAIN} ≈ test/good/9.jpg"),
     ),
     "no mask": (remove(TRUTH), "defective pictures without a mask", "error", 1, "test/crack/002.png"),
+    "one mask for two": (
+        copy("test/crack/002.png", "test/crack/002.bmp"),
+        "masks of several pictures",
+        *("error", 1, f"test/crack/002.bmp, test/crack/002.png, {TRUTH}"),
+    ),
     "truncated mask": (write(TRUTH, b"\x89PNG"), "unreadable masks", "error", 1, TRUTH),
     "mask of another size": (
         fill(TRUTH, 255, (8, 9)),
@@ -168,6 +207,11 @@ FAULTS = {  # how it is made; the finding, its level, its number of cases, and a
     ),
     "empty mask": (fill(TRUTH, 0), "empty masks", "warning", 1, TRUTH),
     "grey mask": (draw_grey_mask, "masks that are not black and white", "warning", 1, TRUTH),
+    "inverted masks": (
+        invert_masks,
+        "masks of crack that cover most of their pictures",
+        *("warning", 5, f"{TRUTH} (99%)"),
+    ),
     "mask of no picture": (
         copy(TRUTH, "ground_truth/crack/7_mask.png"),
         "masks without a picture",
@@ -184,6 +228,24 @@ FAULTS = {  # how it is made; the finding, its level, its number of cases, and a
     "another aspect ratio": (stretch, "training pictures of different aspect ratios", "note", 2, TRAIN),
     "grey among colour": (save_grey, "grey pictures among others", "note", 1, TRAIN),
 }
+
+
+def test_pictures_and_masks_in_subfolders_are_checked(disc):
+    for part in ("train/good", "test/good", "test/crack", "ground_truth/crack"):
+        (disc / part / "day2").mkdir()
+        for path in sorted(file for file in (disc / part).iterdir() if file.is_file())[2:]:
+            path.rename(path.parent / "day2" / path.name)
+    assert [finding.name for finding in findings_of(disc)] == []
+    assert len(read_image_facts(disc, 1)) == 50
+    fill(f"{Path(TRUTH).parent}/day2/002_mask.png", 0)(disc)
+    (fault,) = findings_of(disc)
+    assert fault.name == "empty masks" and str(fault.cases[0]) == "ground_truth/crack/day2/002_mask.png"
+
+
+def test_pictures_that_stay_dark_at_a_given_depth_are_a_warning(disc):
+    save_dark_sixteen_bit(disc)
+    assert "nearly black 16-bit pictures" in {finding.name for finding in findings_of(disc, depth=16)}
+    assert "nearly black 16-bit pictures" not in {finding.name for finding in findings_of(disc)}
 
 
 @pytest.mark.parametrize(("damage", "name", "level", "count", "case"), FAULTS.values(), ids=FAULTS)
@@ -272,7 +334,7 @@ def test_any_name_is_on_the_contact_sheet(name, disc):
 
     def rows() -> dict[str, list[str]]:
         pictures = read_image_facts(disc, 1)
-        return sheet_rows(pictures, examine_category(disc, pictures, masks=True, workers=1))
+        return sheet_rows(pictures, examine_category(disc, pictures, CheckRequest(workers=1)))
 
     odd = f"train/good/{name}"
     copy(TRAIN, odd)(disc)

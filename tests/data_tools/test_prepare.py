@@ -14,7 +14,7 @@ from originals import QUICK, Maker, count_pictures, read_pixels, tree
 from PIL import Image
 
 from config.load import load_settings
-from data_tools import archives, category_writer
+from data_tools import archives, category_writer, published_sets
 from data_tools.category_writer import NOTE
 from dataset import held_out_count
 from storage.safe_names import named_path
@@ -23,6 +23,9 @@ SETS = {  # builder → flag, folder of data, categories, and (train, test good,
     "visa": ("visa", "VisA", ["candle", "pcb1"], (6, 2, 2)),
     "mvtec": ("mvtec", "MVTec", ["bottle"], (6, 2, 2)),
     "loco": ("mvtec", "MVTec", ["juice_bottle"], (6, 2, 4)),
+    "mvtec2": ("mvtec2", "MVTecAD2", ["can"], (6, 2, 2)),
+    "mpdd": ("mpdd", "MPDD", ["connector", "tubes"], (6, 2, 2)),
+    "real_iad": ("real_iad", "RealIAD", ["audiojack", "toy"], (6, 3, 2)),
     "mtd": ("mtd", "MTD", ["magnetic_tile"], (8, 2, 5)),
     "btad": ("btad", "BTAD", ["01", "02", "03"], (6, 2, 2)),
     "ksdd": ("ksdd", "KSDD", ["commutator"], (11, 2, 2)),
@@ -93,6 +96,61 @@ def test_defective_training_pictures_of_a_two_class_split_are_left_out(original,
     assert code == 2 and "no split '2cls'" in err and "1cls, 2cls_fewshot, 2cls_highshot" in err
 
 
+def test_counts_of_another_split_are_not_compared_with_the_published_ones(original, run_main):
+    root = str(original("visa"))
+    _, out, _ = run_main("--prepare_visa", root, "--split", "2cls_fewshot")
+    assert "warning" not in out
+    _, out, _ = run_main("--prepare_visa", root)
+    assert "warning: pcb1 has 6 training pictures, the published VisA 904; the download may be incomplete" in out
+
+
+def test_categories_that_the_download_does_not_hold_are_left_out_and_named(original, run_main, tmp_path):
+    part = shutil.copytree(original("visa"), tmp_path / "part", ignore=shutil.ignore_patterns("candle"))
+    code, out, err = run_main("--prepare_visa", str(part))
+    assert code == 0, err
+    assert f"1 of 2 categories are not in {part} and are left out: candle" in out
+    assert [path.name for path in (tmp_path / "VisA").iterdir()] == ["pcb1"]
+    code, _, err = run_main("--prepare_visa", str(part), "data.category=candle")
+    assert code == 2 and f"no folder {part / 'candle'}; the download is incomplete" in err
+    (part / "pcb1/Data/Images/Normal/0001.JPG").unlink()
+    code, _, err = run_main("--prepare_visa", str(part), "--output", str(tmp_path / "b"))
+    assert code == 2 and "0001.JPG, which" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "others"),
+    [("visa", "pcb1", "candle or pcb1"), ("btad", "02", "01 or 02 or 03"), ("loco", "juice_bottle", "juice_bottle")],
+)
+def test_only_the_wanted_categories_are_prepared(name, wanted, others, original, run_main, tmp_path):
+    command, output = [f"--prepare_{SETS[name][0]}", str(original(name))], ["--output", str(tmp_path / "out")]
+    code, out, err = run_main(*command, *output, f"data.category=[{wanted!r}]")
+    assert code == 0, err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [wanted] and f"data.category={wanted}" in out
+    code, _, err = run_main(*command, *output, "data.category=none")
+    assert code == 2 and "no category 'none' in" in err and f"change data.category to {others}" in err
+
+
+def test_more_pictures_than_published_are_not_an_incomplete_download(original, run_main, monkeypatch):
+    counts = {("MVTec AD", "bottle"): {"normal": 7, "training": 6, "defective test": 2}}
+    monkeypatch.setattr(published_sets, "published_counts", lambda: counts)
+    _, out, _ = run_main("--prepare_mvtec", str(original("mvtec")))
+    assert "bottle has 8 normal pictures, the published MVTec AD 7; it is another version, or has more files" in out
+    assert out.count("warning") == 1
+
+
+def test_subfolders_of_a_kind_stay_subfolders(original, run_main, tmp_path):
+    nested = shutil.copytree(original("mvtec"), tmp_path / "nested")
+    for part, name in (("train/good", "000.png"), ("test/broken_large", "001.png")):
+        (nested / "bottle" / part / "day2").mkdir()
+        (nested / "bottle" / part / name).rename(nested / "bottle" / part / "day2" / name)
+    masks = nested / "bottle" / "ground_truth" / "broken_large"
+    (masks / "day2").mkdir()
+    (masks / "001_mask.png").rename(masks / "day2" / "001_mask.png")
+    _, out, _ = run_main("--prepare_mvtec", str(nested))
+    assert "6 normal pictures to train on, 2 normal and 2 defective to test" in out and "no mask" not in out
+    assert (tmp_path / "MVTec/bottle/ground_truth/broken_large/day2/001_mask.png").exists()
+
+
 def test_several_masks_become_one_and_validation_stays_separate(original, run_main, tmp_path):
     run_main("--prepare_mvtec", str(original("loco")))
     prepared = tmp_path / "MVTec" / "juice_bottle"
@@ -100,6 +158,46 @@ def test_several_masks_become_one_and_validation_stays_separate(original, run_ma
     assert mask[10:22, 10:22].all() and mask[30:42, 30:42].all() and np.count_nonzero(mask) == 2 * 12 * 12
     assert len(list((prepared / "validation/good").iterdir())) == 2
     assert "MVTec LOCO AD" in (prepared / NOTE).read_text()
+
+
+def test_mvtec_ad_2_keeps_its_splits_and_takes_thresholds_from_validation(original, run_main, tmp_path):
+    _, out, _ = run_main("--prepare_mvtec2", str(original("mvtec2")))
+    files = set(tree(tmp_path / "MVTecAD2" / "can"))
+    assert {"validation/good/002_regular.png", "test_private/001_regular.png"} <= files
+    assert {"test_private_mixed/002_mixed.png", "ground_truth/bad/001_overexposed_mask.png"} <= files
+    assert "calibration.folder=validation" in shlex.split(out.splitlines()[-1])
+    code, _, err = run_main("--prepare_mvtec", str(tmp_path / "original"))
+    assert code == 2 and "prepare MVTec AD 2 with --prepare_mvtec2" in err
+
+
+def test_real_iad_takes_the_largest_pictures_and_the_table_of_all_views(original, run_main, tmp_path):
+    root = original("real_iad")
+    assert run_main("--prepare_real_iad", str(root))[0] == 0
+    prepared = tmp_path / "RealIAD" / "toy"
+    picture = "OK/S0000/toy_0000_OK_C1_2023.jpg"
+    assert (prepared / "train/good" / Path(picture).name).samefile(root / "realiad_1024/toy" / picture)
+    assert (prepared / "test/good/toy_0001_NG_BX_C2_2023.jpg").exists()
+    assert sorted(path.name for path in (prepared / "test").iterdir()) == ["bx", "good"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('"OK/S0000/', '"../OK/'), "which is not a path in its own folder"),
+        (("toy_0001_OK", "toy_0009_OK"), "the download is incomplete"),
+        (('"anomaly_class": "BX"', '"anomaly_class": "../x"'), "which is not a path in its own folder"),
+        (('"train"', '"learn"'), "can't be read as a table of Real-IAD: 'train'"),
+        (("{", "["), "can't be read as a table of Real-IAD"),
+    ],
+)
+def test_a_damaged_table_of_real_iad_is_refused(change, message, original, run_main, tmp_path):
+    root = tmp_path / "damaged"
+    shutil.copytree(original("real_iad"), root)
+    table = root / "realiad_jsons" / "realiad_jsons" / "toy.json"
+    table.write_text(table.read_text().replace(*change))
+    code, _, err = run_main("--prepare_real_iad", str(root))
+    assert code == 2 and message in err and err.count("\n") == 1, err
+    assert not tree(tmp_path / "RealIAD")
 
 
 def test_exposures_of_one_tile_are_on_one_side(original, run_main, tmp_path):
@@ -254,6 +352,9 @@ def test_a_damaged_table_of_visa_is_refused(change, message, original, run_main,
         (("--prepare_visa", "empty"), "no split_csv, as VisA has"),
         (("--prepare_mvtec", "empty"), "no category with train/good"),
         (("--prepare_mtd", "empty"), "no MT_Free"),
+        (("--prepare_mvtec2", "empty"), "no category with test_public"),
+        (("--prepare_mpdd", "empty"), "no category with train/good, as MPDD has"),
+        (("--prepare_real_iad", "empty"), "no realiad_jsons with a JSON file for each category"),
         (("--prepare_btad", "empty"), "no product with train/ok"),
         (("--prepare_ksdd", "empty"), "no kos01 with Part0_label.bmp"),
         (("--prepare_folder", "empty"), "no pictures in"),

@@ -164,7 +164,22 @@ def test_a_picture_in_any_form_gets_the_same_verdict(category):
         np.testing.assert_allclose(other.map, by_path.map, atol=1e-5)
     grey = np.asarray(Image.open(path))[..., 0]
     assert detector(grey).score == detector(grey.astype(np.uint16) * 257).score == detector(grey / 255).score
+    colour = np.array(Image.open(path))
+    colour[..., 0] //= 2
+    for form, order in ((torch.from_numpy(colour).permute(2, 0, 1), "rgb"), (colour[..., ::-1], "bgr")):
+        assert detector(form, channels=order).score == detector(colour).score
+    assert detector(colour[..., ::-1]).score != detector(colour).score
     assert detector.detect([]) == []
+
+
+def test_the_map_and_the_boxes_of_a_turned_picture_fit_what_is_shown(category):
+    upright = Image.open(category / "test" / "crack" / "000.png").crop((8, 0, 48, 48))
+    stored = upright.rotate(90, expand=True)
+    stored.getexif()[0x0112] = 6  # shown after a quarter turn clockwise
+    detector = make_detector()
+    expected, found = detector(upright), detector(stored)
+    assert stored.size == (48, 40) and found.map.shape == (48, 40) and found.regions == expected.regions
+    np.testing.assert_array_equal(found.map, expected.map)
 
 
 def test_a_picture_in_memory_is_rotated_as_its_exif_says(category, tmp_path):
@@ -180,7 +195,7 @@ def test_a_picture_in_memory_is_rotated_as_its_exif_says(category, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "thing", [None, torch.zeros(3, 8, 8), Image.fromarray(np.full((8, 8), -1, np.float32)), Image.new("L", (0, 8))]
+    "thing", [None, torch.zeros(2, 3, 8, 8), Image.fromarray(np.full((8, 8), -1, np.float32)), Image.new("L", (0, 8))]
 )
 def test_anything_but_a_picture_is_refused(thing):
     with pytest.raises(ValueError, match=r"is not a picture|neither 0…1 nor|no pixels"):
@@ -195,7 +210,7 @@ def test_maps_that_are_not_finite_are_refused(category):
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((4, 4, 7), np.uint8),
+        np.zeros((5, 4, 7), np.uint8),
         np.zeros((2, 4, 4, 3), np.uint8),
         np.zeros((4, 4), complex),
         np.zeros((4, 4), int),

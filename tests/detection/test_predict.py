@@ -5,11 +5,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from small_defects import add_border_defect
 
 from detection import predict
+from detection.detector import Detector
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,3 +156,38 @@ def test_the_output_may_lie_anywhere(inspect, run_main, pictures, tmp_path, outp
         assert code == 3 and err == ""
         assert sorted(predictions(tmp_path / output)) == ["a.PNG", "broken.png", "sub/b.jpg", "sub/b.png"]
     assert (tmp_path / output / "heatmaps" / "a.png").is_file()
+
+
+def test_a_defect_at_the_border_is_found_and_outlined(run_main, category, trained, tmp_path):
+    path, found = add_border_defect(category), tmp_path / "found"
+    arguments = ("--detection", "--input", str(path), "--output", str(found), "score.parts=[memory]")
+    code, out, err = run_main(*arguments, "metrics.visualisation=True")
+    assert code == 0 and "centre_crop=1.0" in out and "1 anomalous" in out, err
+    (row,) = predictions(found).values()
+    left, top, right, _ = row["regions"][0]["box"]
+    assert top == 0 and left < 24 < right and row["regions"][0]["peak"] == pytest.approx(row["score"])
+    outline, shown = (np.asarray(Image.open(file).convert("RGB")) for file in (found / "outlines" / "000.png", path))
+    assert (outline != shown).any()
+    code, out, _ = run_main(*arguments, "metrics.centre_crop=0.75", "--force")
+    assert "defects outside the centre are not detected: metrics.centre_crop is 0.75; 1 takes all" in out
+
+
+def test_a_published_table_and_new_pictures_each_keep_their_calibration(run_main, pictures, trained, tmp_path):
+    """The table counts the centre of a picture, --input the whole; neither measures the other's thresholds again."""
+    settings, folder = ("data.name=MVTec", "--detection"), trained / "nut"
+    inspect = (*settings, "--input", str(pictures), "--output", str(tmp_path / "found"), "--force")
+    assert "no calibration.json" in run_main(*settings)[1] and Detector.load(folder).crop == 0.875
+    assert "calibration is to be measured: crop was 0.875, is 1.0" in run_main(*inspect)[1]
+    for arguments in (settings, inspect):
+        assert "to be measured" not in run_main(*arguments)[1]
+    assert Detector.load(folder).crop == 1
+    assert "w was 3.0, is 2.0" in run_main(*settings, "model.w=2")[1]
+    assert Detector.load(folder).crop == 0.875  # the whole picture was calibrated for another w
+
+
+def test_without_normal_pictures_the_stored_crop_is_named(run_main, category, pictures, trained, tmp_path):
+    assert run_main("--detection", "data.name=MVTec")[0] == 0
+    shutil.rmtree(category / "train")
+    code, _, err = run_main("--detection", "--input", str(pictures), "data.name=MVTec")
+    assert code == 2 and "crop was 0.875, is 1.0" in err and "or set metrics.centre_crop=0.875" in err
+    assert run_main("--detection", "--input", str(pictures), "data.name=MVTec", "metrics.centre_crop=0.875")[0] == 3

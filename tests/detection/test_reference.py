@@ -8,15 +8,7 @@ from torch import nn
 from anomaly_map import image_score
 from config import keys
 from detection import reference
-from detection.reference import (
-    Reference,
-    build_memory,
-    farthest_points,
-    local_outlier_factor,
-    measure_scale,
-    patch_descriptors,
-    sample,
-)
+from detection.reference import Reference, build_memory, farthest_points, measure_scale, patch_descriptors, sample
 
 torch.manual_seed(0)
 
@@ -36,9 +28,7 @@ def test_whitening_by_one_is_the_inverse_root_of_the_covariance():
 @pytest.mark.parametrize("count", [1, 3])
 def test_few_samples_give_finite_distances(count):
     samples = torch.randn(count, 5) if count > 1 else torch.ones(1, 5)
-    assert torch.isfinite(
-        local_outlier_factor(build_memory(samples, count, 0.5, 0)).distance(torch.randn(1, 5, 2, 2))
-    ).all()
+    assert torch.isfinite(build_memory([samples], 0.5, 0).reference.distance(torch.randn(1, 5, 2, 2))).all()
 
 
 def test_distances_are_those_of_an_exhaustive_search():
@@ -47,8 +37,50 @@ def test_distances_are_those_of_an_exhaustive_search():
         [(samples - row).square().sum(dim=1).min().sqrt() for row in points.permute(0, 2, 3, 1).reshape(-1, 6)]
     )
     torch.testing.assert_close(
-        build_memory(samples, 300, 0, 0).distance(points).flatten(), expected, rtol=1e-4, atol=1e-4
+        build_memory(samples.split(30), 0, 0).reference.distance(points).flatten(), expected, rtol=1e-4, atol=1e-4
     )
+
+
+def with_spacing(bank):
+    return Reference(torch.eye(bank.shape[1]), bank, reference.limit_spacing(reference.row_spacing(bank, bank)))
+
+
+@pytest.mark.parametrize(("pictures", "rows"), [(30, 20), (2, 20), (12, 2)])
+def test_a_memory_without_pictures_is_as_if_it_had_never_had_their_rows(pictures, rows):
+    samples = torch.randn(pictures * rows, 5).split(rows)
+    memory, left_out = build_memory(samples, 0.5, 0), torch.tensor([0, pictures - 1])[: pictures - 1]
+    bank = memory.reference.bank[~torch.isin(memory.owners, left_out)]
+    found = memory.without(left_out)
+    assert torch.equal(found.bank, bank)
+    torch.testing.assert_close(
+        found.spacing, reference.limit_spacing(reference.row_spacing(bank, bank)), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("pictures", [2, 40])
+def test_a_memory_of_whole_pictures_is_whitened_without_those_that_are_left_out(pictures):
+    rows = list(torch.randn(pictures, 60).unsqueeze(1))
+    memory = reference.build_memories({reference.WHOLE: rows}, ["whole_memory"], 0)["whole_memory"]
+    found, expected = memory.without(torch.tensor([1])), build_memory([rows[0], *rows[2:]], 0.5, 0).reference
+    assert torch.equal(found.transform, expected.transform) and torch.equal(found.bank, expected.bank)
+    assert len(memory.reference.bank) == pictures
+
+
+def test_pictures_that_are_left_out_score_like_new_ones():
+    """With as many channels as pictures, a whitening that has seen a picture makes it look normal."""
+    rows, new = torch.randn(60, 1, 60), torch.randn(60, 60, 1, 1)
+    memory = reference.build_memories({reference.WHOLE: list(rows)}, ["whole_memory"], 0)["whole_memory"]
+    alone = [memory.without(torch.tensor([i])).distance(rows[i].view(1, -1, 1, 1)).item() for i in range(60)]
+    unseen = memory.reference.distance(new).flatten()
+    assert np.mean(alone) == pytest.approx(unseen.mean().item(), rel=0.05)
+
+
+def test_a_row_knows_its_picture():
+    samples = [torch.full((3, 2), float(number)) + torch.rand(3, 2) / 9 for number in range(7)]
+    memory = build_memory(samples, 0, 0)
+    assert memory.reference.spacing is None
+    assert torch.equal(memory.reference.bank.round().amin(dim=1).long(), memory.owners)
+    assert torch.equal(memory.without(torch.tensor([2, 3])).bank.round().unique(), torch.tensor([0.0, 1, 4, 5, 6]))
 
 
 def test_a_local_outlier_factor_is_a_distance_in_units_of_the_neighbours_own():
@@ -58,23 +90,20 @@ def test_a_local_outlier_factor_is_a_distance_in_units_of_the_neighbours_own():
     for point in points[0].flatten(1).T:
         far, places = (bank - point).square().sum(dim=1).sqrt().sort()
         expected.append(far[:count].mean() / torch.stack([own[place] for place in places[:count]]).mean())
-    found = local_outlier_factor(Reference(torch.eye(3), bank)).distance(points)
+    found = with_spacing(bank).distance(points)
     torch.testing.assert_close(found.flatten(), torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_a_distance_that_is_usual_among_sparse_rows_is_unusual_among_dense_ones():
     dense, sparse = torch.randn(100, 2) * 0.1, torch.randn(100, 2) * 10 + 500
     two_away = torch.tensor([[2.0, 502.0], [0.0, 500.0]]).view(1, 2, 1, 2)  # 20 and 0.2 standard deviations
-    reference = Reference(torch.eye(2), torch.cat([dense, sparse]))
-    assert (
-        local_outlier_factor(reference).distance(two_away)[..., 0].item()
-        > 10 * local_outlier_factor(reference).distance(two_away)[..., 1].item()
-    )
+    near_dense, near_sparse = with_spacing(torch.cat([dense, sparse])).distance(two_away).flatten().tolist()
+    assert near_dense > 10 * near_sparse
 
 
 @pytest.mark.parametrize("bank", [torch.ones(1, 2), torch.ones(3, 2), torch.zeros(50, 2)])
 def test_a_bank_of_equal_rows_gives_finite_factors(bank):
-    assert torch.isfinite(local_outlier_factor(Reference(torch.eye(2), bank)).distance(torch.ones(1, 2, 3, 3))).all()
+    assert torch.isfinite(with_spacing(bank).distance(torch.ones(1, 2, 3, 3))).all()
 
 
 def test_whitening_goes_from_no_change_to_a_sphere():
@@ -214,6 +243,6 @@ def test_a_spacing_of_another_length_than_the_bank_is_refused(spacing):
 @pytest.mark.parametrize(("pictures", "rows"), [(2, 2 * reference.KEPT_PER_PICTURE), (10, 300)])
 def test_a_memory_bank_is_limited_per_picture_and_in_total(pictures, rows):
     described = {reference.PICTURE: list(torch.rand(pictures, 500, 4, generator=torch.Generator().manual_seed(0)))}
-    memory = reference.build_references(described, ["memory"], 0)["memory"]
+    memory = reference.build_memories(described, ["memory"], 0)["memory"].reference
     assert memory.bank.shape == reference.placeholder(4, pictures).bank.shape == (rows, 4)
     assert reference.samples_per_picture(pictures) == reference.SAMPLED_PER_KEPT * rows // pictures

@@ -6,13 +6,15 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+import torch
 from conftest import write_picture
 from PIL import Image
 
 from dataset import View
 from images import bit_depth, read
 from images.bit_depth import PRINTED
-from images.read import SUFFIXES, as_image, read_mask, read_picture, read_reduced, reduction_factors
+from images.read import SUFFIXES, as_image, highest_value, read_mask, read_picture, read_reduced, reduction_factors
+from runtime.errors import UserError
 
 GREY = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 32 wide, 24 high
 COLOUR = np.stack([GREY, GREY[:, ::-1], np.full_like(GREY, 90)], axis=2)
@@ -339,3 +341,124 @@ def test_ordinary_pictures_are_not_reduced(tmp_path):
     assert reduction_factors((13_000, 13_000), (32, 32)) == (1, 1) and reduction_factors(
         (20_000, 20_000), (256, 256)
     ) == (19, 19)
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (GREY[..., None], GREY),
+        (GREY[None], GREY),
+        (COLOUR, COLOUR),
+        (np.moveaxis(COLOUR, 2, 0), COLOUR),
+        (torch.from_numpy(GREY)[None], GREY),
+        (torch.from_numpy(COLOUR).permute(2, 0, 1), COLOUR),
+        (torch.from_numpy(COLOUR).permute(2, 0, 1) / 255, COLOUR),
+        (torch.from_numpy(COLOUR / 255).requires_grad_(), COLOUR),
+        (torch.from_numpy(COLOUR).permute(2, 0, 1).bfloat16() / 255, COLOUR),
+        (torch.from_numpy(DEEP_COLOUR), COLOUR),
+        (np.dstack([COLOUR, np.full_like(GREY, 255)]), COLOUR),
+    ],
+)
+def test_arrays_and_tensors_of_any_layout_are_read(form, expected):
+    expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=2)
+    assert np.abs(np.asarray(as_image(form)).astype(int) - expected).max() <= ("bfloat16" in str(form.dtype))
+
+
+def test_colours_of_arrays_may_come_blue_first():
+    for form in (COLOUR[..., ::-1], np.moveaxis(COLOUR, 2, 0)[::-1], torch.from_numpy(COLOUR).flip(2)):
+        np.testing.assert_array_equal(as_image(form, order="bgr"), COLOUR)
+    clear = np.dstack([COLOUR[..., ::-1], np.full_like(GREY, 255)])
+    np.testing.assert_array_equal(as_image(clear, order="bgr"), COLOUR)
+    np.testing.assert_array_equal(as_image(GREY, order="bgr", channels=1), GREY)
+
+
+@pytest.mark.parametrize(
+    ("form", "order", "message"),
+    [
+        (
+            np.zeros((2, 3, 24, 32), np.uint8),
+            "rgb",
+            r"an array \(2, 3, 24, 32\) of uint8 is not a picture; give \(H, W\)",
+        ),
+        (np.zeros((24, 32, 2), np.uint8), "rgb", "is not a picture"),
+        (np.zeros((3, 32, 3), np.uint8), "rgb", "may have its channels first or last"),
+        (torch.zeros(24, 32, dtype=torch.int64), "rgb", r"a tensor \(24, 32\) of int64 is not a picture"),
+        (np.zeros((0, 32), np.uint8), "rgb", "is not a picture"),
+        (torch.randn(3, 24, 32), "rgb", "its values go from .* neither 0…1 nor 0…255"),
+        (COLOUR, "gbr", "channels is 'gbr'; it should be rgb or bgr"),
+        (Image.fromarray(COLOUR), "bgr", "channels='bgr' is for arrays and tensors; leave it out for Image"),
+        ([1, 2], "rgb", "list is not a picture; give a path, a PIL image, an array or a tensor"),
+        (None, "rgb", "NoneType is not a picture"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_one_line(form, order, message):
+    with pytest.raises(UserError, match=message) as caught:
+        as_image(form, order=order)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_that_is_turned_says_so_once(capsys):
+    as_image(Image.fromarray(COLOUR))
+    assert not capsys.readouterr().err
+    turned = Image.fromarray(COLOUR)
+    turned.getexif()[274] = 6  # shown after a quarter turn clockwise
+    for _ in range(2):
+        np.testing.assert_array_equal(as_image(turned), np.rot90(COLOUR, -1))
+    assert capsys.readouterr().err.count("boxes fit the turned picture") == 1
+
+
+TWELVE_GREY, TWELVE_COLOUR = ((values // 16).astype(np.uint16) for values in (DEEP_GREY, DEEP_COLOUR))
+TWELVE_BITS = {
+    "grey png": ("png", lambda path: Image.fromarray(TWELVE_GREY).save(path), GREY),
+    "grey tiff": ("tif", tiff(TWELVE_GREY), GREY),
+    "grey pgm": ("pgm", lambda path: path.write_bytes(b"P5 32 24 65535\n" + TWELVE_GREY.astype(">u2").tobytes()), GREY),
+    "colour png": ("png", deep_png(TWELVE_COLOUR, 2), COLOUR),
+    "colour tiff": ("tif", tiff(TWELVE_COLOUR, photometric="rgb"), COLOUR),
+    "colour tiff by planes": (
+        "tif",
+        tiff(np.moveaxis(TWELVE_COLOUR, 2, 0), photometric="rgb", planarconfig="separate"),
+        COLOUR,
+    ),
+}
+
+
+@pytest.mark.parametrize(("suffix", "write", "expected"), TWELVE_BITS.values(), ids=TWELVE_BITS)
+def test_twelve_bits_in_a_file_of_sixteen_keep_their_grey_levels(tmp_path, suffix, write, expected):
+    path = tmp_path / f"x.{suffix}"
+    write(path)
+    assert highest_value(path) == 4095
+    expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=2)
+    assert np.abs(np.asarray(read_picture(path, bits=12)).astype(int) - expected).max() <= 1
+    assert np.asarray(read_picture(path)).max() <= 16
+    reduced, _ = read_reduced(path, 3, lambda width, height: (4, 4), 12)
+    np.testing.assert_array_equal(reduced, read_picture(path, bits=12))
+
+
+def test_the_bits_of_arrays_are_those_of_files():
+    for values, expected in ((TWELVE_GREY, np.repeat(GREY[..., None], 3, axis=2)), (TWELVE_COLOUR, COLOUR)):
+        assert np.abs(np.asarray(as_image(values, bits=12)).astype(int) - expected).max() <= 1
+
+
+def test_a_declared_depth_stays(tmp_path):
+    twelve_bit_tiff(tmp_path / "x.tif")
+    assert highest_value(tmp_path / "x.tif") is None
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.tif", bits=8), read_picture(tmp_path / "x.tif"))
+
+
+def test_pictures_of_eight_bits_do_not_depend_on_the_depth_of_others(tmp_path):
+    for name, values in (("grey.png", GREY), ("colour.png", COLOUR)):
+        Image.fromarray(values).save(tmp_path / name)
+        assert highest_value(tmp_path / name) is None
+        np.testing.assert_array_equal(read_picture(tmp_path / name, bits=12), read_picture(tmp_path / name))
+
+
+def test_values_above_white_are_clipped_and_named_once(tmp_path, capsys):
+    for values in (DEEP_GREY, DEEP_COLOUR):
+        assert np.asarray(as_image(values, bits=12))[:, 20:].min(axis=(0, 1))[0] in (90, 255)
+    assert capsys.readouterr().err.count("values above 4095, which is white in the normal pictures, are clipped") == 1
+
+
+def test_a_turned_picture_of_deep_colour_is_read_upright(tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", TWELVE_COLOUR, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    read = np.asarray(read_picture(tmp_path / "x.tif", bits=12)).astype(int)
+    assert read.shape == (32, 24, 3) and np.abs(read - np.rot90(COLOUR, -1)).max() <= 1

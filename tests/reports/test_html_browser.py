@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from result_pages import write_folder
+from result_pages import WARNING, write_folder
 
 import metrics
 from reports.html import write_page
@@ -260,6 +260,17 @@ def test_a_picture_is_compared_by_blending_and_blinking(folder, open_page):
     assert not page.locator("#dialog").is_visible() and not page.locator("#gallery .outline").first.is_visible()
 
 
+def test_a_row_of_the_operating_table_sets_its_threshold(folder, open_page):
+    page = open_page(folder)
+    assert page.locator("#warnings").inner_text() == WARNING  # as text, whatever it holds
+    lines = page.locator("#operating tbody tr").all_inner_texts()
+    assert [line.split("\t")[0] for line in lines] == ["* 1 %", "10 %"]
+    page.locator("#operating button").nth(1).click()
+    assert float(page.locator("#threshold").input_value()) == pytest.approx(THRESHOLD - 0.1)
+    counts = counts_of(page)
+    assert f"{counts['FP']} of 4" in lines[1] and f"{counts['TP']} of 8" in lines[1]
+
+
 def test_nothing_blinks_with_reduced_motion(folder, open_page):
     page = open_page(folder, reduced_motion="reduce")
     page.locator("#gallery button").first.click()
@@ -275,17 +286,11 @@ def test_nothing_blinks_with_reduced_motion(folder, open_page):
 def test_the_keyboard_reaches_every_control(folder, open_page):
     page = open_page(folder)
     reached = []
-    for _ in range(12):
+    for _ in range(14):
         page.keyboard.press("Tab")
         reached.append(page.evaluate(FOCUSED))
-    assert reached[:5] == ["visually-hidden", "slider", "threshold", "lower", "higher"] and reached[6:] == [
-        "INPUT",
-        "kind",
-        "order",
-        "outline",
-        "card wrong",
-        "BODY",
-    ]
+    first = ["visually-hidden", "rate", "rate", "slider", "threshold", "lower", "higher"]
+    assert reached[:7] == first and reached[8:] == ["INPUT", "kind", "order", "outline", "card wrong", "BODY"]
 
 
 def test_the_keyboard_works_in_gallery_and_dialog(folder, open_page):

@@ -11,7 +11,7 @@ def test_progress_without_a_terminal_is_plain_lines(monkeypatch, capsys):
     clock = iter(range(0, 1000, 6))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     steps = [Progress(step, 1, False, torch.tensor(2.5)) for step in range(1, 9)]
-    assert list(follow_steps(steps, 8, "training")) == steps
+    assert list(follow_steps(steps, lambda: 8, "training")) == steps
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "training: step 2/8, epoch 1, loss 2.5, ETA 00:36" and len(lines) == 4
 

@@ -8,7 +8,7 @@ import pytest
 from annotation_files import SIZE, SQUARE, coco, label_studio, labelme, labelme_shape, write_json
 from PIL import Image
 
-from data_tools.annotations import CORNERS, read_annotations
+from images.annotations import CORNERS, read_annotations
 
 
 def square_mask():

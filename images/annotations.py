@@ -1,6 +1,6 @@
-"""Read defects drawn in LabelMe, in Label Studio or as COCO, and turn them into masks.
+"""Read what is drawn in LabelMe, in Label Studio or as COCO, and turn it into masks of defects or of regions.
 
-Every shape is a defect, whatever its label; lines, points and keypoints are refused, as they have no area.
+Every shape counts, whatever its label; lines, points and keypoints are refused, as they have no area.
 Coordinates count pixels from the picture's corner: a rectangle from 2 to 5 covers pixels 2, 3 and 4.
 """
 
@@ -58,7 +58,7 @@ class Annotation(NamedTuple):
             for shape in self.shapes:
                 shape(mask)
         if not mask.any():
-            raise UserError(f"{self.file} marks no pixel of {self.picture}; draw its defects, or remove the picture")
+            raise UserError(f"{self.file} marks no pixel of {self.picture}; draw on the picture, or remove it")
         return mask
 
 
