@@ -35,8 +35,10 @@ from images.read import (
     highest_value,
     is_marked,
     mask_levels,
+    read_header,
     read_mask,
     read_mask_values,
+    read_picture,
     read_reduced,
     reduction_factors,
     resize_mask,
@@ -50,6 +52,7 @@ PRIVATE_SPLITS = ("test_private", "test_private_mixed")  # their labels are on a
 MASK_ENDING = "_mask"
 SQUARE, PROPORTIONS = "square", "proportions"  # ways to fit a picture to the networks
 SQUARE_RATIO = 1.25  # of the sides; a category is resized to squares up to it
+BEYOND = 0.1  # share of the pictures that must be beyond SQUARE_RATIO for proportions
 STRIP_RATIO = 4  # of the sides; beyond it a picture is a strip, cut into tiles
 LARGEST_RATIO = 50  # of the sides of a picture that keeps its proportions
 SIDES_PER_STEP = 16  # sides in proportions are multiples of about a 16th of a square's
@@ -118,6 +121,10 @@ class View:
             return size, size
         return shape_in_proportions(size, *self.shape(width, height))
 
+    def squares(self, width: int, height: int) -> int:
+        """Return how many squares of the view have the pixels of a picture that keeps its proportions, at least 1."""
+        return 1 if self.fit == SQUARE else max(1, round(math.prod(self.shape(width, height)) / self.size**2))
+
     def describe(self, width: int, height: int) -> str:
         """Return in words what happens to a picture, such as '11 tiles of 512×256'."""
         across, down = self.shape(width, height)
@@ -140,6 +147,12 @@ class View:
     def resized(self, picture: Image.Image, size: Size) -> Tensor:
         pixels = np.array(picture.resize(size, Image.Resampling.BILINEAR))
         return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
+
+
+def choose_fit_of(sizes: Iterable[Size]) -> str:
+    """Return `proportions` if more than BEYOND of these sizes are beyond SQUARE_RATIO, else `square`."""
+    elongations = [max(size) / min(size) for size in sizes] or [1.0]
+    return PROPORTIONS if np.quantile(elongations, 1 - BEYOND) > SQUARE_RATIO else SQUARE
 
 
 def shape_in_proportions(size: int, width: float, height: float, step: int = 1) -> tuple[int, int]:
@@ -227,6 +240,16 @@ class ImageFolder:
 
     def names(self) -> list[str]:
         return [self.name(sample) for sample in self.samples]
+
+    def sizes(self) -> list[Size]:
+        """Return the (width, height) of the pictures, before any turn."""
+        headers = [(sample.picture, read_header(sample.picture)) for sample in self.samples]
+        return [header[0] if header else read_picture(path).size for path, header in headers]
+
+    def squares(self) -> dict[str, int]:
+        """Return by name how many squares each picture has the pixels of: see `View.squares`."""
+        sizes = self.sizes() if self.view.fit != SQUARE else [(1, 1)] * len(self)
+        return {name: self.view.squares(*size) for name, size in zip(self.names(), sizes, strict=True)}
 
     def only(self, names: Collection[str]) -> "ImageFolder":
         """Return a folder of those pictures whose names are among `names`."""

@@ -16,6 +16,7 @@ from config.load import (
     build_settings,
     category_names,
     choose_configuration,
+    makes_squares,
     names_several,
     read_sections,
     whole_pictures,
@@ -110,8 +111,7 @@ def check_data(options: Namespace) -> int:
     folders = [data["data_dir"] / name for name in names]
     for folder in folders:
         check_region(data["region"], folder)
-    squared = data["tiles"] is None
-    request = CheckRequest(data["mask"], squared, data["bit_depth"], workers, options.contact_sheet)
+    request = CheckRequest(data["mask"], makes_squares(sections), data["bit_depth"], workers, options.contact_sheet)
     return check_categories(folders, request)
 
 

@@ -180,6 +180,14 @@ def auto_values(sections: Sections) -> dict[str, object]:
     return values | {"share": HELD_OUT if holds_out else 0.0, "draws": DRAWS, "test_batch_size": None}
 
 
+def makes_squares(sections: Sections) -> bool | None:
+    """Return whether pictures are resized to squares; None where data.fit is `auto` and the pictures decide."""
+    fit = sections["data"]["fit"]
+    if fit == AUTO:
+        fit = auto_values(sections).get("fit", AUTO)
+    return None if fit == AUTO else fit == SQUARE and not sections["data"]["tiles"]
+
+
 def unpublished_keys(sections: Sections) -> list[str]:
     """Return the keys whose `auto` is a published value, where none is published for data.category."""
     found = auto_values(sections)

@@ -4,17 +4,14 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from config.checks import check_combinations
 from config.keys import AUTO, LATEST, PROPORTIONS, SQUARE, Settings
-from dataset import SQUARE_RATIO, ImageFolder, View
-from images.read import Size, read_header, read_picture
+from dataset import ImageFolder, View, choose_fit_of
+from images.read import Size
 from runtime.errors import MissingFileError
 from storage.weights_file import read_state
 from training.checkpoint import TRAINING_STATE, find_weights
 
-BEYOND = 0.1  # share of the pictures of train/good that must be beyond SQUARE_RATIO
 SHOWN = 3  # shapes in the printed line
 
 
@@ -26,7 +23,7 @@ def choose_fit(settings: Settings, *, trains: bool = False, resume: bool = False
     if settings.data.fit == AUTO:
         epoch = LATEST if trains else settings.model.load_chp
         stored = stored_fit(settings.checkpoint_folder, epoch) if resume or not trains else None
-        settings = with_fit(settings, stored or fit_of_pictures(settings))
+        settings = with_fit(settings, stored or choose_fit_of(training_pictures(settings).sizes()))
     if settings.data.fit == PROPORTIONS:
         print(describe_fit(settings), flush=True)
     return settings
@@ -49,18 +46,11 @@ def stored_fit(folder: Path, epoch: int | str) -> str | None:
     return PROPORTIONS if isinstance(made_with, dict) and made_with.get("fit") == PROPORTIONS else SQUARE
 
 
-def fit_of_pictures(settings: Settings) -> str:
-    """Return proportions if more than BEYOND of the pictures of train/good are beyond SQUARE_RATIO, else square."""
-    elongations = [max(size) / min(size) for size in training_sizes(settings)]
-    return PROPORTIONS if np.quantile(elongations, 1 - BEYOND) > SQUARE_RATIO else SQUARE
-
-
 def describe_fit(settings: Settings) -> str:
     """Return a line with the most frequent forms of train/good, such as '4096×256: 11 tiles of 512×256'."""
-    view, examples = View(**settings.view_arguments()), dict[str, Size]()
-    forms = Counter[str]()
-    for size in training_sizes(settings):
-        form = view.describe(*size)
+    pictures, examples, forms = training_pictures(settings), dict[str, Size](), Counter[str]()
+    for size in pictures.sizes():
+        form = pictures.view.describe(*size)
         examples.setdefault(form, size)
         forms[form] += 1
     lines = [f"{'×'.join(map(str, examples[form]))}: {form} ({count})" for form, count in forms.most_common(SHOWN)]
@@ -68,8 +58,5 @@ def describe_fit(settings: Settings) -> str:
     return f"data.fit is {PROPORTIONS}, pictures of train/good are {'; '.join(lines)}{more}"
 
 
-def training_sizes(settings: Settings) -> list[Size]:
-    """Return the (width, height) of the pictures of train/good, before any turn."""
-    samples = ImageFolder(settings.category_dir, "train", View(**settings.view_arguments())).samples
-    headers = [(sample.picture, read_header(sample.picture)) for sample in samples]
-    return [header[0] if header else read_picture(path).size for path, header in headers]
+def training_pictures(settings: Settings) -> ImageFolder:
+    return ImageFolder(settings.category_dir, "train", View(**settings.view_arguments()))
