@@ -13,6 +13,8 @@ import copy
 import difflib
 import functools
 import hashlib
+import itertools
+import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,14 +29,33 @@ from PIL import Image
 from torch import Tensor
 
 from images.bit_depth import DEEPEST, print_once, smallest_depth
-from images.read import SUFFIXES, Size, highest_value, read_mask, read_reduced, reduction_factors
+from images.read import (
+    SUFFIXES,
+    Size,
+    highest_value,
+    is_marked,
+    mask_levels,
+    read_header,
+    read_mask,
+    read_mask_values,
+    read_picture,
+    read_reduced,
+    reduction_factors,
+    resize_mask,
+)
+from images.tiles import tile_corners
 from runtime.errors import MissingFileError, UserError
 
 NORMAL = "good"
 VALIDATION = "validation"  # a split of normal pictures that few data sets have
 PRIVATE_SPLITS = ("test_private", "test_private_mixed")  # their labels are on a server
 MASK_ENDING = "_mask"
-LARGEST_RATIO = 50  # of the sides of a picture that is tiled
+SQUARE, PROPORTIONS = "square", "proportions"  # ways to fit a picture to the networks
+SQUARE_RATIO = 1.25  # of the sides; a category is resized to squares up to it
+BEYOND = 0.1  # share of the pictures that must be beyond SQUARE_RATIO for proportions
+STRIP_RATIO = 4  # of the sides; beyond it a picture is a strip, cut into tiles
+LARGEST_RATIO = 50  # of the sides of a picture that keeps its proportions
+SIDES_PER_STEP = 16  # sides in proportions are multiples of about a 16th of a square's
 MEASURED_AT_ONCE = 16  # pictures
 HASH_DIGITS, HASHING_THREADS = 16, 2
 PARTS = ("train", "test")
@@ -44,26 +65,74 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class View:
-    """The form in which the network gets a picture: resized to a square of `size` pixels.
+    """The form in which the networks get a picture: resized to a square of `size` pixels, if `fit` is square.
 
-    With `tiles` a picture keeps its proportions; its shorter side becomes `tiles` · `size` pixels long.
+    If `fit` is proportions, it gets as many pixels in its own proportions. Beyond STRIP_RATIO it is a strip: it keeps
+    its scale, and the UNet sees it in tiles.
+    With `tiles` a picture keeps its proportions; its shorter side becomes `tiles` · `size` pixels long, and the UNet
+    sees it in square tiles.
     """
 
     size: int
     channels: int = 3
     tiles: int | None = None
+    fit: str = SQUARE
     bits: int = DEEPEST  # in use in files of 16 bits
 
-    def shape(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) to which a picture is resized. Raise UserError if it is too narrow for tiles."""
-        if self.tiles is None:
+    @property
+    def step(self) -> int:
+        """Return the power of 2 that sides in proportions are multiples of: coarse, for few different shapes."""
+        return math.gcd(self.size // 2, 1 << max(0, (self.size // SIDES_PER_STEP).bit_length() - 1))
+
+    def shape(self, width: int, height: int) -> Size:
+        """Return the (width, height) to which a picture is resized. Raise UserError if it is too narrow."""
+        if self.tiles is None and self.fit == SQUARE:
             return self.size, self.size
-        if max(width, height) > LARGEST_RATIO * min(width, height):
-            problem = f"a picture of {width}×{height} is too narrow for data.tiles"
-            raise UserError(f"{problem}; crop it, or set data.tiles=null")
-        shorter = self.size * self.tiles
-        across, down = (max(shorter, round(side * shorter / min(width, height))) for side in (width, height))
+        short, long = sorted((width, height))
+        if long > LARGEST_RATIO * short:
+            key, other = ("data.fit", SQUARE) if self.tiles is None else ("data.tiles", "null")
+            raise UserError(f"a picture of {width}×{height} is too narrow for {key}; crop it, or set {key}={other}")
+        if self.tiles is not None:
+            shorter = self.size * self.tiles
+            across, down = (max(shorter, round(side * shorter / short)) for side in (width, height))
+            return across, down
+        if long <= STRIP_RATIO * short:
+            return shape_in_proportions(self.size, width, height, self.step)
+        shorter = nearest_multiple(min(max(short, self.size // STRIP_RATIO), self.size), self.step)
+        across, down = (self.step * math.ceil(side * shorter / short / self.step) for side in (width, height))
         return across, down
+
+    def tile(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) of the tiles in which the UNet sees a resized picture, or those of the picture."""
+        if self.tiles is not None:
+            return self.size, self.size
+        if max(height, width) <= STRIP_RATIO * min(height, width):
+            return height, width
+        return min(height, self.size), min(width, self.size)
+
+    def scaled_shape(self, tile: Sequence[int], size: int, factor: int) -> tuple[int, int]:
+        """Return the (height, width), multiples of `factor`, of a tile for a UNet whose squares have `size` pixels."""
+        height, width = (side * size / self.size for side in tile)
+        return nearest_shape((height, width), factor)
+
+    def measured_shape(self, width: int, height: int, size: int) -> Size:
+        """Return the (width, height) at which maps and masks of a picture are measured: `size` · `size` pixels."""
+        if self.fit == SQUARE:
+            return size, size
+        return shape_in_proportions(size, *self.shape(width, height))
+
+    def squares(self, width: int, height: int) -> int:
+        """Return how many squares of the view have the pixels of a picture that keeps its proportions, at least 1."""
+        return 1 if self.fit == SQUARE else max(1, round(math.prod(self.shape(width, height)) / self.size**2))
+
+    def describe(self, width: int, height: int) -> str:
+        """Return in words what happens to a picture, such as '11 tiles of 512×256'."""
+        across, down = self.shape(width, height)
+        tile = self.tile(down, across)
+        resized = "" if (across, down) == (width, height) else f"resized to {across}×{down}, "
+        if tile == (down, across):
+            return resized.removesuffix(", ") or "as they are"
+        return f"{resized}{len(tile_corners((down, across), tile))} tiles of {tile[1]}×{tile[0]}"
 
     def read(self, path: Path) -> tuple[Tensor, Size]:
         """Return the `pixels` of a file and the picture's own (width, height)."""
@@ -80,11 +149,38 @@ class View:
         return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
 
 
+def choose_fit_of(sizes: Iterable[Size]) -> str:
+    """Return `proportions` if more than BEYOND of these sizes are beyond SQUARE_RATIO, else `square`."""
+    elongations = [max(size) / min(size) for size in sizes] or [1.0]
+    return PROPORTIONS if np.quantile(elongations, 1 - BEYOND) > SQUARE_RATIO else SQUARE
+
+
+def shape_in_proportions(size: int, width: float, height: float, step: int = 1) -> tuple[int, int]:
+    """Return multiples of `step` with about `size`² pixels in the proportions width : height."""
+    root = math.sqrt(width / height)
+    return nearest_shape((size * root, size / root), step)
+
+
+def nearest_shape(wanted: tuple[float, float], step: int) -> tuple[int, int]:
+    """Return multiples of `step` near both sides, with nearly their number of pixels and their proportions."""
+    across, down = (max(step, math.floor(side / step) * step) for side in wanted)
+
+    def error(sides: tuple[int, int]) -> float:
+        first, second = (math.log(side / goal) for side, goal in zip(sides, wanted, strict=True))
+        return max(abs(first + second), abs(first - second))  # of the number of pixels, of the proportions
+
+    return min(itertools.product((across, across + step), (down, down + step)), key=error)
+
+
+def nearest_multiple(length: float, step: int) -> int:
+    return max(1, round(length / step)) * step
+
+
 class Item(NamedTuple):
     """One picture as the network gets it, with its mask, kind and file."""
 
     picture: Tensor  # (C, H, W) in [−1, 1]
-    mask: NDArray[np.bool_] | None  # (S, S), true where defective
+    mask: NDArray[np.bool_] | None  # (H, W), true where defective
     kind: str  # of defect, or `good`
     path: str  # within the category's folder
     size: Size  # (width, height) of the file
@@ -115,7 +211,7 @@ class Sample:
 class ImageFolder:
     """The pictures of one split, sorted by path. An item is read when it is indexed.
 
-    Masks are squares of `mask_size` pixels, by default the view's size.
+    Masks have `mask_size`² pixels, by default the view's size, in the shape of `View.measured_shape`.
     Raise MissingFileError if a folder, its pictures or a mask is missing, UserError for a file that is not a picture.
     """
 
@@ -134,7 +230,8 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Item:
         sample = self.samples[index]
         pixels, size = self.view.read(sample.picture)
-        mask = read_mask(sample.mask, size, sample.picture, self.mask_size) if sample.mask else None
+        shape = self.view.measured_shape(*size, self.mask_size)
+        mask = read_mask(sample.mask, size, sample.picture, shape) if sample.mask else None
         return Item(to_unit_range(pixels), mask, sample.kind, self.name(sample), size)
 
     def name(self, sample: Sample) -> str:
@@ -143,6 +240,16 @@ class ImageFolder:
 
     def names(self) -> list[str]:
         return [self.name(sample) for sample in self.samples]
+
+    def sizes(self) -> list[Size]:
+        """Return the (width, height) of the pictures, before any turn."""
+        headers = [(sample.picture, read_header(sample.picture)) for sample in self.samples]
+        return [header[0] if header else read_picture(path).size for path, header in headers]
+
+    def squares(self) -> dict[str, int]:
+        """Return by name how many squares each picture has the pixels of: see `View.squares`."""
+        sizes = self.sizes() if self.view.fit != SQUARE else [(1, 1)] * len(self)
+        return {name: self.view.squares(*size) for name, size in zip(self.names(), sizes, strict=True)}
 
     def only(self, names: Collection[str]) -> "ImageFolder":
         """Return a folder of those pictures whose names are among `names`."""
@@ -164,6 +271,19 @@ class ImageFolder:
         # a hash of seed and name chooses, so that one more picture changes the choice by one at most
         hashes = {name: hashlib.sha256(f"{seed} {name}".encode()).digest() for name in self.names()}
         return self.only(sorted(hashes, key=hashes.__getitem__)[:count])
+
+    def least_mask_sizes(self, sizes: Sequence[int], workers: int) -> list[int]:
+        """Return, for each mask that marks a defect, the first of `sizes` at which it still does, else the last."""
+
+        def least_size(sample: Sample) -> int | None:
+            levels = mask_levels(*read_mask_values(sample.mask)) if sample.mask else np.zeros((1, 1), np.uint8)
+            height, width = levels.shape
+            shapes = {size: self.view.measured_shape(width, height, size) for size in sizes}
+            marked = (size for size, shape in shapes.items() if resize_mask(levels, shape).any())
+            return next(marked, sizes[-1]) if is_marked(levels).any() else None
+
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            return [size for size in pool.map(least_size, self.samples) if size is not None]
 
     def batches(self, size: int, workers: int) -> Iterator[list[Item]]:
         """Yield the items in order, `size` at a time."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anomaly_map import resize_maps
 from config.keys import Settings
-from dataset import ImageFolder, picture_fingerprint
+from dataset import SQUARE, ImageFolder, View, picture_fingerprint
 from ddad import gaussian_draws, noise_predictor, reconstruct
 from feature_extractor import FeatureExtractor
 from runtime import distributed, interrupt
@@ -126,6 +126,7 @@ def prepare_adaptation(settings: Settings, pictures: ImageFolder) -> Adaptation:
     held_out = checkpoint.held_out_names(weights)
     unet = checkpoint.restore_unet(weights, settings).to(device).eval()
     tuned, origin = checkpoint.restore_features(folder, 0, model.feature_extractor, model.backbone_weights)
+    tuned.enlarges_by_area = pictures.view.fit != SQUARE
     pictures = pictures.without(held_out)
     made_with = {**settings.adaptation_arguments(), "weights": weights_hash([unet, tuned])}
     made_with |= {"features": tuned.name, "pictures": picture_fingerprint(pictures.samples)}
@@ -186,24 +187,29 @@ def follow_adaptation(adaptation: Adaptation) -> float | None:
 
 def adaptation_loop(adaptation: Adaptation) -> Iterator[Progress]:
     """Return `adaptation_steps` of the settings; order and noise come from one random stream."""
-    data, model, device = adaptation.settings.data, adaptation.settings.model, adaptation.device
+    settings, device = adaptation.settings, adaptation.device
+    data, model = settings.data, settings.model
     generator = torch.Generator(device).manual_seed(model.seed)
-    rebuild = rebuild_function(adaptation.unet, adaptation.settings, generator)
-    pixels = pixel_cache.cached_pixels(adaptation.pictures, **adaptation.settings.cache_arguments())
-    sizes = {"epochs": model.DA_epochs, "batch_size": data.DA_batch_size, "window": data.image_size}
+    rebuild = rebuild_function(adaptation.unet, settings, generator)
+    pixels = pixel_cache.cached_pixels(adaptation.pictures, **settings.cache_arguments())
+    sizes = {"epochs": model.DA_epochs, "batch_size": data.DA_batch_size}
     tuned = adaptation.tuned.to(device)
-    return adaptation_steps(tuned, rebuild, pixels, **sizes, distillation=model.DLlambda, generator=generator)
+    view = adaptation.pictures.view
+    return adaptation_steps(
+        tuned, rebuild, pixels, **sizes, view=view, distillation=model.DLlambda, generator=generator
+    )
 
 
 def rebuild_function(unet: UNet, settings: Settings, generator: torch.Generator) -> Rebuild:
     """Return a function that reconstructs a batch: each process does its share, all get the result."""
     model, schedule, processes = settings.model, networks.build_schedule(settings), distributed.group()
-    predictor, size = noise_predictor(unet, model.predicts, schedule), (settings.unet_size, settings.unet_size)
+    predictor, view = noise_predictor(unet, model.predicts, schedule), View(**settings.view_arguments())
     sample = partial(reconstruct, predictor, schedule=schedule, w=model.w_DA, eta=model.eta)
     start, skip = model.test_trajectoy_steps_DA, model.skip_DA
 
     def rebuild(start_from: Tensor, target: Tensor) -> Tensor:
-        small_start, small_target = resize_maps(start_from, size), resize_maps(target, size)
+        shape = view.scaled_shape(target.shape[-2:], settings.unet_size, unet.factor)
+        small_start, small_target = resize_maps(start_from, shape), resize_maps(target, shape)
         draw = gaussian_draws(small_target.shape, generator)
         shares = processes.share(small_start), processes.share(small_target)
         rebuilt = sample(*shares, start=start, skip=skip, draw=lambda: processes.share(draw()))
@@ -219,11 +225,11 @@ def adaptation_steps(
     *,
     epochs: int,
     batch_size: int,
-    window: int,
+    view: View,
     distillation: float,
     generator: torch.Generator,
 ) -> Iterator[Progress]:
-    """Do the optimizer steps of `tuned` on random squares of `pixels`, (C, H, W) uint8 each, and yield each step.
+    """Do the optimizer steps of `tuned` on random tiles of `pixels`, (C, H, W) uint8 each, and yield each step.
 
     The first half of a batch holds the targets, the second the pictures to start from. Batch norm is in train mode.
     """
@@ -232,7 +238,7 @@ def adaptation_steps(
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=LEARNING_RATE)
     step, batches, half = 0, len(pixels) // batch_size, batch_size // 2
     for epoch in range(1, epochs + 1):
-        for position, pictures in enumerate(shuffled_batches(pixels, batch_size, window, generator), start=1):
+        for position, pictures in enumerate(shuffled_batches(pixels, batch_size, view, generator), start=1):
             target, start_from = pictures[:half], pictures[half : 2 * half]
             reconstruction = rebuild(start_from, target)
             features = tuned(reconstruction), tuned(target), frozen(target), frozen(reconstruction)

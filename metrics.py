@@ -1,14 +1,16 @@
 """Metrics of scores and maps: AUROC, average precision, F1-max, PRO, their intervals, and rates at a threshold.
 
-Scores are (N,), maps and masks are (N, H, W). A higher value is more anomalous.
+Scores are (N,), maps and masks are (N, H, W), or lists of such stacks where pictures have several shapes: all pixels
+are ranked together. A higher value is more anomalous.
 Labels and masks are true, or above 0, where an entry (a picture or a pixel) is anomalous.
 Entries where `counted` (H, W), if given, is false are left out, in all pictures.
 All metrics follow from one `Ranking` of the anomalous entries. It reads the pictures in chunks, so arrays may be
 memory maps larger than the memory. It keeps the A anomalous entries and a chunk of max(`CHUNK`, 2·A) pixels.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,18 +25,20 @@ Counted = NDArray[np.bool_] | None  # (H, W), where entries are ranked; None: ev
 
 EIGHT_CONNECTED = np.array([[[plane] * 3] * 3 for plane in (0, 1, 0)])  # no region spans pictures
 
+Stacks = Sequence[NDArray]  # (N_k, H_k, W_k) each, one stack per shape
+
 
 def image_auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Return the area under the ROC curve of image scores (N,): see `Ranking.auroc`."""
     return rank_anomalies(scores, labels).auroc()
 
 
-def pixel_auroc(maps: ArrayLike, masks: ArrayLike) -> float:
+def pixel_auroc(maps: ArrayLike | Stacks, masks: ArrayLike | Stacks) -> float:
     """Return the area under the ROC curve over all pixels of all maps: see `Ranking.auroc`."""
     return _rank_maps(maps, masks).auroc()
 
 
-def pro(maps: ArrayLike, masks: ArrayLike, limit: float = 0.3, counted: Counted = None) -> float:
+def pro(maps: ArrayLike | Stacks, masks: ArrayLike | Stacks, limit: float = 0.3, counted: Counted = None) -> float:
     """Return the per-region overlap up to a false-positive rate of `limit`: see `Ranking.pro`."""
     return _rank_maps(maps, masks, counted).pro(limit)
 
@@ -92,14 +96,14 @@ class Ranking:
         return float((np.bincount(self.regions[reached], weights=area, minlength=len(sizes)) / sizes).mean())
 
 
-def rank_anomalies(values: ArrayLike, truth: ArrayLike, counted: Counted = None) -> Ranking:
-    """Rank scores (N,) or maps (N, H, W) against labels or masks of the same shape, where `counted` is true.
+def rank_anomalies(values: ArrayLike | Stacks, truth: ArrayLike | Stacks, counted: Counted = None) -> Ranking:
+    """Rank scores (N,), maps (N, H, W) or stacks of maps against labels or masks of their shapes, where `counted`.
 
     Raise ValueError if shapes differ, values are not finite, or there are no normal or no anomalous entries.
     """
-    maps, masks = _as_maps(values, truth)
+    stacks = _as_stacks(values, truth)
     anomalous, regions, region_pictures, regions_before, normals, infinite = [], [], [], 0, 0, 0
-    for first, chunk, mask, normal in _chunks(maps, masks, counted, CHUNK):
+    for first, chunk, mask, normal in _chunks(stacks, counted, CHUNK):
         normals += np.count_nonzero(normal)
         infinite += chunk.size - np.count_nonzero(np.isfinite(chunk))
         numbered, count = connected_regions(mask, EIGHT_CONNECTED)
@@ -112,15 +116,15 @@ def rank_anomalies(values: ArrayLike, truth: ArrayLike, counted: Counted = None)
         regions_before += count
     flat = np.concatenate(anomalous)
     if infinite:
-        raise ValueError(f"{infinite} of {maps.size} scores are not finite")
+        raise ValueError(f"{infinite} of {sum(maps.size for maps, _ in stacks)} scores are not finite")
     if not (len(flat) and normals):
-        missing, entries = "normal" if len(flat) else "defective", "pixels" if np.ndim(values) == 3 else "pictures"
-        raise ValueError(f"no {missing} {entries}; this metric needs both normal and defective ones")
+        missing, kind = "normal" if len(flat) else "defective", "pictures" if stacks[0][0][0].size == 1 else "pixels"
+        raise ValueError(f"no {missing} {kind}; this metric needs both normal and defective ones")
     order = np.argsort(flat)
     flat = flat[order]
     below, up_to = np.zeros((2, len(flat)), np.int64)
     large = max(CHUNK, 2 * len(flat))  # large chunks: few passes over `flat`
-    for _, chunk, _, normal in _chunks(maps, masks, counted, large):
+    for _, chunk, _, normal in _chunks(stacks, counted, large):
         lower, tied = _count_lower_and_tied(chunk[normal], flat)
         below += lower
         up_to += lower + tied
@@ -150,16 +154,16 @@ class PictureCounts:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def count_by_picture(values: ArrayLike, truth: ArrayLike, counted: Counted = None) -> PictureCounts:
+def count_by_picture(values: ArrayLike | Stacks, truth: ArrayLike | Stacks, counted: Counted = None) -> PictureCounts:
     """Count the scores (N,) or maps (N, H, W) of each picture at the thresholds of `_choose_edges`.
 
     Metrics of resamples are exact for up to `EDGES` distinct anomalous values; with more, errors are about 1e-4.
     """
     ranking = rank_anomalies(values, truth, counted)
-    maps, masks = _as_maps(values, truth)
+    stacks = _as_stacks(values, truth)
     edges = _choose_edges(ranking)
-    false_positives = np.zeros((len(maps), 2 * len(edges) + 2))
-    for first, chunk, _, normal in _chunks(maps, masks, counted, CHUNK):
+    false_positives = np.zeros((sum(len(maps) for maps, _ in stacks), 2 * len(edges) + 2))
+    for first, chunk, _, normal in _chunks(stacks, counted, CHUNK):
         for picture, (pixels, place) in enumerate(zip(chunk, normal, strict=True), first):
             ascending = np.sort(pixels[place])
             below = np.stack([np.searchsorted(ascending, edges, side) for side in ("left", "right")], axis=1)
@@ -174,8 +178,8 @@ def count_by_picture(values: ArrayLike, truth: ArrayLike, counted: Counted = Non
 
 
 def bootstrap_intervals(
-    values: ArrayLike,
-    truth: ArrayLike,
+    values: ArrayLike | Stacks,
+    truth: ArrayLike | Stacks,
     counted: Counted = None,
     *,
     pro_limits: Collection[float] = (),
@@ -276,19 +280,22 @@ def _choose_edges(ranking: Ranking) -> NDArray:
 
 
 def _chunks(
-    maps: NDArray, masks: NDArray, counted: Counted, pixels: int
-) -> Iterator[tuple[int, NDArray, NDArray, NDArray]]:
+    stacks: Sequence[tuple[NDArray, NDArray]], counted: Counted, pixels: int
+) -> Iterator[tuple[int, NDArray, NDArray[np.bool_], NDArray[np.bool_]]]:
     """Yield (number of the first picture, maps, where they are anomalous, where normal) of `pixels` pixels or one map.
 
     Entries that are not counted are neither anomalous nor normal.
     """
-    pictures = max(1, pixels // maps[0].size)
-    for first in range(0, len(maps), pictures):
-        mask = masks[first : first + pictures] > 0
-        normal = ~mask
-        if counted is not None:
-            mask, normal = mask & counted, normal & counted
-        yield first, maps[first : first + pictures], mask, normal
+    before = 0  # pictures of the stacks before
+    for maps, masks in stacks:
+        pictures = max(1, pixels // maps[0].size)
+        for first in range(0, len(maps), pictures):
+            mask = masks[first : first + pictures] > 0
+            normal = ~mask
+            if counted is not None:
+                mask, normal = mask & counted, normal & counted
+            yield before + first, maps[first : first + pictures], mask, normal
+        before += len(maps)
 
 
 def _count_lower_and_tied(entries: NDArray, values: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -316,10 +323,25 @@ def _count_lower_and_tied(entries: NDArray, values: NDArray) -> tuple[NDArray[np
     return counted + lower, np.searchsorted(rest, values, side="right") - lower
 
 
-def _rank_maps(maps: ArrayLike, masks: ArrayLike, counted: Counted = None) -> Ranking:
-    if np.ndim(maps) != 3:
+def _rank_maps(maps: ArrayLike | Stacks, masks: ArrayLike | Stacks, counted: Counted = None) -> Ranking:
+    if not _is_stacks(maps) and np.ndim(maps) != 3:
         raise ValueError(f"maps are {np.shape(maps)} and masks {np.shape(masks)}; both must be (N, H, W)")
     return rank_anomalies(maps, masks, counted)
+
+
+def _as_stacks(values: ArrayLike | Stacks, truth: ArrayLike | Stacks) -> list[tuple[NDArray, NDArray]]:
+    """Return pairs (maps, masks), one per shape; scores and a single stack make one pair."""
+    if not (_is_stacks(values) and _is_stacks(truth)):
+        return [_as_maps(values, truth)]
+    if len(values) != len(truth):
+        raise ValueError(f"{len(values)} stacks of maps do not match {len(truth)} of masks; give one for each")
+    return [_as_maps(maps, masks) for maps, masks in zip(values, truth, strict=True)]
+
+
+def _is_stacks(values: ArrayLike | Stacks) -> TypeGuard[Stacks]:
+    if not isinstance(values, (list, tuple)) or not values:
+        return False
+    return all(isinstance(stack, np.ndarray) and stack.ndim in (1, 3) for stack in values)
 
 
 def _as_maps(values: ArrayLike, truth: ArrayLike) -> tuple[NDArray, NDArray]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +16,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from anomaly_map import resize_maps
 from config.keys import COSINE, CROSS, WSD, Settings
 from data_tools import check, check_output
-from dataset import ImageFolder, picture_fingerprint
+from dataset import ImageFolder, View, picture_fingerprint, to_unit_range
 from ddad import NoisePredictor, NoiseSchedule, loss_weights, noise_loss, noise_predictor
 from runtime import distributed, interrupt
-from runtime.device import autocast, choose_device, compile_network, resolve_dtype
+from runtime.device import autocast, choose_device, compile_network, resolve_dtype, send
 from runtime.errors import UserError
 from runtime.progress import Progress, announce, follow_steps
 from storage.atomic_file import ensure_writable
 from training import checkpoint, networks, pixel_cache
-from training.batches import augment, full_batches, random_squares, shuffled_order
+from training.batches import augment, full_batches, random_tiles, shuffled_order
 from training.log import TRAINING, Log, check_log_kind
 from training.normal_pictures import split_pictures
 from training.pace import SECONDS_PER_MINUTE, Clock, Pace
@@ -121,23 +122,42 @@ class MovingAverage(AveragedModel):
         self.n_averaged += 1
 
 
+class Batch(NamedTuple):
+    """Pictures of one shape: x_0 (B, C, H, W), steps t (B,), noise (B, C, H, W), and their places in the order."""
+
+    x_0: Tensor
+    t: Tensor
+    noise: Tensor
+    places: list[int]
+
+
 @dataclass(frozen=True)
 class BatchSource:
-    """Draws batches: random squares of pictures, augmented and shrunk, with steps t and noise."""
+    """Draws batches: pictures or random tiles of them, augmented and shrunk, with steps t and noise."""
 
     pixels: Sequence[Tensor]  # each (C, H, W) uint8
     batch_size: int
-    window: int  # side of the squares
+    view: View
     highest_step: int  # t is drawn from 0…highest_step − 1
-    size: int | None = None  # side after shrinking; None: `window`
+    size: int | None = None  # side of squares after shrinking; None: that of the view
     augmentation: str | None = None
+    factor: int = 1  # the UNet's sides are multiples of it
 
-    def draw_batch(self, order: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x_0 (B, C, S, S), t (B,) and noise (B, C, S, S) for the pictures with these indices."""
-        squares = random_squares([self.pixels[index] for index in order], self.window, generator)
-        x_0 = resize_maps(augment(squares, self.augmentation, generator), [self.size or self.window] * 2)
-        t = torch.randint(self.highest_step, (self.batch_size,), generator=generator, device=generator.device)
-        return x_0, t, torch.randn(x_0.shape, generator=generator, device=generator.device)
+    def draw_batch(self, order: list[int], generator: torch.Generator) -> list[Batch]:
+        """Return the pictures with these indices, in a batch for each shape."""
+        tiles = random_tiles([self.pixels[index] for index in order], self.view, generator)
+        shapes = [tile.shape for tile in tiles]
+        return [
+            self._batch_of([place for place, other in enumerate(shapes) if other == shape], tiles, generator)
+            for shape in dict.fromkeys(shapes)
+        ]
+
+    def _batch_of(self, places: list[int], tiles: Sequence[Tensor], generator: torch.Generator) -> Batch:
+        pictures = to_unit_range(send(torch.stack([tiles[place] for place in places]), generator.device))
+        shape = self.view.scaled_shape(pictures.shape[-2:], self.size or self.view.size, self.factor)
+        x_0 = resize_maps(augment(pictures, self.augmentation, generator), shape)
+        t = torch.randint(self.highest_step, (len(places),), generator=generator, device=generator.device)
+        return Batch(x_0, t, torch.randn(x_0.shape, generator=generator, device=generator.device), places)
 
 
 @dataclass(frozen=True)
@@ -322,9 +342,8 @@ def training_loop(trainer: Trainer, pixels: Sequence[Tensor], pace: Pace, settin
     predict, weights = noise_predictor(network, model.predicts, schedule), loss_weights(model.predicts, schedule)
     weights = weights if weights is None else weights.float().to(device)  # once, as no step should wait for a copy
     highest_step = training.highest_step or model.trajectory_steps
-    source = BatchSource(
-        pixels, data.batch_size, data.image_size, highest_step, settings.unet_size, training.augmentation
-    )
+    view, size = View(**settings.view_arguments()), settings.unet_size
+    source = BatchSource(pixels, data.batch_size, view, highest_step, size, training.augmentation, trainer.unet.factor)
     rule = UpdateRule(schedule, predict, weights, training.accumulate, training.clip, processes.share, exchanged)
     return training_steps(trainer, source, rule, pace)
 
@@ -341,15 +360,19 @@ def training_steps(trainer: Trainer, source: BatchSource, rule: UpdateRule, pace
         yield Progress(trainer.step, math.ceil(trainer.step / batches), trainer.step % batches == 0, loss)
 
 
-def learn_batch(trainer: Trainer, batch: tuple[Tensor, Tensor, Tensor], rule: UpdateRule) -> Tensor:
-    """Do one optimizer step on x_0, t and noise; return the loss of this process's share of the batch."""
-    shares = [rule.share(tensor) for tensor in batch]
-    parts = list(zip(*(tensor.chunk(rule.parts) for tensor in shares), strict=True))
+def learn_batch(trainer: Trainer, batches: Sequence[Batch], rule: UpdateRule) -> Tensor:
+    """Do one optimizer step on a batch per shape; return the loss of this process's share of all their pictures."""
+    own = set(rule.share(torch.arange(sum(len(batch.places) for batch in batches))).tolist())  # places
+    parts: list[tuple[Tensor, ...]] = []
+    for *tensors, places in batches:
+        rows = [row for row, place in enumerate(places) if place in own]
+        chosen = rows if len(rows) < len(places) else slice(None)  # a list of indices would be copied to the device
+        parts += zip(*(tensor[chosen].chunk(rule.parts) for tensor in tensors if rows), strict=True)
     total = torch.zeros((), device=trainer.generator.device)
     trainer.optimizer.zero_grad()
     for number, (x_0, t, noise) in enumerate(parts, start=1):
         with rule.exchanged(number == len(parts)):
-            loss = noise_loss(rule.predict, x_0, t, noise, rule.schedule, rule.weights) * (len(t) / len(shares[1]))
+            loss = noise_loss(rule.predict, x_0, t, noise, rule.schedule, rule.weights) * (len(t) / len(own))
             trainer.scaler.scale(loss).backward()
         total += loss.detach()
     if rule.clip is not None:

@@ -39,6 +39,8 @@ class UNet(nn.Module):
 
     A level has `blocks_per_level` residual blocks of `base_channels · multiplier` channels.
     Self-attention follows each block where the width of the feature map, in pixels, is in `attention_sizes`.
+    A picture may have any height and width that are multiples of `factor`; `image_size` and `attention_sizes` are of a
+    square with as many pixels.
     `channel_multipliers=None` takes the published ones. `predicts` names an output other than the noise (see ddad).
     `architecture` holds these arguments as plain values: `UNet(**unet.architecture)` is the same network.
     `checkpointing` saves memory in training: it keeps the layers' outputs only and computes the rest again.
@@ -63,6 +65,7 @@ class UNet(nn.Module):
         super().__init__()
         multipliers = published_multipliers(image_size) if channel_multipliers is None else tuple(channel_multipliers)
         widths = [int(base_channels * multiplier) for multiplier in multipliers]
+        self.factor = 2 ** (len(widths) - 1)
         check_shape(image_size, base_channels, widths, attention_sizes, heads)
         self.architecture = {
             "image_size": image_size,

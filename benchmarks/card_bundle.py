@@ -83,7 +83,7 @@ def shrink_category(source: Path, target: Path, size: int) -> None:
             path = target / split / sample.kind / f"{sample.picture.stem}.png"
             save_picture(Image.fromarray(pixels.permute(1, 2, 0).numpy()), path)
             if sample.mask is not None:
-                mask = read_mask(sample.mask, own_size, sample.picture, size)
+                mask = read_mask(sample.mask, own_size, sample.picture, (size, size))
                 save_picture(Image.fromarray(mask), target / "ground_truth" / sample.kind / f"{path.stem}_mask.png")
 
 

@@ -35,7 +35,7 @@ from detection.detector import (
     stack_pictures,
     stream_noise,
 )
-from detection.evaluate import scored_map, scored_mask
+from detection.evaluate import measured_size, scored_map, scored_mask
 from detection.threshold import Calibration
 from reports.metric_summary import PRO_LIMITS
 from runtime.device import choose_device, keep_memory
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "demo.yaml")
     options = parser.parse_intermixed_args(arguments)
     keep_memory()
-    changes = ["score.draws=1", *options.settings]
+    changes = ["score.draws=1", "data.fit=square", *options.settings]  # as published
     settings = load_category_settings(options.config, options.category, options.checkpoint_dir, changes)
     detector, settings, _ = load_detector(settings, settings.checkpoint_folder, choose_device(settings.model.device))
     columns = ["set, seed", "published", "published, shuffled", *(f"K = {draws}" for draws in DRAWS)]
@@ -78,10 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def table_cells(detector: Detector, settings: Settings, every: int) -> Iterator[str]:
     """Yield the cells of the row, but for its name."""
     normal = held_out_normals(detector, settings)
-    test = ImageFolder(settings.category_dir, "test", detector.view, mask_size=settings.metrics.size)
+    test = ImageFolder(settings.category_dir, "test", detector.view, mask_size=measured_size(settings))
     test = every_nth(test, every)
     items = [item for batch in test.batches(BATCH, settings.model.num_workers) for item in batch]
-    masks = np.stack([scored_mask(item, settings) for item in items])
+    masks = np.stack([scored_mask(item, (measured_size(settings),) * 2, settings) for item in items])
     truth = GroundTruth(np.array([item.label for item in items], dtype=bool), masks)
 
     yield from published_cells(replace(detector, calibration=None, batch_size=BATCH), test, truth, settings)
@@ -181,7 +181,9 @@ def metrics_cell(predictions: Sequence[Prediction], truth: GroundTruth, settings
     """Return image AUROC with its 95 % interval, pixel AUROC and PRO, in percent."""
     scores = image_scores(predictions)
     low, high = metrics.bootstrap_intervals(scores, truth.labels, seed=settings.model.seed)["auroc"]
-    ranking = metrics.rank_anomalies(np.stack([scored_map(found, settings) for found in predictions]), truth.masks)
+    shape = (measured_size(settings),) * 2
+    maps = np.stack([scored_map(found, shape, settings) for found in predictions])
+    ranking = metrics.rank_anomalies(maps, truth.masks)
     values = (metrics.image_auroc(scores, truth.labels), ranking.auroc(), ranking.pro(limit=PRO_LIMITS[0]))
     image, pixel, pro = (f"{100 * value:.1f}" for value in values)
     return f"{image} [{100 * low:.1f}, {100 * high:.1f}] / {pixel} / {pro}"

@@ -12,6 +12,7 @@ from config.load import CENTRE, load_settings
 from dataset import ImageFolder
 from detection.detector import Detector, predict_pictures
 from runtime.progress import count_progress
+from training.fit import choose_fit
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config.yaml"
@@ -49,7 +50,7 @@ def load_category_settings(config: Path, category: Path, checkpoint_dir: Path, c
     """
     paths = {"data.data_dir": category.parent, "data.category": category.name, "model.checkpoint_dir": checkpoint_dir}
     named = [f"{key}={path}" for key, path in paths.items()]
-    return load_settings(config, ["data.name=own", CENTRE_CROP, *named, *changes])
+    return choose_fit(load_settings(config, ["data.name=own", CENTRE_CROP, *named, *changes]))
 
 
 def every_nth(pictures: ImageFolder, n: int) -> ImageFolder:

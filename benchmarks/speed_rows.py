@@ -237,7 +237,7 @@ def time_loading(count: int, side: int, folder: Path) -> TimedPair:
     generator = torch.Generator().manual_seed(0)
 
     def fast() -> object:
-        return list(shuffled_batches(pixels, 8, 256, generator))
+        return list(shuffled_batches(pixels, 8, View(256), generator))
 
     def slow() -> None:
         for index in torch.randperm(count).tolist():

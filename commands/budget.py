@@ -110,7 +110,8 @@ def time_machine(plan: train.TrainingPlan, detects: bool) -> Costs:
     """Return the seconds of a step and, if the run `detects`, of a picture, measured with untrained networks."""
     settings, model = plan.settings, plan.settings.model
     device, batch_size = choose_device(model.device), settings.data.batch_size
-    few = plan.pictures.only(plan.pictures.names()[:TIMED_PICTURES])
+    every = max(1, len(plan.pictures) // TIMED_PICTURES)  # their shapes may differ
+    few = plan.pictures.only(plan.pictures.names()[::every][:TIMED_PICTURES])
     pixels = list(itertools.islice(itertools.cycle(few.pixels(model.num_workers)), batch_size))
     trial = replace(settings, model=replace(model, epochs=1))
     pace = Pace.of_steps(TIMED_STEPS)
@@ -121,7 +122,8 @@ def time_machine(plan: train.TrainingPlan, detects: bool) -> Costs:
     folder, name = settings.checkpoint_folder, model.feature_extractor
     extractor, _ = checkpoint.restore_features(folder, 0, name, model.backbone_weights)
     detector = build_detector(settings, networks.build_unet(settings), extractor, device)
-    references = placeholder_references(detector, next(few.batches(1, 0))[0].picture[None], len(plan.pictures))
+    area = sum(plan.pictures.squares().values())
+    references = placeholder_references(detector, next(few.batches(1, 0))[0].picture[None], area)
 
     def seconds_of(work: Callable[[Sequence[Item]], list[dict[str, Tensor]]]) -> float:
         return time_calls(lambda: list(map_batches(detector, few, work, 0)), 2)[-1] / len(few)

@@ -16,6 +16,7 @@ from config.load import (
     build_settings,
     category_names,
     choose_configuration,
+    makes_squares,
     names_several,
     read_sections,
     whole_pictures,
@@ -30,6 +31,7 @@ from runtime import distributed
 from runtime.device import keep_memory
 from runtime.errors import UserError
 from training.bit_depth import settle_bit_depth
+from training.fit import choose_fit
 
 PREPARE = "prepare_"  # prefix of the flags that prepare data sets
 
@@ -97,7 +99,7 @@ def detection_settings(content: PlainSections) -> Settings:
     """Return the settings of a command that detects with trained weights, checked against the pictures."""
     settings = build_settings(content)
     check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
-    return settle_bit_depth(settings, measured=False)
+    return choose_fit(settle_bit_depth(settings, measured=False))
 
 
 def check_data(options: Namespace) -> int:
@@ -109,8 +111,7 @@ def check_data(options: Namespace) -> int:
     folders = [data["data_dir"] / name for name in names]
     for folder in folders:
         check_region(data["region"], folder)
-    squared = data["tiles"] is None
-    request = CheckRequest(data["mask"], squared, data["bit_depth"], workers, options.contact_sheet)
+    request = CheckRequest(data["mask"], makes_squares(sections), data["bit_depth"], workers, options.contact_sheet)
     return check_categories(folders, request)
 
 

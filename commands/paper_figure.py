@@ -13,7 +13,7 @@ from PIL import Image
 from anomaly_map import resize_maps
 from config.keys import PER_IMAGE
 from config.load import build_settings
-from dataset import ImageFolder, View
+from dataset import ImageFolder
 from detection.calibrate import calibrate
 from detection.detector import Prediction, load_detector, predict_pictures, stream_noise
 from images.read import read_full_mask, read_picture
@@ -83,15 +83,15 @@ def figure_rows(folder: Path, manifest: Mapping[str, Any], choices: Sequence[str
         detector = calibrate(detector, completed)
     else:
         print(f"{folder}: score.protocol is published, so the chosen pictures' own maxima balance the maps")
-    view, masks = View(**settings.view_arguments()), settings.data.mask
-    pictures = ImageFolder(settings.category_dir, "test", view, masks=masks).only(names)
+    masks = settings.data.mask
+    pictures = ImageFolder(settings.category_dir, "test", detector.view, masks=masks).only(names)
     noise = detector.picture_noise if detector.calibration else stream_noise(settings.model.seed, detector.device)
     predictions = list(predict_pictures(detector, pictures, noise, settings.model.num_workers))
     largest = max((float(prediction.anomaly.max()) for _, prediction in predictions), default=1.0)
     hottest = drawing.HOTTEST * detector.threshold if detector.calibration else largest
     for item, prediction in sorted(predictions, key=lambda pair: names.index(pair[0].path)):
         sample = pictures.only([item.path]).samples[0]
-        cells = cells_of(read_picture(sample.picture, bits=view.bits), sample.mask, prediction, hottest)
+        cells = cells_of(read_picture(sample.picture, bits=detector.view.bits), sample.mask, prediction, hottest)
         yield FigureRow(f"{settings.data.category}\n{item.kind}", cells)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from commands.stages import RunPlan, run_category
 from config.checks import keys_without_effect
-from config.keys import AUTO
+from config.keys import AUTO, SQUARE
 from config.load import build_settings, with_overrides
 from reports import manifest, reader, writer
 from runtime.errors import UserError
@@ -26,6 +26,7 @@ def repeat_result(path: Path, overrides: list[str], plan: RunPlan) -> int:
     folder = writer.next_free_folder(plan.output or writer.beside(earlier, "-rerun"))
     content, stages = with_overrides(before["settings"], overrides), plan.stages | {"detection"}
     model = content["model"]
+    content["data"].setdefault("fit", SQUARE)  # manifests of earlier versions do not name it
     if "train" in stages:
         model["checkpoint_dir"] = str(folder / "checkpoints")
         if model["epochs"] == AUTO:  # the result is of detection alone; a budget had planned the epochs

@@ -29,6 +29,7 @@ from runtime.errors import UserError, explain_error
 from train import check_training, train_unet
 from training import checkpoint
 from training.bit_depth import settle_bit_depth
+from training.fit import choose_fit
 from training.pace import Clock
 
 INCOMPLETE = 3  # exit code
@@ -80,6 +81,7 @@ def run_category(settings: Settings, plan: RunPlan) -> StageResult:
     """Run the plan's stages on one category; return the result of the last one."""
     refuse_without_weights(settings, plan.stages)
     check_region(settings.data.region, settings.category_dir, settings.metrics.centre_crop)
+    settings = choose_fit(settings, trains="train" in plan.stages, resume=plan.resume)
     if not distributed.group().is_main:  # one process writes
         settings = replace(settings, model=replace(settings.model, save_model=False))
     settings = settle_bit_depth(settings, "train" in plan.stages)

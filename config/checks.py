@@ -14,7 +14,18 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from config.keys import AUTO, LATEST, PER_IMAGE, WSD, ModelSettings, Settings, TrainingSettings, Values
+from config.keys import (
+    AUTO,
+    LATEST,
+    PER_IMAGE,
+    PROPORTIONS,
+    SQUARE,
+    WSD,
+    ModelSettings,
+    Settings,
+    TrainingSettings,
+    Values,
+)
 from runtime.errors import UserError
 from storage.safe_names import stays_inside
 
@@ -152,11 +163,15 @@ def check_combinations(settings: Settings) -> None:
     if not (stays_inside(data.category) and stays_inside(model.exp_name)):
         names = f"data.category is {data.category!r} and model.exp_name {model.exp_name!r}"
         raise UserError(f"{names}; both must name a folder that lies inside its parent")
-    if 4 * model.blur_sigma >= size:
-        raise UserError(f"model.blur_sigma is {model.blur_sigma}; 4 sigmas exceed data.image_size, {size}; lower it")
+    shortest = size // 4 if data.fit == PROPORTIONS else size  # the side of a strip
+    if 4 * model.blur_sigma >= shortest:
+        limit = f"data.image_size, {size}" if shortest == size else f"a quarter of data.image_size, {shortest}"
+        raise UserError(f"model.blur_sigma is {model.blur_sigma}; 4 sigmas exceed {limit}; lower it")
+    if data.fit == PROPORTIONS and data.tiles:
+        raise UserError(f"data.tiles is {data.tiles}, data.fit is {PROPORTIONS}; set one of them to null or {SQUARE}")
     if data.input_channel == 2:
         raise UserError("data.input_channel is 2; it should be 1 (grey) or 3 (colour)")
-    for pixels in (size, settings.metrics.size):
+    for pixels in (size, settings.metrics.size or size):
         if round(crop * pixels) < 1:
             raise UserError(f"metrics.centre_crop is {crop}, which leaves none of {pixels} pixels; raise it (1: all)")
     own = {"data.tiles": data.tiles, "data.region": data.region, "score.parts": settings.score.parts}

@@ -9,6 +9,7 @@ from typing import Any
 
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
+SQUARE, PROPORTIONS = "square", "proportions"
 SPLIT, CROSS = "split", "cross"
 TRAIN, VALIDATION = "train", "validation"
 PLANNED = 0  # `auto` epochs within training.budget_minutes, until a clock has decided
@@ -19,7 +20,8 @@ DISTANCES = ("pixel", "feature")  # from the reconstruction
 PARTS = (*DISTANCES, "memory", "wide_memory", "whole_memory", "patch_memory")
 SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts")
 
-ADDED_LATER = ("bit_depth",)  # keys that files of earlier versions lack; they are stored only where they are set
+# keys that files of earlier versions lack, with the values that stand for this; files of weights leave them out
+ADDED_LATER: dict[str, tuple[object, ...]] = {"bit_depth": (None,), "fit": (AUTO, SQUARE)}
 
 Values = dict[str, Any]  # by name
 
@@ -51,6 +53,7 @@ class DataSettings:
     mask: bool = key(True, affects=SCORES)
     input_channel: int = key(3, affects=ALL_STAGES, stored_as="channels", least=1, most=3)
     tiles: int | None = key(None, affects=ALL_STAGES, least=1)
+    fit: str = key(AUTO, affects=ALL_STAGES, one_of=(SQUARE, PROPORTIONS))
     bit_depth: int | None = key(None, affects=ALL_STAGES, least=8, most=16)
     region: Path | None = key(None, affects=NOTHING)
 
@@ -158,7 +161,7 @@ class MetricsSettings:
     visualisation: bool = key(True, affects=NOTHING)
     raw_maps: bool | None = key(None, affects=NOTHING)
     centre_crop: float = key(AUTO, affects=SCORES, above=0, most=1)
-    size: int = key(256, affects=SCORES, least=8)
+    size: int | None = key(AUTO, affects=SCORES, least=8)
     resamples: int = key(1000, affects=SCORES, least=0)
 
 
@@ -196,8 +199,9 @@ class Settings:
 
     def view_arguments(self) -> Values:
         """Return the arguments of `View`: how the network sees a picture."""
-        depth = {"bits": self.data.bit_depth} if self.data.bit_depth else {}  # earlier calibrations have none
-        return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles, **depth}
+        later = {"bits": self.data.bit_depth, "fit": None if self.data.fit in ADDED_LATER["fit"] else self.data.fit}
+        added = {name: value for name, value in later.items() if value}  # earlier calibrations have none
+        return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles, **added}
 
     def split_arguments(self) -> Values:
         """Return the arguments of `ImageFolder.split`: which pictures are held out of training."""
@@ -234,12 +238,13 @@ class Settings:
 
     def settings_affecting(self, effect: Effect) -> dict[str, object]:
         """Return the values of all keys that have this effect, under the names that files of weights store."""
-        sections = [getattr(self, section.name) for section in fields(self)]
-        keys = [
-            (section, spec) for section in sections for spec in fields(section) if effect in spec.metadata["affects"]
-        ]
-        stored = {spec.metadata["stored_as"] or spec.name: getattr(section, spec.name) for section, spec in keys}
-        return {name: value for name, value in stored.items() if value is not None or name not in ADDED_LATER}
+        stored: dict[str, object] = {}
+        for section in (getattr(self, section.name) for section in fields(self)):
+            for spec in fields(section):
+                value = getattr(section, spec.name)
+                if effect in spec.metadata["affects"] and value not in ADDED_LATER.get(spec.name, ()):
+                    stored[spec.metadata["stored_as"] or spec.name] = value
+        return stored
 
     def as_dict(self) -> dict[str, dict[str, object]]:
         """Return plain values by section, as config.yaml would hold them."""

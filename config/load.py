@@ -7,7 +7,7 @@ from pathlib import Path
 
 from config import checks
 from config.checks import SECTIONS, SPELLINGS, PlainSections, Sections, check_sections, check_value, did_you_mean
-from config.keys import AUTO, CROSS, DISTANCES, LATEST, PER_IMAGE, PLANNED, SPLIT, TRAIN, DataSettings, Settings
+from config.keys import AUTO, CROSS, DISTANCES, LATEST, PER_IMAGE, PLANNED, SPLIT, SQUARE, TRAIN, DataSettings, Settings
 from config.plain_yaml import NOT_YAML, parse_yaml, read_yaml_file
 from config.presets import PRESETS
 from config.published import counts_centre, published_row, published_rows
@@ -27,6 +27,7 @@ PUBLISHED = {  # keys whose `auto` is a published value, with their type
 }
 COLUMNS = {"load_chp": "epochs", "DA_epochs": "DA_chp"}  # of published.csv, where the key has another name
 UNPUBLISHED = {"DA_epochs": 0, "DA_chp": 0, "v": 1, "DLlambda": 0.1, "DA_batch_size": 16, "test_batch_size": 16}
+METRICS_SIZE = 256  # pixels, as published
 DRAWS = 4  # `auto` number of reconstructions with per-image scores; the published system makes one
 CENTRE = 0.875  # `auto` share of the width and height that a published table counts
 WHOLE = 1.0  # the same with all other settings, and with pictures without labels
@@ -166,7 +167,10 @@ def auto_values(sections: Sections) -> dict[str, object]:
         values |= {"epochs": PLANNED, "load_chp": LATEST}
     if data["name"] == SAMPLE:
         values["groups"] = SAMPLE_GROUPS
-    values["centre_crop"] = CENTRE if counts_centre(data["name"], score["protocol"], score["parts"]) else WHOLE
+    published = counts_centre(data["name"], score["protocol"], score["parts"])
+    values["centre_crop"] = CENTRE if published else WHOLE
+    # otherwise the pictures decide: `auto` fit stays, and a size of None, until they are known
+    values |= {"fit": SQUARE, "size": METRICS_SIZE} if published or data["tiles"] else {"size": None}
     if score["protocol"] != PER_IMAGE:
         return values | {"method": SPLIT, "share": 0.0, "draws": 1}
     method = sections["calibration"]["method"]
@@ -174,6 +178,14 @@ def auto_values(sections: Sections) -> dict[str, object]:
         method = values["method"] = SPLIT if set(score["parts"] or ()) <= set(DISTANCES) else CROSS
     holds_out = method == SPLIT and sections["calibration"]["folder"] == TRAIN
     return values | {"share": HELD_OUT if holds_out else 0.0, "draws": DRAWS, "test_batch_size": None}
+
+
+def makes_squares(sections: Sections) -> bool | None:
+    """Return whether pictures are resized to squares; None where data.fit is `auto` and the pictures decide."""
+    fit = sections["data"]["fit"]
+    if fit == AUTO:
+        fit = auto_values(sections).get("fit", AUTO)
+    return None if fit == AUTO else fit == SQUARE and not sections["data"]["tiles"]
 
 
 def unpublished_keys(sections: Sections) -> list[str]:

@@ -14,6 +14,7 @@ PRESETS: dict[str, Values] = {
         "data.image_size": 512,
         "data.batch_size": 16,
         "data.tiles": None,
+        "data.fit": "auto",
         "model.unet_size": 64,
         "model.base_channels": 32,
         "model.channel_multipliers": [0.5, 1, 2, 2],

@@ -19,7 +19,19 @@ from torchvision.transforms.functional import center_crop
 from data_tools import check_output, image_facts, similarity
 from data_tools.check_output import NOTE, SAME, SHARED, SIMILAR, WARNING, Case, Finding, make_finding, size_text
 from data_tools.image_facts import ImageFacts, group_by_key, path_in, picture_files, stack_thumbnails, subfolders
-from dataset import NORMAL, PRIVATE_SPLITS, VALIDATION, check_category, files_below, is_dangling, is_picture
+from dataset import (
+    NORMAL,
+    PRIVATE_SPLITS,
+    SQUARE,
+    SQUARE_RATIO,
+    STRIP_RATIO,
+    VALIDATION,
+    check_category,
+    choose_fit_of,
+    files_below,
+    is_dangling,
+    is_picture,
+)
 from images.bit_depth import DEEPEST, white_of
 from images.read import COVERED
 from images.region import read_region
@@ -29,7 +41,6 @@ FEW = 10  # normal pictures; published categories have 60 and more
 GREY_SHARE = 0.25  # of the marked pixels of a mask
 DUPLICATE_SHARE = 0.05  # of the training pictures; more duplicates are a warning
 GREY_MODES = ("1", "L", "LA", "F", "I")  # Pillow's, without the bits as in I;16
-SQUASHED, STRIP = 5 / 4, 4  # of the longer to the shorter side: worth a hint, a warning
 SAME_RATIO = 1.1  # of the largest to the smallest aspect ratio
 COMPARED_BYTES = 4096
 OTHER_SUFFIXES = {".txt", ".json", ".csv", ".md", ".db", ".ini", ".yaml", ".xml"}  # nobody takes them for pictures
@@ -39,7 +50,7 @@ class CheckRequest(NamedTuple):
     """How to check a category: the settings that matter, threads, and the file of a contact sheet, if any."""
 
     masks: bool = True  # whether defective pictures need masks
-    squared: bool = True  # whether pictures are resized to squares
+    squared: bool | None = True  # whether pictures become squares; None: as train/good, with data.fit: auto, decides
     bit_depth: int | None = None  # None: measured in train/good
     workers: int = 2
     sheet: Path | None = None
@@ -86,8 +97,10 @@ def examine_category(category_dir: Path, pictures: Sequence[ImageFacts], request
     train, test = ([image for image in readable if image.split == split] for split in ("train", "test"))
     findings = [*count_findings(pictures), *folder_findings(category_dir, pictures), *picture_findings(pictures)]
     findings += [*mask_findings(category_dir, pictures, request), *near_duplicate_findings(train, test)]
-    findings += [*outlier_findings(train), *mixture_findings(train), *depth_findings(readable, request.bit_depth)]
-    findings += squash_findings(readable) if request.squared else []
+    findings += [*outlier_findings(train), *mixed_mode_findings(train), *depth_findings(readable, request.bit_depth)]
+    squared = request.squared
+    if choose_fit_of(image.size for image in train) == SQUARE if squared is None else squared:
+        findings += [*squash_findings(readable), *mixed_ratio_findings(train)]
     findings = [finding for finding in findings if finding.cases]
     return sorted(findings, key=lambda finding: check_output.EXIT_CODES[finding.level], reverse=True)
 
@@ -179,8 +192,8 @@ def depth_findings(pictures: Sequence[ImageFacts], bits: int | None) -> Iterator
 def squash_findings(pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Yield the pictures whose proportions a resize to a square changes: a hint, and a warning for extreme ones."""
     ratios = [(image, max(image.size) / min(image.size)) for image in pictures]
-    squashed = sorted(((ratio, image) for image, ratio in ratios if ratio > SQUASHED), key=lambda pair: -pair[0])
-    level = WARNING if any(ratio > STRIP for ratio, _ in squashed) else NOTE
+    squashed = sorted(((ratio, image) for image, ratio in ratios if ratio > SQUARE_RATIO), key=lambda pair: -pair[0])
+    level = WARNING if any(ratio > STRIP_RATIO for ratio, _ in squashed) else NOTE
     cases = [Case((image.path,), "", f"{size_text(image.size)}, {ratio:.3g}:1") for ratio, image in squashed]
     yield make_finding("pictures that are squashed to squares", cases, level=level)
 
@@ -232,11 +245,14 @@ def outlier_findings(train: Sequence[ImageFacts]) -> Iterator[Finding]:
         yield make_finding("unusual training pictures", cases)
 
 
-def mixture_findings(train: Sequence[ImageFacts]) -> Iterator[Finding]:
+def mixed_ratio_findings(train: Sequence[ImageFacts]) -> Iterator[Finding]:
     ratios = [image.size[0] / image.size[1] for image in train]
     if ratios and max(ratios) > SAME_RATIO * min(ratios):
         extremes = [train[int(np.argmin(ratios))].path, train[int(np.argmax(ratios))].path]
         yield make_finding("training pictures of different aspect ratios", extremes)
+
+
+def mixed_mode_findings(train: Sequence[ImageFacts]) -> Iterator[Finding]:
     modes = ((image.path, image.mode.partition(";")[0]) for image in train)
     colours = group_by_key(("grey" if mode in GREY_MODES else "colour", path) for path, mode in modes)
     if len(colours) > 1:

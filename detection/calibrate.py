@@ -147,15 +147,18 @@ def learn_memories(
     kinds, seed, count = reference.descriptor_kinds(detector.parts), settings.model.seed, len(pictures)
     if not kinds:
         return {}, Dependence()
-    group, sampled = distributed.group(), reference.samples_per_picture(count)
+    group, squares = distributed.group(), pictures.squares()
+    area = sum(squares.values())
+    per_square = reference.samples_per_square(area)
     judged = detector.region.select if detector.region else lambda maps: maps
 
     def sample_batch(items: Sequence[Item]) -> list[Parts]:
         batch = stack_pictures(items)
         described = {kind: judged(maps) for kind, maps in image_descriptors(detector, batch).items()}
+        wanted = [per_square * squares[item.path] for item in items]
         return [
-            {kind: reference.sample(maps[i], sampled, content_seed(batch[i], seed)) for kind, maps in described.items()}
-            for i in range(len(batch))
+            {kind: reference.sample(maps[i], rows, content_seed(batch[i], seed)) for kind, maps in described.items()}
+            for i, rows in enumerate(wanted)
         ]
 
     batches = map_batches(detector, pictures, sample_batch, settings.model.num_workers, group)
@@ -165,7 +168,7 @@ def learn_memories(
     described = {kind: [of_picture[kind] for of_picture in samples] for kind in samples[0]}
     means = torch.stack([rows.mean(dim=0) for rows in described.get(reference.WHOLE, next(iter(described.values())))])
     dependence = measure_dependence(means.numpy(), pictures.names(), settings.calibration.groups, seed)
-    return reference.build_memories(described, detector.parts, seed), dependence
+    return reference.build_memories(described, detector.parts, area, seed), dependence
 
 
 def image_descriptors(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:
@@ -174,11 +177,11 @@ def image_descriptors(detector: Detector, pictures: Tensor) -> dict[str, Tensor]
     return reference.describe_pictures(features, detector.parts, detector.region)
 
 
-def placeholder_references(detector: Detector, picture: Tensor, pictures: int) -> dict[str, Reference]:
-    """Return references as slow to use as those learnt from `pictures` pictures like this one (1, C, H, W)."""
+def placeholder_references(detector: Detector, picture: Tensor, area: int) -> dict[str, Reference]:
+    """Return references as slow to use as those of an area, in squares, of pictures like this one (1, C, H, W)."""
     descriptors = image_descriptors(detector, picture)
     kinds = {part: kind for part, kind in reference.DESCRIBED_BY.items() if part in detector.parts}
-    return {part: reference.placeholder(descriptors[kind].shape[1], pictures) for part, kind in kinds.items()}
+    return {part: reference.placeholder(descriptors[kind].shape[1], area) for part, kind in kinds.items()}
 
 
 def leaves_one_out(settings: Settings, pictures: int) -> bool:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_map import feature_distance, pixel_distance, resize_maps
-from dataset import View
+from dataset import SQUARE, View
 from ddad import NoiseSchedule, noise_predictor, reconstruct
 from detection import reference
+from feature_extractor import FeatureExtractor
 from images.region import JudgedRegion
 from runtime.device import autocast, output_bytes
 from storage.fingerprint import weights_hash
@@ -35,7 +36,7 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Networks:
-    """The trained networks and reconstruction settings; the UNet's input has the side `size` (None: the picture's)."""
+    """The trained networks and reconstruction settings; the UNet's input has `size`² pixels (None: the picture's)."""
 
     unet: nn.Module
     extractor: nn.Module
@@ -52,6 +53,10 @@ class Networks:
     def hash(self) -> str:
         """Return a hash that changes with any weight of the networks."""
         return weights_hash([self.unet, self.extractor])
+
+    def unet_shape(self, tile: tuple[int, int], view: View) -> tuple[int, int]:
+        """Return the (height, width) at which the UNet sees a tile of a picture."""
+        return view.scaled_shape(tile, self.size or view.size, getattr(self.unet, "factor", 1))
 
     @torch.no_grad()
     def reconstruct(self, pictures: Tensor, draw: Callable[[], Tensor]) -> Tensor:
@@ -97,6 +102,12 @@ def largest_batch(networks: Networks, view: View, free: float, most: int) -> int
     layers = max(output_bytes(networks.unet, seen, torch.zeros(1)), output_bytes(networks.extractor, picture))
     fitting = min(max(1, free / 2 / (ACTIVE_SHARE * layers)), most)
     return max(size for size in BATCH_SIZES if size <= fitting)
+
+
+def prepare_features(extractor: FeatureExtractor, view: View, device: torch.device) -> nn.Module:
+    """Return the feature extractor, prepared for the shapes of the view."""
+    extractor.enlarges_by_area = view.fit != SQUARE
+    return prepare_network(extractor, device)
 
 
 def prepare_network(network: nn.Module, device: torch.device) -> nn.Module:

@@ -17,14 +17,15 @@ from torchvision.transforms.functional import center_crop
 from anomaly_map import MAXIMUM, Region, batch_ratio, combine, find_regions, image_score, resize_maps, smooth
 from config.keys import AUTO, PLANNED, TRAIN, Settings
 from config.load import build_settings
-from dataset import ImageFolder, Item, View, to_unit_range
+from dataset import SQUARE, ImageFolder, Item, View, to_unit_range
 from ddad import gaussian_draws, picture_draws
 from detection import reference
 from detection.calibration_file import CALIBRATION, REFERENCES, REGION, load_widest_calibration
-from detection.comparison import Comparison, Networks, largest_batch, prepare_network
+from detection.comparison import Comparison, Networks, largest_batch, prepare_features, prepare_network
 from detection.operating_points import operating_rows
 from detection.reference import Reference, Scale
 from detection.threshold import Calibration
+from feature_extractor import FeatureExtractor
 from images.read import RGB, as_image
 from images.region import JudgedRegion, read_region
 from images.tiles import cut_tiles, merge_tiles
@@ -34,16 +35,19 @@ from runtime.distributed import ALONE, Group
 from runtime.errors import MissingFileError, UserError
 from storage.fingerprint import as_stored
 from training import checkpoint
+from training.fit import stored_fit, with_fit
 from training.networks import build_schedule
 
 LARGEST_BATCH = {"cuda": 64, "cpu": 8, "mps": 8}  # pictures; more are no faster
+SLACK = 1.1  # of the pixels of a batch: pictures in proportions have up to 7 % more pixels than squares
 NO_RECONSTRUCTION = torch.empty(0)
 
 Draw = Callable[[], Tensor]
 Parts = dict[str, Tensor]  # D_f, D_p and distances of memory parts, by name
-NoiseSource = Callable[[Tensor, torch.Size], Draw]  # (pictures (B, C, S, S), shape of the noise) → draw()
+NoiseSource = Callable[[Tensor, torch.Size], Draw]  # (pictures (B, C, H, W), shape of the noise) → draw()
 Origins = dict[str, object]
 Picture = Image.Image | np.ndarray | Tensor | str | Path
+Thing = TypeVar("Thing")
 Result = TypeVar("Result")
 
 
@@ -132,8 +136,8 @@ class Detector:
         for first in range(0, len(pictures), size):
             chosen, view = pictures[first : first + size], self.view
             images = [as_image(picture, view.channels, view.bits, order=channels) for picture in chosen]
-            batch = torch.stack([to_unit_range(self.view.pixels(image)) for image in images])
-            pairs = zip(self.predict_batch(batch, self.picture_noise), images, strict=True)
+            predictions = self.predict([to_unit_range(view.pixels(image)) for image in images])
+            pairs = zip(predictions, images, strict=True)
             detections += [self.decide(prediction, image.size) for prediction, image in pairs]
         return detections
 
@@ -141,6 +145,22 @@ class Detector:
     def pictures_per_batch(self) -> int:
         """Return the number of pictures in a batch: one if pictures are tiled, as their shapes differ."""
         return self.batch_size if self.view.tiles is None else 1
+
+    def by_shape(
+        self, things: Sequence[Thing], work: Callable[[list[Thing]], list[Result]], shapes: Sequence[torch.Size]
+    ) -> list[Result]:
+        """Return the results of `work` on those of one shape (C, H, W) at a time, in the order of the things.
+
+        They have as many pixels as a batch of squares, at most SLACK more, or are a single picture.
+        """
+        results: dict[int, Result] = {}
+        for shape in dict.fromkeys(shapes):
+            places = [place for place, other in enumerate(shapes) if other == shape]
+            most = max(1, int(SLACK * self.batch_size * self.view.size**2 / math.prod(shape[-2:])))
+            for first in range(0, len(places), most):
+                part = places[first : first + most]
+                results.update(zip(part, work([things[place] for place in part]), strict=True))
+        return [results[place] for place in range(len(things))]
 
     @property
     def required_calibration(self) -> Calibration:
@@ -191,6 +211,11 @@ class Detector:
             above &= self.region.resized(*shape)
         return find_regions(peaks.numpy(), above.numpy() & (prediction.score > self.threshold), self.threshold)
 
+    def predict(self, pictures: Sequence[Tensor]) -> list[Prediction]:
+        """Return predictions for pictures, each (C, H, W) in [−1, 1], as a calibrated detector makes them."""
+        shapes = [picture.shape for picture in pictures]
+        return self.by_shape(pictures, lambda batch: self.predict_batch(torch.stack(batch), self.picture_noise), shapes)
+
     def predict_batch(self, pictures: Tensor, noise: NoiseSource) -> list[Prediction]:
         """Return predictions for pictures (B, C, H, W) in [−1, 1]; uncalibrated D_f and D_p use batch maxima."""
         comparison, calibration = self.compare_batch(pictures, noise), self.calibration
@@ -204,17 +229,35 @@ class Detector:
 
     def compare_batch(self, pictures: Tensor, noise: NoiseSource) -> Comparison:
         """Compare pictures (B, C, H, W) with reconstructions, which are made at the UNet's size, tile by tile."""
-        pictures, tile_shape = pictures.to(self.device), (self.view.size,) * 2
-        unet_shape = (self.networks.size or self.view.size,) * 2
-        tiles = cut_tiles(pictures, self.view.size)
-        seen = resize_maps(tiles, unet_shape)
-        passes = zip(tiles.split(self.batch_size), seen.split(self.batch_size), strict=True)
-        rebuilt = torch.cat([self.networks.reconstruct(x, noise(tile, x.shape)) for tile, x in passes], dim=1)
-        if pictures.shape[-2:] != tile_shape:
-            enlarged = resize_maps(rebuilt.flatten(0, 1), tile_shape).unflatten(0, rebuilt.shape[:2])
-            seen, rebuilt = (merge_tiles(maps, pictures.shape) for maps in (resize_maps(seen, tile_shape), enlarged))
-        seen = pictures if unet_shape == tile_shape else seen
+        pictures = pictures.to(self.device)
+        seen, rebuilt = (self.rebuild if self.view.tiles is None else self.rebuild_squares)(pictures, noise)
         return self.networks.compare(pictures, seen, rebuilt, self.parts, self.region)
+
+    def rebuild(self, pictures: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
+        """Return the pictures at the UNet's scale (B, C, h, w), and reconstructions (draws, B, C, h, w)."""
+        extent = pictures.shape[-2:]
+        tile = self.view.tile(*extent)
+        small = self.networks.unet_shape(tile, self.view)
+        seen = resize_maps(
+            pictures, [round(side * less / more) for side, less, more in zip(extent, small, tile, strict=True)]
+        )
+        draw = noise(pictures, seen.shape)  # tiles that overlap share it
+        rebuilt = self.networks.reconstruct(cut_tiles(seen, small), lambda: cut_tiles(draw(), small))
+        return seen, merge_tiles(rebuilt, seen.shape)
+
+    def rebuild_squares(self, pictures: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
+        """Return what `rebuild` does for data.tiles: square tiles, each with its own noise, merged in full size."""
+        tile = self.view.tile(*pictures.shape[-2:])
+        small = self.networks.unet_shape(tile, self.view)
+        tiles = cut_tiles(pictures, tile)
+        seen = resize_maps(tiles, small)
+        passes = zip(tiles.split(self.batch_size), seen.split(self.batch_size), strict=True)
+        rebuilt = torch.cat([self.networks.reconstruct(x, noise(part, x.shape)) for part, x in passes], dim=1)
+        if pictures.shape[-2:] == tile:
+            return pictures if small == tile else seen, rebuilt
+        enlarged = resize_maps(rebuilt.flatten(0, 1), tile).unflatten(0, rebuilt.shape[:2])
+        merged = merge_tiles(resize_maps(seen, tile), pictures.shape)
+        return pictures if small == tile else merged, merge_tiles(enlarged, pictures.shape)
 
     def measure_parts(self, comparison: Comparison, references: Mapping[str, Reference]) -> Parts:
         """Return D_f, D_p and the memory parts that have a reference, each (B, 1, h, w)."""
@@ -279,6 +322,8 @@ def load_detector(settings: Settings, folder: Path, device: torch.device) -> tup
     """Return a folder's uncalibrated detector, the settings without `auto` and `latest`, and the weights' origins."""
     model = settings.model
     weights = checkpoint.find_weights(folder, model.load_chp)
+    if settings.data.fit == AUTO:
+        settings = with_fit(settings, stored_fit(folder, checkpoint.epoch_of(weights)) or SQUARE)
     unet = checkpoint.restore_unet(weights, settings)
     name, backbone = model.feature_extractor, model.backbone_weights
     extractor, origin = checkpoint.restore_features(folder, model.DA_chp, name, backbone)
@@ -291,13 +336,13 @@ def load_detector(settings: Settings, folder: Path, device: torch.device) -> tup
     return build_detector(settings, unet, extractor, device), settings, origins
 
 
-def build_detector(settings: Settings, unet: nn.Module, extractor: nn.Module, device: torch.device) -> Detector:
+def build_detector(settings: Settings, unet: nn.Module, extractor: FeatureExtractor, device: torch.device) -> Detector:
     """Return the detector of these networks and settings, not calibrated yet."""
     model, score, view = settings.model, settings.score, View(**settings.view_arguments())
-    unet, extractor = prepare_network(unet, device), prepare_network(extractor, device)
+    unet, features = prepare_network(unet, device), prepare_features(extractor, view, device)
     sampling = (model.w, model.test_trajectoy_steps, model.skip, model.eta, score.draws)
     precision, size = settings.speed.detection_precision, settings.unet_size
-    networks = Networks(unet, extractor, build_schedule(settings), *sampling, precision, size, model.predicts)
+    networks = Networks(unet, features, build_schedule(settings), *sampling, precision, size, model.predicts)
     most = largest_batch(networks, view, free_memory(device), LARGEST_BATCH[device.type])
     batch_size, crop = settings.data.test_batch_size or most, settings.metrics.centre_crop
     scoring = (score.parts or (), score.pooling, score.pooled_share)
@@ -341,7 +386,8 @@ def map_batches(
     batches = folder.only(group.own_share_of(folder.names(), size)).batches(size, workers)
     for _ in range(math.ceil(len(folder) / (group.size * size))):
         items = next(batches, [])  # the last processes may have a batch less
-        results = work(items) if items else []
+        shapes = [item.picture.shape for item in items]
+        results = detector.by_shape(items, work, shapes)
         yield from group.gather(list(zip(items, results, strict=True)))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import metrics
 from anomaly_map import resize_maps
-from config.keys import PER_IMAGE, Settings
+from config.keys import PER_IMAGE, SQUARE, Settings
 from dataset import NORMAL, ImageFolder, Item, Sample, View
 from detection.assessment import assess_test_pictures, warning_lines
 from detection.calibrate import calibrate
@@ -33,8 +33,11 @@ from storage.safe_names import file_stems
 from training.log import ADAPTATION, TRAINING, read_log_up_to, stage_seconds
 from training.normal_pictures import normal_splits
 
+METRICS_SIZES = (256, 512, 1024)  # of `auto`
+
 Labels = NDArray[np.bool_]
 Scores = NDArray[np.float64]
+Shape = tuple[int, int]  # (height, width)
 
 
 @dataclass
@@ -63,25 +66,26 @@ class Segmentation:
 
 @dataclass(frozen=True, eq=False)
 class ScoredPictures:
-    """Scores, maps and masks of the test pictures, in their order; maps and masks (N, S, S) are the centre."""
+    """Scores of the test pictures, in their order; maps and masks (N, H, W) of the centre, a stack for each shape."""
 
     paths: list[str]
     kinds: NDArray[np.str_]
     scores: Scores
-    maps: NDArray[np.float32]
-    masks: NDArray[np.bool_] | None  # false outside data.region
-    judged: NDArray[np.bool_] | None  # (S, S), where data.region counts; None: everywhere
+    maps: metrics.Stacks
+    masks: metrics.Stacks | None  # false outside data.region
+    judged: metrics.Counted  # where data.region counts, in the one shape that its pictures have; None: everywhere
     outside: dict[str, int]  # defects outside the scored area, by the names of metrics.json
     segmented: dict[str, float]  # SegF1, precision and recall, as far as they exist
+    vanished: int  # defective pictures with an empty mask, at this size and in the scored area
 
     @property
     def labels(self) -> Labels:
         return self.kinds != NORMAL
 
     @property
-    def vanished(self) -> int:
-        """Return how many defective pictures have an empty mask, at this size and in the scored area."""
-        return 0 if self.masks is None else int((self.labels & ~self.masks.any(axis=(1, 2))).sum())
+    def shapes(self) -> dict[str, int]:
+        """Return the number of pictures by the shape of their scored area, such as 256×256."""
+        return {"×".join(map(str, stack.shape[:0:-1])): len(stack) for stack in self.maps}
 
 
 class PictureWriter:
@@ -146,6 +150,8 @@ def evaluate_category(settings: Settings, output: Path | None = None, force: boo
     torch.manual_seed(settings.model.seed)
     pictures, folder = check_evaluation(settings, output)
     detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
+    pictures.mask_size = distributed.group().broadcast(choose_metrics_size(pictures, settings))
+    settings = replace(settings, metrics=replace(settings.metrics, size=pictures.mask_size))
     inputs = evaluation_inputs(detector, settings, pictures)
     group, finished, category = distributed.group(), False, settings.data.category
     if not force:
@@ -166,6 +172,18 @@ def evaluate_category(settings: Settings, output: Path | None = None, force: boo
     elif settings.score.protocol == PER_IMAGE:
         deque(predict_all(calibrate(detector, settings), pictures, settings), maxlen=0)
     return folder
+
+
+def choose_metrics_size(pictures: ImageFolder, settings: Settings) -> int:
+    """Return metrics.size; for `auto` the smallest of METRICS_SIZES at which no mask vanishes, else the largest."""
+    if settings.metrics.size is not None:
+        return settings.metrics.size
+    sizes = pictures.least_mask_sizes(METRICS_SIZES, settings.model.num_workers)
+    size = max(sizes, default=METRICS_SIZES[0])
+    if count := sum(other > METRICS_SIZES[0] for other in sizes):
+        smaller = f"at {METRICS_SIZES[0]}² the masks of {count} defective pictures would be empty"
+        print(f"metrics are measured at {size}² pixels: {smaller} (metrics.size: auto)", flush=True)
+    return size
 
 
 def evaluation_inputs(detector: Detector, settings: Settings, pictures: ImageFolder) -> dict[str, object]:
@@ -214,6 +232,8 @@ def evaluate_pictures(
     log = read_log_up_to(settings.checkpoint_folder, TRAINING, model.load_chp)
     writer.curves({**summary.curves, "training": metric_summary.training_curve(log)})
     content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
+    if settings.data.fit != SQUARE:
+        content["shapes"] = results.shapes
     content |= {"vanished_defects": results.vanished} | (results.outside if settings.data.mask else {})
     if results.judged is not None:
         content["judged"] = float(results.judged.mean())
@@ -246,17 +266,19 @@ def score_pictures(detector: Detector, pictures: ImageFolder, writer: Writer, se
     predictions = predict_all(detector, pictures, settings)
     picture_writer = PictureWriter(writer, detector, pictures, settings)
     paths, kinds, scores = [], [], []
-    area = detector.scored_area((settings.metrics.size,) * 2)
-    judged, segmented = crop_centre(area, detector.crop).numpy(), Segmentation()
-    outside = np.zeros(len(metric_summary.OUTSIDE), np.int64)
+    segmented, outside, vanished, judged = Segmentation(), np.zeros(len(metric_summary.OUTSIDE), np.int64), 0, None
     with writer.spool() as maps, writer.spool() as masks:
         for item, prediction in count_progress(predictions, len(pictures), "detecting"):
-            maps.add(scored_map(prediction, settings))
+            shape = pictures.view.measured_shape(*item.size, pictures.mask_size)[::-1]
+            maps.add(scored_map(prediction, shape, settings))
+            area = detector.scored_area(shape)
+            judged = crop_centre(area, detector.crop).numpy()
             if settings.data.mask:
-                mask = scored_mask(item, settings) & judged
+                mask = scored_mask(item, shape, settings) & judged
+                vanished += item.label and not mask.any()
                 masks.add(mask)
                 if detector.calibration:
-                    segmented.add(found_mask(detector, prediction, settings), mask)
+                    segmented.add(found_mask(detector, prediction, shape), mask)
             if item.mask is not None:
                 outside += metrics.defects_outside(item.mask, area.numpy())
             picture_writer.add(item, prediction)
@@ -264,33 +286,37 @@ def score_pictures(detector: Detector, pictures: ImageFolder, writer: Writer, se
             kinds.append(item.kind)
             scores.append(prediction.score)
         picture_writer.finish()
-        all_masks = masks.array() if settings.data.mask else None
+        all_masks = masks.stacks() if settings.data.mask else None
         counts = dict(zip(metric_summary.OUTSIDE, outside.tolist(), strict=True))
-        measured = (maps.array(), all_masks, judged if detector.region else None)
-        return ScoredPictures(paths, np.array(kinds), np.array(scores), *measured, counts, segmented.shares())
+        measured = (maps.stacks(), all_masks, judged if detector.region else None)
+        found = (counts, segmented.shares(), vanished)
+        return ScoredPictures(paths, np.array(kinds), np.array(scores), *measured, *found)
 
 
-def scored_map(prediction: Prediction, settings: Settings) -> NDArray[np.float32]:
-    """Return the centre of the map at metrics.size."""
-    maps = resize_maps(prediction.anomaly[None, None], (settings.metrics.size,) * 2)
-    return crop_centre(maps, settings.metrics.centre_crop)[0, 0].numpy()
+def scored_map(prediction: Prediction, shape: Shape, settings: Settings) -> NDArray[np.float32]:
+    """Return the centre of the map, resized to `shape` (height, width)."""
+    return crop_centre(resize_maps(prediction.anomaly[None, None], shape), settings.metrics.centre_crop)[0, 0].numpy()
 
 
-def scored_mask(item: Item, settings: Settings) -> NDArray[np.bool_]:
-    """Return the centre of the mask at metrics.size; without a mask nothing is defective."""
-    size = settings.metrics.size
-    mask = torch.zeros(size, size, dtype=torch.bool) if item.mask is None else torch.from_numpy(item.mask)
+def scored_mask(item: Item, shape: Shape, settings: Settings) -> NDArray[np.bool_]:
+    """Return the centre of the mask, which has this shape; without a mask nothing is defective."""
+    mask = torch.zeros(shape, dtype=torch.bool) if item.mask is None else torch.from_numpy(item.mask)
     return crop_centre(mask, settings.metrics.centre_crop).numpy()
 
 
-def found_mask(detector: Detector, prediction: Prediction, settings: Settings) -> NDArray[np.bool_]:
-    """Return the centre, at metrics.size, of the mask that detection outlines with its thresholds."""
-    mask, _ = detector.find_defects(prediction, (settings.metrics.size,) * 2)
-    return crop_centre(torch.from_numpy(mask), settings.metrics.centre_crop).numpy()
+def found_mask(detector: Detector, prediction: Prediction, shape: Shape) -> NDArray[np.bool_]:
+    """Return the centre of the mask, in this shape, that detection outlines with its thresholds."""
+    mask, _ = detector.find_defects(prediction, shape)
+    return crop_centre(torch.from_numpy(mask), detector.crop).numpy()
 
 
 def scored_side(settings: Settings) -> int:
-    return round(settings.metrics.centre_crop * settings.metrics.size)
+    return round(settings.metrics.centre_crop * measured_size(settings))
+
+
+def measured_size(settings: Settings) -> int:
+    """Return metrics.size, which is chosen by now."""
+    return settings.metrics.size or METRICS_SIZES[0]
 
 
 def apply_threshold(scores: Scores, labels: Labels, threshold: float | None) -> tuple[float | None, Labels | None]:
@@ -322,19 +348,21 @@ def write_tables(writer: Writer, results: ScoredPictures, detector: Detector, se
 
 
 def print_results(results: ScoredPictures, seconds: float, settings: Settings) -> None:
-    side, size, resamples = scored_side(settings), settings.metrics.size, settings.metrics.resamples
+    side, size, resamples = scored_side(settings), measured_size(settings), settings.metrics.resamples
     normal, defective = np.count_nonzero(~results.labels), np.count_nonzero(results.labels)
     area = "whole maps scored" if side == size else f"centre {side} of {size} pixels scored"
     intervals = f", 95 % intervals from {resamples} resamples" if resamples else ""
+    measured = f"{size} × {size}" if settings.data.fit == SQUARE else f"{', '.join(results.shapes)} pixels"
     counts = f"{len(results.labels)} pictures ({normal} normal, {defective} defective)"
     if results.judged is not None:
         area += f", {results.judged.mean():.0%} of them in data.region"
-    print(f"{settings.data.category}: {counts} in {seconds:.0f} s; {area}, at {size} × {size}{intervals}")
+    print(f"{settings.data.category}: {counts} in {seconds:.0f} s; {area}, at {measured}{intervals}")
     if settings.data.mask and (side < size or results.judged is not None):
         remedy = "; metrics.centre_crop=1 takes the whole picture" if side < size else ""
         print(f"  {metric_summary.outside_text(results.outside)}{remedy}")
     if results.vanished:
         reason = "their masks hold no defect at this size and in the scored area"
+        reason += f"; metrics.size={2 * size} keeps smaller ones"
         print(f"  {results.vanished} defective pictures count as normal for pixels: {reason}")
 
 

@@ -118,7 +118,7 @@ def predict_each(detector: Detector, paths: Sequence[Path], workers: int) -> Ite
 
     for batch in read_ahead(read, paths, detector.pictures_per_batch, workers):
         pictures = [picture for _, picture in batch if isinstance(picture, Tensor)]
-        predictions = iter(detector.predict_batch(torch.stack(pictures), detector.picture_noise) if pictures else ())
+        predictions = iter(detector.predict(pictures))
         yield from ((path, picture if isinstance(picture, str) else next(predictions)) for path, picture in batch)
 
 

@@ -30,7 +30,7 @@ WIDTH = 4  # positions of a wide descriptor
 HALF_WHITE, UNCHANGED = 0.5, 0.0  # `evenness`: 0 keeps the spreads of descriptors, 1 makes them equal
 SHRINKAGE = 0.01  # added to all variances before whitening, as a share of their mean
 BANK = 20_000  # descriptors in a memory bank, at most
-KEPT_PER_PICTURE = 64  # descriptors, at most; with more, many have their nearest neighbours in their own picture
+KEPT_PER_SQUARE = 64  # descriptors, at most; with more, many have their nearest neighbours in their own picture
 SAMPLED_PER_KEPT = 15
 PROJECTED = 32  # dimensions in which descriptors are chosen
 FOLLOWED = 0.9  # of the largest squared distance: only samples beyond it are updated at each step
@@ -179,31 +179,31 @@ class WholeMemory:
 
     @cached_property
     def reference(self) -> Reference:
-        return build_memory(self.rows, HALF_WHITE, self.seed).reference
+        return build_memory(self.rows, len(self.rows), HALF_WHITE, self.seed).reference
 
     def without(self, pictures: Tensor) -> Reference:
         """Return the reference as if these pictures (indices) had never been."""
         left_out = set(pictures.tolist())
         kept = [row for picture, row in enumerate(self.rows) if picture not in left_out]
-        return build_memory(kept, HALF_WHITE, self.seed).reference
+        return build_memory(kept, len(kept), HALF_WHITE, self.seed).reference
 
 
 Learnt = Memory | WholeMemory
 
 
-def bank_size(pictures: int) -> int:
-    """Return how many descriptors a memory bank keeps of `pictures` normal pictures, at most."""
-    return min(BANK, KEPT_PER_PICTURE * pictures)
+def bank_size(area: int) -> int:
+    """Return how many descriptors a memory bank keeps, at most; the `area` of normal pictures is in squares."""
+    return min(BANK, KEPT_PER_SQUARE * area)
 
 
-def samples_per_picture(pictures: int) -> int:
-    """Return how many descriptors are sampled from each of `pictures` normal pictures, to choose from."""
-    return max(1, SAMPLED_PER_KEPT * bank_size(pictures) // pictures)
+def samples_per_square(area: int) -> int:
+    """Return how many descriptors are sampled from each square of the `area` of normal pictures, to choose from."""
+    return max(1, SAMPLED_PER_KEPT * bank_size(area) // area)
 
 
-def placeholder(width: int, pictures: int) -> Reference:
-    """Return a reference of `width` channels that is as slow to use as one learnt from `pictures` pictures."""
-    rows = bank_size(pictures)
+def placeholder(width: int, area: int) -> Reference:
+    """Return a reference of `width` channels that is as slow to use as one learnt from this area, in squares."""
+    rows = bank_size(area)
     return Reference(torch.eye(width), torch.zeros(rows, width), torch.ones(rows))
 
 
@@ -213,24 +213,32 @@ def sample(descriptors: Tensor, count: int, seed: int) -> Tensor:
     return positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
-def build_memories(samples: Mapping[str, Sequence[Tensor]], parts: Sequence[str], seed: int) -> dict[str, Learnt]:
-    """Return the memories of the memory `parts`, from samples (N, C) of each normal picture by kind."""
+def build_memories(
+    samples: Mapping[str, Sequence[Tensor]], parts: Sequence[str], area: int, seed: int
+) -> dict[str, Learnt]:
+    """Return the memories of the memory `parts`, from samples (N, C) of each normal picture by kind.
+
+    `area` is that of all pictures, in squares.
+    """
     memories: dict[str, Learnt] = {}
     for part, kind in DESCRIBED_BY.items():
         if part in parts:
             evenness = UNCHANGED if part == "patch_memory" else HALF_WHITE
             rows = samples[kind]
-            memories[part] = WholeMemory(rows, seed) if kind == WHOLE else build_memory(rows, evenness, seed)
+            memories[part] = WholeMemory(rows, seed) if kind == WHOLE else build_memory(rows, area, evenness, seed)
     return memories
 
 
-def build_memory(samples: Sequence[Tensor], evenness: float, seed: int) -> Memory:
-    """Return a memory of samples (N, C) of each picture, whitened to the degree `evenness`; 0: without spacing."""
+def build_memory(samples: Sequence[Tensor], area: int, evenness: float, seed: int) -> Memory:
+    """Return a memory of samples (N, C) of each picture, whitened to the degree `evenness`; 0: without spacing.
+
+    `area` is that of all pictures, in squares.
+    """
     owners = torch.repeat_interleave(torch.tensor([len(of_picture) for of_picture in samples]))
     joined = torch.cat(list(samples))
     transform = whitening(joined, evenness)
     points = joined @ transform
-    chosen = farthest_points(points, bank_size(len(samples)), seed)
+    chosen = farthest_points(points, bank_size(area), seed)
     bank = points[chosen]
     squares, nearest = nearest_rows(bank, bank, 1 + CANDIDATES)
     distances = squares.sqrt()[:, 1:]  # the first is the row itself

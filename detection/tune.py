@@ -32,7 +32,7 @@ from detection.calibrate import (
     parts_of_batch,
     unseen_pictures,
 )
-from detection.comparison import prepare_network
+from detection.comparison import prepare_features
 from detection.detector import Detector, crop_centre, load_detector
 from detection.reference import DESCRIBED_BY
 from images.synthetic_defects import make_synthetic_anomalies
@@ -236,7 +236,8 @@ def with_features(detector: Detector, settings: Settings) -> Detector:
     """Return the detector with the features of another adaptation epoch."""
     folder, model = settings.checkpoint_folder, settings.model
     extractor, _ = checkpoint.restore_features(folder, model.DA_chp, model.feature_extractor, model.backbone_weights)
-    return replace(detector, networks=replace(detector.networks, extractor=prepare_network(extractor, detector.device)))
+    prepared = prepare_features(extractor, detector.view, detector.device)
+    return replace(detector, networks=replace(detector.networks, extractor=prepared))
 
 
 def try_detector(detector: Detector, bench: Bench, settings: Settings, before: Trial | None = None) -> Trial:

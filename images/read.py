@@ -292,27 +292,35 @@ def naming_file(path: Path) -> Iterator[None]:
         raise named from error
 
 
-def read_mask(path: Path, picture_size: Size, picture_path: Path, size: int) -> NDArray[np.bool_]:
-    """Return a mask (size, size), true where defective. Raise UserError unless it has its picture's size."""
+def read_mask(path: Path, picture_size: Size, picture_path: Path, size: Size) -> NDArray[np.bool_]:
+    """Return a mask, true where defective, as `size` (width, height). Raise UserError unless it fits its picture."""
     values, are_labels = read_mask_values(path)
     if values.shape[::-1] != picture_size:
         actual, expected = ("×".join(map(str, sides)) for sides in (values.shape[::-1], picture_size))
         problem = f"mask {path} is {actual}, its picture {picture_path} {expected}"
         raise UserError(f"{problem}; make them the same, or set data.mask=False")
-    levels = Image.fromarray(mask_levels(values, are_labels))
-    return np.asarray(levels.resize((size, size), Image.Resampling.BILINEAR)) > LARGEST_LABEL  # binary after the resize
+    return resize_mask(mask_levels(values, are_labels), size)
 
 
 def check_mask_size(path: Path, picture_path: Path) -> None:
     """Raise UserError unless a mask has its picture's size; read files as a whole only where their headers differ."""
     mask, picture = read_header(path), read_header(picture_path)
     if mask and picture and mask[0] != picture[0]:  # an EXIF turn may make up for it
-        read_mask(path, open_upright(picture_path).size, picture_path, 1)
+        read_mask(path, open_upright(picture_path).size, picture_path, (1, 1))
 
 
 def read_full_mask(path: Path) -> NDArray[np.bool_]:
     """Return a mask (H, W) in its own size, true where defective."""
-    return mask_levels(*read_mask_values(path)) > LARGEST_LABEL
+    return is_marked(mask_levels(*read_mask_values(path)))
+
+
+def resize_mask(levels: NDArray[np.uint8], size: Size) -> NDArray[np.bool_]:
+    """Return the mask of `mask_levels` as `size` (width, height), made binary after the resize."""
+    return is_marked(np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.BILINEAR)))
+
+
+def is_marked(levels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    return levels > LARGEST_LABEL
 
 
 def mask_levels(values: NDArray, are_labels: bool) -> NDArray[np.uint8]:

@@ -13,13 +13,16 @@ from torch import Tensor
 from images.region import JudgedRegion
 
 PANEL_HEIGHT, CAPTION_HEIGHT, GAP = 256, 24, 6  # pixels
+WIDEST = 1024  # pixels; the longer side of a strip
 COLOUR_MAP = matplotlib.colormaps["turbo"]
 SHADE = 0.4  # brightness of what is not judged
 OVERLAY = 0.55  # weight of the heat colours over the picture
 HOTTEST = 2  # the hottest colour stands for this multiple of the threshold, or of a distance's mean normal maximum
 OUTLINE = (255, 0, 80)  # RGB of the border around a defect
-LAYER_SIDE, LAYER_REACH = 256, 2  # pixels: the longer side of a layer of report.html, and the width of its outline
+LAYER_SIDE, LAYER_REACH = 256, 2  # pixels: the longer side of a layer of report.html up to 2:1; width of its outline
 PIXELS_PER_LINE = 400  # of the longer side, per pixel of outline width
+
+Size = tuple[int, int]  # (width, height)
 
 
 class Panel(NamedTuple):
@@ -32,7 +35,7 @@ class Panel(NamedTuple):
     d_pixel: NDArray[np.floating]  # (H, W)
     d_feature: NDArray[np.floating]  # (H, W)
     anomaly: NDArray[np.floating]  # (H, W)
-    mask: NDArray[np.bool_] | None  # (S, S)
+    mask: NDArray[np.bool_] | None  # in any size
     size: tuple[int, int]
     region: JudgedRegion | None = None
 
@@ -67,7 +70,7 @@ def heat_colours(values: NDArray[np.floating], top: float) -> NDArray[np.uint8]:
 
 
 def draw_figure(panel: Panel, scale: ColourScale) -> Image.Image:
-    """Draw picture, reconstruction, distances, anomaly map and ground truth side by side."""
+    """Draw picture, reconstruction, distances, anomaly map and ground truth side by side, or in rows if wide."""
     mask = np.zeros(panel.picture.shape[:2], bool) if panel.mask is None else panel.mask
     parts = {
         "picture": panel.shaded(panel.picture),
@@ -77,17 +80,32 @@ def draw_figure(panel: Panel, scale: ColourScale) -> Image.Image:
         "anomaly map": panel.shaded(overlay_heat(panel.picture, panel.anomaly, scale.anomaly)),
         "ground truth": np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2),
     }
-    width = min(max(round(PANEL_HEIGHT * panel.size[0] / panel.size[1]), PANEL_HEIGHT // 2), 2 * PANEL_HEIGHT)
-    figure = Image.new("RGB", (len(parts) * (width + GAP) + GAP, PANEL_HEIGHT + 2 * CAPTION_HEIGHT), "white")
+    width, height, columns = figure_cell(panel.size, len(parts))
+    row_height, rows = height + CAPTION_HEIGHT, len(parts) // columns
+    shape = columns * (width + GAP) + GAP, rows * row_height + CAPTION_HEIGHT
+    figure = Image.new("RGB", shape, "white")
     pen, font = ImageDraw.Draw(figure), ImageFont.load_default(14)
     title = f"{panel.path}   score {panel.score:.3g}   (the hottest colour of the anomaly map is {scale.anomaly:.3g})"
     pen.text((GAP, 3), title, fill="black", font=font)
     for position, (caption, pixels) in enumerate(parts.items()):
-        left = GAP + position * (width + GAP)
-        pen.text((left, CAPTION_HEIGHT + 3), caption, fill="#555555", font=font)
-        part = Image.fromarray(pixels).resize((width, PANEL_HEIGHT), Image.Resampling.BICUBIC)
-        figure.paste(part, (left, 2 * CAPTION_HEIGHT))
+        row, column = divmod(position, columns)
+        left, top = GAP + column * (width + GAP), CAPTION_HEIGHT + row * row_height
+        pen.text((left, top + 3), caption, fill="#555555", font=font)
+        part = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        figure.paste(part, (left, top + CAPTION_HEIGHT))
     return figure
+
+
+def figure_cell(size: Size, parts: int) -> tuple[int, int, int]:
+    """Return width, height and number of columns of a figure's parts for a picture of `size` (width, height)."""
+    width = round(PANEL_HEIGHT * size[0] / size[1])
+    if width > 2 * PANEL_HEIGHT:
+        across = min(width, WIDEST)
+        return across, max(1, round(across * size[1] / size[0])), 1
+    if width < PANEL_HEIGHT // 2:
+        down = min(round(PANEL_HEIGHT / 2 * size[1] / size[0]), WIDEST)
+        return max(1, round(down * size[0] / size[1])), down, parts
+    return width, PANEL_HEIGHT, parts
 
 
 def overlay_heat(picture: NDArray[np.uint8], anomaly: NDArray[np.floating], top: float) -> NDArray[np.uint8]:
@@ -118,7 +136,9 @@ def border(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
 
 def draw_layers(panel: Panel, scale: ColourScale) -> dict[str, Image.Image]:
     """Return the layers of report.html by name, in the picture's proportions; `outline` only around a marked defect."""
-    factor = LAYER_SIDE / max(panel.size)
+    elongation = max(panel.size) / min(panel.size)
+    side = min(LAYER_SIDE * max(1, elongation / 2) ** 0.5, WIDEST)  # a strip would be too small to see
+    factor = side / max(panel.size)
     size = max(1, round(panel.size[0] * factor)), max(1, round(panel.size[1] * factor))
     heat = panel.shaded(overlay_heat(panel.picture, panel.anomaly, scale.anomaly))
     parts = {"picture": panel.shaded(panel.picture), "reconstruction": panel.reconstruction, "map": heat}

@@ -179,9 +179,10 @@ def metric_notes(category: ResultFolder) -> list[str]:
     stored, values = category.metrics, category.summary.values
     notes = []
     if "scored" in stored:
-        size, side, judged = stored["size"], stored["scored"], stored.get("judged")
+        size, side, judged, shapes = (stored.get(name) for name in ("size", "scored", "judged", "shapes"))
         area = "on the whole picture" if side == size else f"on the centre {side}"
         area += "" if judged is None else f", {judged:.0%} of it in data.region"
+        area += f", in the pictures' proportions: {', '.join(shapes)}" if isinstance(shapes, dict) else ""
         notes.append(f"In percent. Maps are scored at {size} pixels, {area}.")
         if OUTSIDE[0] in stored and (side != size or judged is not None):
             notes.append(f"Not scored: {outside_text(stored)}.")

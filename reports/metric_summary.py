@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from metrics import OperatingPoint, Ranking, bootstrap_intervals, operating_point, rank_anomalies
+from metrics import Counted, OperatingPoint, Ranking, Stacks, bootstrap_intervals, operating_point, rank_anomalies
 from runtime.errors import UserError
 
 POINTS = 200  # of a thinned curve, so that neighbours differ by at most 1 % of its width and height together
@@ -81,9 +81,9 @@ def summarise_metrics(
     scores: NDArray[np.float64],  # (N,)
     kinds: NDArray[np.str_],  # (N,)
     normal: str,  # the kind of normal pictures
-    maps: NDArray[np.float32],  # (N, S, S)
-    masks: NDArray[np.bool_] | None,  # (N, S, S)
-    counted: NDArray[np.bool_] | None = None,  # (S, S), the pixels that are measured; None: all
+    maps: Stacks,  # (N_k, H_k, W_k) of each shape
+    masks: Stacks | None,
+    counted: Counted = None,  # the pixels that are measured, of maps that all have its shape
     *,
     selected: Sequence[Metric],
     resamples: int,
@@ -92,9 +92,9 @@ def summarise_metrics(
 ) -> MetricSummary:
     """Return those of the selected metrics that the data allow; without intervals where `resamples` is 0."""
     labels, result = kinds != normal, MetricSummary()
-    for level, measured, truth, area in (("pictures", scores, labels, None), ("pixels", maps, masks, counted)):
+    for level, measured, truth, area in (("pictures", [scores], [labels], None), ("pixels", maps, masks, counted)):
         chosen = [metric for metric in selected if metric.level == level]
-        if not chosen or truth is None or not truth.any() or (truth if area is None else truth[:, area]).all():
+        if not chosen or truth is None or not has_both(truth, area):
             continue
         ranking = rank_anomalies(measured, truth, area)
         result.values.update({metric.key: metric.measure(ranking) for metric in chosen})
@@ -107,6 +107,12 @@ def summarise_metrics(
     parts = {str(kind): ~labels | (kinds == kind) for kind in np.unique(kinds[labels])}
     points = {kind: operating_point(scores[part], labels[part], threshold) for kind, part in parts.items()}
     return replace(result, operating_point=operating_point(scores, labels, threshold), kinds=points)
+
+
+def has_both(truth: Stacks, counted: Counted) -> bool:
+    """Return whether anomalous and normal entries count."""
+    chosen = truth if counted is None else [stack[:, counted] for stack in truth]
+    return any(stack.any() for stack in chosen) and not all(stack.all() for stack in chosen)
 
 
 def metric_lines(summary: MetricSummary, selected: Sequence[Metric], masked: bool) -> Iterator[str]:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -33,22 +33,26 @@ FORMATS = {".png": "PNG", ".tiff": "TIFF", ".webp": "WEBP"}
 
 
 class Spool:
-    """Append arrays of one shape and type to a file, and read them back as one, which may exceed memory."""
+    """Append arrays of one type to files, one per shape, and read them back, also if they exceed the memory."""
 
-    def __init__(self, file: IO[bytes], folder: Path):
-        self._file, self._folder, self._count = file, folder, 0
+    def __init__(self, folder: Path, files: ExitStack):
+        self._folder, self._files = folder, files
+        self._by_shape: dict[tuple[int, ...], IO[bytes]] = {}
 
     def add(self, array: NDArray) -> None:
-        self._shape, self._dtype, self._count = array.shape, array.dtype, self._count + 1
+        self._dtype = array.dtype
         try:
-            if self._file.write(array.tobytes()) < array.nbytes:
+            if array.shape not in self._by_shape:
+                opened = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  # the stack closes it
+                self._by_shape[array.shape] = self._files.enter_context(opened)
+            if self._by_shape[array.shape].write(array.tobytes()) < array.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise UserFileError(f"can't keep maps in {self._folder}: {write_error_text(error, REMEDY)}") from error
 
-    def array(self) -> NDArray:
-        """Return all arrays (N, …) as a memory map, which outlives the spool."""
-        return np.memmap(self._file, self._dtype, "r", shape=(self._count, *self._shape))  # type: ignore[call-overload]
+    def stacks(self) -> list[NDArray]:
+        """Return the arrays of each shape (N, …) as a memory map, which outlives the spool."""
+        return [np.memmap(file, self._dtype, "r").reshape(-1, *shape) for shape, file in self._by_shape.items()]
 
 
 class Writer:
@@ -82,8 +86,8 @@ class Writer:
 
     @contextmanager
     def spool(self) -> Iterator[Spool]:
-        with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
-            yield Spool(file, self.folder)
+        with ExitStack() as files:
+            yield Spool(self.folder, files)
 
     def discard_result(self) -> None:
         """Remove what marks an earlier result as complete, and its misclassifications."""

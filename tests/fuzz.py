@@ -269,7 +269,7 @@ def read_picture(path: Path) -> object:
 
 
 def read_mask(path: Path) -> object:
-    return read_any_mask(path, (24, 16), path, 16)
+    return read_any_mask(path, (24, 16), path, (16, 16))
 
 
 CONFIGURATION = {
@@ -352,7 +352,7 @@ TRAINING: dict[str, Any] = {
 
 def one_step(trainer: train.Trainer) -> None:
     pixels = [torch.zeros(3, 8, 8, dtype=torch.uint8)] * 4
-    source = train.BatchSource(pixels, batch_size=2, window=8, highest_step=10)
+    source = train.BatchSource(pixels, batch_size=2, view=dataset.View(8), highest_step=10)
     rule = train.UpdateRule(train.NoiseSchedule(), trainer.unet)
     next(train.training_steps(trainer, source, rule, Pace.of_steps(trainer.step + 1)))
 

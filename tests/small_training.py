@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from dataset import View
 from ddad import NoiseSchedule
 from runtime.progress import Progress
 from train import (
@@ -40,7 +41,7 @@ def do_steps(
     trainer: Trainer, steps: int, window: int = 16, highest_step: int = 1000, predict=None, **rule
 ) -> list[Progress]:
     """Train until `steps` are done, in batches of four of PIXELS; `rule` are fields of UpdateRule."""
-    source = BatchSource(PIXELS, 4, window, highest_step)
+    source = BatchSource(PIXELS, 4, View(window, tiles=1), highest_step)
     update = UpdateRule(NoiseSchedule(), predict or trainer.unet, **rule)
     return list(training_steps(trainer, source, update, Pace.of_steps(steps)))
 

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_picture
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import ImageFolder, View, held_out_count, measure_bits, picture_fingerprint, pictures_below, to_unit_range
 from images import bit_depth
+from images.tiles import tile_corners
 from runtime.errors import UserError
 
+properties = settings(deadline=None, derandomize=True, max_examples=60)
 GREY = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 32 wide, 24 high
 
 
@@ -98,7 +100,54 @@ def test_a_picture_too_narrow_for_tiles_is_refused():
         ValueError, match="a picture of 2000×10 is too narrow for data.tiles; crop it, or set data.tiles=null"
     ):
         View(32, tiles=1).shape(2000, 10)
+    with pytest.raises(ValueError, match="2000×10 is too narrow for data.fit; crop it, or set data.fit=square"):
+        View(32, fit="proportions").shape(2000, 10)
     assert View(32).shape(2000, 10) == (32, 32)
+
+
+@properties
+@given(st.sampled_from([32, 96, 256, 512]), st.integers(50, 5000), st.floats(1, 4), st.booleans())
+def test_proportions_have_the_pixels_of_a_square_and_sides_in_steps(size, short, ratio, tall):
+    view, long = View(size, fit="proportions"), min(4 * short, round(short * ratio))
+    width, height = (short, long) if tall else (long, short)
+    across, down = view.shape(width, height)
+    assert across % view.step == 0 == down % view.step and size % view.step == 0
+    assert across * down == pytest.approx(size**2, rel=0.07)
+    assert across / down == pytest.approx(width / height, rel=0.08)
+    assert view.shape(height, width) == (down, across) and view.tile(down, across) == (down, across)
+    assert view.shape(width, width) == (size, size) == View(size).shape(width, height)
+    measured = view.measured_shape(width, height, 256)
+    assert measured[0] * measured[1] == pytest.approx(256**2, rel=0.01)
+    unet = view.scaled_shape((down, across), size // 4, 4)
+    assert unet[0] % 4 == 0 == unet[1] % 4 and view.scaled_shape((size, size), size // 4, 4) == (size // 4, size // 4)
+
+
+def test_few_shapes_serve_all_proportions():
+    assert len({View(512, fit="proportions").shape(1000 + 3 * ratio, 1000) for ratio in range(1001)}) < 30
+    assert {View(512, fit="proportions").shape(500, height) for height in range(1240, 1265)} == {(320, 800)}
+
+
+@properties
+@given(st.integers(20, 3000), st.floats(4.01, 50), st.booleans())
+def test_strips_keep_their_scale_in_tiles(short, ratio, tall):
+    view, long = View(512, fit="proportions"), int(short * ratio)
+    assume(long > 4 * short)
+    width, height = (short, long) if tall else (long, short)
+    across, down = view.shape(width, height)
+    narrow, wide = sorted((across, down))
+    assert 128 <= narrow <= 512 and wide / narrow == pytest.approx(long / short, rel=0.08)
+    assert not 128 <= short <= 512 or narrow == pytest.approx(short, abs=16)  # at its own scale
+    tile = view.tile(down, across)
+    assert sorted(tile) == [narrow, 512]
+    assert len(tile_corners((down, across), tile)) >= 2
+
+
+def test_the_form_of_a_picture_is_described():
+    view = View(512, fit="proportions")
+    assert view.describe(4096, 256) == "11 tiles of 512×256"
+    assert view.describe(500, 1260) == "resized to 320×800"
+    assert view.describe(512, 512) == "as they are"
+    assert view.describe(500, 5000) == "resized to 512×5120, 13 tiles of 512×512"
 
 
 def test_pictures_of_all_subfolders_are_found_except_the_output(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from golden_weights import assert_golden
 
 import domain_adaptation
+from dataset import View
 from domain_adaptation import adaptation_loss, adaptation_steps
 from feature_extractor import FeatureExtractor
 from training import checkpoint
@@ -42,7 +43,7 @@ def steps(extractor, rebuild, epochs):
             pixels,
             epochs=epochs,
             batch_size=4,
-            window=64,
+            view=View(64),
             distillation=0.1,
             generator=torch.Generator().manual_seed(0),
         )
@@ -65,7 +66,7 @@ def test_the_first_half_of_a_batch_is_the_target_the_second_half_the_start(extra
             pixels,
             epochs=1,
             batch_size=4,
-            window=64,
+            view=View(64),
             distillation=0.1,
             generator=torch.Generator().manual_seed(0),
         )
@@ -86,7 +87,7 @@ def test_adaptation_brings_the_features_of_reconstructions_closer(extractor):
     rebuild = lambda start_from, target: (target + pattern).clamp(-1, 1)  # noqa: E731
     progress = list(
         adaptation_steps(
-            extractor, rebuild, pixels, epochs=12, batch_size=4, window=64, distillation=0, generator=generator
+            extractor, rebuild, pixels, epochs=12, batch_size=4, view=View(64), distillation=0, generator=generator
         )
     )
     assert progress[-1].loss < 0.8 * progress[0].loss

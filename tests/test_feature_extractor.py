@@ -8,6 +8,18 @@ from runtime.errors import UserFileError
 from storage.pretrained import cached_file
 
 
+def test_rectangles_are_enlarged_to_the_pixels_of_a_square():
+    """Where proportions are kept, a short side alone does not make a picture small; squares are as before."""
+    extractor = FeatureExtractor("efficientnet_lite0", "random").eval()
+    square, wide = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 40, 104)
+    before = extractor(square)
+    assert extractor(wide)[1].shape[-2:] == (32, 84)
+    extractor.enlarges_by_area = True
+    for found, expected in zip(extractor(square), before, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert extractor(wide)[1].shape[-2:] == (20, 52)
+
+
 @pytest.mark.parametrize("name", ["resnet50", "wide_resnet50_2", "wide_resnet101_2"])
 def test_resnets_have_the_published_names_without_layer4_and_fc(name, golden):
     with torch.device("meta"):

@@ -217,6 +217,29 @@ def test_a_ranking_has_the_counts_of_a_slow_loop(seed, levels):
     assert sorted(regions) == sorted(expected)
 
 
+@properties
+@given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 3, 40]))
+def test_stacks_of_several_shapes_are_ranked_together(seed, levels):
+    maps, masks = random_case(seed, levels)
+    other_maps, other_masks = (array.reshape(len(array), 1, -1) for array in random_case(seed + 1, levels))
+    stacks, truth = [maps, other_maps], [masks, other_masks]
+    ranking = metrics.rank_anomalies(stacks, truth)
+    values, labels = (np.concatenate([part.ravel() for part in parts]) for parts in (stacks, truth))
+    assert ranking.auroc() == pytest.approx(roc_auc_score(labels, values))
+    np.testing.assert_array_equal(np.sort(ranking.values), np.sort(values[labels]))
+    pictures = [(mask, number) for number, mask in enumerate([*masks, *other_masks])]
+    counts = [label(mask, connectivity=2).max() for mask, _ in pictures]
+    np.testing.assert_array_equal(ranking.region_pictures, np.repeat(np.arange(len(counts)), counts))
+    split = [maps[:1], maps[1:]], [masks[:1], masks[1:]]  # of one shape: as one stack
+    assert metrics.pro(*split) == metrics.pro(maps, masks)
+    assert metrics.bootstrap_intervals(*split, resamples=9) == metrics.bootstrap_intervals(maps, masks, resamples=9)
+
+
+def test_stacks_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="1 stacks of maps do not match 2 of masks"):
+        metrics.pixel_auroc([np.zeros((1, 2, 2))], [np.zeros((1, 2, 2))] * 2)
+
+
 @pytest.mark.parametrize("chunk", [1, 99, 250])
 @pytest.mark.parametrize("levels", [0, 3])
 def test_chunks_and_memory_maps_do_not_change_results(monkeypatch, tmp_path, chunk, levels):

@@ -6,7 +6,20 @@ from small_training import PIXELS, do_steps, gradients, small_unet, trainer_of
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from train import LOSS_WINDOW, Losses, MovingAverage, build_optimizer, learning_rate_factor, ramped_average
+from dataset import View
+from ddad import NoiseSchedule, noise_loss
+from runtime.distributed import Group
+from train import (
+    LOSS_WINDOW,
+    BatchSource,
+    Losses,
+    MovingAverage,
+    UpdateRule,
+    build_optimizer,
+    learn_batch,
+    learning_rate_factor,
+    ramped_average,
+)
 from training.batches import augment, full_batches, shuffled_batches
 from training.pace import Pace
 from training.resume import restore_trainer
@@ -72,7 +85,7 @@ def test_an_epoch_shows_each_picture_once_except_the_incomplete_batch():
     pixels = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     generator = torch.Generator().manual_seed(0)
     epochs = [
-        [((batch + 1) * 127.5).round().flatten().tolist() for batch in shuffled_batches(pixels, 4, 1, generator)]
+        [((batch + 1) * 127.5).round().flatten().tolist() for batch in shuffled_batches(pixels, 4, View(1), generator)]
         for _ in range(2)
     ]
     for batches in epochs:
@@ -121,6 +134,39 @@ def test_augmentation_keeps_mirrors_or_turns_pictures(augmentation, kinds):
     found = {tuple(one.flatten().tolist()) for one in shown}
     assert len(found) == kinds and found <= alike
     assert augmentation != "flip" or found == {tuple(one.flatten().tolist()) for one in (picture, picture.flip(2))}
+
+
+def test_rectangles_are_turned_upside_down_only():
+    picture = torch.arange(6.0).view(1, 2, 3)
+    shown = augment(picture.expand(100, -1, -1, -1), "rotate", torch.Generator().manual_seed(0))
+    found = {tuple(one.flatten().tolist()) for one in shown}
+    alike = [picture, picture.flip(2), picture.flip(1), picture.flip(1, 2)]
+    assert found == {tuple(one.flatten().tolist()) for one in alike}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_batch_of_several_shapes_has_the_mean_gradient_of_its_pictures(processes):
+    """Each shape passes the network alone; the processes share the pictures, however many of each shape there are."""
+    wide, tall = (
+        [torch.randint(256, (3, *shape), dtype=torch.uint8) for _ in range(2)] for shape in ((8, 16), (16, 8))
+    )
+    source = BatchSource([*wide, PIXELS[0], *tall], 5, View(12, fit="proportions"), 1000, factor=4)
+    batches = source.draw_batch([0, 3, 1, 2], torch.Generator().manual_seed(0))
+    assert [batch.places for batch in batches] == [[0, 2], [1], [3]]
+    assert [tuple(batch.x_0.shape[2:]) for batch in batches] == [(8, 16), (16, 8), (16, 16)]
+    unet, schedule = small_unet(), NoiseSchedule()
+    losses = [
+        noise_loss(unet, *(tensor[row : row + 1] for tensor in batch[:3]), schedule)
+        for batch in batches
+        for row in range(len(batch.places))
+    ]
+    expected, found = torch.autograd.grad(torch.stack(losses).mean(), list(unet.parameters())), []
+    for rank in range(processes):
+        trainer = trainer_of(small_unet())
+        learn_batch(trainer, batches, UpdateRule(schedule, trainer.unet, share=Group(rank, processes).share))
+        found.append([parameter.grad for parameter in trainer.unet.parameters()])
+    for gradient, parts in zip(expected, zip(*found, strict=True), strict=True):
+        torch.testing.assert_close(torch.stack(parts).mean(dim=0), gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("stopped", [1, 2, 5])

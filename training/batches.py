@@ -5,16 +5,23 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dataset import to_unit_range
+from anomaly_map import resize_maps
+from dataset import View, to_unit_range
 from runtime.device import send
 from runtime.errors import UserError
 
 
-def shuffled_batches(pictures: Sequence[Tensor], size: int, side: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield `random_squares` of all pictures in a random order, `size` at a time; drop the last incomplete batch."""
+def shuffled_batches(pictures: Sequence[Tensor], size: int, view: View, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield `random_tiles` of all pictures in a random order, `size` at a time; drop the last incomplete batch.
+
+    A batch holds one shape, that of its first tile: tiles of another shape are resized.
+    """
     order = shuffled_order(len(pictures), size, generator)
     for first in range(0, len(order), size):
-        yield random_squares([pictures[index] for index in order[first : first + size]], side, generator)
+        tiles = random_tiles([pictures[index] for index in order[first : first + size]], view, generator)
+        shape = tiles[0].shape[1:]
+        tiles = [resize_maps(tile[None], shape)[0] for tile in tiles]
+        yield to_unit_range(send(torch.stack(tiles), generator.device))
 
 
 def shuffled_order(count: int, size: int, generator: torch.Generator) -> list[int]:
@@ -22,28 +29,33 @@ def shuffled_order(count: int, size: int, generator: torch.Generator) -> list[in
     return torch.randperm(count, generator=generator, device=generator.device).tolist()[: count // size * size]
 
 
-def random_squares(pictures: Sequence[Tensor], side: int, generator: torch.Generator) -> Tensor:
-    """Return (N, C, side, side) in [−1, 1]: the pictures, or random crops if a picture is larger."""
-    if any(picture.shape[1:] != (side, side) for picture in pictures):
-        places = torch.rand(len(pictures), 2, generator=generator, device=generator.device).tolist()
-        squares = []
-        for picture, (down, across) in zip(pictures, places, strict=True):
-            top, left = int(down * (picture.shape[1] - side + 1)), int(across * (picture.shape[2] - side + 1))
-            squares.append(picture[:, top : top + side, left : left + side])
-        pictures = squares
-    return to_unit_range(send(torch.stack(list(pictures)), generator.device))
+def random_tiles(pictures: Sequence[Tensor], view: View, generator: torch.Generator) -> list[Tensor]:
+    """Return the pictures, each (C, H, W), or a random tile of each if one of them has several."""
+    shapes = [view.tile(*picture.shape[1:]) for picture in pictures]
+    if all(picture.shape[1:] == shape for picture, shape in zip(pictures, shapes, strict=True)):
+        return list(pictures)
+    places = torch.rand(len(pictures), 2, generator=generator, device=generator.device).tolist()
+    tiles = []
+    for picture, (height, width), (down, across) in zip(pictures, shapes, places, strict=True):
+        top, left = int(down * (picture.shape[1] - height + 1)), int(across * (picture.shape[2] - width + 1))
+        tiles.append(picture[:, top : top + height, left : left + width])
+    return tiles
 
 
-def augment(squares: Tensor, augmentation: str | None, generator: torch.Generator) -> Tensor:
-    """Return squares (N, C, S, S), each mirrored at random ("flip"), or also turned by multiples of 90° ("rotate")."""
+def augment(tiles: Tensor, augmentation: str | None, generator: torch.Generator) -> Tensor:
+    """Return tiles (N, C, H, W), each mirrored at random ("flip"), or also turned ("rotate").
+
+    Squares are turned by multiples of 90°, rectangles by 180°.
+    """
     if augmentation is None:
-        return squares
-    count, device = len(squares), generator.device
+        return tiles
+    count, device = len(tiles), generator.device
     mirrored, turns = (torch.randint(high, (count,), generator=generator, device=device) for high in (2, 4))
-    if augmentation == "rotate":  # all turns of all squares, so that the host need not wait for `turns`
-        turned = torch.stack([squares.rot90(times, (2, 3)) for times in range(4)])  # (4, N, C, S, S)
-        squares = turned[turns, torch.arange(count, device=device)]
-    return torch.where(mirrored.view(-1, 1, 1, 1) == 1, squares.flip(3), squares)
+    if augmentation == "rotate":  # all turns of all tiles, so that the host need not wait for `turns`
+        quarter_turns = 1 if tiles.shape[2] == tiles.shape[3] else 2
+        turned = torch.stack([tiles.rot90(quarter_turns * times, (2, 3)) for times in range(4)])  # (4, N, C, H, W)
+        tiles = turned[turns, torch.arange(count, device=device)]
+    return torch.where(mirrored.view(-1, 1, 1, 1) == 1, tiles.flip(3), tiles)
 
 
 def full_batches(pictures: int, size: int, key: str, held_out: int) -> int:

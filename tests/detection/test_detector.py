@@ -286,7 +286,9 @@ def test_a_tiled_picture_is_compared_whole(category):
     tiled, alone = make_detector(view=View(32, tiles=2)), make_detector()
     shown = to_unit_range(tiled.view.pixels(picture))[None]
     (found,) = tiled.predict_batch(shown, tiled.picture_noise)
-    parts = [alone.predict_batch(tile[None], alone.picture_noise)[0].reconstruction for tile in cut_tiles(shown, 32)]
+    parts = [
+        alone.predict_batch(tile[None], alone.picture_noise)[0].reconstruction for tile in cut_tiles(shown, (32, 32))
+    ]
     expected = merge_tiles(torch.stack(parts), shown.shape)
     torch.testing.assert_close(found.reconstruction, expected[0], rtol=0, atol=1e-5)
     d_feature, d_pixel = tiled.networks.compare(shown, shown, expected[None]).distances.values()

@@ -114,7 +114,7 @@ def test_metrics_compare_across_sizes_of_pictures(tiny_config):
     small = torch.nn.functional.interpolate(torch.rand(1, 1, 4, 4), 16, mode="bilinear")
     empty = torch.empty(0)
     maps = [
-        scored_map(Prediction(empty, empty, empty, resize_maps(small, (size, size))[0, 0], 0.0), settings)
+        scored_map(Prediction(empty, empty, empty, resize_maps(small, (size, size))[0, 0], 0.0), (64, 64), settings)
         for size in (16, 32, 64)
     ]
     assert all(one.shape == (48, 48) for one in maps)

@@ -28,7 +28,7 @@ def test_whitening_by_one_is_the_inverse_root_of_the_covariance():
 @pytest.mark.parametrize("count", [1, 3])
 def test_few_samples_give_finite_distances(count):
     samples = torch.randn(count, 5) if count > 1 else torch.ones(1, 5)
-    assert torch.isfinite(build_memory([samples], 0.5, 0).reference.distance(torch.randn(1, 5, 2, 2))).all()
+    assert torch.isfinite(build_memory([samples], 1, 0.5, 0).reference.distance(torch.randn(1, 5, 2, 2))).all()
 
 
 def test_distances_are_those_of_an_exhaustive_search():
@@ -37,7 +37,7 @@ def test_distances_are_those_of_an_exhaustive_search():
         [(samples - row).square().sum(dim=1).min().sqrt() for row in points.permute(0, 2, 3, 1).reshape(-1, 6)]
     )
     torch.testing.assert_close(
-        build_memory(samples.split(30), 0, 0).reference.distance(points).flatten(), expected, rtol=1e-4, atol=1e-4
+        build_memory(samples.split(30), 10, 0, 0).reference.distance(points).flatten(), expected, rtol=1e-4, atol=1e-4
     )
 
 
@@ -48,7 +48,7 @@ def with_spacing(bank):
 @pytest.mark.parametrize(("pictures", "rows"), [(30, 20), (2, 20), (12, 2)])
 def test_a_memory_without_pictures_is_as_if_it_had_never_had_their_rows(pictures, rows):
     samples = torch.randn(pictures * rows, 5).split(rows)
-    memory, left_out = build_memory(samples, 0.5, 0), torch.tensor([0, pictures - 1])[: pictures - 1]
+    memory, left_out = build_memory(samples, pictures, 0.5, 0), torch.tensor([0, pictures - 1])[: pictures - 1]
     bank = memory.reference.bank[~torch.isin(memory.owners, left_out)]
     found = memory.without(left_out)
     assert torch.equal(found.bank, bank)
@@ -60,8 +60,11 @@ def test_a_memory_without_pictures_is_as_if_it_had_never_had_their_rows(pictures
 @pytest.mark.parametrize("pictures", [2, 40])
 def test_a_memory_of_whole_pictures_is_whitened_without_those_that_are_left_out(pictures):
     rows = list(torch.randn(pictures, 60).unsqueeze(1))
-    memory = reference.build_memories({reference.WHOLE: rows}, ["whole_memory"], 0)["whole_memory"]
-    found, expected = memory.without(torch.tensor([1])), build_memory([rows[0], *rows[2:]], 0.5, 0).reference
+    memory = reference.build_memories({reference.WHOLE: rows}, ["whole_memory"], len(rows), 0)["whole_memory"]
+    found, expected = (
+        memory.without(torch.tensor([1])),
+        build_memory([rows[0], *rows[2:]], len(rows) - 1, 0.5, 0).reference,
+    )
     assert torch.equal(found.transform, expected.transform) and torch.equal(found.bank, expected.bank)
     assert len(memory.reference.bank) == pictures
 
@@ -69,7 +72,7 @@ def test_a_memory_of_whole_pictures_is_whitened_without_those_that_are_left_out(
 def test_pictures_that_are_left_out_score_like_new_ones():
     """With as many channels as pictures, a whitening that has seen a picture makes it look normal."""
     rows, new = torch.randn(60, 1, 60), torch.randn(60, 60, 1, 1)
-    memory = reference.build_memories({reference.WHOLE: list(rows)}, ["whole_memory"], 0)["whole_memory"]
+    memory = reference.build_memories({reference.WHOLE: list(rows)}, ["whole_memory"], len(rows), 0)["whole_memory"]
     alone = [memory.without(torch.tensor([i])).distance(rows[i].view(1, -1, 1, 1)).item() for i in range(60)]
     unseen = memory.reference.distance(new).flatten()
     assert np.mean(alone) == pytest.approx(unseen.mean().item(), rel=0.05)
@@ -77,7 +80,7 @@ def test_pictures_that_are_left_out_score_like_new_ones():
 
 def test_a_row_knows_its_picture():
     samples = [torch.full((3, 2), float(number)) + torch.rand(3, 2) / 9 for number in range(7)]
-    memory = build_memory(samples, 0, 0)
+    memory = build_memory(samples, 7, 0, 0)
     assert memory.reference.spacing is None
     assert torch.equal(memory.reference.bank.round().amin(dim=1).long(), memory.owners)
     assert torch.equal(memory.without(torch.tensor([2, 3])).bank.round().unique(), torch.tensor([0.0, 1, 4, 5, 6]))
@@ -240,9 +243,11 @@ def test_a_spacing_of_another_length_than_the_bank_is_refused(spacing):
         Reference(torch.eye(3), torch.zeros(2, 3), spacing)
 
 
-@pytest.mark.parametrize(("pictures", "rows"), [(2, 2 * reference.KEPT_PER_PICTURE), (10, 300)])
-def test_a_memory_bank_is_limited_per_picture_and_in_total(pictures, rows):
+@pytest.mark.parametrize(("pictures", "area"), [(2, 2), (2, 3), (10, 10)])
+def test_a_memory_bank_is_limited_per_square_of_pixels_and_in_total(pictures, area, monkeypatch):
+    monkeypatch.setattr(reference, "BANK", 300)
+    rows = min(300, area * reference.KEPT_PER_SQUARE)
     described = {reference.PICTURE: list(torch.rand(pictures, 500, 4, generator=torch.Generator().manual_seed(0)))}
-    memory = reference.build_memories(described, ["memory"], 0)["memory"].reference
-    assert memory.bank.shape == reference.placeholder(4, pictures).bank.shape == (rows, 4)
-    assert reference.samples_per_picture(pictures) == reference.SAMPLED_PER_KEPT * rows // pictures
+    memory = reference.build_memories(described, ["memory"], area, 0)["memory"].reference
+    assert memory.bank.shape == reference.placeholder(4, area).bank.shape == (rows, 4)
+    assert reference.samples_per_square(area) == reference.SAMPLED_PER_KEPT * rows // area

@@ -242,7 +242,7 @@ def test_masks_are_binary_whatever_their_values(tmp_path, values):
     mask = np.zeros((24, 32), np.uint8)
     mask[:, 16:] = values[1]
     write_picture(tmp_path / "m.png", mask)
-    actual = read_mask(tmp_path / "m.png", (32, 24), tmp_path / "x.png", 16)
+    actual = read_mask(tmp_path / "m.png", (32, 24), tmp_path / "x.png", (16, 16))
     np.testing.assert_array_equal(actual, np.tile(np.arange(16) >= 8, (16, 1)))
 
 
@@ -252,7 +252,7 @@ def test_masks_are_binary_after_the_resize_not_before(tmp_path):
     resized = np.asarray(Image.fromarray(mask).resize((16, 16), Image.Resampling.BILINEAR))
     binary = Image.fromarray((mask > 127).astype(np.uint8) * 255)
     binary_first = np.asarray(binary.resize((16, 16), Image.Resampling.BILINEAR)) > 127
-    actual = read_mask(tmp_path / "m.png", (32, 32), tmp_path / "x.png", 16)
+    actual = read_mask(tmp_path / "m.png", (32, 32), tmp_path / "x.png", (16, 16))
     np.testing.assert_array_equal(actual, resized > 127)
     assert (actual != binary_first).any()
 
@@ -268,7 +268,7 @@ def test_masks_of_any_mode_are_read(tmp_path):
     Image.fromarray(truth).save(tmp_path / "bits.png")
     Image.fromarray(np.repeat(truth[..., None] * np.uint8(255), 4, axis=2)).save(tmp_path / "clear.png")
     for name in ("palette", "deep labels", "deep", "bits", "clear"):
-        actual = read_mask(tmp_path / f"{name}.png", (32, 24), tmp_path / "x.png", 16)
+        actual = read_mask(tmp_path / f"{name}.png", (32, 24), tmp_path / "x.png", (16, 16))
         np.testing.assert_array_equal(actual, np.tile(np.arange(16) >= 8, (16, 1)), err_msg=name)
 
 
@@ -277,7 +277,7 @@ def test_floating_point_masks_are_read(tmp_path):
     for kind in (np.float32, np.float64):
         tifffile.imwrite(tmp_path / "m.tif", truth.astype(kind))
         np.testing.assert_array_equal(
-            read_mask(tmp_path / "m.tif", (32, 24), tmp_path, 16), np.tile(np.arange(16) >= 8, (16, 1))
+            read_mask(tmp_path / "m.tif", (32, 24), tmp_path, (16, 16)), np.tile(np.arange(16) >= 8, (16, 1))
         )
 
 

@@ -11,11 +11,16 @@ properties = settings(deadline=None, derandomize=True, max_examples=60)
 
 
 @properties
-@given(height=st.integers(8, 70), width=st.integers(8, 70), size=st.sampled_from([8, 16]), count=st.integers(1, 3))
-def test_merged_tiles_equal_the_pictures(height, width, size, count):
-    pictures = torch.rand(count, 2, max(height, size), max(width, size))
-    tiles = cut_tiles(pictures, size)
-    assert tiles.shape[1:] == (2, size, size)
+@given(
+    height=st.integers(8, 70),
+    width=st.integers(8, 70),
+    tile=st.sampled_from([(8, 8), (16, 16), (8, 16), (16, 5)]),
+    count=st.integers(1, 3),
+)
+def test_merged_tiles_equal_the_pictures(height, width, tile, count):
+    pictures = torch.rand(count, 2, max(height, tile[0]), max(width, tile[1]))
+    tiles = cut_tiles(pictures, tile)
+    assert tiles.shape[1:] == (2, *tile)
     torch.testing.assert_close(merge_tiles(tiles, pictures.shape), pictures)
     torch.testing.assert_close(
         merge_tiles(torch.stack([tiles, 2 * tiles]), pictures.shape), torch.stack([pictures, 2 * pictures])
@@ -37,12 +42,12 @@ def test_tiles_reach_both_borders_and_share_their_overlap(extent, size):
 
 def test_a_picture_of_one_tile_does_not_change():
     pictures = torch.rand(2, 3, 16, 16)
-    assert (merge_tiles(cut_tiles(pictures, 16), pictures.shape) == pictures).all()
+    assert (merge_tiles(cut_tiles(pictures, (16, 16)), pictures.shape) == pictures).all()
 
 
 def test_there_are_no_seams():
     """Two tiles of 0 and 1 merge into a ramp of small steps."""
-    tiles = cut_tiles(torch.zeros(1, 1, 16, 28), 16)
+    tiles = cut_tiles(torch.zeros(1, 1, 16, 28), (16, 16))
     assert len(tiles) == 2
     merged = merge_tiles(torch.stack([torch.zeros(1, 16, 16), torch.ones(1, 16, 16)]), (1, 1, 16, 28))[0, 0]
     assert merged[:, 0].max() == 0 and merged[:, -1].min() == 1

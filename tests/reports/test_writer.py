@@ -63,14 +63,15 @@ def test_the_gallery_keeps_proportions_and_curves_json_names_its_layers(tmp_path
     assert drawn.any(axis=0)[126:128].all() and drawn.any(axis=0).sum() == 2  # just left of the half that is defective
 
 
-def test_spooled_arrays_come_back_as_one_array(tmp_path):
+def test_spooled_arrays_come_back_as_one_array_per_shape(tmp_path):
     rng = np.random.default_rng(0)
-    arrays = [rng.random((5, 7)).astype(np.float32) for _ in range(4)]
+    arrays = [rng.random(shape).astype(np.float32) for shape in ((5, 7), (7, 5), (5, 7), (5, 7))]
     with Writer(tmp_path).spool() as spool:
         for array in arrays:
             spool.add(array)
-        result = spool.array()
-    np.testing.assert_array_equal(result, arrays)
+        wide, tall = spool.stacks()
+    np.testing.assert_array_equal(wide, arrays[:1] + arrays[2:])
+    np.testing.assert_array_equal(tall, arrays[1:2])
     assert not list(tmp_path.iterdir())
 
 
