@@ -115,6 +115,13 @@ class View:
         height, width = (side * size / self.size for side in tile)
         return nearest_shape((height, width), factor)
 
+    def seen_shape(self, extent: Sequence[int], size: int, factor: int) -> tuple[int, int]:
+        """Return the (height, width) of a whole resized picture at the scale at which the UNet sees its tiles."""
+        tile = self.tile(*extent)
+        small = self.scaled_shape(tile, size, factor)
+        height, width = (round(side * less / more) for side, less, more in zip(extent, small, tile, strict=True))
+        return height, width
+
     def measured_shape(self, width: int, height: int, size: int) -> Size:
         """Return the (width, height) at which maps and masks of a picture are measured: `size` · `size` pixels."""
         if self.fit == SQUARE:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from runtime.progress import Progress, announce, follow_steps
 from storage.atomic_file import ensure_writable
 from training import checkpoint, networks, pixel_cache
 from training.batches import augment, full_batches, random_tiles, shuffled_order
+from training.feature_space import FeatureReader, FeatureSpace
 from training.log import TRAINING, Log, check_log_kind
 from training.normal_pictures import split_pictures
 from training.pace import SECONDS_PER_MINUTE, Clock, Pace
@@ -135,7 +136,7 @@ class Batch(NamedTuple):
 class BatchSource:
     """Draws batches: pictures or random tiles of them, augmented and shrunk, with steps t and noise."""
 
-    pixels: Sequence[Tensor]  # each (C, H, W) uint8
+    pixels: Sequence[Tensor]  # each (C, H, W) uint8, or features (K, h, w)
     batch_size: int
     view: View
     highest_step: int  # t is drawn from 0…highest_step − 1
@@ -153,7 +154,8 @@ class BatchSource:
         ]
 
     def _batch_of(self, places: list[int], tiles: Sequence[Tensor], generator: torch.Generator) -> Batch:
-        pictures = to_unit_range(send(torch.stack([tiles[place] for place in places]), generator.device))
+        sent = send(torch.stack([tiles[place] for place in places]), generator.device)
+        pictures = to_unit_range(sent) if sent.dtype == torch.uint8 else sent.float()
         shape = self.view.scaled_shape(pictures.shape[-2:], self.size or self.view.size, self.factor)
         x_0 = resize_maps(augment(pictures, self.augmentation, generator), shape)
         t = torch.randint(self.highest_step, (len(places),), generator=generator, device=generator.device)
@@ -239,6 +241,8 @@ def run_training(plan: TrainingPlan) -> int:
     findings = check.quick_check(settings.category_dir, plan.pictures.names(), [picture.numpy() for picture in pixels])
     for line in check_output.brief_findings(findings):
         print(line, flush=True)
+    if settings.learns_features:
+        trainer.space, pixels = encode_pictures(pixels, settings, trainer)
     follow_training(plan, trainer, pace, losses, pixels)
     minutes = (time.monotonic() - began) / SECONDS_PER_MINUTE
     result = f"loss {losses.mean():.4g} (last {len(losses.last)} steps)"
@@ -268,6 +272,21 @@ def announce_training(plan: TrainingPlan, trainer: Trainer, pace: Pace) -> None:
         print(f"starting again: this replaces the unfinished run in {folder}; --resume would continue it", flush=True)
     if saves:
         checkpoint.print_replaced(folder, settings.saved_epochs)
+
+
+def encode_pictures(
+    pixels: Sequence[Tensor], settings: Settings, trainer: Trainer
+) -> tuple[FeatureSpace, list[Tensor]]:
+    """Return a space of features, learnt from normal pictures (C, H, W) uint8, and z (K, h, w) of each of them."""
+    model, view, device = settings.model, View(**settings.view_arguments()), trainer.generator.device
+    extractor, _ = checkpoint.restore_features(
+        settings.checkpoint_folder, 0, model.feature_extractor, model.backbone_weights
+    )
+    features = networks.prepare_features(extractor, view, device)
+    grid = partial(view.seen_shape, size=settings.unet_size, factor=trainer.unet.factor)
+    reader = FeatureReader(autocast(features, settings.speed.detection_precision, device), grid, device)
+    space = reader.learn_space(pixels)
+    return space, reader.encode(pixels, space)
 
 
 def follow_training(plan: TrainingPlan, trainer: Trainer, pace: Pace, losses: Losses, pixels: Sequence[Tensor]) -> None:
@@ -308,7 +327,8 @@ def save_weights(plan: TrainingPlan, trainer: Trainer, epoch: int) -> None:
     settings, average = plan.settings, trainer.average.module if trainer.average is not None else None
     notes = {"epoch": epoch, "settings": settings.as_dict(), "held_out": plan.held_out.names()}
     notes |= {"made_with": plan.made_with, **settings.planning_arguments()}
-    checkpoint.save_unet(settings.checkpoint_folder / str(epoch), trainer.unet, average=average, **notes)
+    path = settings.checkpoint_folder / str(epoch)
+    checkpoint.save_unet(path, trainer.unet, average=average, space=trainer.space, **notes)
 
 
 def save_state(plan: TrainingPlan, trainer: Trainer, pace: Pace, losses: Losses) -> None:
@@ -342,8 +362,10 @@ def training_loop(trainer: Trainer, pixels: Sequence[Tensor], pace: Pace, settin
     predict, weights = noise_predictor(network, model.predicts, schedule), loss_weights(model.predicts, schedule)
     weights = weights if weights is None else weights.float().to(device)  # once, as no step should wait for a copy
     highest_step = training.highest_step or model.trajectory_steps
-    view, size = View(**settings.view_arguments()), settings.unet_size
-    source = BatchSource(pixels, data.batch_size, view, highest_step, size, training.augmentation, trainer.unet.factor)
+    view, size, augmentation = View(**settings.view_arguments()), settings.unet_size, training.augmentation
+    if settings.learns_features:
+        view = replace(view, size=size)  # z has the UNet's scale already
+    source = BatchSource(pixels, data.batch_size, view, highest_step, size, augmentation, trainer.unet.factor)
     rule = UpdateRule(schedule, predict, weights, training.accumulate, training.clip, processes.share, exchanged)
     return training_steps(trainer, source, rule, pace)
 

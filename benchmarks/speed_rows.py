@@ -22,11 +22,12 @@ from benchmarks import plain_forms as forms
 from benchmarks.plain_forms import EXTRACTOR, LEARNING_RATE, PRO_LIMIT, SCHEDULE, WEIGHT_DECAY
 from dataset import ImageFolder, View
 from ddad import NoisePredictor, NoiseSchedule, gaussian_draws, noise_loss, reconstruct
-from detection.comparison import Networks, prepare_network
+from detection.comparison import Networks
 from feature_extractor import FeatureExtractor
 from runtime.device import autocast, computes_in_bf16
 from train import build_optimizer, ramped_average
 from training.batches import shuffled_batches
+from training.networks import prepare_network
 from unet import UNet
 
 DDAD_S, DDAD = "DDAD-S", "DDAD"

@@ -112,16 +112,20 @@ def time_machine(plan: train.TrainingPlan, detects: bool) -> Costs:
     device, batch_size = choose_device(model.device), settings.data.batch_size
     every = max(1, len(plan.pictures) // TIMED_PICTURES)  # their shapes may differ
     few = plan.pictures.only(plan.pictures.names()[::every][:TIMED_PICTURES])
-    pixels = list(itertools.islice(itertools.cycle(few.pixels(model.num_workers)), batch_size))
     trial = replace(settings, model=replace(model, epochs=1))
     pace = Pace.of_steps(TIMED_STEPS)
-    steps = train.training_loop(train.build_trainer(trial, pace, device), pixels, pace, trial)
+    trainer = train.build_trainer(trial, pace, device)
+    inputs = few.pixels(model.num_workers)
+    if settings.learns_features:
+        trainer.space, inputs = train.encode_pictures(inputs, settings, trainer)
+    batch = list(itertools.islice(itertools.cycle(inputs), batch_size))
+    steps = train.training_loop(trainer, batch, pace, trial)
     step = statistics.median(time_calls(lambda: next(steps, None), TIMED_STEPS)[1:])
     if not detects:
         return Costs(step)
     folder, name = settings.checkpoint_folder, model.feature_extractor
     extractor, _ = checkpoint.restore_features(folder, 0, name, model.backbone_weights)
-    detector = build_detector(settings, networks.build_unet(settings), extractor, device)
+    detector = build_detector(settings, networks.build_unet(settings), extractor, device, trainer.space)
     area = sum(plan.pictures.squares().values())
     references = placeholder_references(detector, next(few.batches(1, 0))[0].picture[None], area)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from config.keys import (
     AUTO,
+    FEATURE_MAPS,
     LATEST,
     PER_IMAGE,
     PROPORTIONS,
@@ -179,8 +180,27 @@ def check_combinations(settings: Settings) -> None:
         if value and settings.score.protocol != PER_IMAGE:
             remedy = f"set score.protocol=per_image, or {path}=null"
             raise UserError(f"{path} is {value}, which the published protocol does not have; {remedy}")
+    if settings.learns_features:
+        check_feature_space(settings)
     check_decay(settings.training)
     check_noise_steps(model, settings.training.highest_step)
+
+
+def check_feature_space(settings: Settings) -> None:
+    """Raise UserError for settings that diffusion on features does not have."""
+    space, parts = f"score.space is {FEATURE_MAPS}", settings.score.parts
+    if parts is None or "feature" in parts:
+        remedy = "set score.parts=[pixel], or add memories"
+        raise UserError(f"{space}, which has no feature distance, but score.parts is {parts and list(parts)}; {remedy}")
+    others: dict[str, tuple[object, object, str]] = {
+        "model.feature_extractor": (settings.model.feature_extractor == AUTO, AUTO, "name one, as efficientnet_lite0"),
+        "model.DA_chp": (settings.model.DA_chp != 0, settings.model.DA_chp, "set it to 0: features stay as they are"),
+        "data.tiles": (settings.data.tiles, settings.data.tiles, "set it to null"),
+        "training.augmentation": (settings.training.augmentation, settings.training.augmentation, "set it to null"),
+    }
+    for path, (is_wrong, value, remedy) in others.items():
+        if is_wrong:
+            raise UserError(f"{space}, which needs another {path} than {value}; {remedy}")
 
 
 def check_decay(training: TrainingSettings) -> None:

@@ -17,11 +17,13 @@ SCHEDULES = (CONSTANT, COSINE, WSD) = ("constant", "cosine", "wsd")
 STEPS = ("epochs", "schedule", "decay")  # keys that a budget decides
 STAGES = ("train", "domain_adaptation", "detection")
 DISTANCES = ("pixel", "feature")  # from the reconstruction
+SPACES = (PIXELS, FEATURE_MAPS) = ("pixels", "features")  # in which the UNet works
+FEATURE_CHANNELS = 48  # of the UNet in the space of features
 PARTS = (*DISTANCES, "memory", "wide_memory", "whole_memory", "patch_memory")
 SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts")
 
 # keys that files of earlier versions lack, with the values that stand for this; files of weights leave them out
-ADDED_LATER: dict[str, tuple[object, ...]] = {"bit_depth": (None,), "fit": (AUTO, SQUARE)}
+ADDED_LATER: dict[str, tuple[object, ...]] = {"bit_depth": (None,), "fit": (AUTO, SQUARE), "space": (PIXELS,)}
 
 Values = dict[str, Any]  # by name
 
@@ -131,6 +133,7 @@ class SpeedSettings:
 @dataclass(frozen=True)
 class ScoreSettings:
     protocol: str = key(PER_IMAGE, affects=SCORES, one_of=(PER_IMAGE, "published"))
+    space: str = key(PIXELS, affects=WEIGHTS | SCORES, one_of=SPACES)
     draws: int = key(AUTO, affects=SCORES, least=1)
     parts: tuple[str, ...] | None = key(None, affects=SCORES, one_of=PARTS)
     pooling: str = key("maximum", affects=SCORES, one_of=("maximum", "top_mean"))
@@ -193,6 +196,15 @@ class Settings:
         return self.model.unet_size or self.data.image_size
 
     @property
+    def learns_features(self) -> bool:
+        """Return whether the UNet works on features of pictures, not on their pixels."""
+        return self.score.space == FEATURE_MAPS
+
+    @property
+    def unet_channels(self) -> int:
+        return FEATURE_CHANNELS if self.learns_features else self.data.input_channel
+
+    @property
     def saved_epochs(self) -> set[int]:
         """Return the epochs of stage 1 whose weights are saved: every checkpoint_epochs-th, and the last."""
         return {*range(0, self.model.epochs, self.training.checkpoint_epochs), self.model.epochs} - {0}
@@ -217,11 +229,13 @@ class Settings:
 
     def unet_arguments(self) -> Values:
         shape = {name: getattr(self.model, name) for name in SHAPE}
-        return {"image_size": self.unet_size, "in_channels": self.data.input_channel, **shape}
+        return {"image_size": self.unet_size, "in_channels": self.unet_channels, **shape}
 
     def training_arguments(self) -> dict[str, object]:
         """Return all settings that the weights of the UNet depend on."""
-        return self.settings_affecting(WEIGHTS) | {"image_size": self.unet_size, "in_channels": self.data.input_channel}
+        learnt = {"feature_extractor": self.model.feature_extractor} if self.learns_features else {}
+        sizes = {"image_size": self.unet_size, "in_channels": self.unet_channels}
+        return self.settings_affecting(WEIGHTS) | sizes | learnt
 
     def planning_arguments(self) -> dict[str, object]:
         """Return all settings that the number of steps within a budget depends on, apart from the machine."""

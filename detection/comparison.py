@@ -9,20 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_map import feature_distance, pixel_distance, resize_maps
-from dataset import SQUARE, View
+from config.keys import FEATURE_CHANNELS
+from dataset import View
 from ddad import NoiseSchedule, noise_predictor, reconstruct
 from detection import reference
-from feature_extractor import FeatureExtractor
 from images.region import JudgedRegion
 from runtime.device import autocast, output_bytes
 from storage.fingerprint import weights_hash
+from training.feature_space import FeatureSpace, as_picture
 
 ACTIVE_SHARE = 0.2  # part of all layer outputs that inference holds in memory at once; measured: 0.06 to 0.13
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # few, as the last digits of scores depend on the batch size
 
 
 class Comparison(NamedTuple):
-    """The mean reconstruction (B, C, H, W), D_f and D_p (B, 1, H, W), and descriptors (B, D, h, w) by kind."""
+    """The mean reconstruction (B, C, H, W), D_f and D_p (B, 1, H, W), and descriptors (B, D, h, w) by kind.
+
+    Where the UNet works on features, D_f is 0, D_p compares z, and the reconstruction shows its first channels.
+    """
 
     reconstruction: Tensor
     distances: dict[str, Tensor]
@@ -49,14 +53,19 @@ class Networks:
     precision: str = "fp32"
     size: int | None = None
     predicts: str | None = None
+    space: FeatureSpace | None = None  # in which the UNet works; None: pixels
 
     def hash(self) -> str:
         """Return a hash that changes with any weight of the networks."""
-        return weights_hash([self.unet, self.extractor])
+        return weights_hash([self.unet, self.extractor, *([self.space] if self.space else [])])
 
     def unet_shape(self, tile: tuple[int, int], view: View) -> tuple[int, int]:
         """Return the (height, width) at which the UNet sees a tile of a picture."""
         return view.scaled_shape(tile, self.size or view.size, getattr(self.unet, "factor", 1))
+
+    def seen_shape(self, pictures: Tensor, view: View) -> tuple[int, int]:
+        """Return the (height, width) at which the UNet sees whole pictures (B, C, H, W), in one tile or several."""
+        return view.seen_shape(pictures.shape[-2:], self.size or view.size, getattr(self.unet, "factor", 1))
 
     @torch.no_grad()
     def reconstruct(self, pictures: Tensor, draw: Callable[[], Tensor]) -> Tensor:
@@ -91,6 +100,29 @@ class Networks:
         return Comparison(resize_maps(reconstructions.mean(dim=0), shape), distances, descriptors)
 
     @torch.no_grad()
+    def compare_features(
+        self,
+        pictures: Tensor,
+        rebuild: Callable[[Tensor], Tensor],
+        shape: Sequence[int],
+        parts: Sequence[str] = (),
+        region: JudgedRegion | None = None,
+    ) -> Comparison:
+        """Compare z (B, K, *shape) of pictures (B, C, H, W) with `rebuild(z)`, its reconstructions (draws, B, K, *shape).
+
+        Descriptors are of the same features.
+        """
+        assert self.space is not None
+        features, full = self.features(pictures), pictures.shape[-2:]
+        seen = self.space.encode(features, shape)
+        reconstructions = rebuild(seen)
+        d_pixel = torch.stack([pixel_distance(x_0, seen) for x_0 in reconstructions]).mean(dim=0)
+        distances = {"feature": torch.zeros_like(pictures[:, :1]), "pixel": resize_maps(d_pixel, full)}
+        described = reference.descriptor_kinds(parts)
+        descriptors = reference.describe_pictures(features, parts, region) if described else {}
+        return Comparison(resize_maps(as_picture(reconstructions.mean(dim=0)), full), distances, descriptors)
+
+    @torch.no_grad()
     def features(self, pictures: Tensor) -> list[Tensor]:
         """Return the feature maps of pictures (B, C, H, W), layer1 first."""
         return autocast(self.extractor, self.precision, pictures.device)(pictures)
@@ -99,17 +131,8 @@ class Networks:
 def largest_batch(networks: Networks, view: View, free: float, most: int) -> int:
     """Return the largest of BATCH_SIZES, up to `most`, that fits into half of the `free` bytes; at least 1."""
     seen, picture = (torch.empty(1, view.channels, size, size) for size in (networks.size or view.size, view.size))
+    if networks.space:
+        seen = torch.empty(1, FEATURE_CHANNELS, *seen.shape[2:])
     layers = max(output_bytes(networks.unet, seen, torch.zeros(1)), output_bytes(networks.extractor, picture))
     fitting = min(max(1, free / 2 / (ACTIVE_SHARE * layers)), most)
     return max(size for size in BATCH_SIZES if size <= fitting)
-
-
-def prepare_features(extractor: FeatureExtractor, view: View, device: torch.device) -> nn.Module:
-    """Return the feature extractor, prepared for the shapes of the view."""
-    extractor.enlarges_by_area = view.fit != SQUARE
-    return prepare_network(extractor, device)
-
-
-def prepare_network(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network on the device, for inference, in the memory layout that runs fastest."""
-    return network.to(device).to(memory_format=torch.channels_last).eval()

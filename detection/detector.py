@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +22,7 @@ from dataset import SQUARE, ImageFolder, Item, View, to_unit_range
 from ddad import gaussian_draws, picture_draws
 from detection import reference
 from detection.calibration_file import CALIBRATION, REFERENCES, REGION, load_widest_calibration
-from detection.comparison import Comparison, Networks, largest_batch, prepare_features, prepare_network
+from detection.comparison import Comparison, Networks, largest_batch
 from detection.operating_points import operating_rows
 from detection.reference import Reference, Scale
 from detection.threshold import Calibration
@@ -35,8 +36,9 @@ from runtime.distributed import ALONE, Group
 from runtime.errors import MissingFileError, UserError
 from storage.fingerprint import as_stored
 from training import checkpoint
+from training.feature_space import FeatureSpace
 from training.fit import stored_fit, with_fit
-from training.networks import build_schedule
+from training.networks import build_schedule, prepare_features, prepare_network
 
 LARGEST_BATCH = {"cuda": 64, "cpu": 8, "mps": 8}  # pictures; more are no faster
 SLACK = 1.1  # of the pixels of a batch: pictures in proportions have up to 7 % more pixels than squares
@@ -230,20 +232,22 @@ class Detector:
     def compare_batch(self, pictures: Tensor, noise: NoiseSource) -> Comparison:
         """Compare pictures (B, C, H, W) with reconstructions, which are made at the UNet's size, tile by tile."""
         pictures = pictures.to(self.device)
-        seen, rebuilt = (self.rebuild if self.view.tiles is None else self.rebuild_squares)(pictures, noise)
+        if self.view.tiles:
+            return self.networks.compare(pictures, *self.rebuild_squares(pictures, noise), self.parts, self.region)
+        shape = self.networks.seen_shape(pictures, self.view)
+        if self.networks.space:
+            rebuild = partial(self.rebuild, pictures, noise=noise)
+            return self.networks.compare_features(pictures, rebuild, shape, self.parts, self.region)
+        seen = resize_maps(pictures, shape)
+        rebuilt = self.rebuild(pictures, seen, noise)
         return self.networks.compare(pictures, seen, rebuilt, self.parts, self.region)
 
-    def rebuild(self, pictures: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
-        """Return the pictures at the UNet's scale (B, C, h, w), and reconstructions (draws, B, C, h, w)."""
-        extent = pictures.shape[-2:]
-        tile = self.view.tile(*extent)
-        small = self.networks.unet_shape(tile, self.view)
-        seen = resize_maps(
-            pictures, [round(side * less / more) for side, less, more in zip(extent, small, tile, strict=True)]
-        )
+    def rebuild(self, pictures: Tensor, seen: Tensor, noise: NoiseSource) -> Tensor:
+        """Return reconstructions (draws, B, C, h, w) of pictures that the UNet has `seen` as (B, C, h, w)."""
+        small = self.networks.unet_shape(self.view.tile(*pictures.shape[-2:]), self.view)
         draw = noise(pictures, seen.shape)  # tiles that overlap share it
         rebuilt = self.networks.reconstruct(cut_tiles(seen, small), lambda: cut_tiles(draw(), small))
-        return seen, merge_tiles(rebuilt, seen.shape)
+        return merge_tiles(rebuilt, seen.shape)
 
     def rebuild_squares(self, pictures: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
         """Return what `rebuild` does for data.tiles: square tiles, each with its own noise, merged in full size."""
@@ -333,16 +337,24 @@ def load_detector(settings: Settings, folder: Path, device: torch.device) -> tup
     if model.epochs == PLANNED and (steps := checkpoint.recorded_steps(weights)):
         settings = settings.with_steps(**steps)
     origins: Origins = {"unet": weights, "features": f"{extractor.name} from {origin}"}
-    return build_detector(settings, unet, extractor, device), settings, origins
+    space = checkpoint.restore_space(weights) if settings.learns_features else None
+    return build_detector(settings, unet, extractor, device, space), settings, origins
 
 
-def build_detector(settings: Settings, unet: nn.Module, extractor: FeatureExtractor, device: torch.device) -> Detector:
+def build_detector(
+    settings: Settings,
+    unet: nn.Module,
+    extractor: FeatureExtractor,
+    device: torch.device,
+    space: FeatureSpace | None = None,
+) -> Detector:
     """Return the detector of these networks and settings, not calibrated yet."""
     model, score, view = settings.model, settings.score, View(**settings.view_arguments())
     unet, features = prepare_network(unet, device), prepare_features(extractor, view, device)
     sampling = (model.w, model.test_trajectoy_steps, model.skip, model.eta, score.draws)
     precision, size = settings.speed.detection_precision, settings.unet_size
     networks = Networks(unet, features, build_schedule(settings), *sampling, precision, size, model.predicts)
+    networks = replace(networks, space=space and space.to(device))
     most = largest_batch(networks, view, free_memory(device), LARGEST_BATCH[device.type])
     batch_size, crop = settings.data.test_batch_size or most, settings.metrics.centre_crop
     scoring = (score.parts or (), score.pooling, score.pooled_share)

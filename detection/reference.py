@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_map import patch_mean
 from images.region import JudgedRegion
+from training.feature_space import patch_descriptors
 
 DISTANCES = ("feature", "pixel")
 PICTURE, WIDE, WHOLE = "picture", "wide", "whole"  # one descriptor per position, 4×4 positions, picture
@@ -42,13 +42,6 @@ LEAST_SPACING = 0.1  # as a share of the median spacing, for rows that repeat ot
 DEVIATIONS = 1  # standard deviations from the mean of normal maxima to the top of a scale
 LEAST_UNIT = 1e-12
 LEAST_TOP = 0.05  # smallest maximum of a map by which `boost` divides
-
-
-def patch_descriptors(features: Sequence[Tensor]) -> Tensor:
-    """Return layers 2 and up, averaged over 3×3 positions and resized to the second's grid: (B, C, H, W)."""
-    means = [patch_mean(layer.float()) for layer in features[1:]]
-    shape = means[0].shape[-2:]
-    return torch.cat([F.interpolate(layer, size=shape, mode="bilinear", align_corners=False) for layer in means], dim=1)
 
 
 def wide_descriptors(descriptors: Tensor) -> Tensor:

@@ -32,7 +32,6 @@ from detection.calibrate import (
     parts_of_batch,
     unseen_pictures,
 )
-from detection.comparison import prepare_features
 from detection.detector import Detector, crop_centre, load_detector
 from detection.reference import DESCRIBED_BY
 from images.synthetic_defects import make_synthetic_anomalies
@@ -42,6 +41,7 @@ from runtime.progress import announce
 from storage import folder_lock
 from storage.atomic_file import atomic_write, ensure_writable
 from training import checkpoint
+from training.networks import prepare_features
 from training.normal_pictures import normal_pictures
 
 TUNED, LOG = "tuned.yaml", "tuning.jsonl"

@@ -30,6 +30,7 @@ from storage.atomic_file import atomic_write, remove_stale
 from storage.fingerprint import as_stored, describe_differences
 from storage.pretrained import cached_file
 from storage.weights_file import copy_into, read_state
+from training.feature_space import FeatureSpace
 from training.networks import build_unet
 from unet import UNet
 
@@ -63,11 +64,19 @@ def save(path: str | Path, state: State) -> None:
             raise OSError(errno.ENOSPC, "the disk may be full") from error
 
 
-def save_unet(path: str | Path, unet: UNet, *, average: nn.Module | None = None, **notes: object) -> None:
-    """Write the UNet, its architecture, its moving average if any, and `notes`; make it the latest."""
+def save_unet(
+    path: str | Path,
+    unet: UNet,
+    *,
+    average: nn.Module | None = None,
+    space: FeatureSpace | None = None,
+    **notes: object,
+) -> None:
+    """Write the UNet, its architecture, its moving average and space if any, and `notes`; make it the latest."""
     state = {"format": FORMAT, "network": "unet", "architecture": unet.architecture, "weights": unet.state_dict()}
-    averaged = {"average": average.state_dict()} if average is not None else {}
-    save(path, {**state, **as_stored(notes), **averaged})
+    modules = {"average": average, "space": space}
+    beside = {name: module.state_dict() for name, module in modules.items() if module is not None}
+    save(path, {**state, **as_stored(notes), **beside})
     make_latest(Path(path))
 
 
@@ -163,9 +172,9 @@ def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:
     elif unet.architecture["predicts"]:
         raise UserError(f"{path} is an official file, whose network predicts the noise; set model.predicts=null")
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    theirs, ours = shapes_of(weights), shapes_of(unet.state_dict())
-    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-    refuse_differing(path, differing[:1], theirs, ours, "check model.DDADS, data.image_size and the network's shape")
+    refuse_differing(
+        path, *differing_shapes(weights, unet), "check model.DDADS, data.image_size and the network's shape"
+    )
     copy_into(unet, weights, path)
 
 
@@ -191,6 +200,18 @@ def restore_unet(path: Path, settings: Settings) -> UNet:
     unet = build_unet(settings)
     load_unet(path, unet, settings.model.averaged)
     return unet
+
+
+def restore_space(path: Path) -> FeatureSpace:
+    """Return the space of features in which a file's UNet works."""
+    content = read_state(path)
+    check_complete(path, content, "space")
+    state = content["space"]
+    width = shapes_of(state).get("mean")
+    space = FeatureSpace(*width if isinstance(width, tuple) and len(width) == 1 else (0,))
+    refuse_differing(path, *differing_shapes(state, space), "replace or remove it")
+    copy_into(space, state, path)
+    return space
 
 
 def held_out_names(path: Path) -> list[str]:
@@ -300,6 +321,12 @@ def shapes_of(state: Mapping[str, object]) -> dict[str, object]:
     """Return the shape of each tensor, and the type's name of other values."""
     sizes = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
     return {name: sizes.get(name, type(value).__name__) for name, value in state.items()}
+
+
+def differing_shapes(state: Mapping[str, object], network: nn.Module) -> tuple[list[str], Notes, Notes]:
+    """Return the name of a tensor whose shape differs, if any, and the shapes of `state` and of the network."""
+    theirs, ours = shapes_of(state), shapes_of(network.state_dict())
+    return [name for name in ours | theirs if ours.get(name) != theirs.get(name)][:1], theirs, ours
 
 
 def refuse_differing(path: str | Path, names: list[str], theirs: Notes, ours: Notes, remedy: str) -> None:

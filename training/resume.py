@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from runtime.errors import UserError
 from training.checkpoint import State
+from training.feature_space import FeatureSpace
 from training.pace import Pace
 from unet import UNet
 
@@ -28,6 +29,7 @@ class Trainer:
     generator: torch.Generator  # of order, squares, steps and noise; its device is the network's
     average: AveragedModel | None = None
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
+    space: FeatureSpace | None = None  # in which the UNet works; None: pixels
     step: int = 0
     order: list[int] = field(default_factory=list)  # pictures that are left in the epoch
 
