@@ -32,6 +32,7 @@ from benchmarks.speed_rows import DDAD, DDAD_S, count_operations, seeded_unet, t
 from runtime.device import DTYPES, autocast, choose_device, compile_network, computes_in_bf16, device_name
 from runtime.errors import one_line
 from train import build_optimizer
+from training.networks import prepare_network
 
 ENVIRONMENT, GOLDEN, CEILING = "environment", "golden", "ceiling"
 TRAINING, FORWARD, DETECTION = "training step", "forward", "detection"

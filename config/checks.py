@@ -16,6 +16,8 @@ from typing import Any
 
 from config.keys import (
     AUTO,
+    DIFFUSION,
+    DISTANCES,
     FEATURE_MAPS,
     LATEST,
     PER_IMAGE,
@@ -182,6 +184,9 @@ def check_combinations(settings: Settings) -> None:
             raise UserError(f"{path} is {value}, which the published protocol does not have; {remedy}")
     if settings.learns_features:
         check_feature_space(settings)
+    elif DIFFUSION in (settings.score.parts or ()):
+        remedy = f"set score.space={FEATURE_MAPS} and train again, or take pixel and feature"
+        raise UserError(f"score.parts has {DIFFUSION}, which compares features, but score.space is pixels; {remedy}")
     check_decay(settings.training)
     check_noise_steps(model, settings.training.highest_step)
 
@@ -189,9 +194,11 @@ def check_combinations(settings: Settings) -> None:
 def check_feature_space(settings: Settings) -> None:
     """Raise UserError for settings that diffusion on features does not have."""
     space, parts = f"score.space is {FEATURE_MAPS}", settings.score.parts
-    if parts is None or "feature" in parts:
-        remedy = "set score.parts=[pixel], or add memories"
-        raise UserError(f"{space}, which has no feature distance, but score.parts is {parts and list(parts)}; {remedy}")
+    if parts is None or set(parts) & set(DISTANCES):
+        remedy = f"set score.parts=[{DIFFUSION}], or add memories"
+        raise UserError(
+            f"{space}, which has none of {' and '.join(DISTANCES)}, but score.parts is {parts and list(parts)}; {remedy}"
+        )
     others: dict[str, tuple[object, object, str]] = {
         "model.feature_extractor": (settings.model.feature_extractor == AUTO, AUTO, "name one, as efficientnet_lite0"),
         "model.DA_chp": (settings.model.DA_chp != 0, settings.model.DA_chp, "set it to 0: features stay as they are"),

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from anomaly_map import resize_maps, smooth
-from config.keys import CROSS, LATEST, SPLIT, TRAIN, VALIDATION, Settings
+from config.keys import CROSS, DIFFUSION, LATEST, SPLIT, TRAIN, VALIDATION, Settings
 from dataset import NORMAL, ImageFolder, Item, picture_fingerprint
 from ddad import content_seed
 from detection import reference
 from detection.calibration_file import CALIBRATION, calibration_name, load_calibration, save_calibration
 from detection.detector import Detector, Parts, calibration_inputs, map_batches, stack_pictures
-from detection.reference import Learnt, Reference
+from detection.reference import RESIDUAL, Learnt, Reference, ResidualLength
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
 from runtime import distributed
 from runtime.errors import MissingFileError, UserError
@@ -24,6 +24,8 @@ from runtime.progress import count_progress
 from training import checkpoint
 from training.dependence import Dependence, measure_dependence, measure_named_groups, named_groups
 from training.normal_pictures import normal_splits
+
+RESIDUAL_PICTURES = 64  # that teach the length of residuals; each has hundreds of positions
 
 
 def calibrate(detector: Detector, settings: Settings) -> Detector:
@@ -145,8 +147,9 @@ def learn_memories(
 ) -> tuple[dict[str, Learnt], Dependence]:
     """Return the detector's memories, learnt from normal pictures, and how these depend on each other."""
     kinds, seed, count = reference.descriptor_kinds(detector.parts), settings.model.seed, len(pictures)
+    lengths = learn_lengths(detector, pictures, settings) if DIFFUSION in detector.parts else {}
     if not kinds:
-        return {}, Dependence()
+        return lengths, Dependence()
     group, squares = distributed.group(), pictures.squares()
     area = sum(squares.values())
     per_square = reference.samples_per_square(area)
@@ -168,7 +171,19 @@ def learn_memories(
     described = {kind: [of_picture[kind] for of_picture in samples] for kind in samples[0]}
     means = torch.stack([rows.mean(dim=0) for rows in described.get(reference.WHOLE, next(iter(described.values())))])
     dependence = measure_dependence(means.numpy(), pictures.names(), settings.calibration.groups, seed)
-    return reference.build_memories(described, detector.parts, area, seed), dependence
+    return {**reference.build_memories(described, detector.parts, area, seed), **lengths}, dependence
+
+
+def learn_lengths(detector: Detector, pictures: ImageFolder, settings: Settings) -> dict[str, Learnt]:
+    """Return the length of residuals, learnt from RESIDUAL_PICTURES normal pictures at most."""
+
+    def residuals_of_batch(items: Sequence[Item]) -> list[Tensor]:
+        return list(detector.compare_batch(stack_pictures(items), detector.picture_noise).descriptors[RESIDUAL].cpu())
+
+    chosen = pictures.sample(RESIDUAL_PICTURES, settings.model.seed)
+    batches = map_batches(detector, chosen, residuals_of_batch, settings.model.num_workers, distributed.group())
+    residuals = [residual for _, residual in count_progress(batches, len(chosen), "measuring residuals")]
+    return {DIFFUSION: ResidualLength.learn(torch.cat([residual.flatten(1).T for residual in residuals]))}
 
 
 def image_descriptors(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:

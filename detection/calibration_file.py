@@ -8,7 +8,7 @@ from PIL import Image
 
 from config.keys import Settings
 from config.published import counts_centre
-from detection.reference import DESCRIBED_BY, Reference, Scale
+from detection.reference import COMPARED, Reference, Scale
 from detection.threshold import Calibration, NormalSource
 from images.region import JudgedRegion
 from reports.reader import read_json_object
@@ -72,7 +72,7 @@ def load_calibration(folder: Path, name: str = CALIBRATION) -> Calibration | Non
         calibration = Calibration(**content | numbers | lists | names)
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is damaged; remove it, and detection measures it again") from error
-    if not set(calibration.scales) & set(DESCRIBED_BY):
+    if not set(calibration.scales) & set(COMPARED):
         return calibration
     references = load_references(folder / REFERENCES, calibration)
     return replace(calibration, references=references) if references else None
@@ -91,7 +91,7 @@ def load_references(path: Path, calibration: Calibration) -> dict[str, Reference
     made_with = content.get("made_with") if content.get("format") == REFERENCES_FORMAT else None
     if not isinstance(made_with, dict) or plain_values(path, made_with) != calibration.made_with:
         return None
-    parts = [part for part in calibration.scales if part in DESCRIBED_BY]
+    parts = [part for part in calibration.scales if part in COMPARED]
     try:
         return {part: Reference(**content["references"][part]) for part in parts}
     except (TypeError, ValueError, LookupError, AttributeError) as error:

@@ -110,7 +110,7 @@ class Networks:
     ) -> Comparison:
         """Compare z (B, K, *shape) of pictures (B, C, H, W) with `rebuild(z)`, its reconstructions (draws, B, K, *shape).
 
-        Descriptors are of the same features.
+        Descriptors are of the same features, and the residual, reconstruction − z.
         """
         assert self.space is not None
         features, full = self.features(pictures), pictures.shape[-2:]
@@ -120,7 +120,9 @@ class Networks:
         distances = {"feature": torch.zeros_like(pictures[:, :1]), "pixel": resize_maps(d_pixel, full)}
         described = reference.descriptor_kinds(parts)
         descriptors = reference.describe_pictures(features, parts, region) if described else {}
-        return Comparison(resize_maps(as_picture(reconstructions.mean(dim=0)), full), distances, descriptors)
+        mean = reconstructions.mean(dim=0)
+        descriptors[reference.RESIDUAL] = mean - seen
+        return Comparison(resize_maps(as_picture(mean), full), distances, descriptors)
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> list[Tensor]:

@@ -264,8 +264,8 @@ class Detector:
         return pictures if small == tile else merged, merge_tiles(enlarged, pictures.shape)
 
     def measure_parts(self, comparison: Comparison, references: Mapping[str, Reference]) -> Parts:
-        """Return D_f, D_p and the memory parts that have a reference, each (B, 1, h, w)."""
-        kinds = {part: kind for part, kind in reference.DESCRIBED_BY.items() if part in references}
+        """Return D_f, D_p and the parts that have a reference, each (B, 1, h, w)."""
+        kinds = {part: kind for part, kind in reference.COMPARED.items() if part in references}
         memory = {part: references[part].distance(comparison.descriptors[kind]) for part, kind in kinds.items()}
         return comparison.distances | memory
 

@@ -16,14 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from config.keys import DIFFUSION
 from images.region import JudgedRegion
 from training.feature_space import patch_descriptors
 
 DISTANCES = ("feature", "pixel")
 PICTURE, WIDE, WHOLE = "picture", "wide", "whole"  # one descriptor per position, 4×4 positions, picture
+RESIDUAL = "residual"  # the reconstruction of features less the features
 # `patch_memory` measures plain distances (PatchCore), the others local outlier factors
 DESCRIBED_BY = {"memory": PICTURE, "wide_memory": WIDE, "whole_memory": WHOLE, "patch_memory": PICTURE}
-BLURRED = {"pixel", "wide_memory", "whole_memory"}
+COMPARED = {**DESCRIBED_BY, DIFFUSION: RESIDUAL}  # what the reference of a part compares
+BLURRED = {"pixel", DIFFUSION, "wide_memory", "whole_memory"}
 PLACELESS = {"whole_memory"}
 BLURRED_WEIGHT = 0.5
 WIDTH = 4  # positions of a wide descriptor
@@ -181,7 +184,23 @@ class WholeMemory:
         return build_memory(kept, len(kept), HALF_WHITE, self.seed).reference
 
 
-Learnt = Memory | WholeMemory
+@dataclass(frozen=True, eq=False)
+class ResidualLength:
+    """The length of residuals, half whitened. A bank of one row, 0, makes it a reference."""
+
+    reference: Reference
+
+    @classmethod
+    def learn(cls, residuals: Tensor) -> "ResidualLength":
+        """Return the length learnt from residuals (N, K) of normal pictures."""
+        return cls(Reference(whitening(residuals, HALF_WHITE), torch.zeros(1, residuals.shape[1])))
+
+    def without(self, pictures: Tensor) -> Reference:
+        """Return the same reference: no picture counts much among the positions of all."""
+        return self.reference
+
+
+Learnt = Memory | WholeMemory | ResidualLength
 
 
 def bank_size(area: int) -> int:

@@ -61,7 +61,7 @@ def patch_descriptors(features: Sequence[Tensor]) -> Tensor:
 
 def average_to(maps: Tensor, shape: Sequence[int]) -> Tensor:
     """Return maps (B, C, H, W) averaged to `shape`."""
-    return F.adaptive_avg_pool2d(maps, list(shape))
+    return F.adaptive_avg_pool2d(maps, (shape[0], shape[1]))
 
 
 def as_picture(z: Tensor) -> Tensor:
