@@ -195,10 +195,8 @@ def check_feature_space(settings: Settings) -> None:
     """Raise UserError for settings that diffusion on features does not have."""
     space, parts = f"score.space is {FEATURE_MAPS}", settings.score.parts
     if parts is None or set(parts) & set(DISTANCES):
-        remedy = f"set score.parts=[{DIFFUSION}], or add memories"
-        raise UserError(
-            f"{space}, which has none of {' and '.join(DISTANCES)}, but score.parts is {parts and list(parts)}; {remedy}"
-        )
+        remedy = f"it takes {DIFFUSION} and memories in place of {' and '.join(DISTANCES)}"
+        raise UserError(f"{space}, but score.parts is {parts and list(parts)}; {remedy}")
     others: dict[str, tuple[object, object, str]] = {
         "model.feature_extractor": (settings.model.feature_extractor == AUTO, AUTO, "name one, as efficientnet_lite0"),
         "model.DA_chp": (settings.model.DA_chp != 0, settings.model.DA_chp, "set it to 0: features stay as they are"),

@@ -20,7 +20,7 @@ DISTANCES = ("pixel", "feature")  # from the reconstruction
 SPACES = (PIXELS, FEATURE_MAPS) = ("pixels", "features")  # in which the UNet works
 FEATURE_CHANNELS = 48  # of the UNet in the space of features
 DIFFUSION = "diffusion"  # the distance from the reconstruction in the space of features
-PARTS = (*DISTANCES, DIFFUSION, "memory", "wide_memory", "whole_memory", "patch_memory")
+PARTS = (*DISTANCES, "memory", "wide_memory", "whole_memory", "patch_memory", DIFFUSION)
 SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts")
 
 # keys that files of earlier versions lack, with the values that stand for this; files of weights leave them out

@@ -108,7 +108,7 @@ class Networks:
         parts: Sequence[str] = (),
         region: JudgedRegion | None = None,
     ) -> Comparison:
-        """Compare z (B, K, *shape) of pictures (B, C, H, W) with `rebuild(z)`, its reconstructions (draws, B, K, *shape).
+        """Compare z (B, K, *shape) of pictures (B, C, H, W) with `rebuild(z)`, reconstructions (draws, B, K, *shape).
 
         Descriptors are of the same features, and the residual, reconstruction − z.
         """
