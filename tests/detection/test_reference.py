@@ -14,7 +14,7 @@ torch.manual_seed(0)
 
 
 def test_the_settings_know_the_parts():
-    assert set(keys.PARTS) == {*reference.DISTANCES, *reference.DESCRIBED_BY}
+    assert set(keys.PARTS) == {*reference.DISTANCES, *reference.COMPARED}
 
 
 def test_whitening_by_one_is_the_inverse_root_of_the_covariance():
