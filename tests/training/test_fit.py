@@ -2,44 +2,19 @@
 
 import csv
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_category, make_config, write_picture
+from conftest import make_category, make_config
 from PIL import Image
 from score_tables import read_rows
+from shaped_pictures import MEMORY, shaped_category
 
 from config.keys import PROPORTIONS, SQUARE
 from config.load import load_settings
 from training import checkpoint
 from training.fit import choose_fit, stored_fit
-
-MEMORY = ("score.parts=[memory, wide_memory, pixel]", "model.unet_size=16", "metrics.centre_crop=1")
-
-
-def shaped_category(root, shapes, spots=True):
-    """Create <root>/data/nut of stripes: shapes are (width, height), taken in turns; defective pictures have a spot."""
-    rng, folder = np.random.default_rng(0), root / "data" / "nut"
-    shutil.rmtree(folder, ignore_errors=True)
-
-    def normal(number):
-        width, height = shapes[number % len(shapes)]
-        stripes = (np.arange(width) // 4 % 2 * 90 + 80).astype(np.uint8)
-        return np.tile(stripes, (height, 1)) + rng.integers(0, 20, (height, width)).astype(np.uint8)
-
-    for number in range(12):
-        write_picture(folder / "train" / "good" / f"{number:03}.png", normal(number))
-    for number in range(4):
-        write_picture(folder / "test" / "good" / f"{number:03}.png", normal(number))
-        spotted = normal(number)
-        mask = np.zeros_like(spotted)
-        spot = (slice(4, 11), slice(spotted.shape[1] - 14, spotted.shape[1] - 7))
-        spotted[spot], mask[spot] = 255, 255
-        write_picture(folder / "test" / "spot" / f"{number:03}.png", spotted)
-        write_picture(folder / "ground_truth" / "spot" / f"{number:03}_mask.png", mask)
-    return folder
 
 
 def read_metrics(tmp_path):
@@ -150,6 +125,36 @@ def test_auto_follows_more_than_a_tenth_of_the_pictures(tmp_path, shapes, fit):
     assert choose_fit(load_settings(config), trains=True).data.fit == fit
     for squares in ("data.tiles=2", "score.protocol=published", "data.fit=square"):
         assert choose_fit(load_settings(config, [squares]), trains=True).data.fit == SQUARE
+
+
+def test_the_check_warns_of_squashing_where_pictures_become_squares(run_main, tmp_path):
+    shaped_category(tmp_path, [(256, 16), (96, 40)])
+    squashed, mixed = "pictures that are squashed to squares", "training pictures of different aspect ratios"
+    for changes in ([], ["data.fit=proportions"], ["data.tiles=1"]):
+        out = run_main("--check", *changes)[1]
+        assert squashed not in out and mixed not in out
+    for changes in (["data.fit=square"], ["score.protocol=published"], ["data.name=VisA"]):
+        out = run_main("--check", *changes)[1]
+        assert squashed in out and mixed in out and "data.fit=proportions keeps the proportions" in out
+    shaped_category(tmp_path, [(48, 48)] * 11 + [(96, 48)])
+    assert squashed in run_main("--check")[1]
+
+
+def test_a_budget_is_planned_for_the_pictures_as_they_are(run_main, tmp_path):
+    shaped_category(tmp_path, [(256, 16), (96, 40)])
+    small = ("model.unet_size=16", "model.channel_multipliers=[1]", "model.base_channels=8", "data.image_size=32")
+    laptop = (
+        "preset=laptop",
+        "budget_minutes=5",
+        *small,
+        "data.batch_size=4",
+        "training.most_steps=4",
+        "model.blur_sigma=1",
+    )
+    code, out, err = run_main("--train", "--detection", *laptop)
+    assert (code, err) == (0, "")
+    assert "256×16: 11 tiles of 32×16 (6); 96×40: resized to 50×20 (6)" in out
+    assert "plan: about 4 training steps of 4 pictures" in out and "trained nut for 2 epochs, 4 steps" in out
 
 
 def test_the_published_settings_are_square_and_the_preset_looks_at_the_pictures(tmp_path):
