@@ -363,6 +363,11 @@ def to_unit_range(pixels: Tensor) -> Tensor:
     return pixels.float().div_(127.5).sub_(1)
 
 
+def to_pixels(picture: Tensor) -> Tensor:
+    """Return a picture in [−1, 1] as uint8 pixels."""
+    return ((picture + 1) * 127.5).round().byte()
+
+
 def categories_in(data_dir: Path) -> list[str]:
     """Return the names of the folders that hold a folder train or test. Raise MissingFileError if there is none."""
     names = [name for name in folder_names(data_dir) if any((data_dir / name / part).is_dir() for part in PARTS)]

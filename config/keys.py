@@ -17,6 +17,7 @@ SCHEDULES = (CONSTANT, COSINE, WSD) = ("constant", "cosine", "wsd")
 STEPS = ("epochs", "schedule", "decay")  # keys that a budget decides
 STAGES = ("train", "domain_adaptation", "detection")
 DISTANCES = ("pixel", "feature")  # from the reconstruction
+EQUAL, MEASURED = "equal", "measured"  # weights of parts
 SPACES = (PIXELS, FEATURE_MAPS) = ("pixels", "features")  # in which the UNet works
 FEATURE_CHANNELS = 48  # of the UNet in the space of features
 DIFFUSION = "diffusion"  # the distance from the reconstruction in the space of features
@@ -24,7 +25,12 @@ PARTS = (*DISTANCES, "memory", "wide_memory", "whole_memory", "patch_memory", DI
 SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts")
 
 # keys that files of earlier versions lack, with the values that stand for this; files of weights leave them out
-ADDED_LATER: dict[str, tuple[object, ...]] = {"bit_depth": (None,), "fit": (AUTO, SQUARE), "space": (PIXELS,)}
+ADDED_LATER: dict[str, tuple[object, ...]] = {
+    "bit_depth": (None,),
+    "fit": (AUTO, SQUARE),
+    "space": (PIXELS,),
+    "weights": (EQUAL,),
+}
 
 Values = dict[str, Any]  # by name
 
@@ -137,6 +143,7 @@ class ScoreSettings:
     space: str = key(PIXELS, affects=WEIGHTS | SCORES, one_of=SPACES)
     draws: int = key(AUTO, affects=SCORES, least=1)
     parts: tuple[str, ...] | None = key(None, affects=SCORES, one_of=PARTS)
+    weights: str = key(EQUAL, affects=SCORES, one_of=(EQUAL, MEASURED))
     pooling: str = key("maximum", affects=SCORES, one_of=("maximum", "top_mean"))
     pooled_share: float = key(0.01, affects=SCORES, above=0, most=1)
 

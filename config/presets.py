@@ -45,6 +45,7 @@ PRESETS: dict[str, Values] = {
         "score.space": "features",
         "score.draws": 1,
         "score.parts": ["memory", "wide_memory", "whole_memory", "diffusion"],
+        "score.weights": "measured",
         "score.pooling": "maximum",
         "calibration.method": "cross",
         "calibration.pictures": 300,  # more cost minutes

@@ -1,6 +1,6 @@
 """Measure a detector's calibration on normal pictures: references, scales, the balance and thresholds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from anomaly_map import resize_maps, smooth
-from config.keys import CROSS, DIFFUSION, LATEST, SPLIT, TRAIN, VALIDATION, Settings
-from dataset import NORMAL, ImageFolder, Item, picture_fingerprint
+from config.keys import CROSS, DIFFUSION, LATEST, MEASURED, SPLIT, TRAIN, VALIDATION, Settings
+from dataset import NORMAL, ImageFolder, Item, picture_fingerprint, to_pixels, to_unit_range
 from ddad import content_seed
 from detection import reference
 from detection.calibration_file import CALIBRATION, calibration_name, load_calibration, save_calibration
 from detection.detector import Detector, Parts, calibration_inputs, map_batches, stack_pictures
 from detection.reference import RESIDUAL, Learnt, Reference, ResidualLength
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
+from images.synthetic_defects import ALL_DEFECTS, make_synthetic_anomalies
 from runtime import distributed
 from runtime.errors import MissingFileError, UserError
 from runtime.progress import count_progress
@@ -26,6 +27,7 @@ from training.dependence import Dependence, measure_dependence, measure_named_gr
 from training.normal_pictures import normal_splits
 
 RESIDUAL_PICTURES = 64  # that teach the length of residuals; each has hundreds of positions
+CHANGED_PICTURES = 8  # copies of which, with all kinds of synthetic anomalies, decide the weights of parts
 
 
 def calibrate(detector: Detector, settings: Settings) -> Detector:
@@ -103,7 +105,8 @@ def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Set
 
     batches = map_batches(detector, normal, measure, settings.model.num_workers, group)
     parts = [of_picture for _, of_picture in count_progress(batches, len(normal), "calibrating")]
-    calibration = build_calibration(detector, parts, references, normal.names()) if group.is_main else None
+    anomalous = measure_anomalies(detector, normal, references_for, settings) if weighs_parts(settings) else []
+    calibration = build_calibration(detector, parts, references, normal.names(), anomalous) if group.is_main else None
     calibration = group.broadcast(calibration)
     if not crosses:  # what was learnt from says nothing about the held-out pictures, but their scores do
         groups = named_groups(calibration.pictures, settings.calibration.groups)
@@ -114,25 +117,68 @@ def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Set
 
 
 def build_calibration(
-    detector: Detector, normal: Sequence[Parts], references: Mapping[str, Reference], names: Sequence[str] = ()
+    detector: Detector,
+    normal: Sequence[Parts],
+    references: Mapping[str, Reference],
+    names: Sequence[str] = (),
+    anomalous: Sequence[Parts] = (),
 ) -> Calibration:
-    """Return the calibration from the parts of normal pictures that the references have not learnt."""
+    """Return the calibration from the parts of normal pictures that the references have not learnt.
+
+    The parts of copies with synthetic anomalies, if there are any, decide how much each part weighs.
+    """
 
     def scored(maps: Tensor) -> Tensor:
         return detector.crop_maps(smooth(maps, detector.blur_sigma))
 
     maxima = torch.tensor([[scored(parts[part]).max() for part in reference.DISTANCES] for parts in normal])
     feature, pixel = mean_maxima(maxima)
-    scales = {}
-    for part in detector.parts:
-        maps = [scored(resize_maps(parts[part], parts["pixel"].shape[-2:])) for parts in normal]
-        scales[part] = reference.measure_scale(maps)
+
+    def maps_of(part: str, pictures: Sequence[Parts]) -> list[Tensor]:
+        return [scored(resize_maps(parts[part], parts["pixel"].shape[-2:])) for parts in pictures]
+
+    scales = {part: reference.measure_scale(maps_of(part, normal)) for part in detector.parts}
+    if anomalous:
+        maxima_of = [
+            {part: [m.max().item() for m in maps_of(part, group)] for part in scales} for group in (normal, anomalous)
+        ]
+        weights = reference.measure_weights(*maxima_of)
+        scales = {part: scale._replace(weight=weights[part]) for part, scale in scales.items()}
     predictions = [detector.assemble(parts, feature / pixel, scales) for parts in normal]
     pixels = pixel_quantiles(detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions)
     order = sorted(range(len(normal)), key=lambda i: predictions[i].score)
     scores, pictures = tuple(predictions[i].score for i in order), tuple(names[i] for i in order if names)
     measured = Calibration(feature, pixel, scores, pixels, scales=scales, pictures=pictures)
     return replace(measured, references=dict(references), batch_size=detector.batch_size)
+
+
+def measure_anomalies(
+    detector: Detector,
+    normal: ImageFolder,
+    references_for: Callable[[str], Mapping[str, Reference]],
+    settings: Settings,
+) -> list[Parts]:
+    """Return the parts of copies of some normal pictures, each copy with another kind of synthetic anomaly."""
+
+    def measure(items: Sequence[Item]) -> list[list[Parts]]:
+        return [list(measure_copies(item)) for item in items]
+
+    def measure_copies(item: Item) -> Iterator[Parts]:
+        pixels, own = to_pixels(item.picture), references_for(item.path)
+        copies, _, _ = make_synthetic_anomalies(
+            [pixels], len(ALL_DEFECTS), content_seed(item.picture, settings.model.seed)
+        )
+        for copy in copies:
+            yield from parts_of_batch(detector, to_unit_range(copy)[None], [own])
+
+    chosen = normal.sample(CHANGED_PICTURES, settings.model.seed)
+    batches = map_batches(detector, chosen, measure, settings.model.num_workers, distributed.group())
+    changed = count_progress(batches, len(chosen), "weighing parts")
+    return [parts for _, of_picture in changed for parts in of_picture]
+
+
+def weighs_parts(settings: Settings) -> bool:
+    return settings.score.weights == MEASURED and len(settings.score.parts or ()) > 1
 
 
 def parts_of_batch(detector: Detector, pictures: Tensor, references: Sequence[Mapping[str, Reference]]) -> list[Parts]:
@@ -213,9 +259,10 @@ def calibration_size(pictures: int, unseen: int, settings: Settings) -> int:
 def calibration_work(settings: Settings, pictures: int, unseen: int) -> tuple[int, int]:
     """Return how many pictures a calibration reconstructs, and how many of `pictures` in train/good it describes."""
     compared = calibration_size(pictures, unseen, settings)
+    changed = min(CHANGED_PICTURES, compared) * len(ALL_DEFECTS) if weighs_parts(settings) else 0
     learns_all = settings.calibration.on_validation or leaves_one_out(settings, pictures)
     described = pictures if learns_all else pictures - compared
-    return compared, described if reference.descriptor_kinds(settings.score.parts or ()) else 0
+    return compared + changed, described if reference.descriptor_kinds(settings.score.parts or ()) else 0
 
 
 def unseen_pictures(settings: Settings, pictures: ImageFolder) -> ImageFolder:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
 from anomaly_map import MAXIMUM, Region, batch_ratio, combine, find_regions, image_score, resize_maps, smooth
-from config.keys import AUTO, PLANNED, TRAIN, Settings
+from config.keys import AUTO, MEASURED, PLANNED, TRAIN, Settings
 from config.load import build_settings
 from dataset import SQUARE, ImageFolder, Item, View, to_unit_range
 from ddad import gaussian_draws, picture_draws
@@ -373,6 +373,7 @@ def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, obje
     calibration = settings.calibration
     inputs |= {"method": calibration.method, "pictures": calibration.pictures, "groups": calibration.groups}
     inputs |= {"weights": detector.networks.hash(), "region": detector.region and detector.region.hash}
+    inputs |= {"parts_weigh": settings.score.weights} if settings.score.weights == MEASURED else {}
     inputs |= {"folder": None if calibration.folder == TRAIN else calibration.folder}  # earlier calibrations have none
     return as_stored(inputs)
 

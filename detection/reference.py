@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from config.keys import DIFFUSION
 from images.region import JudgedRegion
+from metrics import image_auroc
 from training.feature_space import patch_descriptors
 
 DISTANCES = ("feature", "pixel")
@@ -72,14 +74,15 @@ def descriptor_kinds(parts: Collection[str]) -> set[str]:
 
 
 class Scale(NamedTuple):
-    """A part's values on normal pictures, smoothed: their mean, and a top that most maxima stay below."""
+    """A part's values on normal pictures, smoothed: their mean, a top that most maxima stay below, and its weight."""
 
     mean: float
     top: float
+    weight: float = 1.0
 
     def units(self, part: Tensor) -> Tensor:
-        """Return the part in units: 0 at the mean, 1 at the top."""
-        return (part - self.mean) / max(self.top - self.mean, LEAST_UNIT)
+        """Return the part in units: 0 at the mean, its weight at the top."""
+        return self.weight * (part - self.mean) / max(self.top - self.mean, LEAST_UNIT)
 
 
 def fuse_parts(units: Mapping[str, Tensor], scored: Callable[[Tensor], Tensor] = lambda maps: maps) -> Tensor:
@@ -112,6 +115,21 @@ def measure_scale(maps: Sequence[Tensor]) -> Scale:
     """Return the scale of maps of normal pictures; its top is DEVIATIONS above the mean of their maxima."""
     means, maxima = (torch.stack([measure(values.double()) for values in maps]) for measure in (torch.mean, torch.amax))
     return Scale(means.mean().item(), (maxima.mean() + DEVIATIONS * maxima.std(correction=0)).item())
+
+
+def measure_weights(
+    normal: Mapping[str, Sequence[float]], anomalous: Mapping[str, Sequence[float]]
+) -> dict[str, float]:
+    """Return each part's weight from its image scores of normal pictures and of copies with synthetic anomalies.
+
+    It is 2·AUROC − 1, which is 0 for a part that knows nothing of this category, as a share of the best part's.
+    """
+    known = {}
+    for part, scores in normal.items():
+        both = np.array([*scores, *anomalous[part]])
+        known[part] = max(0.0, 2 * image_auroc(both, np.arange(len(both)) >= len(scores)) - 1)
+    best = max(known.values())
+    return {part: share / best if best else 1.0 for part, share in known.items()}
 
 
 @dataclass(frozen=True, eq=False)
