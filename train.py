@@ -23,6 +23,7 @@ from runtime.device import autocast, choose_device, compile_network, resolve_dty
 from runtime.errors import UserError
 from runtime.progress import Progress, announce, follow_steps
 from storage.atomic_file import ensure_writable
+from storage.fingerprint import weights_hash
 from training import checkpoint, networks, pixel_cache
 from training.batches import augment, full_batches, random_tiles, shuffled_order
 from training.feature_space import FeatureReader, FeatureSpace
@@ -242,7 +243,7 @@ def run_training(plan: TrainingPlan) -> int:
     for line in check_output.brief_findings(findings):
         print(line, flush=True)
     if settings.learns_features:
-        trainer.space, pixels = encode_pictures(pixels, settings, trainer)
+        pixels = learn_features(plan, trainer, pixels)
     follow_training(plan, trainer, pace, losses, pixels)
     minutes = (time.monotonic() - began) / SECONDS_PER_MINUTE
     result = f"loss {losses.mean():.4g} (last {len(losses.last)} steps)"
@@ -274,19 +275,23 @@ def announce_training(plan: TrainingPlan, trainer: Trainer, pace: Pace) -> None:
         checkpoint.print_replaced(folder, settings.saved_epochs)
 
 
-def encode_pictures(
-    pixels: Sequence[Tensor], settings: Settings, trainer: Trainer
-) -> tuple[FeatureSpace, list[Tensor]]:
-    """Return a space of features, learnt from normal pictures (C, H, W) uint8, and z (K, h, w) of each of them."""
+def feature_reader(settings: Settings, trainer: Trainer) -> FeatureReader:
+    """Return what computes the features that the trainer's network learns."""
     model, view, device = settings.model, View(**settings.view_arguments()), trainer.generator.device
-    extractor, _ = checkpoint.restore_features(
-        settings.checkpoint_folder, 0, model.feature_extractor, model.backbone_weights
-    )
-    features = networks.prepare_features(extractor, view, device)
+    folder, name = settings.checkpoint_folder, model.feature_extractor
+    extractor, _ = checkpoint.restore_features(folder, 0, name, model.backbone_weights)
     grid = partial(view.seen_shape, size=settings.unet_size, factor=trainer.unet.factor)
-    reader = FeatureReader(autocast(features, settings.speed.detection_precision, device), grid, device)
-    space = reader.learn_space(pixels)
-    return space, reader.encode(pixels, space)
+    return FeatureReader(networks.prepare_features(extractor, view, device), grid, device)
+
+
+def learn_features(plan: TrainingPlan, trainer: Trainer, pixels: Sequence[Tensor]) -> list[Tensor]:
+    """Give the trainer a space, learnt from normal pictures (C, H, W) uint8; return z (K, h, w) of each of them."""
+    reader, speed = feature_reader(plan.settings, trainer), plan.settings.speed
+    made_by = f"{weights_hash([reader.extractor])}, {plan.settings.unet_size}"
+    features = partial(reader.learn, pixels)
+    found = pixel_cache.cached_features(plan.pictures, made_by, features, speed.cache, speed.cache_limit)
+    trainer.space = FeatureSpace.restore(found["space"]).to(reader.device)
+    return found["features"]
 
 
 def follow_training(plan: TrainingPlan, trainer: Trainer, pace: Pace, losses: Losses, pixels: Sequence[Tensor]) -> None:

@@ -22,6 +22,7 @@ from runtime import distributed
 from runtime.device import choose_device
 from runtime.errors import UserError
 from training import checkpoint, networks
+from training.feature_space import FeatureSpace
 from training.normal_pictures import normal_splits
 from training.pace import RESERVE, SECONDS_PER_MINUTE, TRAINING_SHARE, Clock, Pace
 
@@ -117,7 +118,8 @@ def time_machine(plan: train.TrainingPlan, detects: bool) -> Costs:
     trainer = train.build_trainer(trial, pace, device)
     inputs = few.pixels(model.num_workers)
     if settings.learns_features:
-        trainer.space, inputs = train.encode_pictures(inputs, settings, trainer)
+        learnt = train.feature_reader(settings, trainer).learn(inputs)
+        trainer.space, inputs = FeatureSpace.restore(learnt["space"]), learnt["features"]
     batch = list(itertools.islice(itertools.cycle(inputs), batch_size))
     steps = train.training_loop(trainer, batch, pace, trial)
     step = statistics.median(time_calls(lambda: next(steps, None), TIMED_STEPS)[1:])

@@ -6,8 +6,9 @@ descriptors of normal pictures. Each channel of z has mean 0 and variance 1 on n
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,13 @@ class FeatureSpace(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("directions", torch.zeros(FEATURE_CHANNELS, width))
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Tensor]) -> "FeatureSpace":
+        """Return the space of a state dict. Raise RuntimeError where its shapes do not fit."""
+        space = cls(state["mean"].numel())
+        space.load_state_dict(state)
+        return space
 
     def encode(self, features: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
         """Return z (B, K, *shape) of feature maps, layer1 first; a picture's is the same in any batch."""
@@ -73,9 +81,14 @@ def as_picture(z: Tensor) -> Tensor:
 class FeatureReader:
     """Computes descriptors of pictures on the grid on which the UNet sees them."""
 
-    extractor: Callable[[Tensor], list[Tensor]]  # pictures (B, C, H, W) in [−1, 1] → feature maps, layer1 first
+    extractor: nn.Module  # pictures (B, C, H, W) in [−1, 1] → feature maps, layer1 first
     grid: Callable[[Sequence[int]], tuple[int, int]]  # (height, width) of a picture → that of the grid
     device: torch.device
+
+    def learn(self, pictures: Sequence[Tensor]) -> dict[str, Any]:
+        """Return the `space` that pictures teach, as a state dict, and their `features`; see below."""
+        space = self.learn_space(pictures)
+        return {"space": space.state_dict(), "features": self.encode(pictures, space)}
 
     @torch.no_grad()
     def learn_space(self, pictures: Sequence[Tensor]) -> FeatureSpace:

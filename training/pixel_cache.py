@@ -1,17 +1,20 @@
 """Decode pictures once and keep their pixels on disk, from where they are mapped into memory.
 
 <speed.cache>/<key>.pixels   a list of pictures: uint8 values one after the other, then shapes and a checksum
+<speed.cache>/<key>.features the space of features and those of the pictures, as torch saves them
 
-The key is a hash of path, size and time of each file, and of the view. New entries replace those used longest ago.
+The key is a hash of path, size and time of each file, of the view, and of the network of features. New entries replace
+those used longest ago.
 """
 
 import hashlib
+import io
 import json
 import math
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -22,9 +25,12 @@ import torch
 from torch import Tensor
 
 from dataset import ImageFolder, read_ahead
+from runtime.errors import UserError
 from storage.atomic_file import atomic_write, remove_stale
+from storage.weights_file import read_state
+from training.checkpoint import State
 
-SUFFIX = ".pixels"
+SUFFIX, FEATURES_SUFFIX = ".pixels", ".features"
 FORMAT = 1  # raise it when the format of an entry changes, or what `View` does to a picture
 BYTES_PER_GB = 10**9
 AT_ONCE = 64  # pictures decoded between two writes
@@ -53,11 +59,34 @@ def cached_pixels(pictures: ImageFolder, workers: int, folder: Path | None, limi
     return pixels or pictures.pixels(workers)
 
 
-def entry_key(pictures: ImageFolder) -> str:
-    """Return a hash that changes with every file of the list and with the view."""
+def cached_features(
+    pictures: ImageFolder, network: str, compute: Callable[[], State], folder: Path | None, limit: float
+) -> State:
+    """Return `compute()`, the features of these pictures by a network, kept in `folder` within `limit` GB."""
+    if folder is None:
+        return compute()
+    path = folder / f"{entry_key(pictures, network)}{FEATURES_SUFFIX}"
+    with suppress(OSError, UserError):  # UserError: it is damaged
+        stored = read_state(path)
+        os.utime(path)  # now it is the one used last
+        return stored
+    features = compute()
+    try:
+        content = io.BytesIO()
+        torch.save(features, content)
+        with atomic_write(path, REMEDY) as file:
+            make_room(folder, content.tell(), limit * BYTES_PER_GB)
+            file.write(content.getbuffer())
+    except (OSError, TooLargeError) as error:
+        print(f"features are not kept: {error}", flush=True)
+    return features
+
+
+def entry_key(pictures: ImageFolder, network: str = "") -> str:
+    """Return a hash that changes with every file of the list, with the view and with the network of features."""
     paths = [sample.picture for sample in pictures.samples]
     files = [(str(path.resolve()), (found := path.stat()).st_size, found.st_mtime_ns) for path in paths]
-    content = json.dumps([FORMAT, PIL.__version__, asdict(pictures.view), files])
+    content = json.dumps([FORMAT, PIL.__version__, asdict(pictures.view), files, *([network] if network else [])])
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
@@ -103,7 +132,7 @@ def make_room(folder: Path, size: int, limit: float) -> None:
         needed, allowed = f"{size / BYTES_PER_GB:.3g} GB", f"{limit / BYTES_PER_GB:.3g} GB"
         raise TooLargeError(f"they take {needed}, speed.cache_limit is {allowed}; raise it")
     entries = []
-    for path in folder.glob(f"*{SUFFIX}"):
+    for path in [path for path in folder.iterdir() if path.suffix in (SUFFIX, FEATURES_SUFFIX)]:
         with suppress(FileNotFoundError):  # another run has removed it
             entries.append((path.stat(), path))
     for status, path in sorted(entries, key=lambda entry: -entry[0].st_mtime_ns):
