@@ -74,9 +74,7 @@ def draw_figure(panel: Panel, scale: ColourScale) -> Image.Image:
     mask = np.zeros(panel.picture.shape[:2], bool) if panel.mask is None else panel.mask
     parts = {
         "picture": panel.shaded(panel.picture),
-        "reconstruction": panel.reconstruction,
-        "pixel distance": heat_colours(panel.d_pixel, scale.d_pixel),
-        "feature distance": heat_colours(panel.d_feature, scale.d_feature),
+        **compared_parts(panel, scale),
         "anomaly map": panel.shaded(overlay_heat(panel.picture, panel.anomaly, scale.anomaly)),
         "ground truth": np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2),
     }
@@ -94,6 +92,15 @@ def draw_figure(panel: Panel, scale: ColourScale) -> Image.Image:
         part = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         figure.paste(part, (left, top + CAPTION_HEIGHT))
     return figure
+
+
+def compared_parts(panel: Panel, scale: ColourScale) -> dict[str, NDArray[np.uint8]]:
+    """Return the reconstruction and the distances by caption; a network that works on features has one distance."""
+    distance = heat_colours(panel.d_pixel, scale.d_pixel)
+    if not scale.d_feature:
+        return {"reconstructed features": panel.reconstruction, "distance of features": distance}
+    other = heat_colours(panel.d_feature, scale.d_feature)
+    return {"reconstruction": panel.reconstruction, "pixel distance": distance, "feature distance": other}
 
 
 def figure_cell(size: Size, parts: int) -> tuple[int, int, int]:
