@@ -83,14 +83,17 @@ PART_WEIGHT = reference.part_weight  # the present one
 PRESET_PARTS = tuple(PRESETS[LAPTOP]["score.parts"])
 MEMORIES = ("memory", "wide_memory", "whole_memory")
 SUBSETS = [parts for count in range(1, len(MEMORIES) + 1) for parts in itertools.combinations(MEMORIES, count)]
-PART_SETS = [(*parts, *beside) for beside in ((), ("pixel",)) for parts in SUBSETS] + [("pixel",), ("patch_memory",)]
-SHARP_PIXEL = {"BLURRED": reference.BLURRED - {"pixel"}}
+PART_SETS = [(*parts, *beside) for beside in ((), ("diffusion",)) for parts in SUBSETS] + [
+    ("diffusion",),
+    ("patch_memory",),
+]
+SHARP_DIFFUSION = {"BLURRED": reference.BLURRED - {"diffusion"}}
 CHANGES = {
     "blurred parts weigh 0.25": Change({"BLURRED_WEIGHT": 0.25}),
     "blurred parts weigh 1": Change({"BLURRED_WEIGHT": 1.0}),
-    "pixel is no blurred part": Change(SHARP_PIXEL),
-    "pixel is no blurred part, blurred parts weigh 0.25": Change(SHARP_PIXEL | {"BLURRED_WEIGHT": 0.25}),
-    "pixel is no blurred part, blurred parts weigh 1": Change(SHARP_PIXEL | {"BLURRED_WEIGHT": 1.0}),
+    "diffusion is no blurred part": Change(SHARP_DIFFUSION),
+    "diffusion is no blurred part, blurred parts weigh 0.25": Change(SHARP_DIFFUSION | {"BLURRED_WEIGHT": 0.25}),
+    "diffusion is no blurred part, blurred parts weigh 1": Change(SHARP_DIFFUSION | {"BLURRED_WEIGHT": 1.0}),
     "means over 8×8": Change({"WIDTH": 8}, ("wide_memory",)),
     "no whitening": Change({"HALF_WHITE": reference.UNCHANGED}, MEMORIES),
     "2 neighbours": Change({"NEIGHBOURS": 2}, MEMORIES),

@@ -31,6 +31,7 @@ from detection.calibrate import (
     leaves_one_out,
     parts_of_batch,
     unseen_pictures,
+    weighs_parts,
 )
 from detection.detector import Detector, crop_centre, load_detector
 from detection.reference import DESCRIBED_BY
@@ -54,8 +55,8 @@ MOST_LOST = 0.02  # of a kind's image AUROC, as real defects may all be of that 
 PRO_LIMIT = 0.3
 FEATURES = "model.DA_chp"
 RECONSTRUCTION_SETTINGS: Mapping[str, Sequence[object]] = {  # the values to try; each needs new reconstructions
-    "model.w": (1.0, 2.0, 3.0, 5.0, 8.0),
-    "model.test_trajectoy_steps": (100, 250, 400),
+    "model.w": (0.0, 1.0, 2.0, 3.0, 5.0, 8.0),
+    "model.test_trajectoy_steps": (100, 250, 400, 650),
     "model.skip": (25, 50, 125),
 }
 SCORE_SETTINGS: Mapping[str, Sequence[object]] = {  # they change only maps and scores
@@ -256,7 +257,8 @@ def try_detector(detector: Detector, bench: Bench, settings: Settings, before: T
     clean, anomalous, others = map(measure, (bench.clean, bench.anomalous, bench.others), earlier)
     if before:
         references |= {part: before.detector.required_calibration.references[part] for part in taken_over}
-    calibration = build_calibration(detector, clean, references)
+    weighing = anomalous if weighs_parts(settings) else ()
+    calibration = build_calibration(detector, clean, references, anomalous=weighing)
     return Trial(replace(detector, calibration=calibration), clean, anomalous, others)
 
 

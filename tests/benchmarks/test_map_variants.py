@@ -14,7 +14,7 @@ CHANGES = {
     **{
         name: map_variants.CHANGES[name]
         for name in (
-            "pixel is no blurred part",
+            "diffusion is no blurred part",
             "2 neighbours",
             "sum of the units",
             "squares beyond the top",
@@ -35,15 +35,15 @@ def test_changes_name_constants_and_parts_that_exist():
 def test_maps_are_measured_as_tuning_measures_them(run_main, tiny_config, monkeypatch):
     monkeypatch.setattr(map_variants, "CHANGES", CHANGES)
     monkeypatch.setattr(map_variants, "ROWS", [*map(", ".join, map_variants.PART_SETS), *CHANGES])
-    small = "model.unet_size=16"
-    run_main("--train", small)
-    settings = load_settings(tiny_config, [small, "score.parts=[memory]"])
+    small = ["model.unet_size=16", "model.predicts=x0", "score.space=features", "score.parts=[memory]"]
+    run_main("--train", *small)
+    settings = load_settings(tiny_config, small)
     _, pictures, unseen = check_tuning(settings)
     bench = prepare_bench(pictures, unseen, settings)
     detector, *_ = load_detector(settings, settings.checkpoint_folder, torch.device("cpu"))
-    qualities = dict(map_variants.measure_maps(settings, ["memory", "memory, pixel", *CHANGES]))
+    qualities = dict(map_variants.measure_maps(settings, ["memory", "memory, diffusion", *CHANGES]))
     assert qualities["memory"] == measure_quality(try_detector(detector, bench, settings), bench)
-    runs = {"nut 0": qualities, "nut 1": qualities, "bolt 0": qualities | {"pixel": qualities["memory"]}}
+    runs = {"nut 0": qualities, "nut 1": qualities, "bolt 0": qualities | {"diffusion": qualities["memory"]}}
     heading, *rows = list(map_variants.objective_table(runs))
     assert "| nut | bolt |" in heading and len(rows) == len(qualities) == 2 + len(CHANGES)
     kinds, *rows_by_kind = list(map_variants.kinds_table({"nut 0": qualities}))
@@ -79,10 +79,10 @@ def test_a_stopped_measurement_of_maps_goes_on(tmp_path, category, monkeypatch, 
         return ((name, Quality({"pit": 0.9}, 0.7)) for name in names)
 
     monkeypatch.setattr(map_variants, "measure_maps", measure_maps)
-    for rows in (["memory"], ["memory", "pixel"]):
+    for rows in (["memory"], ["memory", "diffusion"]):
         work = str(tmp_path / "work")
         map_variants.main([str(tmp_path), str(category), "--work", work, "--seeds", "3", "4", "--rows", *rows])
-    assert measured == [["memory"], ["memory"], ["pixel"], ["pixel"]]
+    assert measured == [["memory"], ["memory"], ["diffusion"], ["diffusion"]]
     *_, memory, pixel, _, _, _, memory_by_kind, pixel_by_kind = capsys.readouterr().out.splitlines()
-    assert (memory, pixel) == ("| memory | 80.00 | 80.0 |", "| pixel | 80.00 | 80.0 |")
-    assert (memory_by_kind, pixel_by_kind) == ("| memory | 90.00 | 90.0 |", "| pixel | 90.00 | 90.0 |")
+    assert (memory, pixel) == ("| memory | 80.00 | 80.0 |", "| diffusion | 80.00 | 80.0 |")
+    assert (memory_by_kind, pixel_by_kind) == ("| memory | 90.00 | 90.0 |", "| diffusion | 90.00 | 90.0 |")
