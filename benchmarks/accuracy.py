@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.shared import CENTRE_CROP, CONFIG, ROOT
+from config.presets import LAPTOP_PIXELS
 from config.published import published_rows
 from reports import manifest
 
@@ -45,17 +46,7 @@ AT_256 = ("data.image_size=256", "model.blur_sigma=2")
 CENTRE = (CENTRE_CROP,)
 PATCH_MEMORY = ("score.parts=[patch_memory]", *ONE_CALL)
 NO_RECONSTRUCTION = ("score.parts=[memory, wide_memory, whole_memory]", *ONE_CALL)
-ON_PIXELS = (  # the UNet learns pictures of 64 pixels, as the preset did before it learnt features
-    "score.space=pixels",
-    "model.unet_size=64",
-    "model.channel_multipliers=[0.5, 1, 2, 2]",
-    "model.attention_sizes=[8]",
-    "model.predicts=null",
-    "model.w=5",
-    "model.test_trajectory_steps=250",
-    "model.skip=25",
-    "training.highest_step=250",
-)
+ON_PIXELS = (f"preset={LAPTOP_PIXELS}",)
 ADAPTED = ("model.DA_epochs=1", "model.DA_chp=1", "data.DA_batch_size=8")
 WITH_ADAPTATION = ("--train", "--domain_adaptation", "--detection")
 SHARED_WEIGHTS = (  # name, why, settings of detection; with the networks of 10 minutes

@@ -5,50 +5,65 @@ They override the file; the command line overrides them. benchmarks/accuracy.md 
 
 from config.keys import Values
 
-PUBLISHED, LAPTOP = "published", "laptop"
+PUBLISHED, LAPTOP, LAPTOP_PIXELS = "published", "laptop", "laptop-pixels"
 
+ON_FEATURES: Values = {
+    # features of pictures at 512 pixels, which the UNet sees on a grid of 32
+    "data.image_size": 512,
+    "data.batch_size": 16,
+    "data.tiles": None,
+    "data.fit": "auto",
+    "model.unet_size": 32,
+    "model.base_channels": 32,
+    "model.channel_multipliers": [1, 2],
+    "model.blocks_per_level": 1,
+    "model.attention_sizes": [16],
+    "model.heads": 2,
+    "model.dropout": 0,
+    "model.predicts": "x0",
+    "model.feature_extractor": "efficientnet_lite0",
+    "model.learning_rate": 6e-4,
+    "model.weight_decay": 0.01,
+    "model.epochs": "auto",
+    "model.load_chp": "latest",
+    "training.budget_minutes": 60.0,
+    "training.most_steps": 4000,  # no longer run was measured
+    "training.optimizer": "adamw",
+    "training.schedule": "wsd",
+    "training.warmup_steps": 50,
+    "training.ema": 0.995,
+    "training.highest_step": None,
+    "model.DA_epochs": 0,  # the features as pretrained
+    "model.DA_chp": 0,
+    "model.w": 0,
+    "model.blur_sigma": 2,  # a quarter of the published share of the picture: defects are small
+    "model.test_trajectory_steps": 450,
+    "model.skip": 90,  # five network calls
+    "score.protocol": "per_image",
+    "score.space": "features",
+    "score.draws": 1,
+    "score.parts": ["memory", "wide_memory", "whole_memory", "diffusion"],
+    "score.weights": "measured",
+    "score.pooling": "maximum",
+    "calibration.method": "cross",
+    "calibration.pictures": 300,  # more cost minutes
+    "metrics.centre_crop": 1,
+}
+ON_PIXELS: Values = {  # what differs where the UNet learns pictures, of 64 pixels
+    "model.unet_size": 64,
+    "model.channel_multipliers": [0.5, 1, 2, 2],
+    "model.attention_sizes": [8],
+    "model.predicts": None,
+    "model.w": 5,
+    "model.test_trajectory_steps": 250,
+    "model.skip": 25,  # ten network calls, as published
+    "training.highest_step": 250,
+    "score.space": "pixels",
+    "score.parts": ["memory", "wide_memory", "whole_memory", "pixel"],
+    "score.weights": "equal",
+}
 PRESETS: dict[str, Values] = {
     PUBLISHED: {"score.protocol": "published", "speed.precision": "fp32"},  # config.yaml has all the rest
-    LAPTOP: {
-        # features of pictures at 512 pixels, which the UNet sees on a grid of 32
-        "data.image_size": 512,
-        "data.batch_size": 16,
-        "data.tiles": None,
-        "data.fit": "auto",
-        "model.unet_size": 32,
-        "model.base_channels": 32,
-        "model.channel_multipliers": [1, 2],
-        "model.blocks_per_level": 1,
-        "model.attention_sizes": [16],
-        "model.heads": 2,
-        "model.dropout": 0,
-        "model.predicts": "x0",
-        "model.feature_extractor": "efficientnet_lite0",
-        "model.learning_rate": 6e-4,
-        "model.weight_decay": 0.01,
-        "model.epochs": "auto",
-        "model.load_chp": "latest",
-        "training.budget_minutes": 60.0,
-        "training.most_steps": 4000,  # no longer run was measured
-        "training.optimizer": "adamw",
-        "training.schedule": "wsd",
-        "training.warmup_steps": 50,
-        "training.ema": 0.995,
-        "training.highest_step": None,
-        "model.DA_epochs": 0,  # the features as pretrained
-        "model.DA_chp": 0,
-        "model.w": 0,
-        "model.blur_sigma": 2,  # a quarter of the published share of the picture: defects are small
-        "model.test_trajectory_steps": 450,
-        "model.skip": 90,  # five network calls
-        "score.protocol": "per_image",
-        "score.space": "features",
-        "score.draws": 1,
-        "score.parts": ["memory", "wide_memory", "whole_memory", "diffusion"],
-        "score.weights": "measured",
-        "score.pooling": "maximum",
-        "calibration.method": "cross",
-        "calibration.pictures": 300,  # more cost minutes
-        "metrics.centre_crop": 1,
-    },
+    LAPTOP: ON_FEATURES,
+    LAPTOP_PIXELS: ON_FEATURES | ON_PIXELS,
 }
