@@ -44,7 +44,8 @@ def test_all_stages_run(on_gpu, tmp_path, category):
         settings = (f"score.protocol={protocol}", "model.DA_chp=1")
         assert on_gpu("--detection", *settings, "--output", str(folder))[0] == 0
         assert (folder / "report.html").exists()
-    code, out, _ = on_gpu("--detection", "--input", str(category / "test"), "--output", str(tmp_path / "input"))
+    new = ("--input", str(category / "test"), "--output", str(tmp_path / "input"))
+    code, out, _ = on_gpu("--detection", *new, "data.test_batch_size=auto")
     assert code == 0 and "6 pictures in" in out
 
 

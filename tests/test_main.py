@@ -332,7 +332,7 @@ def test_an_infinite_loss_stops_the_run(run_main, tmp_path):
 def test_stopped_training_resumes_where_it_was(tmp_path, run_main, monkeypatch):
     """After SIGTERM and --resume the weights equal those of an unbroken run, and the log has each epoch once.
 
-    test_faults.py covers kill -9, test_ctrl_c_… a signal from outside.
+    test_faults.py covers kill -9; the test of Ctrl-C covers a signal from another process.
     """
     settings = ["model.epochs=8", "training.ema=0.9", "training.checkpoint_epochs=1000"]
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
