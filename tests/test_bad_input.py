@@ -770,7 +770,7 @@ def test_a_full_disk_keeps_earlier_weights(scene, run_main, arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     scene.monkeypatch.setattr(os, "fsync", refuse)
-    code, out, err = run_main(*arguments, *FEW_STEPS)
+    code, out, err = run_main(*arguments, *FEW_STEPS, "model.backbone_weights=null")
     assert code == 2
     assert_one_error_line(out, err)
     name = "training.jsonl" if arguments == TRAIN else "adaptation.jsonl"
