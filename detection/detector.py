@@ -351,12 +351,13 @@ def build_detector(
     """Return the detector of these networks and settings, not calibrated yet."""
     model, score, view = settings.model, settings.score, View(**settings.view_arguments())
     unet, features = prepare_network(unet, device), prepare_features(extractor, view, device)
+    space = space and space.to(device)
     sampling = (model.w, model.test_trajectoy_steps, model.skip, model.eta, score.draws)
     precision, size = settings.speed.detection_precision, settings.unet_size
-    networks = Networks(unet, features, build_schedule(settings), *sampling, precision, size, model.predicts)
-    networks = replace(networks, space=space and space.to(device))
-    most = largest_batch(networks, view, free_memory(device), LARGEST_BATCH[device.type])
-    batch_size, crop = settings.data.test_batch_size or most, settings.metrics.centre_crop
+    networks = Networks(unet, features, build_schedule(settings), *sampling, precision, size, model.predicts, space)
+    batch_size, crop = settings.data.test_batch_size, settings.metrics.centre_crop
+    if not batch_size:
+        batch_size = largest_batch(networks, view, free_memory(device), LARGEST_BATCH[device.type])
     scoring = (score.parts or (), score.pooling, score.pooled_share)
     detector = Detector(networks, view, model.v, model.blur_sigma, crop, model.seed, batch_size, device, *scoring)
     region = read_region(settings.data.region) if settings.data.region else None

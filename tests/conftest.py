@@ -13,9 +13,11 @@ from PIL import Image
 
 import main
 from detection import reference
+from feature_extractor import RANDOM, FeatureExtractor
 
 DATA = Path(__file__).parent / "data"
 PICTURE_SIZE = 48  # pixels, on disk
+BACKBONE = "timm/test_resnet"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,6 +79,15 @@ def make_category(root: Path) -> Path:
     return folder
 
 
+def make_backbone(root: Path) -> Path:
+    """Write random weights to <root>/tiny_backbone.pth and return it; pretrained networks take seven times as long."""
+    path = root / "tiny_backbone.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(FeatureExtractor(BACKBONE, RANDOM).network.state_dict(), path)
+    return path
+
+
 def make_config(root: Path, category: Path) -> Path:
     """Write <root>/tiny.yaml: 32 pixels, two narrow levels, two epochs; a run takes seconds."""
     content = {
@@ -91,7 +102,8 @@ def make_config(root: Path, category: Path) -> Path:
         },
         "model": {
             "checkpoint_dir": str(root / "checkpoints"),
-            "feature_extractor": "efficientnet_lite0",
+            "feature_extractor": BACKBONE,
+            "backbone_weights": str(make_backbone(root)),
             "base_channels": 8,
             "channel_multipliers": [1, 2],
             "blocks_per_level": 1,

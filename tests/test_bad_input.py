@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import PICTURE_SIZE, write_picture
+from conftest import BACKBONE, PICTURE_SIZE, write_picture
 
 import feature_extractor
 import main
@@ -679,7 +679,7 @@ CASES = (
     Case(
         "backbone of another network",
         (*DETECT, "model.backbone_weights={tmp}/backbone.pth"),
-        ("{tmp}/backbone.pth is not of efficientnet_lite0", "conv_stem", "give a file of its weights"),
+        ("{tmp}/backbone.pth is not of timm/test_resnet", "conv1.0.weight", "give a file of its weights"),
         backbone_of_another_network,
     ),
     Case(
@@ -696,19 +696,19 @@ CASES = (
     ),
     Case(
         "unknown timm model",
-        (*DETECT, "model.feature_extractor=timm/nonsense"),
+        (*DETECT, "model.feature_extractor=timm/nonsense", "model.backbone_weights=null"),
         ("'timm/nonsense'", "take another"),
         trained,
     ),
     Case(
         "no network for the published extractor",
-        (*DETECT, "model.feature_extractor=wide_resnet101_2"),
+        (*DETECT, "model.feature_extractor=wide_resnet101_2", "model.backbone_weights=null"),
         ("wide_resnet101_2", "Name or service not known", "set model.backbone_weights", "=efficientnet_lite0"),
         offline,
     ),
     Case(
         "no network for timm",
-        (*DETECT, "model.feature_extractor=timm/resnet18"),
+        (*DETECT, "model.feature_extractor=timm/resnet18", "model.backbone_weights=null"),
         ("no weights for timm/resnet18", "model.backbone_weights"),
         offline_timm,
     ),
@@ -763,14 +763,14 @@ def test_traceback_is_shown_on_request(run_main):
 @pytest.mark.parametrize("arguments", [TRAIN, ADAPT], ids=["training", "adapting"])
 def test_a_full_disk_keeps_earlier_weights(scene, run_main, arguments):
     trained(scene, image_size=16, attention_sizes=(8,))
-    checkpoint.save_features(scene.weights / "feat0", feature_extractor.FeatureExtractor("efficientnet_lite0"), epoch=0)
+    checkpoint.save_features(scene.weights / "feat0", feature_extractor.FeatureExtractor(BACKBONE, "random"), epoch=0)
     before = scene.outputs()
 
     def refuse(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     scene.monkeypatch.setattr(os, "fsync", refuse)
-    code, out, err = run_main(*arguments, *FEW_STEPS)
+    code, out, err = run_main(*arguments, *FEW_STEPS, "model.backbone_weights=null")
     assert code == 2
     assert_one_error_line(out, err)
     name = "training.jsonl" if arguments == TRAIN else "adaptation.jsonl"

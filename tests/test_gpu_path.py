@@ -38,13 +38,14 @@ def on_gpu(tiny_config, tmp_path, capsys):
 
 def test_all_stages_run(on_gpu, tmp_path, category):
     code, out, _ = on_gpu("--train", "--domain_adaptation", "model.DA_chp=1")
-    assert code == 0 and "weights in bfloat16" in out and "adapted efficientnet_lite0" in out
+    assert code == 0 and "weights in bfloat16" in out and "adapted timm/test_resnet" in out
     for protocol in ("per_image", "published"):
         folder = tmp_path / protocol
         settings = (f"score.protocol={protocol}", "model.DA_chp=1")
         assert on_gpu("--detection", *settings, "--output", str(folder))[0] == 0
         assert (folder / "report.html").exists()
-    code, out, _ = on_gpu("--detection", "--input", str(category / "test"), "--output", str(tmp_path / "input"))
+    new = ("--input", str(category / "test"), "--output", str(tmp_path / "input"))
+    code, out, _ = on_gpu("--detection", *new, "data.test_batch_size=auto")
     assert code == 0 and "6 pictures in" in out
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import BACKBONE
 
 from benchmarks import accuracy
 from commands import budget
@@ -27,7 +28,7 @@ LAPTOP = (
     "data.batch_size=4",
     "data.image_size=32",
 )
-LAPTOP += ("training.most_steps=4",)
+LAPTOP += ("training.most_steps=4", f"model.feature_extractor={BACKBONE}")
 SHORT = (*LAPTOP, "score.draws=1", "model.skip=125")
 UNBOUND = (*SHORT, "training.most_steps=null", "training.ema=0.9", "data.batch_size=2")
 
@@ -107,7 +108,8 @@ def test_presets_name_keys_that_there_are(name):
 
 
 def test_the_laptop_preset_plans_trains_and_detects(run_main, tmp_path):
-    code, out, err = run_main("--train", "--domain_adaptation", "--detection", *SHORT, "budget_minutes=5")
+    embedded = ("model.feature_extractor=efficientnet_lite0", "model.backbone_weights=null")  # as the preset has it
+    code, out, err = run_main("--train", "--domain_adaptation", "--detection", *SHORT, *embedded, "budget_minutes=5")
     assert (code, err) == (0, "")
     assert "to fit nut into 5 minutes" in out and "plan: about 4 training steps of 4 pictures" in out
     assert "about 4 steps; the clock decides" in out and "image AUROC" in out

@@ -3,6 +3,7 @@ import json
 import shutil
 
 import pytest
+from conftest import BACKBONE
 
 QUICK = ("model.epochs=1", "metrics.resamples=20")
 
@@ -136,6 +137,7 @@ def test_very_few_normal_pictures_train_calibrate_and_detect(run_main, category,
         path.unlink()
     arguments = ("preset=laptop", "training.most_steps=4", "budget_minutes=5", "data.image_size=64", "model.skip=125")
     network = ("model.unet_size=16", "model.channel_multipliers=[1]", "model.base_channels=8", "data.batch_size=16")
+    network += (f"model.feature_extractor={BACKBONE}",)
     code, out, err = run_main("--train", "--detection", *arguments, *network)
     assert (code, err) == (0, ""), err
     pictures = f"{count} pictures to learn from and 0 held out"

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 import yaml
+from conftest import BACKBONE
 
 from config.load import load_settings
 from detection import tune
@@ -116,7 +117,7 @@ def test_tuning_tries_features_of_the_same_network_that_have_not_seen_its_pictur
     assert run_main("--train")[0] == 0
     settings = load_settings(tiny_config)
     unseen = check_tuning(settings)[2].names()
-    own, other = (FeatureExtractor(name, "random") for name in ("efficientnet_lite0", "resnet50"))
+    own, other = (FeatureExtractor(name, "random") for name in (BACKBONE, "resnet50"))
     for epoch, (extractor, held_out) in enumerate(((own, []), (own, unseen), (own, unseen[1:]), (other, unseen))):
         checkpoint.save_features(settings.checkpoint_folder / f"feat{epoch}", extractor, held_out=held_out)
     torch.save(other.network.state_dict(), settings.checkpoint_folder / "feat4")  # as released
