@@ -23,6 +23,7 @@ import metrics
 from anomaly_map import batch_ratio
 from benchmarks.shared import ROOT, Labels, add_category_arguments, every_nth, load_category_settings
 from config.keys import Settings
+from config.load import METRICS_SIZE
 from dataset import ImageFolder, Item
 from detection.calibrate import build_calibration, unseen_pictures
 from detection.detector import (
@@ -35,7 +36,7 @@ from detection.detector import (
     stack_pictures,
     stream_noise,
 )
-from detection.evaluate import measured_size, scored_map, scored_mask
+from detection.evaluate import scored_map, scored_mask
 from detection.threshold import Calibration
 from reports.metric_summary import PRO_LIMITS
 from runtime.device import choose_device, keep_memory
@@ -78,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def table_cells(detector: Detector, settings: Settings, every: int) -> Iterator[str]:
     """Yield the cells of the row, but for its name."""
     normal = held_out_normals(detector, settings)
-    test = ImageFolder(settings.category_dir, "test", detector.view, mask_size=measured_size(settings))
+    test = ImageFolder(settings.category_dir, "test", detector.view, mask_size=METRICS_SIZE)
     test = every_nth(test, every)
     items = [item for batch in test.batches(BATCH, settings.model.num_workers) for item in batch]
-    masks = np.stack([scored_mask(item, (measured_size(settings),) * 2, settings) for item in items])
+    masks = np.stack([scored_mask(item, (METRICS_SIZE,) * 2, settings) for item in items])
     truth = GroundTruth(np.array([item.label for item in items], dtype=bool), masks)
 
     yield from published_cells(replace(detector, calibration=None, batch_size=BATCH), test, truth, settings)
@@ -181,8 +182,7 @@ def metrics_cell(predictions: Sequence[Prediction], truth: GroundTruth, settings
     """Return image AUROC with its 95 % interval, pixel AUROC and PRO, in percent."""
     scores = image_scores(predictions)
     low, high = metrics.bootstrap_intervals(scores, truth.labels, seed=settings.model.seed)["auroc"]
-    shape = (measured_size(settings),) * 2
-    maps = np.stack([scored_map(found, shape, settings) for found in predictions])
+    maps = np.stack([scored_map(found, (METRICS_SIZE,) * 2, settings) for found in predictions])
     ranking = metrics.rank_anomalies(maps, truth.masks)
     values = (metrics.image_auroc(scores, truth.labels), ranking.auroc(), ranking.pro(limit=PRO_LIMITS[0]))
     image, pixel, pro = (f"{100 * value:.1f}" for value in values)

@@ -68,6 +68,7 @@ class Segmentation:
 class ScoredPictures:
     """Scores of the test pictures, in their order; maps and masks (N, H, W) of the centre, a stack for each shape."""
 
+    size: int  # maps and masks of whole pictures have its square as their number of pixels
     paths: list[str]
     kinds: NDArray[np.str_]
     scores: Scores
@@ -151,7 +152,6 @@ def evaluate_category(settings: Settings, output: Path | None = None, force: boo
     pictures, folder = check_evaluation(settings, output)
     detector, settings, origins = load_detector(settings, settings.checkpoint_folder, device)
     pictures.mask_size = distributed.group().broadcast(choose_metrics_size(pictures, settings))
-    settings = replace(settings, metrics=replace(settings.metrics, size=pictures.mask_size))
     inputs = evaluation_inputs(detector, settings, pictures)
     group, finished, category = distributed.group(), False, settings.data.category
     if not force:
@@ -231,7 +231,7 @@ def evaluate_pictures(
     write_tables(writer, results, detector, settings)
     log = read_log_up_to(settings.checkpoint_folder, TRAINING, model.load_chp)
     writer.curves({**summary.curves, "training": metric_summary.training_curve(log)})
-    content = {**summary.as_stored(), "size": settings.metrics.size, "scored": scored_side(settings)}
+    content = {**summary.as_stored(), "size": results.size, "scored": round(detector.crop * results.size)}
     if settings.data.fit != SQUARE:
         content["shapes"] = results.shapes
     content |= {"vanished_defects": results.vanished} | (results.outside if settings.data.mask else {})
@@ -290,7 +290,7 @@ def score_pictures(detector: Detector, pictures: ImageFolder, writer: Writer, se
         counts = dict(zip(metric_summary.OUTSIDE, outside.tolist(), strict=True))
         measured = (maps.stacks(), all_masks, judged if detector.region else None)
         found = (counts, segmented.shares(), vanished)
-        return ScoredPictures(paths, np.array(kinds), np.array(scores), *measured, *found)
+        return ScoredPictures(pictures.mask_size, paths, np.array(kinds), np.array(scores), *measured, *found)
 
 
 def scored_map(prediction: Prediction, shape: Shape, settings: Settings) -> NDArray[np.float32]:
@@ -308,15 +308,6 @@ def found_mask(detector: Detector, prediction: Prediction, shape: Shape) -> NDAr
     """Return the centre of the mask, in this shape, that detection outlines with its thresholds."""
     mask, _ = detector.find_defects(prediction, shape)
     return crop_centre(torch.from_numpy(mask), detector.crop).numpy()
-
-
-def scored_side(settings: Settings) -> int:
-    return round(settings.metrics.centre_crop * measured_size(settings))
-
-
-def measured_size(settings: Settings) -> int:
-    """Return metrics.size, which is chosen by now."""
-    return settings.metrics.size or METRICS_SIZES[0]
 
 
 def apply_threshold(scores: Scores, labels: Labels, threshold: float | None) -> tuple[float | None, Labels | None]:
@@ -348,7 +339,8 @@ def write_tables(writer: Writer, results: ScoredPictures, detector: Detector, se
 
 
 def print_results(results: ScoredPictures, seconds: float, settings: Settings) -> None:
-    side, size, resamples = scored_side(settings), measured_size(settings), settings.metrics.resamples
+    size, resamples = results.size, settings.metrics.resamples
+    side = round(settings.metrics.centre_crop * size)
     normal, defective = np.count_nonzero(~results.labels), np.count_nonzero(results.labels)
     area = "whole maps scored" if side == size else f"centre {side} of {size} pixels scored"
     intervals = f", 95 % intervals from {resamples} resamples" if resamples else ""
