@@ -68,7 +68,7 @@ def test_a_preset_goes_above_the_file_and_below_the_command_line():
     plain = load_settings(ROOT / "config.yaml")
     laptop = load_settings(ROOT / "config.yaml", [*data, "preset=laptop", "model.v=2"])
     assert (plain.data.image_size, plain.model.unet_size, plain.score.parts) == (256, None, None)
-    assert (laptop.model.unet_size, laptop.model.v, laptop.model.w, laptop.training.budget_minutes) == (64, 2, 5, 60)
+    assert (laptop.model.unet_size, laptop.model.v, laptop.model.w, laptop.training.budget_minutes) == (32, 2, 0, 60)
     assert laptop.model.epochs == PLANNED
     assert (
         load_settings(ROOT / "config.yaml", [*data, "preset=laptop", "budget_minutes=10"]).training.budget_minutes == 10
@@ -116,11 +116,11 @@ def test_the_laptop_preset_plans_trains_and_detects(run_main, tmp_path):
     assert "trained nut for 2 epochs, 4 steps" in out
     made = manifest.load_manifest(tmp_path / "results")["settings"]
     assert (made["model"]["epochs"], made["training"]["decay"], made["training"]["schedule"]) == (2, [3, 4], "wsd")
-    code, out, _ = run_main("--train", "--resume", *SHORT, "budget_minutes=5")
+    code, out, _ = run_main("--train", "--resume", *SHORT, *embedded, "budget_minutes=5")
     assert code == 0 and "2 epochs, as" in out and "nut is trained" in out
-    code, out, _ = run_main("--train", "--resume", *SHORT, "budget_minutes=9", "training.most_steps=5")
+    code, out, _ = run_main("--train", "--resume", *SHORT, *embedded, "budget_minutes=9", "training.most_steps=5")
     assert code == 0 and "plan: about 5 training steps" in out and "trained nut for 3 epochs, 5 steps" in out
-    code, out, err = run_main("--train", *SHORT, "budget_minutes=0.0001")
+    code, out, err = run_main("--train", *SHORT, *embedded, "budget_minutes=0.0001")
     assert (code, err) == (0, "") and "trained nut for 1 epochs, 1 steps" in out
     assert "warning: only about 1 training steps fit" in out
 
@@ -233,7 +233,7 @@ def test_a_budget_counts_the_pictures_to_judge_where_there_are_no_test_pictures(
         *SHORT,
         "budget_minutes=5",
     )
-    assert code == 0 and "16 pictures to compare" in out and "6 pictures in" in out, err
+    assert code == 0 and "88 pictures to compare" in out and "6 pictures in" in out, err
 
 
 def test_a_budget_does_not_count_pictures_that_an_earlier_run_left(run_main, category):
@@ -241,7 +241,7 @@ def test_a_budget_does_not_count_pictures_that_an_earlier_run_left(run_main, cat
     arguments = ("--train", "--detection", "--input", str(source), "--output", str(source / "found"), "--force")
     for _ in range(2):
         code, out, err = run_main(*arguments, *SHORT, "budget_minutes=5", "metrics.visualisation=True")
-        assert code == 0 and "16 pictures to compare" in out and "6 pictures in" in out, err
+        assert code == 0 and "88 pictures to compare" in out and "6 pictures in" in out, err
     assert len(list(source.rglob("heatmaps/**/*.png"))) == 6
 
 
@@ -262,5 +262,6 @@ def test_settings_of_a_budget_that_did_not_train_are_read_back(run_main, tiny_co
 
 
 def test_training_alone_times_no_detection(run_main):
-    code, out, err = run_main("--train", *SHORT, "budget_minutes=5", "model.feature_extractor=timm/none")
+    on_pixels = ("preset=laptop-pixels", *SHORT[1:])
+    code, out, err = run_main("--train", *on_pixels, "budget_minutes=5", "model.feature_extractor=timm/none")
     assert code == 0 and "0 pictures to compare" in out, err

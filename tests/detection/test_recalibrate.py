@@ -130,7 +130,7 @@ def test_a_broken_promise_is_said_at_the_top(run_main, trained, category, tmp_pa
     """With two low calibration scores, 25 false alarms of 25 have a probability of 2 / (26 · 27) at most."""
     assert run_main("--detection")[0] == 0
     stored = trained / "nut" / "calibration.json"
-    stored.write_text(json.dumps({**json.loads(stored.read_text()), "scores": [0.01, 0.02]}))
+    stored.write_text(json.dumps({**json.loads(stored.read_text()), "scores": [1e-6, 2e-6]}))
     normal = np.array(Image.open(category / "test" / "good" / "000.png"))
     for number in range(25):
         normal[0, number] = 0

@@ -171,9 +171,9 @@ def test_positions_are_sampled_without_repeats():
 
 def test_units_reach_one_a_deviation_above_the_mean_of_normal_maxima():
     maps = [torch.tensor([1.0, 3.0]), torch.tensor([5.0, 7.0])]
-    assert measure_scale(maps) == (4, 5 + 2) and measure_scale(maps).units(torch.tensor(10.0)).item() == pytest.approx(
-        2
-    )
+    assert measure_scale(maps) == (4, 5 + 2, 1) and measure_scale(maps).units(
+        torch.tensor(10.0)
+    ).item() == pytest.approx(2)
     assert torch.isfinite(measure_scale([torch.ones(3)]).units(torch.ones(3))).all()
 
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_category, make_config
+from conftest import BACKBONE, make_category, make_config
 from PIL import Image
 from score_tables import read_rows
 from shaped_pictures import MEMORY, shaped_category
@@ -150,6 +150,7 @@ def test_a_budget_is_planned_for_the_pictures_as_they_are(run_main, tmp_path):
         "data.batch_size=4",
         "training.most_steps=4",
         "model.blur_sigma=1",
+        f"model.feature_extractor={BACKBONE}",
     )
     code, out, err = run_main("--train", "--detection", *laptop)
     assert (code, err) == (0, "")
