@@ -153,14 +153,17 @@ class Detector:
     ) -> list[Result]:
         """Return the results of `work` on those of one shape (C, H, W) at a time, in the order of the things.
 
-        They have as many pixels as a batch of squares, at most SLACK more, or are a single picture.
+        They have as many pixels as a batch of squares, at most SLACK more, or are a single picture. Of several shapes,
+        their number is a power of 2: a process that keeps memory reuses it for few sizes only.
         """
-        results: dict[int, Result] = {}
-        for shape in dict.fromkeys(shapes):
+        results, kinds = dict[int, Result](), dict.fromkeys(shapes)
+        for shape in kinds:
             places = [place for place, other in enumerate(shapes) if other == shape]
             most = max(1, int(SLACK * self.batch_size * self.view.size**2 / math.prod(shape[-2:])))
-            for first in range(0, len(places), most):
-                part = places[first : first + most]
+            while places:
+                count = min(most, len(places))
+                count = count if len(kinds) == 1 else 1 << (count.bit_length() - 1)
+                part, places = places[:count], places[count:]
                 results.update(zip(part, work([things[place] for place in part]), strict=True))
         return [results[place] for place in range(len(things))]
 

@@ -339,3 +339,17 @@ def test_a_map_is_the_length_of_its_parts_in_their_units():
     assert (
         found.anomaly[1, 1] == 1 and found.anomaly[2, 2] == -0.5 and found.anomaly[3, 3] == 0
     )  # values below the mean do not count
+
+
+def test_work_by_shape_keeps_the_order_and_takes_few_sizes_of_batches():
+    """One shape passes as a whole, as before; of several, each batch holds a power of 2."""
+    detector, wide, tall, sizes = make_detector(batch_size=8), torch.Size([3, 16, 64]), torch.Size([3, 64, 16]), []
+
+    def work(things):
+        sizes.append(len(things))
+        return [10 * thing for thing in things]
+
+    assert detector.by_shape(range(7), work, [wide] * 7) == list(range(0, 70, 10)) and sizes == [7]
+    sizes.clear()
+    assert detector.by_shape(range(8), work, [wide, tall] + [wide] * 6) == list(range(0, 80, 10))
+    assert sizes == [4, 2, 1, 1]
