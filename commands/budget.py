@@ -73,7 +73,8 @@ def start_clock(plan: train.TrainingPlan, detects: bool, inputs: int | None, beg
     others = calibration * costs.picture + described * costs.descriptors + test * (costs.picture + DRAWING_SECONDS)
     most = training.most_steps or math.inf
     clock = Clock(budget * SECONDS_PER_MINUTE, began, costs.step, others, most, now=monotonic)
-    fitting = clock.steps_left(0)
+    encoded = len(plan.pictures) * costs.descriptors if plan.settings.learns_features else 0.0  # before the first step
+    fitting = replace(clock, began=began - encoded).steps_left(0)
     minutes = fitting * costs.step / SECONDS_PER_MINUTE
     trained = f"{fitting} training steps of {batch_size} pictures ({costs.step:.2g} s each) in {minutes:.1f} min"
     compared = f"{calibration + test} pictures to compare ({costs.picture:.2g} s each)"

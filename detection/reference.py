@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -122,12 +123,15 @@ def measure_weights(
 ) -> dict[str, float]:
     """Return each part's weight from its image scores of normal pictures and of copies with synthetic anomalies.
 
-    It is 2·AUROC − 1, which is 0 for a part that knows nothing of this category, as a share of the best part's.
+    It is the discriminability index d' = √2·Φ⁻¹(AUROC), with Φ the normal distribution, as a share of the best part's.
+    A part that knows nothing of this category has 0. In an AUROC of 1 half an anomaly counts as missed.
     """
     known = {}
     for part, scores in normal.items():
         both = np.array([*scores, *anomalous[part]])
-        known[part] = max(0.0, 2 * image_auroc(both, np.arange(len(both)) >= len(scores)) - 1)
+        auroc = image_auroc(both, np.arange(len(both)) >= len(scores))
+        most = 1 - 0.5 / len(anomalous[part])
+        known[part] = math.sqrt(2) * NormalDist().inv_cdf(min(max(auroc, 0.5), most))
     best = max(known.values())
     return {part: share / best if best else 1.0 for part, share in known.items()}
 

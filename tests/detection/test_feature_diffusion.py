@@ -82,7 +82,7 @@ def test_a_part_that_knows_nothing_weighs_nothing():
     normal = {"good": rng.normal(size=50), "useless": rng.normal(size=50), "worse": rng.normal(size=50)}
     anomalous = {"good": rng.normal(3, size=60), "useless": normal["useless"][:40], "worse": rng.normal(-3, size=60)}
     weights = reference.measure_weights(normal, anomalous)
-    assert weights["good"] == 1 and weights["worse"] == 0 and weights["useless"] < 0.1
+    assert weights["good"] == 1 and weights["worse"] == 0 and weights["useless"] < 0.2
 
 
 def test_equal_parts_weigh_alike_and_none_weighs_where_all_know_nothing():
