@@ -4,6 +4,7 @@ Each category is trained, adapted, and scored by batch maxima and per image, wit
 is finished stands in the folder of the reproduction (reports/reproduction.py) and is not done again.
 """
 
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +91,8 @@ def reproduce(content: PlainSections, categories: Sequence[str], output: Path | 
     """
     group, failed, data_set = distributed.group(), dict[str, str](), str(content["data"]["name"])
     folder = output or Path("results") / f"reproduction_{data_set}"
+    for name in published_data_set(data_set):
+        reproduction.load_record(folder, data_set, name)  # a damaged one is reported before hours of work
     if group.is_main:
         ensure_writable(folder, reproduction.REMEDY)
     chosen = [final_settings(settings_of_category(content, name)) for name in categories]
@@ -140,7 +143,7 @@ def detections(settings: Settings) -> Iterator[Settings]:
         settings, score=replace(settings.score, protocol=PER_IMAGE), data=replace(settings.data, test_batch_size=None)
     )
     for scored in (settings, per_image):
-        for epoch in sorted({0, settings.model.DA_chp}, reverse=scored is settings):
+        for epoch in sorted({0, settings.model.DA_epochs}, reverse=scored is settings):
             yield replace(scored, model=replace(scored.model, DA_chp=epoch))
 
 
@@ -215,11 +218,14 @@ def reproduce_category(settings: Settings, folder: Path, force: bool) -> None:
             place = folder / each.data.category / f"{each.score.protocol}-feat{each.model.DA_chp}"
             result = run_category(each, RunPlan(frozenset({"detection"}), output=place, force=force))
             if group.is_main and result.folder:
-                record_score(each, result.folder, folder)
+                record = load_record(settings, folder).with_score(measure_score(each, result.folder))
+                stages = {TRAINING: settings.model.epochs, ADAPTATION: settings.model.DA_epochs}
+                seconds = stage_seconds(settings.checkpoint_folder, stages)
+                changed = changed_settings(settings)
+                reproduction.save_record(folder, replace(record, changed=changed, stage_seconds=seconds))
         group.wait()
     if group.is_main:
-        for row in reproduction.rows_of(load_record(settings, folder)):
-            print("  ".join(row.cells()), flush=True)
+        print(reproduction.render_rows(reproduction.rows_of(load_record(settings, folder))), flush=True)
 
 
 def made_from(settings: Settings) -> dict[str, object]:
@@ -253,29 +259,25 @@ def finished_score(settings: Settings, folder: Path) -> Score | None:
     return load_record(settings, folder).finished(made_from(settings), weights_hashes(settings))
 
 
-def record_score(settings: Settings, result: Path, folder: Path) -> None:
-    """Add the result of a detection to the category's record, in place of an earlier one of the same kind."""
-    model, made = settings.model, load_manifest(result)
-    score = Score(
+def measure_score(settings: Settings, result: Path) -> Score:
+    """Return what a detection has reached, by its folder, and what the detection of one picture costs."""
+    made, model = load_manifest(result), settings.model
+    seconds, memory = measure_picture(settings)
+    return Score(
         protocol=settings.score.protocol,
-        features=int(model.DA_chp),
+        features=model.DA_chp,
+        batch_size=made["settings"]["data"]["test_batch_size"],
         adapted=model.DA_chp == model.DA_epochs,
-        batch_size=int(made["settings"]["data"]["test_batch_size"]),
         metrics=reproduction.percentages(made["metrics"]),
-        made_from=made_from(settings),
+        seconds=seconds,
+        memory=memory if math.isfinite(memory) else None,
+        made_from=as_stored(made_from(settings)),
         weights=weights_hashes(settings),
         folder=str(result),
     )
-    record = load_record(settings, folder)
-    others = [each for each in record.scores if (each.protocol, each.features) != (score.protocol, score.features)]
-    seconds, memory = measure_image(settings)
-    hours = stage_seconds(settings.checkpoint_folder, {TRAINING: model.load_chp, ADAPTATION: model.DA_epochs})
-    hours = {stage: value / SECONDS_PER_HOUR for stage, value in hours.items()}
-    record = replace(record, scores=[*others, score], seconds=seconds, memory=memory, hours=hours)
-    reproduction.save_record(folder, replace(record, changed=changed_settings(settings)))
 
 
-def measure_image(settings: Settings) -> tuple[float, float]:
+def measure_picture(settings: Settings) -> tuple[float, float]:
     """Return the seconds and the peak memory in MiB of detecting one test picture alone, its reading not counted."""
     device = choose_device(settings.model.device)
     detector, *_ = load_detector(settings, settings.checkpoint_folder, device)
@@ -290,8 +292,7 @@ def measure_image(settings: Settings) -> tuple[float, float]:
 
 def changed_settings(settings: Settings) -> dict[str, object]:
     """Return the settings that are not the published ones, by their paths."""
-    data, given = settings.data, published_overrides(settings.data.name)
-    given += [f"data.data_dir={data.data_dir}", f"data.category={data.category}"]
-    given += [f"model.DA_chp={settings.model.DA_chp}", f"score.protocol={settings.score.protocol}"]
+    data = settings.data
+    given = [*published_overrides(data.name), f"data.data_dir={data.data_dir}", f"data.category={data.category}"]
     published, ours = effective(final_settings(build_settings(with_overrides({}, given)))), effective(settings)
     return {name: value for name, value in ours.items() if value != published[name]}

@@ -6,7 +6,7 @@ The folder of a reproduction holds <category>.json, the record of a category, an
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from config.keys import PER_IMAGE
@@ -30,10 +30,12 @@ class Score:
     """What one detection of a category reached, and the identity of what it was made from."""
 
     protocol: str
-    features: int  # epoch of adaptation; 0: not adapted
-    batch_size: int  # of the published protocol, whose scores depend on it
+    features: int | str  # epoch of adaptation; 0: not adapted
+    batch_size: object  # scores of the published protocol depend on it
     adapted: bool  # whether these are the features that the paper uses for the category
     metrics: dict[str, float]  # in percent, by PUBLISHED_METRICS
+    seconds: float  # of detecting one picture
+    memory: float | None  # MiB, the peak while one picture is detected
     made_from: dict[str, object]  # settings and test pictures
     weights: dict[str, str]  # hashes of the files, by name
     folder: str
@@ -41,15 +43,18 @@ class Score:
 
 @dataclass(frozen=True)
 class Record:
-    """All that is known of a category: its finished detections, costs of an image, and settings that differ."""
+    """All that is known of a category: its finished detections, and the settings that are not the published ones."""
 
     data_set: str
     category: str
     scores: list[Score] = field(default_factory=list)
-    seconds: float | None = None  # of detecting one image
-    memory: float | None = None  # MiB, the peak while one image is detected
-    changed: dict[str, object] = field(default_factory=dict)  # settings that are not the published ones
-    hours: dict[str, float] = field(default_factory=dict)  # of training and adaptation, from their logs
+    changed: dict[str, object] = field(default_factory=dict)
+    stage_seconds: dict[str, float] = field(default_factory=dict)  # of training and adaptation, from their logs
+
+    def with_score(self, score: Score) -> "Record":
+        """Return the record with this score in place of an earlier one of the same kind."""
+        kind = score.protocol, score.features
+        return replace(self, scores=[*(each for each in self.scores if (each.protocol, each.features) != kind), score])
 
     def finished(self, made_from: dict[str, object], weights: dict[str, str]) -> Score | None:
         """Return the detection that was made from this, None where there is none; weights may be gone by now."""
@@ -61,14 +66,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; means have no `record`."""
+    """One line of the table; a mean has no costs."""
 
     category: str
     scores: str
     features: str
     metrics: dict[str, float | None]
     paper: dict[str, float | None]
-    record: Record | None = None
+    costs: tuple[float | None, float | None] = (None, None)  # seconds and MiB of a picture
 
     @property
     def values(self) -> dict[str, float | None]:
@@ -79,10 +84,6 @@ class Row:
             difference = None if ours is None or paper is None else rounded(ours - paper)
             values |= {name: ours, f"{name}_published": paper, f"{name}_difference": difference}
         return values
-
-    @property
-    def costs(self) -> tuple[float | None, float | None]:
-        return (self.record.seconds, self.record.memory) if self.record else (None, None)
 
     def cells(self) -> list[str]:
         numbers = [MISSING if each is None else format(each, COLUMNS[name]) for name, each in self.values.items()]
@@ -126,12 +127,12 @@ def rows_of(record: Record) -> list[Row]:
     """Return the rows of a category, what compares with the paper first."""
     ordered = sorted(record.scores, key=lambda each: (each.protocol == PER_IMAGE, not each.adapted))
     paper: dict[str, float | None] = {**published_metrics(record.category, record.data_set)}
-    return [Row(record.category, *titles_of(score), {**score.metrics}, paper, record) for score in ordered]
-
-
-def titles_of(score: Score) -> tuple[str, str]:
-    scores = "per image" if score.protocol == PER_IMAGE else f"batches of {score.batch_size}"
-    return scores, f"feat{score.features}"
+    rows = []
+    for score in ordered:
+        scores = "per image" if score.protocol == PER_IMAGE else f"batches of {score.batch_size}"
+        costs = score.seconds, score.memory
+        rows.append(Row(record.category, scores, f"feat{score.features}", {**score.metrics}, paper, costs))
+    return rows
 
 
 def mean_rows(records: Sequence[Record]) -> Iterator[Row]:

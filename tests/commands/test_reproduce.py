@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import train
-from commands import reproduce
 from config.published import published_metrics
+from reports import reproduction
 from training import checkpoint
 
 TOY = ("model.epochs=2", "model.DA_epochs=1", "data.batch_size=4", "data.DA_batch_size=4", "metrics.resamples=0")
@@ -83,14 +83,14 @@ def test_a_run_that_is_stopped_twice_goes_on(published, tmp_path, monkeypatch):
         patch.setattr(train, "training_loop", stopped)
         assert published("model.epochs=3")[0] == 143
     assert checkpoint.steps_done(tmp_path / "weights" / "bottle") in (3, 4)
-    saved = reproduce.record_score
+    saved = reproduction.save_record
 
     def killed(*arguments):
         saved(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(reproduce, "record_score", killed)
+        patch.setattr(reproduction, "save_record", killed)
         code, out, _ = published("model.epochs=3")
         assert code == 130 and "continuing after step" in out
     first = tmp_path / "out" / "bottle" / "published-feat1" / "metrics.json"
