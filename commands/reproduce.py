@@ -218,7 +218,8 @@ def reproduce_category(settings: Settings, folder: Path, force: bool) -> None:
             place = folder / each.data.category / f"{each.score.protocol}-feat{each.model.DA_chp}"
             result = run_category(each, RunPlan(frozenset({"detection"}), output=place, force=force))
             if group.is_main and result.folder:
-                record = load_record(settings, folder).with_score(measure_score(each, result.folder))
+                kinds = [(one.score.protocol, one.model.DA_chp) for one in wanted]
+                record = load_record(settings, folder).with_score(measure_score(each, result.folder), kinds)
                 stages = {TRAINING: settings.model.epochs, ADAPTATION: settings.model.DA_epochs}
                 seconds = stage_seconds(settings.checkpoint_folder, stages)
                 changed = changed_settings(settings)

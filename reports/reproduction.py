@@ -5,7 +5,7 @@ The folder of a reproduction holds <category>.json, the record of a category, an
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +24,8 @@ TABLE = "table"
 HEAD = ("category", "scores", "features", *(title for name in TITLES for title in (name, "paper", "diff")))
 COSTS = ("s/image", "MiB/image")
 
+Kind = tuple[str, int | str]  # of a detection: protocol of scores, epoch of adaptation
+
 
 @dataclass(frozen=True)
 class Score:
@@ -40,6 +42,10 @@ class Score:
     weights: dict[str, str]  # hashes of the files, by name
     folder: str
 
+    @property
+    def kind(self) -> Kind:
+        return self.protocol, self.features
+
 
 @dataclass(frozen=True)
 class Record:
@@ -51,10 +57,10 @@ class Record:
     changed: dict[str, object] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)  # of training and adaptation, from their logs
 
-    def with_score(self, score: Score) -> "Record":
-        """Return the record with this score in place of an earlier one of the same kind."""
-        kind = score.protocol, score.features
-        return replace(self, scores=[*(each for each in self.scores if (each.protocol, each.features) != kind), score])
+    def with_score(self, score: Score, kinds: Collection[Kind]) -> "Record":
+        """Return the record with this score, and without earlier ones of the same kind or of none of `kinds`."""
+        others = [each for each in self.scores if each.kind in {*kinds} - {score.kind}]
+        return replace(self, scores=[*others, score])
 
     def finished(self, made_from: dict[str, object], weights: dict[str, str]) -> Score | None:
         """Return the detection that was made from this, None where there is none; weights may be gone by now."""
