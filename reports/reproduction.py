@@ -185,7 +185,7 @@ def write_tables(folder: Path, data_set: str) -> str:
     for ending, content in files.items():
         with atomic_write(folder / f"{TABLE}.{ending}", REMEDY, "w") as file:
             file.write(content)
-    return "\n".join([render_rows(rows), *notes])
+    return "\n\n".join([render_rows(rows), *notes])
 
 
 def render_rows(rows: Sequence[Row], style: str = "simple") -> str:
