@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from commands.budget import time_calls, time_machine
 from commands.stages import INCOMPLETE, RunPlan, run_category
-from config.checks import did_you_mean
+from config.checks import SECTIONS, did_you_mean
 from config.keys import AUTO, NOTHING, PER_IMAGE, PLANNED, Settings
 from config.load import CENTRE, PlainSections, build_settings, read_sections, settings_of_category, with_overrides
 from config.published import published_data_set
@@ -218,15 +218,19 @@ def reproduce_category(settings: Settings, folder: Path, force: bool) -> None:
             place = folder / each.data.category / f"{each.score.protocol}-feat{each.model.DA_chp}"
             result = run_category(each, RunPlan(frozenset({"detection"}), output=place, force=force))
             if group.is_main and result.folder:
-                kinds = [(one.score.protocol, one.model.DA_chp) for one in wanted]
-                record = load_record(settings, folder).with_score(measure_score(each, result.folder), kinds)
-                stages = {TRAINING: settings.model.epochs, ADAPTATION: settings.model.DA_epochs}
-                seconds = stage_seconds(settings.checkpoint_folder, stages)
-                changed = changed_settings(settings)
-                reproduction.save_record(folder, replace(record, changed=changed, stage_seconds=seconds))
+                reproduction.save_record(folder, updated_record(settings, measure_score(each, result.folder), folder))
         group.wait()
     if group.is_main:
         print(reproduction.render_rows(reproduction.rows_of(load_record(settings, folder))), flush=True)
+
+
+def updated_record(settings: Settings, score: Score, folder: Path) -> Record:
+    """Return the category's record with a new score, without scores of kinds that these settings do not have."""
+    kinds = [(wanted.score.protocol, wanted.model.DA_chp) for wanted in detections(settings)]
+    epochs = {TRAINING: settings.model.epochs, ADAPTATION: settings.model.DA_epochs}
+    seconds = stage_seconds(settings.checkpoint_folder, epochs)
+    record = load_record(settings, folder).with_score(score, kinds)
+    return replace(record, changed=changed_settings(settings), stage_seconds=seconds)
 
 
 def made_from(settings: Settings) -> dict[str, object]:
@@ -237,10 +241,10 @@ def made_from(settings: Settings) -> dict[str, object]:
 def effective(settings: Settings) -> dict[str, object]:
     """Return all settings that change weights or scores, by their paths."""
     values: dict[str, object] = {"model.feature_extractor": settings.model.feature_extractor}
-    for section in fields(settings):
-        for spec in fields(section.type):
+    for section, kind in SECTIONS.items():
+        for spec in fields(kind):
             if spec.metadata["affects"] != NOTHING:
-                values[f"{section.name}.{spec.name}"] = getattr(getattr(settings, section.name), spec.name)
+                values[f"{section}.{spec.name}"] = getattr(getattr(settings, section), spec.name)
     return as_stored({**values, "model.DA_chp": settings.model.DA_chp})
 
 
