@@ -29,10 +29,11 @@ PREPARATIONS = {  # flag: what it takes
     "prepare_ksdd": "the download of KolektorSDD or KolektorSDD2",
     "prepare_folder": "a folder of your own normal images",
 }
-REQUESTS = ("tune", "recalibrate", "rerun", "compare", "figure", "table", "check", *PREPARATIONS)  # one per run
+RESULTS = ("reproduce", "compare", "figure", "table")
+REQUESTS = ("tune", "recalibrate", "rerun", *RESULTS, "check", *PREPARATIONS)  # one per run
 OWNERS = {  # flag: the flag that it needs
     "input": "detection", "submission": "detection", "choose": "figure", "contact_sheet": "check",
-    "defects": "prepare_folder", "masks": "defects", "split": "prepare_visa",
+    "categories": "reproduce", "defects": "prepare_folder", "masks": "defects", "split": "prepare_visa",
 }  # fmt: skip
 UNUSED = {  # argument: requests
     "settings": ("compare", "table", "figure"), "output": ("recalibrate", "compare", "table", "check"),
@@ -91,6 +92,9 @@ def add_data_flags(parser: Parser) -> None:
     add = parser.add_argument_group("results").add_argument
     rerun = "repeat detection from a manifest.json and print the differences; with --train, training too"
     add("--rerun", type=as_path, metavar="MANIFEST", help=rerun)
+    reproduce = "train and detect all categories as published, beside the paper's results; run it again to go on"
+    add("--reproduce", metavar="MVTec|VisA", help=reproduce)
+    add("--categories", type=as_names, metavar="NAME,…", help="with --reproduce: only these")
     add("--compare", type=as_path, nargs="+", metavar="RESULTS", help="print the metrics of folders side by side")
     add("--figure", type=as_path, nargs="+", metavar="RESULTS", help="make a figure for print, in --output")
     add("--choose", action="append", metavar="best|worst|PICTURE", help="an image for --figure, by path; repeatable")
@@ -115,6 +119,13 @@ def as_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:  # the user of ~user is unknown
         raise argparse.ArgumentTypeError(f"{text!r} has no home folder: {error}") from None
+
+
+def as_names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} holds an empty name; separate names by one comma")
+    return names
 
 
 def truth_value(text: str) -> bool:
@@ -167,7 +178,7 @@ def check_flags(options: argparse.Namespace, requests: Sequence[str]) -> None:
         raise UserError(f"--submission {options.submission} scores the pictures of MVTec AD 2; remove --input")
     if options.contact_sheet is not None and options.contact_sheet.suffix.lower() != ".png":
         raise UserError(f"--contact_sheet is {options.contact_sheet}; it should name a .png file")
-    if options.resume and not (options.input or options.train or set(requests) & set(PREPARATIONS)):
+    if options.resume and not (options.input or options.train or {*requests} & {"reproduce", *PREPARATIONS}):
         raise UserError("--resume needs --train or --input; add --train, or name the pictures with --input")
 
 

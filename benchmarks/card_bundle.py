@@ -17,9 +17,9 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.shared import ROOT
-from benchmarks.speed import MEBI
 from dataset import ImageFolder, View
 from images.read import read_mask
+from runtime.device import MEBI
 from runtime.errors import UserError
 
 SIZE = 256  # pixels, of the published network and of the metrics

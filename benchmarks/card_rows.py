@@ -27,9 +27,18 @@ from torch import Tensor, nn
 
 from benchmarks.golden import golden_shares, map_shares
 from benchmarks.plain_forms import LEARNING_RATE, SCHEDULE, WEIGHT_DECAY
-from benchmarks.speed import MEBI, measure_peak_memory, measure_seconds
+from benchmarks.speed import measure_seconds
 from benchmarks.speed_rows import DDAD, DDAD_S, count_operations, seeded_unet, time_detection, training_step
-from runtime.device import DTYPES, autocast, choose_device, compile_network, computes_in_bf16, device_name
+from runtime.device import (
+    DTYPES,
+    MEBI,
+    autocast,
+    choose_device,
+    compile_network,
+    computes_in_bf16,
+    device_name,
+    measure_peak_memory,
+)
 from runtime.errors import one_line
 from train import build_optimizer
 from training.networks import prepare_network

@@ -16,7 +16,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,9 +24,9 @@ import torch
 from torch import nn
 
 from benchmarks.speed_rows import ABLATION, REFERENCE, count_operations, row_makers
-from runtime.device import keep_memory
+from runtime.device import keep_memory, measure_peak_memory
 
-GIGA, MEBI = 1e9, 2**20
+GIGA = 1e9
 OURS, PLAIN = "ours", "plain"
 TIME, MEMORY = "time", "memory"  # what a side is asked for
 TRIALS = 10  # of the fastest convolution and product
@@ -127,20 +126,6 @@ def measure_seconds(call: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
-
-
-def measure_peak_memory(call: Callable[[], object], device: torch.device) -> float:
-    """Return MiB: of tensors on CUDA, else of the process; nan where the system does not say."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        return torch.cuda.max_memory_allocated(device) / MEBI
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-        call()
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return int(status["VmHWM"].split()[0]) / 1024
-    return float("nan")
 
 
 def fastest_rates(device: torch.device) -> tuple[float, float]:

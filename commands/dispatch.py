@@ -3,10 +3,12 @@
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from commands.paper_figure import draw_paper_figure
+from commands.reproduce import published_sections, reproduce, wanted_categories
 from commands.rerun import repeat_result
 from commands.stages import INCOMPLETE, RunPlan, provide_sample_set, run_plan
 from config.checks import check_sections
@@ -45,11 +47,25 @@ def run_command(flag: str, options: Namespace) -> int:
 
 
 def run_stages(options: Namespace) -> int:
-    with distributed.process_group() as group:
-        if not group.is_main:  # of several processes only one prints
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    with printing_group():
         content = read_sections(choose_configuration(options.config), overrides_of(options))
         return run_plan(content, plan_of(options))
+
+
+def reproduce_table(options: Namespace) -> int:
+    with printing_group():
+        categories = wanted_categories(options.reproduce, options.categories)
+        content = published_sections(choose_configuration(options.config), options.reproduce, overrides_of(options))
+        return reproduce(content, categories, options.output, options.force)
+
+
+@contextmanager
+def printing_group() -> Iterator[None]:
+    """Connect the processes of the run, of which only one prints."""
+    with distributed.process_group() as group:
+        if not group.is_main:
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        yield
 
 
 def rerun(options: Namespace) -> int:
@@ -127,6 +143,7 @@ COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "tune": tune,
     "recalibrate": recalibrate_thresholds,
     "rerun": rerun,
+    "reproduce": reproduce_table,
     "compare": lambda options: print(tables.compare_results(options.compare)),
     "figure": lambda options: draw_paper_figure(options.figure, options.choose or [], options.output),
     "table": lambda options: print(tables.published_table(options.table)),

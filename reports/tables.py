@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from config.checks import did_you_mean
-from config.published import PUBLISHED_METRICS, published_metrics, published_rows
+from config.published import PUBLISHED_METRICS, published_data_set, published_metrics, published_rows
 from reports.manifest import MANIFEST, Manifest, differences, load_manifest, value_text
 from reports.metric_summary import MISSING, MetricSummary, mean_if_complete, percent, short_name
 from reports.writer import REMEDY
-from runtime.errors import MissingFileError, UserError
+from runtime.errors import MissingFileError
 from storage.atomic_file import atomic_write
 from storage.safe_csv import write_rows
 
@@ -123,11 +122,7 @@ def escape_markdown(text: str) -> str:
 
 def published_table(data_set: str) -> str:
     """Return the paper's results and settings of MVTec AD or VisA; raise UserError for another name."""
-    rows = [row for row in published_rows().values() if row["data_set"].lower() == data_set.lower()]
-    if not rows:
-        known = sorted({row["data_set"] for row in published_rows().values()})
-        remedy = f"{did_you_mean(data_set, known)}; choose {' or '.join(known)}"
-        raise UserError(f"nothing is published for {data_set!r}{remedy}")
+    rows = list(published_data_set(data_set).values())
     settings = [name for name in rows[0] if name not in ("data_set", "category", *PUBLISHED_METRICS)]
     body = [
         [row["category"], *(f"{float(row[name]):.1f}" for name in PUBLISHED_METRICS), *(row[name] for name in settings)]

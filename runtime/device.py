@@ -17,6 +17,7 @@ from runtime.errors import UserError
 Network = Callable[..., Any]  # tensors in; a tensor or a list of tensors out
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ON_GLIBC = platform.libc_ver()[0] == "glibc"
+KIBI, MEBI = 2**10, 2**20
 CPU_BF16 = "avx512_bf16"  # CPUs with AMX have it too
 
 
@@ -80,6 +81,20 @@ def free_memory(device: torch.device) -> float:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         return 1024 * int(lines["MemAvailable"].split()[0])
     return math.inf
+
+
+def measure_peak_memory(call: Callable[[], object], device: torch.device) -> float:
+    """Return MiB: of tensors on CUDA, else of the process; nan where the system does not say."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) / MEBI
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        call()
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) / KIBI
+    return float("nan")
 
 
 def output_bytes(network: nn.Module, *inputs: Tensor) -> int:

@@ -116,6 +116,14 @@ def load_training_state(folder: Path, made_with: Notes) -> State | None:
     return state
 
 
+def steps_done(folder: Path) -> int:
+    """Return how many steps the folder's unfinished training has done; 0 where there is none."""
+    path = folder / TRAINING_STATE
+    trainer = read_state(path, mapped=True).get("trainer") if path.exists() else None
+    step = trainer.get("step") if isinstance(trainer, dict) else None
+    return step if isinstance(step, int) else 0
+
+
 def changes_since(path: Path, made_with: Notes) -> str | None:
     """Return how `made_with` differs from a file's settings and pictures; None if the file names none."""
     theirs = read_state(path, mapped=True).get("made_with")
