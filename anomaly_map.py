@@ -66,13 +66,13 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 
 
-def image_score(maps: Tensor, pooling: str = MAXIMUM, share: float = 0.0) -> float:
-    """Return the image score of a map of any shape: its maximum, as published, or another `pooling`.
+def image_score(maps: Tensor, pooling: str = MAXIMUM, share: float = 0.0) -> Tensor:
+    """Return the image score () of a map of any shape: its maximum, as published, or another `pooling`.
 
     "top_mean" is the mean of the highest pixels: `share` of all, at least one.
     """
     count = 1 if pooling == MAXIMUM else max(1, round(share * maps.numel()))
-    return maps.flatten().topk(count).values.mean().item()
+    return maps.flatten().topk(count).values.mean()
 
 
 def resize_maps(maps: Tensor, shape: Sequence[int]) -> Tensor:

@@ -146,6 +146,12 @@ def gaussian_draws(shape: torch.Size, generator: torch.Generator) -> Callable[[]
     return lambda: torch.randn(shape, generator=generator, device=generator.device)
 
 
+def seeded_draws(shape: torch.Size, seed: int, device: torch.device) -> Callable[[], Tensor]:
+    """Return a function that draws noise (B, C, H, W), the same for each picture of any batch; `seed` alone decides."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(shape[1:], generator=generator).to(device).expand(shape)
+
+
 def picture_draws(pictures: Tensor, seed: int, shape: Sequence[int] | None = None) -> Callable[[], Tensor]:
     """Return a function that draws noise for pictures; only `seed` and a picture's content decide its noise.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
+SEED = "seed"  # what alone decides the noise
 SPLIT, CROSS = "split", "cross"
 TRAIN, VALIDATION = "train", "validation"
 PLANNED = 0  # `auto` epochs within training.budget_minutes, until a clock has decided
@@ -129,6 +130,7 @@ class SpeedSettings:
 class ScoreSettings:
     protocol: str = key(PER_IMAGE, affects=SCORES, one_of=(PER_IMAGE, "published"))
     draws: int = key(AUTO, affects=SCORES, least=1)
+    noise: str | None = key(None, affects=SCORES, one_of=(SEED,))  # None: that of earlier versions
     parts: tuple[str, ...] | None = key(None, affects=SCORES, one_of=PARTS)
     pooling: str = key("maximum", affects=SCORES, one_of=("maximum", "top_mean"))
     pooled_share: float = key(0.01, affects=SCORES, above=0, most=1)
