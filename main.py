@@ -29,17 +29,8 @@ PREPARATIONS = {  # flag: what it takes
     "prepare_ksdd": "the download of KolektorSDD or KolektorSDD2",
     "prepare_folder": "a folder of your own normal images",
 }
-REQUESTS = (
-    "tune",
-    "recalibrate",
-    "export",
-    "rerun",
-    "compare",
-    "figure",
-    "table",
-    "check",
-    *PREPARATIONS,
-)  # one per run
+# one per run
+REQUESTS = ("tune", "recalibrate", "export", "rerun", "compare", "figure", "table", "check", *PREPARATIONS)
 OWNERS = {  # flag: the flag that it needs
     "input": "detection", "submission": "detection", "choose": "figure", "contact_sheet": "check",
     "checkpoint": "export", "defects": "prepare_folder", "masks": "defects", "split": "prepare_visa",

@@ -7,6 +7,7 @@ from config.keys import PER_IMAGE, Settings
 from detection import bundle
 from detection.calibrate import calibrate
 from detection.detector import Detector, load_detector
+from export import onnx_file
 from runtime.device import choose_device
 from runtime.errors import UserError
 
@@ -34,4 +35,7 @@ def export_detector(path: Path, detector: Detector) -> None:
     print(f"{path}: {path.stat().st_size / MEGABYTE:.1f} MB", flush=True)
 
 
-WRITERS: dict[str, Callable[[Detector, Path], None]] = {bundle.ENDING: Detector.save}
+WRITERS: dict[str, Callable[[Detector, Path], None]] = {
+    onnx_file.ENDING: onnx_file.write_onnx,
+    bundle.ENDING: Detector.save,
+}

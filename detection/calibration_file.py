@@ -12,9 +12,9 @@ from config.published import counts_centre
 from detection.reference import DESCRIBED_BY, Reference, Scale
 from detection.threshold import Calibration, NormalSource
 from images.region import JudgedRegion
-from reports.reader import read_json_object
 from runtime.errors import UserError
 from storage.atomic_file import atomic_write
+from storage.json_file import read_json_object
 from storage.weights_file import read_state
 from training.checkpoint import REMEDY, plain_values, save
 
