@@ -10,13 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from skimage.measure import label, regionprops
+from scipy.ndimage import find_objects, label
 from torch import Tensor
 
 PATCH = 3  # positions; side of the neighbourhood whose features are averaged
 KERNEL_REACH = 4  # sigmas; half the width of the Gaussian kernel, so 33×33 pixels for sigma 4
 MAXIMUM = "maximum"  # the published pooling of a map into an image score
-EIGHT_CONNECTED = 2  # in skimage's terms
+EIGHT_CONNECTED = np.ones((3, 3))  # the neighbours of a pixel that belong to its region
 
 
 class Region(NamedTuple):
@@ -66,13 +66,13 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 
 
-def image_score(maps: Tensor, pooling: str = MAXIMUM, share: float = 0.0) -> float:
-    """Return the image score of a map of any shape: its maximum, as published, or another `pooling`.
+def image_score(maps: Tensor, pooling: str = MAXIMUM, share: float = 0.0) -> Tensor:
+    """Return the image score () of a map of any shape: its maximum, as published, or another `pooling`.
 
     "top_mean" is the mean of the highest pixels: `share` of all, at least one.
     """
     count = 1 if pooling == MAXIMUM else max(1, round(share * maps.numel()))
-    return maps.flatten().topk(count).values.mean().item()
+    return maps.flatten().topk(count).values.mean()
 
 
 def resize_maps(maps: Tensor, shape: Sequence[int]) -> Tensor:
@@ -87,12 +87,14 @@ def find_regions(scores: NDArray, above: NDArray, threshold: float) -> tuple[NDA
 
     All arrays are (H, W). The region with the highest score comes first.
     """
-    numbered = label(above, connectivity=EIGHT_CONNECTED)
+    numbered, _ = label(above, EIGHT_CONNECTED)
     mask = above & np.isin(numbered, np.unique(numbered[scores > threshold]))
     regions = []
-    for part in regionprops(np.where(mask, numbered, 0), intensity_image=scores):
-        top, left, bottom, right = part.bbox
-        regions.append(Region((left, top, right, bottom), int(part.area), float(part.intensity_max)))
+    for number, place in enumerate(find_objects(np.where(mask, numbered, 0)), start=1):
+        if place is not None:
+            (down, across), inside = place, numbered[place] == number
+            box = (across.start, down.start, across.stop, down.stop)
+            regions.append(Region(box, int(inside.sum()), float(scores[place][inside].max())))
     return mask, sorted(regions, key=lambda region: -region.peak)
 
 

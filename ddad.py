@@ -39,6 +39,7 @@ class NoiseSchedule:
         self._alpha_bars = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars])  # index t + 1
         if alpha_bars[-1] < LEAST_SIGNAL:
             raise ValueError(f"{name} leaves no signal; lower beta_end or the number of steps")
+        self.alpha_bars: list[float] = self._alpha_bars.tolist()  # of all steps, from −1
         self._roots: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def alpha_bar(self, t: Tensor | int) -> Tensor:
@@ -124,7 +125,7 @@ def reconstruct(
     """
     x_t, y_0 = schedule.add_noise(x, start, draw()), target
     for t, s in strides(start, skip):
-        alpha_bar_t, alpha_bar_s = schedule.alpha_bar(t).item(), schedule.alpha_bar(s).item()
+        alpha_bar_t, alpha_bar_s = schedule.alpha_bars[t + 1], schedule.alpha_bars[s + 1]
         eps = unet(x_t, torch.full((len(x),), t, device=x.device)).to(x_t)  # a network may return bf16 or fp16
         y_t = math.sqrt(alpha_bar_t) * y_0 + math.sqrt(1 - alpha_bar_t) * eps
         eps = eps - w * math.sqrt(1 - alpha_bar_t) * (y_t - x_t)
@@ -144,6 +145,12 @@ def strides(start: int, skip: int) -> list[tuple[int, int]]:
 def gaussian_draws(shape: torch.Size, generator: torch.Generator) -> Callable[[], Tensor]:
     """Return a function that draws standard normal tensors of `shape` with the generator, on its device."""
     return lambda: torch.randn(shape, generator=generator, device=generator.device)
+
+
+def seeded_draws(shape: torch.Size, seed: int, device: torch.device) -> Callable[[], Tensor]:
+    """Return a function that draws noise (B, C, H, W), the same for each picture of any batch; `seed` alone decides."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(shape[1:], generator=generator).to(device).expand(shape)
 
 
 def picture_draws(pictures: Tensor, seed: int, shape: Sequence[int] | None = None) -> Callable[[], Tensor]:

@@ -30,13 +30,14 @@ PREPARATIONS = {  # flag: what it takes
     "prepare_folder": "a folder of your own normal images",
 }
 RESULTS = ("reproduce", "compare", "figure", "table")
-REQUESTS = ("tune", "recalibrate", "rerun", *RESULTS, "check", *PREPARATIONS)  # one per run
+REQUESTS = ("tune", "recalibrate", "export", "rerun", *RESULTS, "check", *PREPARATIONS)  # one per run
 OWNERS = {  # flag: the flag that it needs
     "input": "detection", "submission": "detection", "choose": "figure", "contact_sheet": "check",
-    "categories": "reproduce", "defects": "prepare_folder", "masks": "defects", "split": "prepare_visa",
+    "checkpoint": "export", "categories": "reproduce", "defects": "prepare_folder", "masks": "defects",
+    "split": "prepare_visa",
 }  # fmt: skip
 UNUSED = {  # argument: requests
-    "settings": ("compare", "table", "figure"), "output": ("recalibrate", "compare", "table", "check"),
+    "settings": ("compare", "table", "figure"), "output": ("recalibrate", "export", "compare", "table", "check"),
 }  # fmt: skip
 HELP_HINT = "python main.py --help lists the flags"
 EXAMPLES = """\
@@ -78,6 +79,8 @@ def build_parser() -> Parser:
     recalibrate = "measure the thresholds anew on a folder of new normal images, without training"
     add("--recalibrate", type=as_path, metavar="FOLDER", help=recalibrate)
     add("--input", type=as_path, metavar="PATH", help="with --detection: an image or a folder without labels")
+    add("--export", type=as_path, metavar="FILE", help="write the trained detector into FILE.onnx or FILE.ddad")
+    add("--checkpoint", type=as_path, metavar="FOLDER", help="with --export: a category's checkpoint folder")
     submission = "with --detection: also write maps and masks for the server of MVTec AD 2"
     add("--submission", type=as_path, metavar="DIR", help=submission)
     add("--output", type=as_path, metavar="DIR", help="results (results/<exp_name>/<category>), or prepared data")
@@ -176,6 +179,8 @@ def check_flags(options: argparse.Namespace, requests: Sequence[str]) -> None:
             raise UserError(f"--{requests[0]} does not use {argument}; remove it")
     if options.submission and options.input:
         raise UserError(f"--submission {options.submission} scores the pictures of MVTec AD 2; remove --input")
+    if options.checkpoint and options.settings:
+        raise UserError(f"--checkpoint {options.checkpoint} has its own settings; remove {' '.join(options.settings)}")
     if options.contact_sheet is not None and options.contact_sheet.suffix.lower() != ".png":
         raise UserError(f"--contact_sheet is {options.contact_sheet}; it should name a .png file")
     if options.resume and not (options.input or options.train or {*requests} & {"reproduce", *PREPARATIONS}):

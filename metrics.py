@@ -15,7 +15,6 @@ from typing import TypeGuard
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import label as connected_regions
-from sklearn.metrics import roc_curve
 
 CHUNK = 2**24  # pixels read at a time; a single picture may be larger
 BINS = 2**19  # of the histogram that saves sorting most of the normal entries
@@ -46,6 +45,8 @@ def pro(maps: ArrayLike | Stacks, masks: ArrayLike | Stacks, limit: float = 0.3,
 def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
     """Return the score where true-positive rate minus false-positive rate is largest (Youden 1950), as published."""
     rank_anomalies(scores, labels)  # raises ValueError for what cannot be ranked
+    from sklearn.metrics import roc_curve  # slow to load, and a detector does without
+
     false_positive_rate, true_positive_rate, thresholds = roc_curve(np.asarray(labels) > 0, np.asarray(scores))
     gain = (true_positive_rate - false_positive_rate)[1:]  # without the threshold of infinity
     return float(thresholds[1:][np.argmax(gain)])

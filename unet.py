@@ -254,6 +254,8 @@ class Float32GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.is_contiguous():
+            if not torch.is_autocast_enabled("cpu"):
+                return super().forward(x)
             with torch.autocast("cpu", enabled=False):
                 return super().forward(x)
         return super().forward(x.float())

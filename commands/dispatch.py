@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from commands.export import check_ending, export_detector, trained_detector
 from commands.paper_figure import draw_paper_figure
 from commands.reproduce import published_sections, reproduce, wanted_categories
 from commands.rerun import repeat_result
@@ -26,6 +27,7 @@ from config.load import (
 from data_tools.check import CheckRequest, check_categories, check_region
 from data_tools.prepare import ONE_CLASS, PrepareRequest, prepare_data_set
 from dataset import categories_in
+from detection.detector import Detector
 from detection.recalibrate import recalibrate
 from detection.tune import tune_settings
 from reports import tables
@@ -102,6 +104,17 @@ def recalibrate_thresholds(options: Namespace) -> int:
     return INCOMPLETE if recalibrate(settings, options.recalibrate) else 0
 
 
+def export(options: Namespace) -> None:
+    refuse_several("export")
+    check_ending(options.export)
+    if options.checkpoint is None:
+        settings = detection_settings(whole_pictures(sections_of_one("export", options)))  # as --input judges
+        detector = trained_detector(settings)
+    else:
+        detector = Detector.load(options.checkpoint)
+    export_detector(options.export, detector)
+
+
 def sections_of_one(flag: str, options: Namespace) -> PlainSections:
     """Return the sections of a command that takes one category. Raise UserError where they name several."""
     content = read_sections(choose_configuration(options.config), options.settings)
@@ -144,6 +157,7 @@ COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "recalibrate": recalibrate_thresholds,
     "rerun": rerun,
     "reproduce": reproduce_table,
+    "export": export,
     "compare": lambda options: print(tables.compare_results(options.compare)),
     "figure": lambda options: draw_paper_figure(options.figure, options.choose or [], options.output),
     "table": lambda options: print(tables.published_table(options.table)),

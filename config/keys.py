@@ -10,6 +10,7 @@ from typing import Any
 AUTO, LATEST = "auto", "latest"
 PER_IMAGE = "per_image"
 SQUARE, PROPORTIONS = "square", "proportions"
+SEED = "seed"  # what alone decides the noise
 SPLIT, CROSS = "split", "cross"
 TRAIN, VALIDATION = "train", "validation"
 PLANNED = 0  # `auto` epochs within training.budget_minutes, until a clock has decided
@@ -142,6 +143,7 @@ class ScoreSettings:
     protocol: str = key(PER_IMAGE, affects=SCORES, one_of=(PER_IMAGE, "published"))
     space: str = key(PIXELS, affects=WEIGHTS | SCORES, one_of=SPACES)
     draws: int = key(AUTO, affects=SCORES, least=1)
+    noise: str | None = key(None, affects=SCORES, one_of=(SEED,))  # None: that of earlier versions
     parts: tuple[str, ...] | None = key(None, affects=SCORES, one_of=PARTS)
     weights: str = key(EQUAL, affects=SCORES, one_of=(EQUAL, MEASURED))
     pooling: str = key("maximum", affects=SCORES, one_of=("maximum", "top_mean"))

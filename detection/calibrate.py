@@ -1,6 +1,7 @@
 """Measure a detector's calibration on normal pictures: references, scales, the balance and thresholds."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ from detection.calibration_file import CALIBRATION, calibration_name, load_calib
 from detection.detector import Detector, Parts, calibration_inputs, map_batches, stack_pictures
 from detection.reference import RESIDUAL, Learnt, Reference, ResidualLength
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
+from images.read import Size
 from images.synthetic_defects import ALL_DEFECTS, make_synthetic_anomalies
 from runtime import distributed
 from runtime.errors import MissingFileError, UserError
@@ -104,7 +106,8 @@ def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Set
         return parts_of_batch(detector, stack_pictures(items), [references_for(item.path) for item in items])
 
     batches = map_batches(detector, normal, measure, settings.model.num_workers, group)
-    parts = [of_picture for _, of_picture in count_progress(batches, len(normal), "calibrating")]
+    measured = list(count_progress(batches, len(normal), "calibrating"))
+    parts, size = [of_picture for _, of_picture in measured], usual_size(item.size for item, _ in measured)
     anomalous = measure_anomalies(detector, normal, references_for, settings) if weighs_parts(settings) else []
     calibration = build_calibration(detector, parts, references, normal.names(), anomalous) if group.is_main else None
     calibration = group.broadcast(calibration)
@@ -112,8 +115,14 @@ def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Set
         groups = named_groups(calibration.pictures, settings.calibration.groups)
         dependence = measure_named_groups(np.array(calibration.scores)[:, None], groups) if groups else Dependence()
     independent, method = dependence.independent(len(normal)), CROSS if crosses else SPLIT
-    calibration = replace(calibration, method=method, held_out=len(unseen) > 0)
+    calibration = replace(calibration, method=method, held_out=len(unseen) > 0, picture_size=size)
     return replace(calibration, independent=independent, dependence=dependence.found)
+
+
+def usual_size(sizes: Iterable[Size]) -> Size:
+    """Return the most frequent of these sizes, the first one of several."""
+    ((size, _),) = Counter(sizes).most_common(1)
+    return size
 
 
 def build_calibration(

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
 from anomaly_map import MAXIMUM, Region, batch_ratio, combine, find_regions, image_score, resize_maps, smooth
-from config.keys import AUTO, MEASURED, PLANNED, TRAIN, Settings
+from config.keys import AUTO, MEASURED, PLANNED, SEED, TRAIN, Settings
 from config.load import build_settings
 from dataset import SQUARE, ImageFolder, Item, View, to_unit_range
-from ddad import gaussian_draws, picture_draws
-from detection import reference
+from ddad import gaussian_draws, picture_draws, seeded_draws
+from detection import bundle, reference
 from detection.calibration_file import CALIBRATION, REFERENCES, REGION, load_widest_calibration
 from detection.comparison import Comparison, Networks, largest_batch
 from detection.operating_points import operating_rows
@@ -42,6 +42,7 @@ from training.networks import build_schedule, prepare_features, prepare_network
 
 LARGEST_BATCH = {"cuda": 64, "cpu": 8, "mps": 8}  # pictures; more are no faster
 SLACK = 1.1  # of the pixels of a batch: pictures in proportions have up to 7 % more pixels than squares
+DETECT = "run python main.py --detection True"
 NO_RECONSTRUCTION = torch.empty(0)
 
 Draw = Callable[[], Tensor]
@@ -100,26 +101,27 @@ class Detector:
     calibration: Calibration | None = None
     false_positive_rate: float = 0.01
     region: JudgedRegion | None = None
+    noise: str | None = None  # SEED: `seed` alone decides the noise; None: a picture's content does too
 
     @classmethod
     def load(cls, folder: str | Path, device: str = AUTO) -> "Detector":
-        """Return the calibrated detector of a category's checkpoint folder.
+        """Return the calibrated detector of a category's checkpoint folder, or of a file that --export wrote.
 
         The folder may be moved: it holds a copy of data.region. A file named in model.backbone_weights must stay.
         Raise MissingFileError where there is no calibration, UserError where it belongs to other weights.
         """
-        folder, remedy = Path(folder), "run python main.py --detection True"
-        calibration = load_widest_calibration(folder)
-        if calibration is None:
-            missing = f"no {CALIBRATION} of this version in {folder}, or not the {REFERENCES} that belong to it"
-            raise MissingFileError(f"{missing}; {remedy} first")
-        settings = build_settings(calibration.settings)
-        if settings.data.region is not None:
-            settings = replace(settings, data=replace(settings.data, region=folder / REGION))
-        detector, *_ = load_detector(settings, folder, choose_device(device))
+        path, chosen = Path(folder), choose_device(device)
+        is_file = path.is_file()
+        detector, settings, calibration = load_file(path, chosen) if is_file else load_folder(path, chosen)
         if stale := calibration.staleness(calibration_inputs(detector, settings)):
-            raise UserError(f"{folder / CALIBRATION} is stale: {stale}; {remedy} to measure it again")
+            place, remedy = (path, bundle.REMEDY) if is_file else (path / CALIBRATION, f"{DETECT} to measure it again")
+            raise UserError(f"{place} is stale: {stale}; {remedy}")
         return replace(detector, calibration=calibration)
+
+    def save(self, path: str | Path) -> None:
+        """Write the calibrated detector into one file, which `load` reads on any machine."""
+        networks = self.networks
+        bundle.write_bundle(Path(path), networks, self.required_calibration, self.region)
 
     def __call__(self, picture: Picture, channels: str = RGB) -> Detection:
         """Return the verdict on one picture, which may be anything that `detect` takes."""
@@ -275,20 +277,27 @@ class Detector:
     def assemble(
         self, parts: Parts, ratio: float | Tensor, scales: dict[str, Scale], reconstruction: Tensor = NO_RECONSTRUCTION
     ) -> Prediction:
-        """Return a picture's prediction: D_f and D_p combined by `ratio`, or parts (1, 1, h, w) fused by `scales`."""
-        shape = parts["pixel"].shape[-2:]
-        if self.parts:
-            smoothed = {part: smooth(resize_maps(parts[part], shape), self.blur_sigma) for part in scales}
-            units = {part: scale.units(smoothed[part]) for part, scale in scales.items()}
-            anomaly = reference.fuse_parts(units, self.crop_maps)
-        else:
-            anomaly = smooth(combine(parts["feature"], parts["pixel"], self.v, ratio), self.blur_sigma)
+        """Return a picture's prediction from its parts (1, 1, h, w) and its reconstruction."""
+        anomaly = self.fuse(parts, ratio, scales)
         if not torch.isfinite(anomaly).all():
             remedy = f"lower model.w, {self.networks.w}, or model.v, {self.v}, or train again"
             raise UserError(f"the anomaly maps are not finite; {remedy}")
-        score = image_score(self.crop_maps(anomaly), self.pooling, self.pooled_share)
+        score = self.score_of(anomaly).item()
         d_feature, d_pixel, anomaly = (maps[0, 0] for maps in (parts["feature"], parts["pixel"], anomaly))
         return Prediction(reconstruction, d_feature, d_pixel, anomaly, score)
+
+    def fuse(self, parts: Parts, ratio: float | Tensor, scales: dict[str, Scale]) -> Tensor:
+        """Return the anomaly map (1, 1, h, w): D_f and D_p combined by `ratio`, or the parts fused by `scales`."""
+        if not self.parts:
+            return smooth(combine(parts["feature"], parts["pixel"], self.v, ratio), self.blur_sigma)
+        shape = parts["pixel"].shape[-2:]
+        smoothed = {part: smooth(resize_maps(parts[part], shape), self.blur_sigma) for part in scales}
+        units = {part: scale.units(smoothed[part]) for part, scale in scales.items()}
+        return reference.fuse_parts(units, self.crop_maps)
+
+    def score_of(self, anomaly: Tensor) -> Tensor:
+        """Return the image score () of an anomaly map, pooled in the scored area."""
+        return image_score(self.crop_maps(anomaly), self.pooling, self.pooled_share)
 
     def crop_maps(self, maps: Tensor) -> Tensor:
         """Return the scored values of maps (…, H, W): a view of their centre, or, with a region, a vector (…, P)."""
@@ -311,7 +320,9 @@ class Detector:
             self.region.check_size(size, "the picture")
 
     def picture_noise(self, pictures: Tensor, shape: torch.Size) -> Draw:
-        """Return draw(), whose noise depends only on each picture and the seed."""
+        """Return draw(), whose noise depends on the seed alone, or also on each picture, but never on its batch."""
+        if self.noise == SEED:
+            return seeded_draws(shape, self.seed, pictures.device)
         return picture_draws(pictures, self.seed, shape[1:])
 
 
@@ -323,6 +334,26 @@ def crop_centre(maps: Tensor, share: float) -> Tensor:
 def split_parts(parts: Parts) -> list[Parts]:
     """Return each picture's parts (1, 1, h, w), from those of a batch (B, 1, h, w)."""
     return [{part: maps[i : i + 1] for part, maps in parts.items()} for i in range(len(parts["pixel"]))]
+
+
+def load_folder(folder: Path, device: torch.device) -> tuple[Detector, Settings, Calibration]:
+    """Return a checkpoint folder's detector, its settings and its calibration, which it has not got yet."""
+    calibration = load_widest_calibration(folder)
+    if calibration is None:
+        missing = f"no {CALIBRATION} of this version in {folder}, or not the {REFERENCES} that belong to it"
+        raise MissingFileError(f"{missing}; {DETECT} first")
+    settings = build_settings(calibration.settings)
+    if settings.data.region is not None:
+        settings = replace(settings, data=replace(settings.data, region=folder / REGION))
+    detector, *_ = load_detector(settings, folder, device)
+    return detector, settings, calibration
+
+
+def load_file(path: Path, device: torch.device) -> tuple[Detector, Settings, Calibration]:
+    """Return the detector, the settings and the calibration of a file of one detector, as `load_folder` does."""
+    stored = bundle.read_bundle(path)
+    detector = build_detector(stored.settings, stored.unet, stored.extractor, device, stored.space)
+    return replace(detector, region=stored.region), stored.settings, stored.calibration
 
 
 def load_detector(settings: Settings, folder: Path, device: torch.device) -> tuple[Detector, Settings, Origins]:
@@ -364,7 +395,8 @@ def build_detector(
     scoring = (score.parts or (), score.pooling, score.pooled_share)
     detector = Detector(networks, view, model.v, model.blur_sigma, crop, model.seed, batch_size, device, *scoring)
     region = read_region(settings.data.region) if settings.data.region else None
-    return replace(detector, false_positive_rate=settings.calibration.false_positive_rate, region=region)
+    rate = settings.calibration.false_positive_rate
+    return replace(detector, false_positive_rate=rate, region=region, noise=score.noise)
 
 
 def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, object]:
@@ -379,7 +411,8 @@ def calibration_inputs(detector: Detector, settings: Settings) -> dict[str, obje
     inputs |= {"weights": detector.networks.hash(), "region": detector.region and detector.region.hash}
     inputs |= {"parts_weigh": settings.score.weights} if settings.score.weights == MEASURED else {}
     inputs |= {"folder": None if calibration.folder == TRAIN else calibration.folder}  # earlier calibrations have none
-    return as_stored(inputs)
+    noise = {"noise": detector.noise} if detector.noise else {}  # nor have they this
+    return as_stored(inputs | noise)
 
 
 def predict_pictures(

@@ -94,7 +94,7 @@ def fuse_parts(units: Mapping[str, Tensor], scored: Callable[[Tensor], Tensor] =
     if not placed:
         return highest
     maps = torch.where(highest > 0, sum_of_weights(placed).sqrt(), highest)
-    return boost(maps, scored(maps).amax(), sum_of_weights(placeless)) if placeless else maps
+    return boost(maps, scored(maps).max(), sum_of_weights(placeless)) if placeless else maps
 
 
 def boost(maps: Tensor, top: Tensor, weight: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class Calibration:
     pictures: tuple[str, ...] = ()  # their names, in the order of the scores
     independent: float | None = None  # effective number of independent pictures; None: all are
     dependence: str = ""  # why there are fewer
+    picture_size: tuple[int, int] | None = None  # the most frequent (width, height) of their files; None: unknown
 
     def __post_init__(self) -> None:
         numbers = [self.feature, self.pixel, *self.scores, *self.pixels, *chain(*self.scales.values())]

@@ -18,8 +18,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from skimage.draw import polygon as pixels_inside
-from skimage.draw import polygon_perimeter
 
 from runtime.errors import UserError
 
@@ -211,6 +209,9 @@ def path_in_address(text: str) -> PurePosixPath:
 
 def polygon(points: Points) -> Shape:
     """Return the pixels whose centres lie inside or, where there are none, those on the outline."""
+    from skimage.draw import polygon as pixels_inside  # slow to load, and few need it
+    from skimage.draw import polygon_perimeter
+
     if len(points) < 3:
         raise UserError(f"a shape of {len(points)} points has no area; draw a polygon instead")
     columns, rows = points.T - 0.5

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from reports.reader import read_json_object
 from reports.writer import REMEDY
 from runtime.errors import UserError, UserFileError
 from storage import folder_lock
 from storage.atomic_file import atomic_write, write_error_text
+from storage.json_file import read_json_object
 from storage.safe_csv import write_rows
 
 PREDICTIONS = "predictions"

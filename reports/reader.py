@@ -1,7 +1,6 @@
 """Read a results folder: scores, metrics, curves, manifest, and the first threshold of its page."""
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from reports.manifest import MANIFEST
 from reports.metric_summary import MetricSummary, Points, percent
 from reports.writer import CURVES, METRICS_FILE, SCORES
 from runtime.errors import MissingFileError, UserError
+from storage.json_file import read_json_object
 
 SCORE_DIGITS = 9  # of scores.csv: a threshold of as many digits gives the same verdicts as the unrounded one
 REMEDY = "run --detection True on that category again"
@@ -95,15 +95,6 @@ def read_scores(path: Path) -> Iterator[ScoredPicture]:
         if not math.isfinite(row.score):
             raise UserError(f"row {number} of {path} has the score {row.score}; {REMEDY}")
         yield row
-
-
-def read_json_object(path: Path) -> dict[str, object]:
-    """Return the object in a JSON file; an empty one where the file is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def initial_threshold(rows: Sequence[ScoredPicture], summary: MetricSummary, calibration: object) -> tuple[float, str]:

