@@ -7,7 +7,7 @@ import PIL
 import torch
 from torch import Tensor
 
-DOWN_FIRST_SINCE = 13  # Pillow's version
+DOWN_FIRST_SINCE = 13  # version of Pillow
 HALF_BITS = 11  # half of the bits of Pillow's fixed-point weights: float32 holds all sums of such halves exactly
 LUMA = (19595.0, 38470.0, 7471.0)  # Pillow's weights of red, green and blue in grey, of 65536
 
@@ -24,23 +24,19 @@ def resize_pixels(pixels: Tensor, height: int, width: int) -> Tensor:
     """Return whole numbers of 0…255, (C, H, W) in float32, resized to the last bit as this Pillow does."""
 
     def across_first(pixels: Tensor) -> Tensor:
-        return resize_rows(resize_rows(pixels, width).mT, height).mT
+        return resize_rows(resize_rows(pixels, width).mT, height).mT.contiguous()  # as the other one
 
     def down_first(pixels: Tensor) -> Tensor:
         return resize_rows(resize_rows(pixels.mT, height).mT, width)
 
-    is_tall = shrinks_down_first(pixels.shape[1], pixels.shape[2], height, width)
-    if isinstance(is_tall, bool):
-        return down_first(pixels) if is_tall else across_first(pixels)
-    return torch.cond(is_tall, down_first, across_first, (pixels,))  # in a graph for all sizes
-
-
-def shrinks_down_first(source_height: int, source_width: int, height: int, width: int) -> bool:
-    """Return whether Pillow resizes the columns before the rows: since version 13 where the height shrinks far more."""
     if int(PIL.__version__.partition(".")[0]) < DOWN_FIRST_SINCE:
-        return False
+        return across_first(pixels)
+    source_height, source_width = (torch.full((1,), side)[0] for side in pixels.shape[1:])
     down, across = (source_height - height) * width, (source_width - width) * height
-    return (source_height > height) & (down > 2 * across)
+    is_tall = (source_height > height) & (down > 2 * across)  # the height shrinks far more than the width
+    if torch.compiler.is_exporting():
+        return torch.cond(is_tall, down_first, across_first, (pixels,))
+    return down_first(pixels) if is_tall else across_first(pixels)
 
 
 def to_grey(pixels: Tensor) -> Tensor:
@@ -67,7 +63,8 @@ def triangle_weights(source: int, target: int) -> Tensor:
     """
     centres = (2 * torch.arange(target) + 1)[:, None] * source
     distances = ((2 * torch.arange(source) + 1) * target - centres).abs()
-    return (2 * torch.sym_max(source, target) - distances).clamp_min(0)
+    reach: int = torch.sym_max(source, target)  # that of a graph for all sizes
+    return (2 * reach - distances).clamp_min(0)
 
 
 def divide(numerators: Tensor, denominators: Tensor) -> tuple[Tensor, Tensor]:

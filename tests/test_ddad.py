@@ -20,7 +20,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from ddad import NoiseSchedule, loss_weights, noise_loss, noise_predictor, picture_draws, reconstruct, strides
+from ddad import (
+    NoiseSchedule,
+    loss_weights,
+    noise_loss,
+    noise_predictor,
+    picture_draws,
+    reconstruct,
+    seeded_draws,
+    strides,
+)
 from runtime.device import autocast, resolve_dtype
 
 SCHEDULE = NoiseSchedule()
@@ -216,6 +225,15 @@ def test_a_picture_has_the_same_noise_in_any_batch():
         torch.testing.assert_close(reversed_().flip(0), batch, rtol=0, atol=0)
         assert (batch[0] != batch[1]).any()
     assert (picture_draws(pictures, 2)() != picture_draws(pictures, 1)()).any()
+
+
+def test_seeded_noise_is_the_same_for_all_pictures_of_all_batches():
+    batch, alone, other = (
+        seeded_draws(torch.Size((size, 3, 8, 8)), seed, torch.device("cpu")) for size, seed in ((4, 1), (1, 1), (1, 2))
+    )
+    first, second, of_one = batch(), batch(), alone()
+    torch.testing.assert_close(first, of_one.expand(first.shape), rtol=0, atol=0)
+    assert (first != second).any() and (of_one != other()).any()
 
 
 @pytest.mark.parametrize("predicts", [None, "x0"])

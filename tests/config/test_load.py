@@ -86,6 +86,10 @@ def test_published_values_belong_to_one_data_set():
         load_settings(ROOT / "config.yaml", ["data.category=screw", "data.name=own"])
 
 
+def test_files_of_earlier_versions_keep_their_noise(official):
+    assert load_settings(official).score.noise is None and load_settings(ROOT / "config.yaml").score.noise == "seed"
+
+
 def test_the_default_protocol_is_per_image(official):
     assert load_settings(official).score.protocol == load_settings(ROOT / "config.yaml").score.protocol == "per_image"
     assert load_settings(official).calibration.share == 0.2

@@ -5,14 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from exported import MEMORIES, calibrated, random_pictures
 from PIL import Image
 from tiny_networks import make_detector
 
-from config.keys import SEED
-from dataset import View, to_unit_range
-from detection import Detector, reference
-from detection.calibrate import build_calibration, image_descriptors, parts_of_batch
+from dataset import View
+from detection import Detector
 from export.onnx_file import write_onnx
 from images.region import JudgedRegion
 
@@ -20,20 +18,6 @@ pytest.importorskip("onnxscript", reason="onnxscript is missing; python -m pip i
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is missing; install requirements-export.txt")
 
 SPREAD_SHARE = 1e-3  # of the normal scores' spread
-MEMORIES = ("memory", "wide_memory", "whole_memory", "pixel")
-
-
-def calibrated(parts=(), **changes):
-    """Return a detector of tiny networks that is calibrated on six random pictures."""
-    detector = make_detector(calibration=None, parts=parts, noise=SEED, **changes)
-    shape = (6, detector.view.channels, 32, 32)
-    pictures = to_unit_range(torch.randint(256, shape, dtype=torch.uint8))
-    described = image_descriptors(detector, pictures) if reference.descriptor_kinds(parts) else {}
-    samples = {kind: [values.flatten(1).T for values in maps] for kind, maps in described.items()}
-    references = {part: memory.reference for part, memory in reference.build_memories(samples, parts, seed=0).items()}
-    measured = [parts_of_batch(detector, picture[None], [references])[0] for picture in pictures]
-    calibration = build_calibration(detector, measured, references)
-    return replace(detector, calibration=replace(calibration, settings={"data": {"category": "nut"}}))
 
 
 def open_session(path):
@@ -51,13 +35,6 @@ def assert_same_verdicts(detector, path, pictures):
         assert p_value == pytest.approx(expected.p_value, rel=1e-3)
         assert threshold == pytest.approx(detector.threshold)
         np.testing.assert_allclose(anomaly_map, expected.map, atol=1e-3, rtol=0)
-
-
-def random_pictures(*sizes):
-    """Return pictures (H, W, 3) of 8 bits; the first is flat, thus less anomalous than the others."""
-    rng = np.random.default_rng(0)
-    flat = np.full((*sizes[0], 3), 90, np.uint8)
-    return [flat, *(rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes)]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +63,8 @@ def test_an_exported_detector_judges_its_region_alone(tmp_path):
 def test_the_threshold_is_an_input_and_the_metadata_have_others(tmp_path):
     detector = calibrated()
     write_onnx(detector, tmp_path / "nut.onnx")
-    session = open_session(tmp_path / "nut.onnx")
+    session, content = open_session(tmp_path / "nut.onnx"), (tmp_path / "nut.onnx").read_bytes()
+    assert b"Traceback" not in content and b".py" not in content  # no notes about this machine
     metadata = session.get_modelmeta().custom_metadata_map
     points = {point["wanted_rate"]: point["threshold"] for point in json.loads(metadata["operating_points"])}
     assert metadata["name"] == "nut" and points == {row.wanted_rate: row.threshold for row in detector.operating_points}

@@ -1,0 +1,42 @@
+"""Calibrated detectors of tiny networks, and pictures for them."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from tiny_networks import make_detector
+
+from config.keys import SEED
+from dataset import to_unit_range
+from detection import Detector, reference
+from detection.calibrate import build_calibration, image_descriptors, parts_of_batch
+from export.onnx_file import write_onnx
+
+MEMORIES = ("memory", "wide_memory", "whole_memory", "pixel")
+
+
+def calibrated(parts=(), **changes):
+    """Return a detector of tiny networks that is calibrated on six random pictures."""
+    detector = make_detector(calibration=None, parts=parts, noise=SEED, **changes)
+    shape = (6, detector.view.channels, 32, 32)
+    pictures = to_unit_range(torch.randint(256, shape, dtype=torch.uint8))
+    described = image_descriptors(detector, pictures) if reference.descriptor_kinds(parts) else {}
+    samples = {kind: [values.flatten(1).T for values in maps] for kind, maps in described.items()}
+    references = {part: memory.reference for part, memory in reference.build_memories(samples, parts, seed=0).items()}
+    measured = [parts_of_batch(detector, picture[None], [references])[0] for picture in pictures]
+    calibration = build_calibration(detector, measured, references)
+    return replace(detector, calibration=replace(calibration, settings={"data": {"category": "nut"}}))
+
+
+def exported_detector(path, parts=MEMORIES) -> Detector:
+    """Write the ONNX file of a detector, and return the detector."""
+    detector = calibrated(parts)
+    write_onnx(detector, path)
+    return detector
+
+
+def random_pictures(*sizes):
+    """Return pictures (H, W, 3) of 8 bits; the first is flat, thus less anomalous than the others."""
+    rng = np.random.default_rng(0)
+    flat = np.full((*sizes[0], 3), 90, np.uint8)
+    return [flat, *(rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes)]
