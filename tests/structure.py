@@ -38,7 +38,7 @@ ALLOWED: dict[
     **dict.fromkeys(("training", "reports", "data_tools"), BASE),
     **{room: BASE | {"training", "data_tools"} for room in ("train", "domain_adaptation")},
     "detection": BASE | {"training", "reports"},
-    "export": BASE | {"detection"},
+    "export": BASE | {"detection", "reports"},
     "commands": BASE | STAGES | {"export", "training", "reports", "data_tools"},
     "main": {"commands", "config.keys", "runtime.errors"},
 }
