@@ -1,5 +1,6 @@
 """Write a detector as an ONNX file."""
 
+import copy
 import importlib.util
 import json
 import math
@@ -12,6 +13,7 @@ import torch
 from config.keys import SEED
 from detection.detector import Detector
 from export.onnx_model import OUTPUTS, JudgeModel
+from reports.manifest import git_commit
 from runtime.errors import UserError
 from storage.atomic_file import atomic_write
 
@@ -32,7 +34,7 @@ def write_onnx(detector: Detector, path: Path) -> None:
     sizes = {1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
     with torch.no_grad():
         model(*example)  # fills the tables of the noise schedule, which tracing would fill with its own tensors
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             model,
             example,
             dynamo=True,
@@ -43,7 +45,7 @@ def write_onnx(detector: Detector, path: Path) -> None:
             optimize=False,  # runtimes do it when they load the file; here it would take minutes
             verbose=False,
         )
-    content = program.model_proto  # type: ignore[union-attr]
+    content = program.model_proto
     remove_traces(content.graph)
     set_default(content.graph, THRESHOLD, threshold)
     for name, value in describe_detector(detector).items():
@@ -68,12 +70,11 @@ def check_exportable(detector: Detector) -> None:
 
 
 def on_cpu(detector: Detector) -> Detector:
-    """Return the detector with its networks on the CPU, in the memory layout of ONNX."""
-    networks, cpu = detector.networks, torch.device("cpu")
-    unet, extractor = (
-        part.to(cpu).to(memory_format=torch.contiguous_format) for part in (networks.unet, networks.extractor)
-    )
-    return replace(detector, networks=replace(networks, unet=unet, extractor=extractor), device=cpu)
+    """Return the detector with copies of its networks on the CPU, in the memory layout of ONNX."""
+    networks, cpu = copy.deepcopy(detector.networks), torch.device("cpu")
+    for network in filter(None, (networks.unet, networks.extractor, networks.space)):
+        network.to(cpu).to(memory_format=torch.contiguous_format)
+    return replace(detector, networks=networks, device=cpu)
 
 
 def rounded_down(threshold: float) -> float:
@@ -103,11 +104,11 @@ def set_default(graph: Any, name: str, value: torch.Tensor) -> None:
 
 def describe_detector(detector: Detector) -> dict[str, str]:
     """Return the metadata: what made the file, the settings, and the operating points as JSON."""
-    calibration = detector.required_calibration
+    settings: Any = detector.required_calibration.settings
     points = [row._asdict() for row in detector.operating_points]
-    settings = calibration.settings
     return {
-        "name": str(settings["data"]["category"]),  # type: ignore[index]
+        "name": settings["data"]["category"],
+        "version": git_commit() or "unknown",
         "licence": LICENCE,
         "settings": json.dumps(settings),
         "operating_points": json.dumps(points),
