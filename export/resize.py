@@ -3,6 +3,8 @@
 The filter is that of Pillow's BILINEAR and torch's antialiased one: a triangle, widened where pictures get smaller.
 """
 
+from typing import cast
+
 import PIL
 import torch
 from torch import Tensor
@@ -63,7 +65,7 @@ def triangle_weights(source: int, target: int) -> Tensor:
     """
     centres = (2 * torch.arange(target) + 1)[:, None] * source
     distances = ((2 * torch.arange(source) + 1) * target - centres).abs()
-    reach: int = torch.sym_max(source, target)  # that of a graph for all sizes
+    reach = cast(int, torch.sym_max(source, target))  # in a graph for all sizes it is symbolic
     return (2 * reach - distances).clamp_min(0)
 
 

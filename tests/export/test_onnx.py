@@ -69,7 +69,7 @@ def test_the_threshold_is_an_input_and_the_metadata_have_others(tmp_path):
     points = {point["wanted_rate"]: point["threshold"] for point in json.loads(metadata["operating_points"])}
     assert metadata["name"] == "nut" and points == {row.wanted_rate: row.threshold for row in detector.operating_points}
     for threshold, verdict in ((-1, True), (1e6, False)):
-        inputs = {"picture": np.zeros((1, 8, 8, 3), np.uint8), "threshold": np.float32(threshold)}
+        inputs = {"picture": np.zeros((1, 8, 8, 3), np.uint8), "threshold": np.array(threshold, np.float32)}
         assert session.run(["is_anomalous", "used_threshold"], inputs) == [verdict, np.float32(threshold)]
 
 
