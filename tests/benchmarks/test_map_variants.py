@@ -38,7 +38,7 @@ def test_maps_are_measured_as_tuning_measures_them(run_main, tiny_config, monkey
     small = ["model.unet_size=16", "model.predicts=x0", "score.space=features", "score.parts=[memory]"]
     run_main("--train", *small)
     settings = load_settings(tiny_config, small)
-    _, pictures, unseen = check_tuning(settings)
+    _, pictures, unseen = check_tuning(settings, tiny_config.parent / "tuned")
     bench = prepare_bench(pictures, unseen, settings)
     detector, *_ = load_detector(settings, settings.checkpoint_folder, torch.device("cpu"))
     qualities = dict(map_variants.measure_maps(settings, ["memory", "memory, diffusion", *CHANGES]))

@@ -56,7 +56,7 @@ def prepare(config, *overrides):
     """Return the detector, its settings, all normal pictures, and the bench."""
     settings = load_settings(config, overrides)
     detector, settings, _ = load_detector(settings, settings.checkpoint_folder, torch.device("cpu"))
-    _, pictures, unseen = check_tuning(settings)
+    _, pictures, unseen = check_tuning(settings, config.parent / "tuned")
     return detector, settings, pictures, prepare_bench(pictures, unseen, settings)
 
 
@@ -116,7 +116,7 @@ def test_a_candidate_is_the_detector_that_its_settings_build(run_main, tiny_conf
 def test_tuning_tries_features_of_the_same_network_that_have_not_seen_its_pictures(run_main, tiny_config):
     assert run_main("--train")[0] == 0
     settings = load_settings(tiny_config)
-    unseen = check_tuning(settings)[2].names()
+    unseen = check_tuning(settings, tiny_config.parent / "tuned")[2].names()
     own, other = (FeatureExtractor(name, "random") for name in (BACKBONE, "resnet50"))
     for epoch, (extractor, held_out) in enumerate(((own, []), (own, unseen), (own, unseen[1:]), (other, unseen))):
         checkpoint.save_features(settings.checkpoint_folder / f"feat{epoch}", extractor, held_out=held_out)
