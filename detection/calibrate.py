@@ -1,7 +1,7 @@
 """Measure a detector's calibration on normal pictures: references, scales, the balance and thresholds."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,6 @@ from detection.calibration_file import CALIBRATION, calibration_name, load_calib
 from detection.detector import Detector, Parts, calibration_inputs, map_batches, stack_pictures
 from detection.reference import RESIDUAL, Learnt, Reference, ResidualLength
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
-from images.read import Size
 from images.synthetic_defects import ALL_DEFECTS, make_synthetic_anomalies
 from runtime import distributed
 from runtime.errors import MissingFileError, UserError
@@ -107,22 +106,19 @@ def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Set
 
     batches = map_batches(detector, normal, measure, settings.model.num_workers, group)
     measured = list(count_progress(batches, len(normal), "calibrating"))
-    parts, size = [of_picture for _, of_picture in measured], usual_size(item.size for item, _ in measured)
     anomalous = measure_anomalies(detector, normal, references_for, settings) if weighs_parts(settings) else []
-    calibration = build_calibration(detector, parts, references, normal.names(), anomalous) if group.is_main else None
+    calibration = None
+    if group.is_main:
+        parts, sizes = [of_picture for _, of_picture in measured], Counter(item.size for item, _ in measured)
+        calibration = build_calibration(detector, parts, references, normal.names(), anomalous)
+        calibration = replace(calibration, picture_size=sizes.most_common(1)[0][0])
     calibration = group.broadcast(calibration)
     if not crosses:  # what was learnt from says nothing about the held-out pictures, but their scores do
         groups = named_groups(calibration.pictures, settings.calibration.groups)
         dependence = measure_named_groups(np.array(calibration.scores)[:, None], groups) if groups else Dependence()
     independent, method = dependence.independent(len(normal)), CROSS if crosses else SPLIT
-    calibration = replace(calibration, method=method, held_out=len(unseen) > 0, picture_size=size)
+    calibration = replace(calibration, method=method, held_out=len(unseen) > 0)
     return replace(calibration, independent=independent, dependence=dependence.found)
-
-
-def usual_size(sizes: Iterable[Size]) -> Size:
-    """Return the most frequent of these sizes, the first one of several."""
-    ((size, _),) = Counter(sizes).most_common(1)
-    return size
 
 
 def build_calibration(

@@ -15,6 +15,7 @@ import main
 from detection import reference
 from feature_extractor import RANDOM, FeatureExtractor
 
+pytest_plugins = ["exported"]  # a fixture that several files use
 DATA = Path(__file__).parent / "data"
 PICTURE_SIZE = 48  # pixels, on disk
 BACKBONE = "timm/test_resnet"

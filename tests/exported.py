@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 from tiny_networks import make_detector
 
 from config.keys import SEED
 from dataset import to_unit_range
-from detection import Detector, reference
+from detection import reference
 from detection.calibrate import build_calibration, image_descriptors, parts_of_batch
 from export.onnx_file import write_onnx
 
@@ -30,11 +32,18 @@ def calibrated(parts=(), **changes):
     return replace(detector, calibration=replace(calibration, settings={"data": {"category": "nut"}}))
 
 
-def exported_detector(path, parts=MEMORIES) -> Detector:
-    """Write the ONNX file of a detector, and return the detector."""
-    detector = calibrated(parts)
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """Return a detector with memories, its ONNX file and a folder of two pictures."""
+    pytest.importorskip("onnxscript", reason="onnxscript is missing; python -m pip install -r requirements-export.txt")
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("exported")
+    detector, path, pictures = calibrated(MEMORIES), folder / "nut.onnx", folder / "pictures"
     write_onnx(detector, path)
-    return detector
+    pictures.mkdir()
+    for number, pixels in enumerate(random_pictures((32, 32), (48, 60))[:2]):
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+    return detector, path, pictures
 
 
 def random_pictures(*sizes):

@@ -28,7 +28,7 @@ LAPTOP = (
     "data.batch_size=4",
     "data.image_size=32",
 )
-LAPTOP += ("training.most_steps=4", f"model.feature_extractor={BACKBONE}")
+LAPTOP += ("training.most_steps=4", f"model.feature_extractor={BACKBONE}", "score.weights=equal")
 SHORT = (*LAPTOP, "score.draws=1", "model.skip=125")
 UNBOUND = (*SHORT, "training.most_steps=null", "training.ema=0.9", "data.batch_size=2")
 
@@ -108,7 +108,7 @@ def test_presets_name_keys_that_there_are(name):
 
 
 def test_the_laptop_preset_plans_trains_and_detects(run_main, tmp_path):
-    embedded = ("model.feature_extractor=efficientnet_lite0", "model.backbone_weights=null")  # as the preset has it
+    embedded = ("model.feature_extractor=efficientnet_lite0", "model.backbone_weights=null", "score.weights=measured")
     code, out, err = run_main("--train", "--domain_adaptation", "--detection", *SHORT, *embedded, "budget_minutes=5")
     assert (code, err) == (0, "")
     assert "to fit nut into 5 minutes" in out and "plan: about 4 training steps of 4 pictures" in out
@@ -233,7 +233,7 @@ def test_a_budget_counts_the_pictures_to_judge_where_there_are_no_test_pictures(
         *SHORT,
         "budget_minutes=5",
     )
-    assert code == 0 and "88 pictures to compare" in out and "6 pictures in" in out, err
+    assert code == 0 and "16 pictures to compare" in out and "6 pictures in" in out, err
 
 
 def test_a_budget_does_not_count_pictures_that_an_earlier_run_left(run_main, category):
@@ -241,7 +241,7 @@ def test_a_budget_does_not_count_pictures_that_an_earlier_run_left(run_main, cat
     arguments = ("--train", "--detection", "--input", str(source), "--output", str(source / "found"), "--force")
     for _ in range(2):
         code, out, err = run_main(*arguments, *SHORT, "budget_minutes=5", "metrics.visualisation=True")
-        assert code == 0 and "88 pictures to compare" in out and "6 pictures in" in out, err
+        assert code == 0 and "16 pictures to compare" in out and "6 pictures in" in out, err
     assert len(list(source.rglob("heatmaps/**/*.png"))) == 6
 
 

@@ -136,6 +136,7 @@ def test_very_few_normal_pictures_train_calibrate_and_detect(run_main, category,
     for path in sorted((category / "train" / "good").iterdir())[count:]:
         path.unlink()
     arguments = ("preset=laptop", "training.most_steps=4", "budget_minutes=5", "data.image_size=64", "model.skip=125")
+    arguments += ("score.weights=equal",)
     network = ("model.unet_size=16", "model.channel_multipliers=[1]", "model.base_channels=8", "data.batch_size=16")
     network += (f"model.feature_extractor={BACKBONE}",)
     code, out, err = run_main("--train", "--detection", *arguments, *network)

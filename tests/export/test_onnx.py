@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from exported import MEMORIES, calibrated, random_pictures
+from exported import calibrated, random_pictures
 from PIL import Image
 from tiny_networks import make_detector
 
@@ -37,33 +37,29 @@ def assert_same_verdicts(detector, path, pictures):
         np.testing.assert_allclose(anomaly_map, expected.map, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"parts": MEMORIES},
-        {"parts": ("patch_memory",), "view": View(32, channels=1)},
-        {"draws": 2, "pooling": "top_mean", "crop": 0.75},
-    ],
-    ids=["memories", "grey", "the paper's map"],
-)
-def test_an_exported_detector_gives_the_same_verdicts(tmp_path, changes):
-    detector = calibrated(**changes)
+def test_an_exported_detector_gives_the_same_verdicts(exported):
+    detector, path, _ = exported
+    assert_same_verdicts(detector, path, random_pictures((32, 32), (60, 131), (9, 20), (300, 6)))
+
+
+def test_the_map_of_the_paper_is_exported(tmp_path):
+    detector = calibrated(draws=2, pooling="top_mean", crop=0.75)
     write_onnx(detector, tmp_path / "nut.onnx")
-    assert_same_verdicts(detector, tmp_path / "nut.onnx", random_pictures((32, 32), (60, 131), (9, 20), (300, 6)))
+    assert_same_verdicts(detector, tmp_path / "nut.onnx", random_pictures((32, 32), (60, 131)))
 
 
-def test_an_exported_detector_judges_its_region_alone(tmp_path):
+def test_an_exported_detector_judges_its_region_alone_and_in_grey(tmp_path):
     mask = np.zeros((40, 50), bool)
     mask[:, 20:] = True
-    detector = calibrated(MEMORIES, region=JudgedRegion(tmp_path / "region.png", mask))
+    region = JudgedRegion(tmp_path / "region.png", mask)
+    detector = calibrated(("patch_memory",), region=region, view=View(32, channels=1))
     write_onnx(detector, tmp_path / "nut.onnx")
     assert_same_verdicts(detector, tmp_path / "nut.onnx", random_pictures((40, 50)))
 
 
-def test_the_threshold_is_an_input_and_the_metadata_have_others(tmp_path):
-    detector = calibrated()
-    write_onnx(detector, tmp_path / "nut.onnx")
-    session, content = open_session(tmp_path / "nut.onnx"), (tmp_path / "nut.onnx").read_bytes()
+def test_the_threshold_is_an_input_and_the_metadata_have_others(exported):
+    detector, path, _ = exported
+    session, content = open_session(path), path.read_bytes()
     assert b"Traceback" not in content and b".py" not in content  # no notes about this machine
     metadata = session.get_modelmeta().custom_metadata_map
     points = {point["wanted_rate"]: point["threshold"] for point in json.loads(metadata["operating_points"])}
@@ -73,12 +69,22 @@ def test_the_threshold_is_an_input_and_the_metadata_have_others(tmp_path):
         assert session.run(["is_anomalous", "used_threshold"], inputs) == [verdict, np.float32(threshold)]
 
 
-def test_a_trained_detector_is_exported(run_main, trained, category, tmp_path):
+def test_a_trained_detector_on_features_in_proportions_is_exported(run_main, category, tmp_path):
+    for picture in category.rglob("*.png"):
+        Image.open(picture).resize((72, 40)).save(picture)
+    settings = ("score.space=features", "model.unet_size=16", "model.attention_sizes=[8]", "model.predicts=x0")
+    chosen = (*settings, "score.parts=[memory, diffusion]", "score.noise=seed", "data.fit=proportions")
     path = tmp_path / "nut.onnx"
-    code, out, err = run_main("--export", str(path), "score.noise=seed", "model.test_trajectory_steps=50")
+    assert run_main("--train", *chosen)[0] == 0
+    code, out, err = run_main("--export", str(path), *chosen)
     assert code == 0 and f"{path}: " in out, err
     pictures = [np.asarray(Image.open(category / "test" / kind / "000.png")) for kind in ("good", "crack")]
-    assert_same_verdicts(Detector.load(trained / "nut", "cpu"), path, pictures)
+    assert_same_verdicts(Detector.load(tmp_path / "checkpoints" / "nut", "cpu"), path, pictures)
+    assert run_main("--export", str(tmp_path / "nut.ddad"), *chosen)[0] == 0
+    found, expected = (
+        Detector.load(place, "cpu") for place in (tmp_path / "nut.ddad", tmp_path / "checkpoints" / "nut")
+    )
+    assert found(pictures[1]).score == expected(pictures[1]).score
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ def test_a_budget_is_planned_for_the_pictures_as_they_are(run_main, tmp_path):
         "data.batch_size=4",
         "training.most_steps=4",
         "model.blur_sigma=1",
+        "score.weights=equal",
         f"model.feature_extractor={BACKBONE}",
     )
     code, out, err = run_main("--train", "--detection", *laptop)
