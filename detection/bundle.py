@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from config.keys import Settings
 from config.load import build_settings
@@ -65,9 +65,16 @@ def read_bundle(path: Path) -> Bundle:
         unet, extractor = build_unet(settings), FeatureExtractor(settings.model.feature_extractor, RANDOM)
         copy_into(unet, content["unet"], path)
         copy_into(extractor, content["extractor"], path)
-        region = None if content["region"] is None else JudgedRegion(path, content["region"].numpy())
+        region = None if content["region"] is None else parse_region(content["region"], path)
     except UserError:
         raise
     except DAMAGED as error:
         raise UserError(f"{path} is damaged; {REMEDY}") from error
     return Bundle(settings, unet, extractor, calibration, region)
+
+
+def parse_region(mask: Tensor, path: Path) -> JudgedRegion:
+    """Return the region of a mask (H, W) in the file at `path`. Raise one of DAMAGED for anything else."""
+    if mask.ndim != 2 or mask.dtype != torch.bool or not mask.any():
+        raise ValueError("a region is a mask (H, W) that is somewhere true")
+    return JudgedRegion(path, mask.numpy())

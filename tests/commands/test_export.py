@@ -20,7 +20,7 @@ def test_a_trained_detector_becomes_one_file(run_main, trained, category, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nut.zip",), "--export is nut.zip; its ending should be .ddad"),
+        (("nut.zip",), "--export is nut.zip; its ending should be .onnx or .ddad"),
         (("nut.ddad", "score.protocol=published"), "set score.protocol=per_image for --export"),
         (("nut.ddad", "--checkpoint", "nowhere"), "no calibration.json of this version in nowhere"),
         (("nut.ddad", "--checkpoint", "nut", "model.w=3"), "--checkpoint nut has its own settings; remove model.w=3"),
