@@ -17,7 +17,9 @@ MEMORIES = ("memory", "wide_memory", "whole_memory", "pixel")
 
 def calibrated(parts=(), **changes):
     """Return a detector of tiny networks that is calibrated on six random pictures."""
+    unet_size = changes.pop("unet_size", None)
     detector = make_detector(calibration=None, parts=parts, noise=SEED, **changes)
+    detector = replace(detector, networks=replace(detector.networks, size=unet_size))
     shape = (6, detector.view.channels, 32, 32)
     pictures = to_unit_range(torch.randint(256, shape, dtype=torch.uint8))
     described = image_descriptors(detector, pictures) if reference.descriptor_kinds(parts) else {}

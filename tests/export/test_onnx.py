@@ -40,7 +40,7 @@ def assert_same_verdicts(detector, path, pictures):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"parts": MEMORIES},
+        {"parts": MEMORIES, "unet_size": 12},
         {"parts": ("patch_memory",), "view": View(32, channels=1)},
         {"draws": 2, "pooling": "top_mean", "crop": 0.75},
     ],
