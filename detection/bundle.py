@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from config.keys import Settings
 from config.load import build_settings
@@ -67,11 +68,16 @@ def read_bundle(path: Path) -> Bundle:
         copy_into(unet, content["unet"], path)
         copy_into(extractor, content["extractor"], path)
         space = FeatureSpace.restore(content["space"]) if settings.learns_features else None
-        region = None if content["region"] is None else JudgedRegion(path, content["region"].numpy())
-        if region and region.mask.ndim != 2:
-            raise ValueError("a region is a matrix")
+        region = None if content["region"] is None else parse_region(content["region"], path)
     except UserError:
         raise
     except DAMAGED as error:
         raise UserError(f"{path} is damaged; {REMEDY}") from error
     return Bundle(settings, unet, extractor, space, calibration, region)
+
+
+def parse_region(mask: Tensor, path: Path) -> JudgedRegion:
+    """Return the region of a mask (H, W) in the file at `path`. Raise one of DAMAGED for anything else."""
+    if mask.ndim != 2 or mask.dtype != torch.bool or not mask.any():
+        raise ValueError("a region is a mask (H, W) that is somewhere true")
+    return JudgedRegion(path, mask.numpy())

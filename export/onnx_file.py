@@ -13,6 +13,7 @@ import torch
 from config.keys import SEED
 from detection.detector import Detector
 from export.onnx_model import OUTPUTS, JudgeModel
+from export.resize import translate_resize
 from reports.manifest import git_commit
 from runtime.errors import UserError
 from storage.atomic_file import atomic_write
@@ -42,6 +43,7 @@ def write_onnx(detector: Detector, path: Path) -> None:
             input_names=[PICTURE, THRESHOLD],
             output_names=list(OUTPUTS),
             dynamic_shapes={PICTURE: sizes, THRESHOLD: None},
+            custom_translation_table={torch.ops.aten._upsample_bilinear2d_aa.default: translate_resize},
             optimize=False,  # runtimes do it when they load the file; here it would take minutes
             verbose=False,
         )

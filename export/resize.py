@@ -3,7 +3,8 @@
 The filter is that of Pillow's BILINEAR and torch's antialiased one: a triangle, widened where pictures get smaller.
 """
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import PIL
 import torch
@@ -16,10 +17,25 @@ LUMA = (19595.0, 38470.0, 7471.0)  # Pillow's weights of red, green and blue in 
 
 def resize_map(values: Tensor, height: int, width: int) -> Tensor:
     """Return values (h, w) resized to (height, width), as `resize_maps` does."""
-    for size in (height, width):  # rows first
-        weights = triangle_weights(values.shape[0], size).float()
-        values = (weights / weights.sum(dim=1, keepdim=True) @ values).T
-    return values
+    return mean_weights(values.shape[0], height) @ values @ mean_weights(values.shape[1], width).T
+
+
+def translate_resize(values: Any, shape: Sequence[int], *_: object) -> Any:
+    """Return the ONNX nodes of torch's antialiased resize to `shape`, as runtimes differ in their own."""
+    from onnx import numpy_helper
+    from onnxscript import opset18 as op
+
+    down, across = (
+        op.Constant(value=numpy_helper.from_array(mean_weights(source, target).numpy()))
+        for source, target in zip(values.shape[-2:], shape, strict=True)
+    )
+    return op.MatMul(op.MatMul(down, values), op.Transpose(across, perm=[1, 0]))  # type: ignore[type-var]
+
+
+def mean_weights(source: int, target: int) -> Tensor:
+    """Return the weights (target, source) of a resize; those of each row sum to 1."""
+    weights = triangle_weights(source, target).float()
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def resize_pixels(pixels: Tensor, height: int, width: int) -> Tensor:

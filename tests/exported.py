@@ -19,7 +19,9 @@ MEMORIES = ("memory", "wide_memory", "whole_memory", "pixel")
 
 def calibrated(parts=(), **changes):
     """Return a detector of tiny networks that is calibrated on six random pictures."""
+    unet_size = changes.pop("unet_size", None)
     detector = make_detector(calibration=None, parts=parts, noise=SEED, **changes)
+    detector = replace(detector, networks=replace(detector.networks, size=unet_size))
     shape = (6, detector.view.channels, 32, 32)
     pictures = to_unit_range(torch.randint(256, shape, dtype=torch.uint8))
     described = image_descriptors(detector, pictures) if reference.descriptor_kinds(parts) else {}
@@ -38,7 +40,7 @@ def exported(tmp_path_factory):
     pytest.importorskip("onnxscript", reason="onnxscript is missing; python -m pip install -r requirements-export.txt")
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("exported")
-    detector, path, pictures = calibrated(MEMORIES), folder / "nut.onnx", folder / "pictures"
+    detector, path, pictures = calibrated(MEMORIES, unet_size=12), folder / "nut.onnx", folder / "pictures"
     write_onnx(detector, path)
     pictures.mkdir()
     for number, pixels in enumerate(random_pictures((32, 32), (48, 60))[:2]):
