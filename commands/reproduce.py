@@ -6,14 +6,13 @@ is finished stands in the folder of the reproduction (reports/reproduction.py) a
 
 import math
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from commands.budget import time_calls, time_machine
-from commands.stages import INCOMPLETE, RunPlan, run_category
+from commands.stages import INCOMPLETE, RunPlan, report_failure, run_category
 from config.checks import SECTIONS, did_you_mean
 from config.keys import AUTO, NOTHING, PER_IMAGE, PLANNED, Settings
 from config.load import CENTRE, PlainSections, build_settings, read_sections, settings_of_category, with_overrides
@@ -26,7 +25,7 @@ from reports.manifest import load_manifest
 from reports.reproduction import Record, Score
 from runtime import distributed
 from runtime.device import choose_device, measure_peak_memory
-from runtime.errors import UserError, explain_error
+from runtime.errors import UserError
 from storage.atomic_file import ensure_writable
 from storage.fingerprint import as_stored
 from train import plan_training
@@ -118,11 +117,7 @@ def attempt(settings: Settings, failed: dict[str, str], do: Callable[[Settings],
     except BrokenPipeError:
         raise
     except Exception as error:
-        line = explain_error(error)
-        if line is None or distributed.group().size > 1:  # the other processes would wait for this one
-            raise
-        print(f"error: {name}: {line}", file=sys.stderr, flush=True)
-        failed[name] = line
+        failed[name] = report_failure(name, error)
         return None
 
 

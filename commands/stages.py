@@ -172,8 +172,13 @@ def try_category(content: Content, name: str, plan: RunPlan) -> tables.Outcome:
     except BrokenPipeError:
         raise
     except Exception as error:
-        line = explain_error(error)
-        if line is None or distributed.group().size > 1:  # the other processes would wait for this one
-            raise
-        print(f"error: {name}: {line}", file=sys.stderr, flush=True)
-        return tables.Outcome(name, None, line)
+        return tables.Outcome(name, None, report_failure(name, error))
+
+
+def report_failure(name: str, error: Exception) -> str:
+    """Print and return the error message of a failed category. Raise the error if it is none of the user's."""
+    line = explain_error(error)
+    if line is None or distributed.group().size > 1:  # the other processes would wait for this one
+        raise error
+    print(f"error: {name}: {line}", file=sys.stderr, flush=True)
+    return line

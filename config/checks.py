@@ -196,7 +196,7 @@ def check_feature_space(settings: Settings) -> None:
     space, parts = f"score.space is {FEATURE_MAPS}", settings.score.parts
     if parts is None or set(parts) & set(DISTANCES):
         remedy = f"it takes {DIFFUSION} and memories in place of {' and '.join(DISTANCES)}"
-        raise UserError(f"{space}, but score.parts is {parts and list(parts)}; {remedy}")
+        raise UserError(f"{space}, but score.parts is {list(parts) if parts else 'null'}; {remedy}")
     others: dict[str, tuple[object, object, str]] = {
         "model.feature_extractor": (settings.model.feature_extractor == AUTO, AUTO, "name one, as efficientnet_lite0"),
         "model.DA_chp": (settings.model.DA_chp != 0, settings.model.DA_chp, "set it to 0: features stay as they are"),

@@ -59,7 +59,7 @@ def test_trainings_on_computed_and_on_cached_features_give_the_same_weights(run_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("score.parts=null",), "score.space is features, but score.parts is None"),
+        (("score.parts=null",), "score.space is features, but score.parts is null"),
         (("score.parts=[pixel]",), "it takes diffusion and memories in place of pixel and feature"),
         (("model.feature_extractor=auto",), "needs another model.feature_extractor than auto; name one"),
         (("training.augmentation=flip",), "needs another training.augmentation than flip; set it to null"),
