@@ -20,6 +20,7 @@ from data_tools import check_output, image_facts, similarity
 from data_tools.check_output import NOTE, SAME, SHARED, SIMILAR, WARNING, Case, Finding, make_finding, size_text
 from data_tools.image_facts import ImageFacts, group_by_key, path_in, picture_files, stack_thumbnails, subfolders
 from dataset import (
+    LARGEST_RATIO,
     NORMAL,
     PRIVATE_SPLITS,
     SQUARE,
@@ -101,6 +102,8 @@ def examine_category(category_dir: Path, pictures: Sequence[ImageFacts], request
     squared = request.squared
     if choose_fit_of(image.size for image in train) == SQUARE if squared is None else squared:
         findings += [*squash_findings(readable), *mixed_ratio_findings(train)]
+    else:
+        findings += narrow_findings(readable)
     findings = [finding for finding in findings if finding.cases]
     return sorted(findings, key=lambda finding: check_output.EXIT_CODES[finding.level], reverse=True)
 
@@ -191,11 +194,21 @@ def depth_findings(pictures: Sequence[ImageFacts], bits: int | None) -> Iterator
 
 def squash_findings(pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Yield the pictures whose proportions a resize to a square changes: a hint, and a warning for extreme ones."""
-    ratios = [(image, max(image.size) / min(image.size)) for image in pictures]
-    squashed = sorted(((ratio, image) for image, ratio in ratios if ratio > SQUARE_RATIO), key=lambda pair: -pair[0])
-    level = WARNING if any(ratio > STRIP_RATIO for ratio, _ in squashed) else NOTE
-    cases = [Case((image.path,), "", f"{size_text(image.size)}, {ratio:.3g}:1") for ratio, image in squashed]
-    yield make_finding("pictures that are squashed to squares", cases, level=level)
+    level = WARNING if elongated_cases(pictures, STRIP_RATIO) else NOTE
+    yield make_finding("pictures that are squashed to squares", elongated_cases(pictures, SQUARE_RATIO), level=level)
+
+
+def narrow_findings(pictures: Sequence[ImageFacts]) -> Iterator[Finding]:
+    """Yield the pictures that are refused where pictures keep their proportions."""
+    cases = elongated_cases(pictures, LARGEST_RATIO)
+    yield make_finding("pictures beyond {ratio}:1", cases, ratio=LARGEST_RATIO)
+
+
+def elongated_cases(pictures: Sequence[ImageFacts], least: float) -> list[Case]:
+    """Return the pictures whose sides have a ratio above `least`, the longest first."""
+    ratios = [(max(image.size) / min(image.size), image) for image in pictures]
+    elongated = sorted(((ratio, image) for ratio, image in ratios if ratio > least), key=lambda pair: -pair[0])
+    return [Case((image.path,), "", f"{size_text(image.size)}, {ratio:.3g}:1") for ratio, image in elongated]
 
 
 def mask_findings(category_dir: Path, pictures: Sequence[ImageFacts], request: CheckRequest) -> Iterator[Finding]:

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from scipy.stats import betabinom
-
 import metrics
 from detection.threshold import Calibration
 from metrics import ArrayLike
@@ -43,6 +41,8 @@ def excess_p_value(calibration: Calibration, threshold: float, alarms: int, norm
     If new pictures are like those of the calibration, false alarms are at most BetaBinomial(normal, k, n + 1 − k), for
     any distribution of scores without ties (`Calibration.beta_shape`).
     """
+    from scipy.stats import betabinom  # takes long to load; a detector does without
+
     return float(betabinom.sf(alarms - 1, normal, *calibration.beta_shape(threshold)))
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from scipy.stats import binomtest
 from tabulate import tabulate
 
 from reports.metric_summary import MISSING
@@ -27,6 +26,8 @@ class Share(NamedTuple):
         """Return the share; None where there are no pictures."""
         if total == 0:
             return None
+        from scipy.stats import binomtest  # takes long to load; a detector does without
+
         interval = binomtest(part, total).proportion_ci(CONFIDENCE)
         return cls(part, total, float(interval.low), float(interval.high))
 

@@ -140,6 +140,15 @@ def test_the_check_warns_of_squashing_where_pictures_become_squares(run_main, tm
     assert squashed in run_main("--check")[1]
 
 
+def test_the_check_names_pictures_that_are_too_narrow_to_keep_their_proportions(run_main, tmp_path):
+    shaped_category(tmp_path, [(510, 10), (500, 10), (96, 40)])
+    for changes in ([], ["data.fit=proportions"], ["data.tiles=1"]):
+        code, out, _ = run_main("--check", *changes)
+        assert code == 2 and "pictures beyond 50:1" in out and "510×10, 51:1" in out and "500×10, 50:1" not in out
+        assert "crop them, or set data.fit=square" in out
+    assert "pictures beyond 50:1" not in run_main("--check", "data.fit=square")[1]
+
+
 def test_a_budget_is_planned_for_the_pictures_as_they_are(run_main, tmp_path):
     shaped_category(tmp_path, [(256, 16), (96, 40)])
     small = ("model.unet_size=16", "model.channel_multipliers=[1]", "model.base_channels=8", "data.image_size=32")
