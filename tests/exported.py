@@ -1,10 +1,12 @@
 """Calibrated detectors of tiny networks, and pictures for them."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from tiny_networks import make_detector
 
@@ -38,14 +40,22 @@ def calibrated(parts=(), **changes):
 def exported(tmp_path_factory):
     """Return a detector with memories, its ONNX file and a folder of two pictures."""
     pytest.importorskip("onnxscript", reason="onnxscript is missing; python -m pip install -r requirements-export.txt")
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("exported")
-    detector, path, pictures = calibrated(MEMORIES, unet_size=12), folder / "nut.onnx", folder / "pictures"
-    write_onnx(detector, path)
+    torch.manual_seed(0)  # the detector is the same in each test process
+    detector, pictures = calibrated(MEMORIES, unet_size=12), tmp_path_factory.mktemp("exported") / "pictures"
+    path = common_folder(tmp_path_factory) / "nut.onnx"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            write_onnx(detector, path)
     pictures.mkdir()
     for number, pixels in enumerate(random_pictures((32, 32), (48, 60))[:2]):
         Image.fromarray(pixels).save(pictures / f"{number}.png")
     return detector, path, pictures
+
+
+def common_folder(tmp_path_factory):
+    """Return the temporary folder that all test processes of this run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 def random_pictures(*sizes):
