@@ -1,5 +1,7 @@
 """A tiny category in the MVTec layout and a tiny network: whole runs take seconds."""
 
+import functools
+import io
 import json
 import shutil
 from pathlib import Path
@@ -11,9 +13,10 @@ import yaml
 from official_config import OFFICIAL
 from PIL import Image
 
+import feature_extractor
 import main
+from commands import budget, reproduce
 from detection import reference
-from feature_extractor import RANDOM, FeatureExtractor
 
 pytest_plugins = ["exported"]  # a fixture that several files use
 DATA = Path(__file__).parent / "data"
@@ -37,6 +40,19 @@ def small_memories(monkeypatch):
     """Use small memory banks, which are chosen fast."""
     monkeypatch.setattr(reference, "BANK", 300)
     monkeypatch.setattr(reference, "SAMPLED_PER_KEPT", 10)
+
+
+@pytest.fixture(autouse=True)
+def few_timings(monkeypatch):
+    """Time a step and a picture twice, as the first time does not count; no test depends on how long they take."""
+    monkeypatch.setattr(budget, "TIMED_STEPS", 2)
+    monkeypatch.setattr(reproduce, "TIMED_CALLS", 2)
+
+
+@pytest.fixture
+def small_features(monkeypatch):
+    """Enlarge small pictures to half the usual side: their features take a quarter of the time."""
+    monkeypatch.setattr(feature_extractor, "MINIMUM_SIZE", 128)
 
 
 @pytest.fixture
@@ -80,17 +96,21 @@ def make_category(root: Path) -> Path:
     return folder
 
 
-def make_backbone(root: Path) -> Path:
-    """Write random weights to <root>/tiny_backbone.pth and return it; pretrained networks take seven times as long."""
-    path = root / "tiny_backbone.pth"
+@functools.cache
+def random_backbone() -> bytes:
+    """Return a file of random weights; pretrained networks take seven times as long."""
+    file = io.BytesIO()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        torch.save(FeatureExtractor(BACKBONE, RANDOM).network.state_dict(), path)
-    return path
+        network = feature_extractor.FeatureExtractor(BACKBONE, feature_extractor.RANDOM).network
+        torch.save(network.state_dict(), file)
+    return file.getvalue()
 
 
 def make_config(root: Path, category: Path) -> Path:
     """Write <root>/tiny.yaml: 32 pixels, two narrow levels, two epochs; a run takes seconds."""
+    backbone = root / "tiny_backbone.pth"
+    backbone.write_bytes(random_backbone())
     content = {
         "data": {
             "name": "own",
@@ -104,7 +124,7 @@ def make_config(root: Path, category: Path) -> Path:
         "model": {
             "checkpoint_dir": str(root / "checkpoints"),
             "feature_extractor": BACKBONE,
-            "backbone_weights": str(make_backbone(root)),
+            "backbone_weights": str(backbone),
             "base_channels": 8,
             "channel_multipliers": [1, 2],
             "blocks_per_level": 1,

@@ -10,7 +10,7 @@ import sys
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import Node
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ class FakeDevice(TorchDispatchMode):
         if operation is aten._pin_memory.default:  # a machine without a GPU has no pinned memory
             self._pinned[pinned := args[0].clone()] = True
             return pinned
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
         if not any(isinstance(x, FakeTensor) for x in tensors) and getattr(kwargs.get("device"), "type", "") != "cuda":
             return operation(*args, **kwargs)
         if kind := kind_of_wait(operation, tensors, kwargs, args, self._pinned):
@@ -92,8 +92,11 @@ class FakeDevice(TorchDispatchMode):
             return args[0].copy_(self.made_up(args[0]))
         with self._fake:
             results = operation(*args, **kwargs)
-        wide = [x for x in tree_leaves(results) if isinstance(x, FakeTensor) and x.dtype == torch.float64 and x.ndim]
+        found = [x for x in tensors_in((results,)) if isinstance(x, FakeTensor)]
+        wide = [x for x in found if x.dtype == torch.float64 and x.ndim]
         assert all(x.device.type == "cpu" for x in wide), f"{operation} computes in float64 in {place_in_our_code()}"
+        if all(x.device.type != "cpu" for x in found):
+            return results
         return tree_map_only(FakeTensor, lambda x: self.made_up(x) if x.device.type == "cpu" else x, results)
 
     def made_up(self, like: Tensor) -> Tensor:
@@ -101,6 +104,15 @@ class FakeDevice(TorchDispatchMode):
         if like.is_floating_point():
             return torch.rand(like.shape, generator=self._values).to(like.dtype)
         return torch.arange(like.numel()).view(like.shape).to(like.dtype)
+
+
+def tensors_in(values: Iterable[object]) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments of an operation, which are in lists at most."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_in(value)
 
 
 def kind_of_wait(operation, tensors: list[Tensor], kwargs, args, pinned) -> str | None:

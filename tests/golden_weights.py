@@ -1,5 +1,6 @@
 """Weights that are the same on any machine (each follows from its name, its shape and a seed), and golden bounds."""
 
+import functools
 import zlib
 from collections.abc import Callable
 
@@ -19,13 +20,14 @@ def published_unet(network: str) -> UNet:
     return UNet(image_size, base_channels, heads=heads)
 
 
-def fill(name: str, shape: list[int]) -> torch.Tensor:
+@functools.cache  # millions of numbers, which many tests read and none may change
+def fill(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Return weights ~ N(0, 1/fan_in), scales ~ 1 + N(0, 0.1) or shifts ~ N(0, 0.1), as in the golden numbers."""
     rng = np.random.default_rng([SEED, zlib.crc32(name.encode())])
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     values: np.ndarray
-    noise = rng.standard_normal(tuple(shape)).astype(np.float32)
+    noise = rng.standard_normal(shape).astype(np.float32)
     if name.endswith("running_var"):
         values = 1 + 0.1 * np.abs(noise)
     elif len(shape) >= 2:
@@ -38,7 +40,7 @@ def fill(name: str, shape: list[int]) -> torch.Tensor:
 
 
 def state_dict(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    return {name: fill(name, shape) for name, shape in shapes.items()}
+    return {name: fill(name, tuple(shape)) for name, shape in shapes.items()}
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:

@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
+from conftest import BACKBONE, random_backbone  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import commands.dispatch  # noqa: E402, F401
@@ -48,8 +49,15 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CONFIGURATION = {
     "data": {"name": "own", "data_dir": "data", "category": "nut", "image_size": 16}
     | {"batch_size": 4, "DA_batch_size": 4, "test_batch_size": 2},
-    "model": {"checkpoint_dir": "weights", "feature_extractor": "efficientnet_lite0", "device": "cpu"}
-    | {"base_channels": 8, "channel_multipliers": [1], "blocks_per_level": 1, "attention_sizes": [8], "heads": 1}
+    "model": {"checkpoint_dir": "weights", "feature_extractor": BACKBONE, "device": "cpu"}
+    | {
+        "backbone_weights": "backbone.pth",
+        "base_channels": 8,
+        "channel_multipliers": [1],
+        "blocks_per_level": 1,
+        "attention_sizes": [8],
+        "heads": 1,
+    }
     | {"dropout": 0, "epochs": 6, "load_chp": "latest", "DA_epochs": 2, "DA_chp": 0, "w": 3, "num_workers": 1}
     | {"test_trajectory_steps": 100, "test_trajectory_steps_DA": 100, "skip": 100, "skip_DA": 100},
     "training": {"checkpoint_epochs": 2, "checkpoint_minutes": 1e-6, "ema": 0.5},
@@ -287,6 +295,7 @@ def run_all() -> int:
         base, work, unbroken = Path(temporary).resolve() / "base", Path(temporary).resolve() / "work", {}
         make_data(base / "data" / "nut")
         shutil.make_archive(str(base / "packed"), "tar", base / "data")
+        (base / "backbone.pth").write_bytes(random_backbone())
         (base / "c.yaml").write_text(yaml.safe_dump(CONFIGURATION), encoding="utf-8")
         for number, stage in enumerate(stages):
             began = time.monotonic()

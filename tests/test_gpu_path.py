@@ -21,6 +21,7 @@ from training.pace import Pace
 
 DEVICE = torch.device("cuda:0")
 ON_DEVICE = ("model.device=cuda:0", "speed.compile=False")
+ONE_BATCH = ("data.DA_batch_size=8", "data.test_batch_size=16")  # each operation lasts as long for one picture
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def on_gpu(tiny_config, tmp_path, capsys):
     def run(*arguments: str):
         capsys.readouterr()
         with fake_cuda() as device:
-            code = main.main([*arguments, "--config", str(tiny_config), "--traceback", *ON_DEVICE])
+            code = main.main([*ONE_BATCH, *arguments, "--config", str(tiny_config), "--traceback", *ON_DEVICE])
         return code, capsys.readouterr().out, device
 
     return run

@@ -26,8 +26,14 @@ def run_here(arguments: list[str], *_: object) -> int:
     return module.main(rest)
 
 
+def time_once(monkeypatch):
+    for name, value in {"REPEATS": 1, "WARM_UP": 0}.items():
+        monkeypatch.setattr(card_rows, name, value)
+
+
 def test_the_whole_command_ends_with_a_report_and_repeats_nothing(category, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(card, "run_python", run_here)
+    time_once(monkeypatch)
     monkeypatch.chdir(ROOT)
     command = ["--minutes", "30", "--data", str(category), "--out", str(tmp_path / "out"), "--device", "cpu"]
     rows = tmp_path / "out" / "work" / "rows.jsonl"
@@ -68,8 +74,8 @@ def test_a_step_that_is_out_of_time_is_stopped(tmp_path):
 
 def test_rows_run_on_a_gpu(tmp_path, monkeypatch):
     """The stand-in has no values, so that golden numbers differ; nothing else fails."""
-    for name, value in {"CEILING_SIDE": {}, "REPEATS": 1, "WARM_UP": 0}.items():
-        monkeypatch.setattr(card_rows, name, value)
+    time_once(monkeypatch)
+    monkeypatch.setattr(card_rows, "CEILING_SIDE", {})
     scale, device = replace(card_rows.SCALES["toy"], precisions=("bf16",)), torch.device("cuda:0")
     with fake_cuda():
         assert len(list(islice(golden_shares("ddad_s_32", device), 3))) == 3  # all but the reconstructions, which last

@@ -5,9 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,21 +14,7 @@ from config.published import published_metrics
 from reports import reproduction
 from training import checkpoint
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = """
-import os, signal, sys, main, train
-
-follow_steps = train.follow_steps
-
-def killed(*arguments):
-    for progress in follow_steps(*arguments):
-        if progress.step == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield progress
-
-train.follow_steps = killed
-sys.exit(main.main(sys.argv[1:]))
-"""
+pytestmark = pytest.mark.usefixtures("small_features")
 TOY = ("model.epochs=2", "model.DA_epochs=1", "data.batch_size=4", "data.DA_batch_size=4", "metrics.resamples=0")
 
 
@@ -114,25 +97,6 @@ def test_a_run_that_is_stopped_twice_goes_on(published, tmp_path, monkeypatch):
     assert (code, err) == (0, "") and "bottle is trained" in out and "bottle is adapted" in out
     assert first.stat().st_mtime_ns == made and (tmp_path / "weights" / "bottle" / "3").stat().st_mtime_ns == weights
     assert len(json.loads((tmp_path / "out" / "bottle.json").read_text())["scores"]) == 4
-
-
-def test_two_processes_that_are_killed_in_training_go_on_and_write_one_table(
-    published, tiny_config, category, tmp_path
-):
-    """Both kill themselves at the third step of the first attempt; torchrun starts them again."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    command += [tmp_path / "script.py", "--reproduce", "MVTec", "--categories", "bottle", "--config", tiny_config]
-    command += ["--output", tmp_path / "out", f"data.data_dir={category.parent}", "training.checkpoint_minutes=0.0001"]
-    command += [f"model.checkpoint_dir={tmp_path / 'weights'}", *TOY, "model.DA_epochs=0"]
-    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # else processes may read addresses of the first attempt
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **own_store}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Training bottle") == 2 and done.stdout.count("continuing after step") == 1
-    assert done.stdout.count("table.md, .csv and .json in") == 1
-    rows = list(csv.DictReader((tmp_path / "out" / "table.csv").read_text(encoding="utf-8").splitlines()))
-    assert [(row["scores"], row["features"]) for row in rows] == [("batches of 4", "feat0"), ("per image", "feat0")]
 
 
 def test_means_are_over_the_same_categories_and_a_broken_category_is_reported(published, category, tmp_path):

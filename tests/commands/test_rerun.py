@@ -6,6 +6,7 @@ from PIL import Image
 
 from reports import manifest
 
+pytestmark = pytest.mark.usefixtures("small_features")
 QUICK = ("model.epochs=1", "metrics.resamples=20")
 
 

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from conftest import BACKBONE
 
+pytestmark = pytest.mark.usefixtures("small_features")
 QUICK = ("model.epochs=1", "metrics.resamples=20")
 
 

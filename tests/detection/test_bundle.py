@@ -5,17 +5,28 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import make_category, make_config
 from PIL import Image
 
+import main
 from detection import Detector
 from training import checkpoint
 
 
+@pytest.fixture(scope="module")
+def calibrated_once(trained_once, tmp_path_factory):
+    root = tmp_path_factory.mktemp("calibrated")
+    shutil.copytree(trained_once, root / "checkpoints")
+    command = ["--detection", "score.parts=[memory, whole_memory, pixel]", "score.noise=seed"]
+    place = ["--config", str(make_config(root, make_category(root))), "--output", str(root / "results")]
+    assert main.main(command + place) == 0
+    return root / "checkpoints" / "nut"
+
+
 @pytest.fixture
-def calibrated(run_main, trained):
-    """Return the checkpoint folder of a calibrated detector whose map has memories."""
-    assert run_main("--detection", "score.parts=[memory, whole_memory, pixel]", "score.noise=seed")[0] == 0
-    return trained / "nut"
+def calibrated(calibrated_once, tmp_path):
+    """Return a copy of the checkpoint folder of a calibrated detector whose map has memories."""
+    return shutil.copytree(calibrated_once, tmp_path / "calibrated")
 
 
 def assert_same(one, other, picture):

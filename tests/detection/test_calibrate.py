@@ -15,6 +15,7 @@ from detection.calibrate import calibration_work, learn_memories
 from detection.detector import Detector, load_detector
 from detection.reference import Reference
 
+pytestmark = pytest.mark.usefixtures("small_features")
 PARTS = (
     "score.parts=[pixel, feature, memory, wide_memory, whole_memory, patch_memory]",
     "model.unet_size=16",

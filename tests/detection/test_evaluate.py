@@ -18,6 +18,7 @@ from detection.detector import Prediction
 from detection.evaluate import scored_map
 from reports.metric_summary import OUTSIDE
 
+pytestmark = pytest.mark.usefixtures("small_features")
 STORED = ("manifest", "metrics")
 
 
