@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomaly_map import resize_maps, smooth
 from config.keys import CROSS, DIFFUSION, LATEST, MEASURED, SPLIT, TRAIN, VALIDATION, Settings
 from dataset import NORMAL, ImageFolder, Item, picture_fingerprint, to_pixels, to_unit_range
 from ddad import content_seed
 from detection import reference
 from detection.calibration_file import CALIBRATION, calibration_name, load_calibration, save_calibration
 from detection.detector import Detector, Parts, calibration_inputs, map_batches, stack_pictures
-from detection.quality import SyntheticAnomaly, choose_parts
-from detection.reference import RESIDUAL, Learnt, Reference, ResidualLength, Scale
+from detection.reference import RESIDUAL, Learnt, Reference, ResidualLength
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
 from images.synthetic_defects import ALL_DEFECTS, make_synthetic_anomalies
 from runtime import distributed
@@ -42,8 +42,6 @@ def calibrate(detector: Detector, settings: Settings) -> Detector:
         except OSError as error:
             print(f"the calibration is not kept: {error}")
     print(calibration.describe(detector.false_positive_rate), flush=True)
-    if weighs_parts(settings):
-        print(describe_parts(detector.parts, calibration.scales), flush=True)
     if calibration.source:
         print(
             f"the thresholds come from {calibration.source}, not from {settings.calibration.folder}/{NORMAL}",
@@ -108,11 +106,11 @@ def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Set
 
     batches = map_batches(detector, normal, measure, settings.model.num_workers, group)
     measured = list(count_progress(batches, len(normal), "calibrating"))
-    anomalies = measure_anomalies(detector, normal, references_for, settings) if weighs_parts(settings) else []
+    anomalous = measure_anomalies(detector, normal, references_for, settings) if weighs_parts(settings) else []
     calibration = None
     if group.is_main:
         parts, sizes = [of_picture for _, of_picture in measured], Counter(item.size for item, _ in measured)
-        calibration = build_calibration(detector, parts, references, normal.names(), anomalies)
+        calibration = build_calibration(detector, parts, references, normal.names(), anomalous)
         calibration = replace(calibration, picture_size=sizes.most_common(1)[0][0])
     calibration = group.broadcast(calibration)
     if not crosses:  # what was learnt from says nothing about the held-out pictures, but their scores do
@@ -128,22 +126,29 @@ def build_calibration(
     normal: Sequence[Parts],
     references: Mapping[str, Reference],
     names: Sequence[str] = (),
-    anomalies: Sequence[SyntheticAnomaly] = (),
+    anomalous: Sequence[Parts] = (),
 ) -> Calibration:
     """Return the calibration from the parts of normal pictures that the references have not learnt.
 
-    Synthetic anomalies, if there are any, decide which parts count, and how much.
+    The parts of copies with synthetic anomalies, if there are any, decide how much each part weighs.
     """
 
-    def scored(part: str) -> list[Tensor]:
-        return [detector.crop_maps(detector.smooth_part(parts, part)) for parts in normal]
+    def scored(maps: Tensor) -> Tensor:
+        return detector.crop_maps(smooth(maps, detector.blur_sigma))
 
-    maxima = [[maps.max() for maps in scored(part)] for part in reference.DISTANCES]
-    feature, pixel = mean_maxima(torch.tensor(maxima).T)
-    scales = {part: reference.measure_scale(scored(part)) for part in detector.parts}
-    if anomalies:
-        scales = choose_parts(detector, scales, normal, anomalies)
-        references = {part: references[part] for part in scales if part in references}
+    maxima = torch.tensor([[scored(parts[part]).max() for part in reference.DISTANCES] for parts in normal])
+    feature, pixel = mean_maxima(maxima)
+
+    def maps_of(part: str, pictures: Sequence[Parts]) -> list[Tensor]:
+        return [scored(resize_maps(parts[part], parts["pixel"].shape[-2:])) for parts in pictures]
+
+    scales = {part: reference.measure_scale(maps_of(part, normal)) for part in detector.parts}
+    if anomalous:
+        maxima_of = [
+            {part: [m.max().item() for m in maps_of(part, group)] for part in scales} for group in (normal, anomalous)
+        ]
+        weights = reference.measure_weights(*maxima_of)
+        scales = {part: scale._replace(weight=weights[part]) for part, scale in scales.items()}
     predictions = [detector.assemble(parts, feature / pixel, scales) for parts in normal]
     pixels = pixel_quantiles(detector.crop_maps(prediction.anomaly).numpy() for prediction in predictions)
     order = sorted(range(len(normal)), key=lambda i: predictions[i].score)
@@ -157,30 +162,24 @@ def measure_anomalies(
     normal: ImageFolder,
     references_for: Callable[[str], Mapping[str, Reference]],
     settings: Settings,
-) -> list[SyntheticAnomaly]:
-    """Return copies of some normal pictures, each copy with another kind of synthetic anomaly."""
+) -> list[Parts]:
+    """Return the parts of copies of some normal pictures, each copy with another kind of synthetic anomaly."""
 
-    def measure(items: Sequence[Item]) -> list[list[SyntheticAnomaly]]:
+    def measure(items: Sequence[Item]) -> list[list[Parts]]:
         return [list(measure_copies(item)) for item in items]
 
-    def measure_copies(item: Item) -> Iterator[SyntheticAnomaly]:
-        own, seed = references_for(item.path), content_seed(item.picture, settings.model.seed)
-        anomalies = make_synthetic_anomalies([to_pixels(item.picture)], len(ALL_DEFECTS), seed)
-        for copy, kind, mask in zip(*anomalies, strict=True):
-            [parts] = parts_of_batch(detector, to_unit_range(copy)[None], [own])
-            yield SyntheticAnomaly(parts, str(kind), mask)
+    def measure_copies(item: Item) -> Iterator[Parts]:
+        pixels, own = to_pixels(item.picture), references_for(item.path)
+        copies, _, _ = make_synthetic_anomalies(
+            [pixels], len(ALL_DEFECTS), content_seed(item.picture, settings.model.seed)
+        )
+        for copy in copies:
+            yield from parts_of_batch(detector, to_unit_range(copy)[None], [own])
 
     chosen = normal.sample(CHANGED_PICTURES, settings.model.seed)
     batches = map_batches(detector, chosen, measure, settings.model.num_workers, distributed.group())
     changed = count_progress(batches, len(chosen), "weighing parts")
-    return [anomaly for _, of_picture in changed for anomaly in of_picture]
-
-
-def describe_parts(parts: Sequence[str], scales: Mapping[str, Scale]) -> str:
-    """Return a line that says how much each part weighs, such as 'the map joins memory (1.00); left out: diffusion'."""
-    joined = ", ".join(f"{part} ({scale.weight:.2f})" for part, scale in scales.items())
-    left_out = ", ".join(part for part in parts if part not in scales)
-    return f"the map joins {joined}" + (f"; left out, as they do not improve it here: {left_out}" if left_out else "")
+    return [parts for _, of_picture in changed for parts in of_picture]
 
 
 def weighs_parts(settings: Settings) -> bool:

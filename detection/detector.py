@@ -290,12 +290,10 @@ class Detector:
         """Return the anomaly map (1, 1, h, w): D_f and D_p combined by `ratio`, or the parts fused by `scales`."""
         if not self.parts:
             return smooth(combine(parts["feature"], parts["pixel"], self.v, ratio), self.blur_sigma)
-        units = {part: scale.units(self.smooth_part(parts, part)) for part, scale in scales.items()}
+        shape = parts["pixel"].shape[-2:]
+        smoothed = {part: smooth(resize_maps(parts[part], shape), self.blur_sigma) for part in scales}
+        units = {part: scale.units(smoothed[part]) for part, scale in scales.items()}
         return reference.fuse_parts(units, self.crop_maps)
-
-    def smooth_part(self, parts: Parts, part: str) -> Tensor:
-        """Return one of a picture's parts (1, 1, h, w) at the size of D_p, smoothed."""
-        return smooth(resize_maps(parts[part], parts["pixel"].shape[-2:]), self.blur_sigma)
 
     def score_of(self, anomaly: Tensor) -> Tensor:
         """Return the image score () of an anomaly map, pooled in the scored area."""

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
+import metrics
 from config.checks import check_combinations
 from config.keys import PER_IMAGE, Settings
 from dataset import ImageFolder, to_unit_range
@@ -31,9 +33,8 @@ from detection.calibrate import (
     unseen_pictures,
     weighs_parts,
 )
-from detection.detector import Detector, load_detector
-from detection.quality import Quality, SyntheticAnomaly, rate_maps
-from detection.reference import DESCRIBED_BY, Reference
+from detection.detector import Detector, crop_centre, load_detector
+from detection.reference import DESCRIBED_BY
 from images.synthetic_defects import make_synthetic_anomalies
 from runtime.device import choose_device
 from runtime.errors import UserError
@@ -51,6 +52,7 @@ COPIES = 2  # of each picture; each copy has its own anomaly and noise, as singl
 FAINT = 0.3  # share of an anomaly's change in a faint copy; most settings find the full change
 LEAST_GAIN = 0.005  # of the objective, at most 1: 2.5 standard deviations between draws on most categories
 MOST_LOST = 0.02  # of a kind's image AUROC, as real defects may all be of that kind
+PRO_LIMIT = 0.3
 FEATURES = "model.DA_chp"
 RECONSTRUCTION_SETTINGS: Mapping[str, Sequence[object]] = {  # the values to try; each needs new reconstructions
     "model.w": (0.0, 1.0, 2.0, 3.0, 5.0, 8.0),
@@ -62,6 +64,23 @@ SCORE_SETTINGS: Mapping[str, Sequence[object]] = {  # they change only maps and 
     "score.pooling": ("maximum", "top_mean"),
     "score.pooled_share": (0.002, 0.01, 0.05),
 }
+
+
+class Quality(NamedTuple):
+    """How well synthetic anomalies are found, as fractions: image AUROC by kind, and PRO over all pictures."""
+
+    kinds: dict[str, float]
+    pro: float
+
+    @property
+    def objective(self) -> float:
+        """Return the mean of image AUROC and PRO: detection and localisation count alike."""
+        return (float(np.mean(list(self.kinds.values()))) + self.pro) / 2
+
+    def replaces(self, other: "Quality") -> bool:
+        """Return whether settings of this quality replace those of the `other`."""
+        lost = max(other.kinds[kind] - image_auroc for kind, image_auroc in self.kinds.items())
+        return self.objective > other.objective + LEAST_GAIN and lost <= MOST_LOST
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +98,9 @@ class Bench:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A calibrated detector, the references of all its parts, and what it measured on a bench's pictures."""
+    """A calibrated detector, and the parts of a bench's pictures that it measured."""
 
     detector: Detector
-    references: dict[str, Reference]
     clean: list[Parts]
     anomalous: list[Parts]
     others: list[Parts]
@@ -169,7 +187,7 @@ def run_trials(detector: Detector, settings: Settings, bench: Bench) -> Iterator
             else:
                 other = try_detector(changed, bench, candidate, trial)
             measured = measure_quality(other, bench)
-            if taken := is_better(measured, quality):
+            if taken := measured.replaces(quality):
                 best, trial, quality = candidate, other, measured
             yield TrialResult(name, attrgetter(name)(candidate), measured, taken, best, other)
 
@@ -238,24 +256,41 @@ def try_detector(detector: Detector, bench: Bench, settings: Settings, before: T
     earlier = (before.clean, before.anomalous, before.others) if before else ((), (), ())
     clean, anomalous, others = map(measure, (bench.clean, bench.anomalous, bench.others), earlier)
     if before:
-        references |= {part: before.references[part] for part in taken_over}
-    found = [*map(SyntheticAnomaly, anomalous, bench.kinds.tolist(), bench.masks)] if weighs_parts(settings) else []
-    calibration = build_calibration(detector, clean, references, anomalies=found)
-    return Trial(replace(detector, calibration=calibration), references, clean, anomalous, others)
+        references |= {part: before.detector.required_calibration.references[part] for part in taken_over}
+    weighing = anomalous if weighs_parts(settings) else ()
+    calibration = build_calibration(detector, clean, references, anomalous=weighing)
+    return Trial(replace(detector, calibration=calibration), clean, anomalous, others)
 
 
 def measure_quality(trial: Trial, bench: Bench) -> Quality:
     """Return how well the trial separates synthetic anomalies from normal pictures, and locates them."""
     detector, known = trial.detector, trial.detector.required_calibration
     predictions = [detector.assemble(parts, known.balance, known.scales) for parts in trial.clean + trial.anomalous]
-    maps, scores = ([getattr(one, name) for one in predictions] for name in ("anomaly", "score"))
-    return rate_maps(detector, maps, scores, bench.kinds.tolist(), bench.masks)
+    normal, anomalous = np.split(np.array([prediction.score for prediction in predictions]), [len(trial.clean)])
+    kinds = {}
+    for kind in np.unique(bench.kinds):
+        scores = np.r_[normal, anomalous[bench.kinds == kind]]
+        kinds[str(kind)] = metrics.image_auroc(scores, np.arange(len(scores)) >= len(normal))
+    maps = [crop_centre(prediction.anomaly, detector.crop).numpy() for prediction in predictions]
+    empty = [np.zeros(picture.shape[-2:], dtype=bool) for picture in bench.clean]
+    masks = [crop_centre(torch.from_numpy(mask), detector.crop).numpy() for mask in empty + bench.masks]
+    judged = detector.judged_area(bench.clean[0].shape[-2:])
+    return Quality(kinds, mean_pro(maps, masks, None if judged is None else judged.numpy()))
 
 
-def is_better(quality: Quality, other: Quality) -> bool:
-    """Return whether settings of this quality replace those of the `other`."""
-    lost = max(other.kinds[kind] - image_auroc for kind, image_auroc in quality.kinds.items())
-    return quality.objective > other.objective + LEAST_GAIN and lost <= MOST_LOST
+def mean_pro(
+    maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], counted: metrics.Counted = None
+) -> float:
+    """Return PRO of maps of one shape, ranked together; for several shapes, the mean weighted by counts.
+
+    Only pixels where `counted` is true are ranked; all maps then have its shape.
+    """
+    total = 0.0
+    for shape in {values.shape for values in maps}:
+        same = [place for place, values in enumerate(maps) if values.shape == shape]
+        pro = metrics.pro(np.stack([maps[i] for i in same]), np.stack([masks[i] for i in same]), PRO_LIMIT, counted)
+        total += len(same) * pro
+    return total / len(maps)
 
 
 def with_setting(settings: Settings, name: str, value: object) -> Settings:

@@ -10,7 +10,6 @@ from tiny_networks import make_detector
 from config.keys import FEATURE_CHANNELS
 from detection import Detector, reference
 from detection.calibrate import build_calibration
-from detection.quality import SyntheticAnomaly, select_forward
 from storage.weights_file import read_state
 
 ON_FEATURES = (
@@ -91,24 +90,17 @@ def test_equal_parts_weigh_alike_and_none_weighs_where_all_know_nothing():
     assert reference.measure_weights({"a": [2, 3], "b": [2, 3]}, {"a": [1], "b": [1]}) == {"a": 1, "b": 1}
 
 
-def test_a_part_counts_only_where_it_improves_the_map():
+def test_a_weight_of_0_takes_a_part_out_of_the_map():
     detector = make_detector(parts=("feature", "pixel"))
-    noise = torch.rand(12, 1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    mask = torch.zeros(32, 32, dtype=torch.bool)
-    mask[8:20, 12:24] = True
-    normal = [{"feature": one, "pixel": one.flip(3)} for one in noise[:8]]
-    found = [{"feature": one + mask, "pixel": 3 * one.flip(3)} for one in noise[8:]]
-    anomalies = [SyntheticAnomaly(parts, "pit", mask.numpy()) for parts in found]
-    calibration = build_calibration(detector, normal, {}, anomalies=anomalies)
-    assert calibration.scales.keys() == {"feature"}
-    changed = {**found[0], "pixel": noise[0]}
-    before, after = (detector.assemble(parts, 1.0, calibration.scales) for parts in (found[0], changed))
-    assert torch.equal(before.anomaly, after.anomaly) and before.score == after.score > max(calibration.scores)
-
-
-def test_parts_join_as_long_as_one_raises_the_objective():
-    worth = {"a": 3, "b": 5, "c": 2, "ab": 6, "bc": 5.5, "abc": 6}
-    assert select_forward("abc", lambda parts: worth["".join(sorted(parts))]) == ["b", "a"]
+    maps = torch.rand(3, 1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    normal = [{"feature": one, "pixel": one.flip(3)} for one in maps]
+    anomalous = [{"feature": one + 5, "pixel": one.flip(3) - 5} for one in maps]
+    weighed = build_calibration(detector, normal, {}, anomalous=anomalous)
+    assert [weighed.scales[part].weight for part in ("feature", "pixel")] == [1, 0]
+    changed = [one | {"pixel": 3 * one["pixel"]} for one in normal]
+    predictions = [detector.assemble(parts, 1.0, weighed.scales).anomaly.clamp_min(0) for parts in normal + changed]
+    for before, after in zip(predictions[:3], predictions[3:], strict=True):
+        assert torch.equal(before, after)
 
 
 def test_the_length_of_residuals_counts_deviations_from_normal_ones():

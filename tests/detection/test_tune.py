@@ -18,7 +18,6 @@ from detection.tune import (
     Quality,
     check_tuning,
     features_to_try,
-    is_better,
     measure_quality,
     prepare_bench,
     try_detector,
@@ -47,10 +46,10 @@ def test_tuning_writes_a_configuration_that_runs(run_main, monkeypatch, tmp_path
 
 def test_a_gain_on_some_kinds_does_not_pay_for_a_loss_on_another():
     before = Quality({"pit": 0.9, "worn": 0.5}, pro=0.8)
-    assert is_better(Quality({"pit": 0.9, "worn": 0.5 + 5 * LEAST_GAIN}, pro=0.8), before)
-    assert not is_better(Quality({"pit": 0.9, "worn": 0.5 + 3 * LEAST_GAIN}, pro=0.8), before)
-    assert is_better(Quality({"pit": 0.9 - 0.9 * MOST_LOST, "worn": 0.9}, pro=0.8), before)
-    assert not is_better(Quality({"pit": 0.9 - 1.1 * MOST_LOST, "worn": 0.9}, pro=0.9), before)
+    assert Quality({"pit": 0.9, "worn": 0.5 + 5 * LEAST_GAIN}, pro=0.8).replaces(before)
+    assert not Quality({"pit": 0.9, "worn": 0.5 + 3 * LEAST_GAIN}, pro=0.8).replaces(before)
+    assert Quality({"pit": 0.9 - 0.9 * MOST_LOST, "worn": 0.9}, pro=0.8).replaces(before)
+    assert not Quality({"pit": 0.9 - 1.1 * MOST_LOST, "worn": 0.9}, pro=0.9).replaces(before)
 
 
 def prepare(config, *overrides):
