@@ -8,8 +8,8 @@ from config.keys import Values
 PUBLISHED, LAPTOP, LAPTOP_PIXELS = "published", "laptop", "laptop-pixels"
 
 ON_FEATURES: Values = {
-    # features of pictures at 640 pixels, which the UNet sees on a grid of 32
-    "data.image_size": 640,
+    # features of pictures at 512 pixels, which the UNet sees on a grid of 32
+    "data.image_size": 512,
     "data.batch_size": 16,
     "data.tiles": None,
     "data.fit": "auto",
@@ -36,7 +36,7 @@ ON_FEATURES: Values = {
     "model.DA_epochs": 0,  # the features as pretrained
     "model.DA_chp": 0,
     "model.w": 0,
-    "model.blur_sigma": 2.5,  # a quarter of the published share of the picture: defects are small
+    "model.blur_sigma": 2,  # a quarter of the published share of the picture: defects are small
     "model.test_trajectory_steps": 450,
     "model.skip": 90,  # five network calls
     "score.protocol": "per_image",
@@ -50,13 +50,11 @@ ON_FEATURES: Values = {
     "metrics.centre_crop": 1,
 }
 ON_PIXELS: Values = {  # what differs where the UNet learns pictures, of 64 pixels
-    "data.image_size": 512,
     "model.unet_size": 64,
     "model.channel_multipliers": [0.5, 1, 2, 2],
     "model.attention_sizes": [8],
     "model.predicts": None,
     "model.w": 5,
-    "model.blur_sigma": 2,
     "model.test_trajectory_steps": 250,
     "model.skip": 25,  # ten network calls, as published
     "training.highest_step": 250,
