@@ -45,6 +45,19 @@ def with_spacing(bank):
     return Reference(torch.eye(bank.shape[1]), bank, reference.limit_spacing(reference.row_spacing(bank, bank)))
 
 
+def test_rows_found_in_bf16_are_the_nearest_ones(monkeypatch):
+    """Rounding finds more rows than are wanted, and exact distances choose among them."""
+    monkeypatch.setattr(reference, "computes_in_bf16", lambda _: True)
+    generator = torch.Generator().manual_seed(0)
+    bank, points = (torch.randn(rows, 24, generator=generator) for rows in (2003, 300))  # 2003 is no multiple of GROUP
+    points[0] = torch.inf
+    found = reference.Reference(torch.eye(24), bank + 3).nearest(points + 3, 4)
+    squares, places = reference.nearest_rows(points + 3, bank + 3, 4)
+    assert torch.equal(found[1][1:], places[1:])
+    torch.testing.assert_close(found[0][1:], squares[1:], rtol=1e-3, atol=0)
+    assert not found[0][0].isfinite().any() and (found[1][0] < len(bank)).all()
+
+
 @pytest.mark.parametrize(("pictures", "rows"), [(30, 20), (2, 20), (12, 2)])
 def test_a_memory_without_pictures_is_as_if_it_had_never_had_their_rows(pictures, rows):
     samples = torch.randn(pictures * rows, 5).split(rows)
