@@ -9,13 +9,16 @@ turns on each picture, so that other work on the machine touches all of them ali
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from unittest.mock import patch
 
 import torch
+from PIL import Image
 
 from benchmarks.shared import add_detector_arguments, every_nth
 from dataset import ImageFolder
+from detection import reference
 from detection.detector import Detector
 from detection.reference import DESCRIBED_BY, WHOLE, Reference, Scale
 from images.read import read_picture
@@ -23,6 +26,8 @@ from images.read import read_picture
 UNET_CALLS = (1, 2, 3, 10)  # beside those of the detector, from the same start
 BANKS = (2_500, 10_000, 20_000)  # rows of a memory bank
 PATCHES = "memory"
+
+Judge = Callable[[Image.Image], object]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,11 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"| {name} | {median:.3f} ({min(medians):.3f}–{max(medians):.3f}) | {median / first:.2f} |", flush=True)
 
 
-def forms_of(detector: Detector) -> dict[str, Detector]:
+def forms_of(detector: Detector) -> dict[str, Judge]:
     """Return forms of the detector whose time differs in one thing; their verdicts may be wrong."""
     networks, references = detector.networks, detector.required_calibration.references
     parts = ", ".join(references)
-    forms = {f"as calibrated: {parts}": detector}
+    forms: dict[str, Judge] = {f"as calibrated: {parts}": detector}
     for count in UNET_CALLS:
         changed = replace(networks, skip=networks.start // count)
         forms[f"{count} UNet calls"] = replace(detector, networks=changed)
@@ -72,12 +77,23 @@ def forms_of(detector: Detector) -> dict[str, Detector]:
     for rows in BANKS:
         sized = {part: resize_bank(bank, rows) for part, bank in banks.items()}
         forms[f"memory banks of {rows} rows"] = with_references(detector, references | sized)
+    forms["memory banks searched in fp32"] = in_fp32(detector)
     for part in references:
         forms[f"{part} alone"] = with_references(detector, {part: references[part]})
     if PATCHES in banks:
         plain = {PATCHES: replace(banks[PATCHES], spacing=None)}
         forms["plain patch memory of the same features"] = with_references(detector, plain)
     return forms
+
+
+def in_fp32(detector: Detector) -> Judge:
+    """Return the detector as on a CPU without bf16."""
+
+    def judge(picture: Image.Image) -> object:
+        with patch.object(reference, "computes_in_bf16", lambda _: False):
+            return detector(picture)
+
+    return judge
 
 
 def resize_bank(bank: Reference, rows: int) -> Reference:
