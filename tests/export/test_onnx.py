@@ -33,7 +33,7 @@ def assert_same_verdicts(detector, path, pictures):
         assert abs(score - expected.score) < SPREAD_SHARE * spread and is_anomalous == expected.is_anomalous
         assert p_value == pytest.approx(expected.p_value, rel=1e-3)
         assert threshold == pytest.approx(detector.threshold)
-        np.testing.assert_allclose(anomaly_map, expected.map, atol=1e-3 * max(1, np.abs(expected.map).max()), rtol=0)
+        np.testing.assert_allclose(anomaly_map, expected.map, atol=1e-3, rtol=0)
 
 
 def test_an_exported_detector_gives_the_same_verdicts(exported):
@@ -66,15 +66,15 @@ def test_a_trained_detector_on_features_in_proportions_is_exported_with_its_regi
     for picture in category.rglob("*.png"):
         Image.open(picture).resize((72, 40)).save(picture)
     settings = ("score.space=features", "model.unet_size=16", "model.attention_sizes=[8]", "model.predicts=x0")
-    chosen = (*settings, "score.parts=[memory, patch_memory, diffusion]", "score.noise=seed", "data.fit=proportions")
+    chosen = (*settings, "score.parts=[patch_memory, diffusion]", "score.noise=seed", "data.fit=proportions")
     chosen += (f"data.region={tmp_path / 'region.png'}", "data.input_channel=1")
     path = tmp_path / "nut.onnx"
     assert run_main("--train", *chosen)[0] == 0
     code, out, err = run_main("--export", str(path), *chosen)
     assert code == 0 and f"{path}: " in out, err
     pictures = [np.asarray(Image.open(category / "test" / kind / "000.png")) for kind in ("good", "crack")]
-    coloured = random_pictures((40, 72))
-    assert_same_verdicts(Detector.load(tmp_path / "checkpoints" / "nut", "cpu"), path, [*pictures, *coloured])
+    coloured = (pictures[0] * [1, 0.8, 0.9]).astype(np.uint8)
+    assert_same_verdicts(Detector.load(tmp_path / "checkpoints" / "nut", "cpu"), path, [*pictures, coloured])
     assert run_main("--export", str(tmp_path / "nut.ddad"), *chosen)[0] == 0
     found, expected = (
         Detector.load(place, "cpu") for place in (tmp_path / "nut.ddad", tmp_path / "checkpoints" / "nut")
