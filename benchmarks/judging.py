@@ -2,8 +2,9 @@
 
     python -m benchmarks.judging CHECKPOINT_FOLDER DATA_DIR [--every 20] [--repeats 5]
 
-Each row is the median over pictures and repeats of one form of the detector, and its range over repeats. The forms take
-turns on each picture, so that other work on the machine touches all of them alike. Reading the file is not timed.
+Each row shows one variant of the detector: the median time over pictures in each repeat, then the median and range of
+these. The variants take turns on each picture, so that other work on the machine touches all of them alike. Reading the
+file is not timed.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from detection.detector import Detector
 from detection.reference import DESCRIBED_BY, WHOLE, Reference, Scale
 from images.read import read_picture
 
-UNET_CALLS = (1, 2, 3, 10)  # beside those of the detector, from the same start
+UNET_CALLS = (1, 2, 3, 10)  # to time beside the detector's own number, from the same starting step
 BANKS = (2_500, 10_000, 20_000)  # rows of a memory bank
 PATCHES = "memory"
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"{len(pictures)} pictures, {torch.get_num_threads()} threads, torch {torch.__version__}, {detector.device}\n"
     )
-    print("| form | seconds a picture (range over repeats) | of the first |\n|---|---|---|")
+    print("| variant | seconds a picture (range over repeats) | relative to the first |\n|---|---|---|")
     first = statistics.median(map(statistics.median, next(iter(times.values()))))
     for name, repeats in times.items():
         medians = [statistics.median(seconds) for seconds in repeats]
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def forms_of(detector: Detector) -> dict[str, Judge]:
-    """Return forms of the detector whose time differs in one thing; their verdicts may be wrong."""
+    """Return variants that change one thing; they are not calibrated again, so their verdicts may be wrong."""
     networks, references = detector.networks, detector.required_calibration.references
     parts = ", ".join(references)
     forms: dict[str, Judge] = {f"as calibrated: {parts}": detector}

@@ -164,7 +164,7 @@ class Reference:
 
     @cached_property
     def rounded(self) -> Tensor:
-        """Return a matrix (D + 2, M) in bf16: [x − centre, 1, 1] @ it ranks the bank's rows by their distance from x.
+        """Return a matrix (D + 2, ≥ M) in bf16: [x − centre, 1, 1] @ it ranks the bank's rows by their distance from x.
 
         It holds −2·row, and the row's squared length in two numbers, as one has too few digits.
         """
@@ -178,7 +178,8 @@ class Reference:
     def nearest(self, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return squared distances and indices (N, count) of the rows nearest to points (N, D).
 
-        A CPU with bf16 finds more rows than that by rounded distances first, in less than half the time.
+        A CPU with bf16 finds SHORTLIST·count rows by rounded distances, and keeps the `count` nearest by exact ones.
+        This takes less than half the time of an exhaustive search in fp32.
         """
         bank, on_cpu = self.bank.to(points), points.device.type == "cpu"
         if len(bank) < LEAST_SHORTENED or torch.compiler.is_compiling() or not (on_cpu and computes_in_bf16(CPU)):
