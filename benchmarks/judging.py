@@ -23,6 +23,7 @@ from detection import reference
 from detection.detector import Detector
 from detection.reference import DESCRIBED_BY, WHOLE, Reference, Scale
 from images.read import read_picture
+from runtime.device import keep_memory
 
 UNET_CALLS = (1, 2, 3, 10)  # to time beside the detector's own number, from the same starting step
 BANKS = (2_500, 10_000, 20_000)  # rows of a memory bank
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_detector_arguments(parser)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(arguments)
+    keep_memory()  # as main.py does
     detector = Detector.load(options.checkpoint_folder, options.device)
     folder = ImageFolder(
         options.data_dir / options.checkpoint_folder.resolve().name, "test", detector.view, masks=False
