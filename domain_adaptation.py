@@ -27,8 +27,8 @@ from training import checkpoint, networks, pixel_cache
 from training.batches import full_batches, shuffled_batches
 from training.checkpoint import FEATURES_PREFIX
 from training.log import ADAPTATION, Log, check_log_kind
+from training.networks import Denoiser
 from training.normal_pictures import normal_pictures
-from unet import UNet
 
 LEARNING_RATE = 1e-4  # AdamW, as published
 SECONDS_PER_MINUTE = 60
@@ -43,7 +43,7 @@ class Adaptation:
 
     settings: Settings
     device: torch.device
-    unet: UNet
+    unet: Denoiser
     weights: Path  # file of the UNet
     tuned: FeatureExtractor
     origin: Path | str  # of the extractor's weights
@@ -200,7 +200,7 @@ def adaptation_loop(adaptation: Adaptation) -> Iterator[Progress]:
     )
 
 
-def rebuild_function(unet: UNet, settings: Settings, generator: torch.Generator) -> Rebuild:
+def rebuild_function(unet: Denoiser, settings: Settings, generator: torch.Generator) -> Rebuild:
     """Return a function that reconstructs a batch: each process does its share, all get the result."""
     model, schedule, processes = settings.model, networks.build_schedule(settings), distributed.group()
     predictor, view = noise_predictor(unet, model.predicts, schedule), View(**settings.view_arguments())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from anomaly_map import resize_maps
-from config.keys import COSINE, CROSS, WSD, Settings
+from config.keys import COSINE, CROSS, PATCH, WSD, Settings
 from data_tools import check, check_output
 from dataset import ImageFolder, View, picture_fingerprint, to_unit_range
 from ddad import NoisePredictor, NoiseSchedule, loss_weights, noise_loss, noise_predictor
@@ -33,6 +33,7 @@ from training.pace import SECONDS_PER_MINUTE, Clock, Pace
 from training.resume import Trainer, restore_trainer
 
 LOSS_WINDOW = 100  # steps over which the printed loss is averaged
+POSITIONS = 128  # of each picture of a batch, for a network that sees them one by one
 SPIKE = 5.0  # a mean loss above this multiple of the lowest one ends the run
 AVERAGE_RAMP = 10  # steps; a young moving average forgets faster: decay = min(ema, (1 + n) / (10 + n))
 CLIP_REMEDY = "lower model.learning_rate, or set training.clip=1"
@@ -144,9 +145,12 @@ class BatchSource:
     size: int | None = None  # side of squares after shrinking; None: that of the view
     augmentation: str | None = None
     factor: int = 1  # the UNet's sides are multiples of it
+    positions: int | None = None  # drawn from each picture, for a network that sees them one by one; None: all
 
     def draw_batch(self, order: list[int], generator: torch.Generator) -> list[Batch]:
-        """Return the pictures with these indices, in a batch for each shape."""
+        """Return the pictures with these indices, in a batch for each shape, or positions of them in one batch."""
+        if self.positions:
+            return [self._positions_of([self.pixels[index] for index in order], self.positions, generator)]
         tiles = random_tiles([self.pixels[index] for index in order], self.view, generator)
         shapes = [tile.shape for tile in tiles]
         return [
@@ -161,6 +165,16 @@ class BatchSource:
         x_0 = resize_maps(augment(pictures, self.augmentation, generator), shape)
         t = torch.randint(self.highest_step, (len(places),), generator=generator, device=generator.device)
         return Batch(x_0, t, torch.randn(x_0.shape, generator=generator, device=generator.device), places)
+
+    def _positions_of(self, pictures: Sequence[Tensor], count: int, generator: torch.Generator) -> Batch:
+        """Return random positions of pictures (K, h, w), each as a picture of its own: (B·count, K, 1, 1)."""
+        device, total = generator.device, len(pictures) * count
+        shares = torch.rand(len(pictures), count, generator=generator, device=device).cpu()
+        flat = [picture.flatten(1) for picture in pictures]
+        drawn = [z[:, (z.shape[1] * of_picture).long()].T for z, of_picture in zip(flat, shares, strict=True)]
+        x_0 = send(torch.cat(drawn), device).float()[..., None, None]
+        t = torch.randint(self.highest_step, (total,), generator=generator, device=device)
+        return Batch(x_0, t, torch.randn(x_0.shape, generator=generator, device=device), list(range(total)))
 
 
 @dataclass(frozen=True)
@@ -281,13 +295,15 @@ def feature_reader(settings: Settings, trainer: Trainer) -> FeatureReader:
     folder, name = settings.checkpoint_folder, model.feature_extractor
     extractor, _ = checkpoint.restore_features(folder, 0, name, model.backbone_weights)
     grid = partial(view.seen_shape, size=settings.unet_size, factor=trainer.unet.factor)
-    return FeatureReader(networks.prepare_features(extractor, view, device), grid, device)
+    prepared, single = networks.prepare_features(extractor, view, device), model.network == PATCH
+    return FeatureReader(prepared, grid, device, model.feature_channels, model.feature_whitening, single)
 
 
 def learn_features(plan: TrainingPlan, trainer: Trainer, pixels: Sequence[Tensor]) -> list[Tensor]:
     """Give the trainer a space, learnt from normal pictures (C, H, W) uint8; return z (K, h, w) of each of them."""
     reader, speed = feature_reader(plan.settings, trainer), plan.settings.speed
-    made_by = f"{weights_hash([reader.extractor])}, {plan.settings.unet_size}"
+    space = (plan.settings.unet_size, reader.channels, reader.whitening, reader.single)
+    made_by = ", ".join(map(str, (weights_hash([reader.extractor]), *space)))
     features = partial(reader.learn, pixels)
     found = pixel_cache.cached_features(plan.pictures, made_by, features, speed.cache, speed.cache_limit)
     trainer.space = FeatureSpace.restore(found["space"]).to(reader.device)
@@ -370,7 +386,9 @@ def training_loop(trainer: Trainer, pixels: Sequence[Tensor], pace: Pace, settin
     view, size, augmentation = View(**settings.view_arguments()), settings.unet_size, training.augmentation
     if settings.learns_features:
         view = replace(view, size=size)  # z has the UNet's scale already
-    source = BatchSource(pixels, data.batch_size, view, highest_step, size, augmentation, trainer.unet.factor)
+    positions = POSITIONS if model.network == PATCH else None
+    shaped = (size, augmentation, trainer.unet.factor, positions)
+    source = BatchSource(pixels, data.batch_size, view, highest_step, *shaped)
     rule = UpdateRule(schedule, predict, weights, training.accumulate, training.clip, processes.share, exchanged)
     return training_steps(trainer, source, rule, pace)
 

@@ -20,9 +20,11 @@ from config.keys import (
     DISTANCES,
     FEATURE_MAPS,
     LATEST,
+    PATCH,
     PER_IMAGE,
     PROPORTIONS,
     SQUARE,
+    UNET,
     WSD,
     ModelSettings,
     Settings,
@@ -184,6 +186,8 @@ def check_combinations(settings: Settings) -> None:
             raise UserError(f"{path} is {value}, which the published protocol does not have; {remedy}")
     if settings.learns_features:
         check_feature_space(settings)
+    elif model.network == PATCH:
+        raise UserError(f"model.network is {PATCH}, which learns features; set score.space={FEATURE_MAPS}, or {UNET}")
     elif DIFFUSION in (settings.score.parts or ()):
         remedy = f"set score.space={FEATURE_MAPS} and train again, or take pixel and feature"
         raise UserError(f"score.parts has {DIFFUSION}, which compares features, but score.space is pixels; {remedy}")

@@ -20,9 +20,10 @@ STAGES = ("train", "domain_adaptation", "detection")
 DISTANCES = ("pixel", "feature")  # from the reconstruction
 EQUAL, MEASURED = "equal", "measured"  # weights of parts
 SPACES = (PIXELS, FEATURE_MAPS) = ("pixels", "features")  # in which the UNet works
-FEATURE_CHANNELS = 48  # of the UNet in the space of features
+NETWORKS = (UNET, PATCH) = ("unet", "patch")  # that denoise: whole pictures, or one patch descriptor at a time
 DIFFUSION = "diffusion"  # the distance from the reconstruction in the space of features
 PARTS = (*DISTANCES, "memory", "wide_memory", "whole_memory", "patch_memory", DIFFUSION)
+PATCH_SHAPE = ("base_channels", "blocks_per_level", "dropout", "predicts")
 SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts")
 
 # keys that files of earlier versions lack, with the values that stand for this; files of weights leave them out
@@ -31,6 +32,9 @@ ADDED_LATER: dict[str, tuple[object, ...]] = {
     "fit": (AUTO, SQUARE),
     "space": (PIXELS,),
     "weights": (EQUAL,),
+    "network": (UNET,),
+    "feature_channels": (48,),
+    "feature_whitening": (1.0,),
 }
 
 Values = dict[str, Any]  # by name
@@ -76,6 +80,9 @@ class ModelSettings:
     exp_name: str = key("default", affects=NOTHING)
     feature_extractor: str = key(AUTO, affects=NOTHING)
     backbone_weights: Path | None = key(None, affects=NOTHING)
+    network: str = key(UNET, affects=WEIGHTS, one_of=NETWORKS)
+    feature_channels: int = key(48, affects=WEIGHTS, least=1)
+    feature_whitening: float = key(1.0, affects=WEIGHTS, least=0, most=1)
     unet_size: int | None = key(None, affects=WEIGHTS | SCORES, stored_as="image_size", least=8)
     base_channels: int = key(AUTO, affects=WEIGHTS, least=2)
     channel_multipliers: tuple[float, ...] | None = key(None, affects=WEIGHTS, above=0)
@@ -212,7 +219,7 @@ class Settings:
 
     @property
     def unet_channels(self) -> int:
-        return FEATURE_CHANNELS if self.learns_features else self.data.input_channel
+        return self.model.feature_channels if self.learns_features else self.data.input_channel
 
     @property
     def saved_epochs(self) -> set[int]:
@@ -236,6 +243,9 @@ class Settings:
     def schedule_arguments(self) -> Values:
         model = self.model
         return {"steps": model.trajectory_steps, "beta_start": model.beta_start, "beta_end": model.beta_end}
+
+    def patch_network_arguments(self) -> Values:
+        return {"in_channels": self.unet_channels, **{name: getattr(self.model, name) for name in PATCH_SHAPE}}
 
     def unet_arguments(self) -> Values:
         shape = {name: getattr(self.model, name) for name in SHAPE}

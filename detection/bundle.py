@@ -24,8 +24,7 @@ from storage.fingerprint import as_stored
 from storage.weights_file import copy_into, read_state
 from training.checkpoint import save
 from training.feature_space import FeatureSpace
-from training.networks import build_unet
-from unet import UNet
+from training.networks import Denoiser, build_unet
 
 ENDING, FORMAT = ".ddad", "ddad-detector-1"
 REMEDY = "export the detector again, or name its checkpoint folder"
@@ -36,7 +35,7 @@ class Bundle:
     """All that a detector needs. data.region of the settings is None, as the bundle holds the region itself."""
 
     settings: Settings
-    unet: UNet
+    unet: Denoiser
     extractor: FeatureExtractor
     space: FeatureSpace | None
     calibration: Calibration

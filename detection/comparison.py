@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_map import feature_distance, pixel_distance, resize_maps
-from config.keys import FEATURE_CHANNELS
 from dataset import View
 from ddad import NoiseSchedule, noise_predictor, reconstruct
 from detection import reference
@@ -134,7 +133,7 @@ def largest_batch(networks: Networks, view: View, free: float, most: int) -> int
     """Return the largest of BATCH_SIZES, up to `most`, that fits into half of the `free` bytes; at least 1."""
     seen, picture = (torch.empty(1, view.channels, size, size) for size in (networks.size or view.size, view.size))
     if networks.space:
-        seen = torch.empty(1, FEATURE_CHANNELS, *seen.shape[2:])
+        seen = torch.empty(1, networks.space.channels, *seen.shape[2:])
     layers = max(output_bytes(networks.unet, seen, torch.zeros(1)), output_bytes(networks.extractor, picture))
     fitting = min(max(1, free / 2 / (ACTIVE_SHARE * layers)), most)
     return max(size for size in BATCH_SIZES if size <= fitting)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from config.keys import FEATURE_CHANNELS
 from dataset import SQUARE, to_unit_range
 from ddad import strides
 from detection.detector import Detector
@@ -33,7 +32,7 @@ class JudgeModel(nn.Module):
         across, down = detector.view.shape(*usual_size(detector))
         self.shape = down, across
         seen = networks.seen_shape(torch.empty(0, *self.shape), detector.view)
-        channels = FEATURE_CHANNELS if networks.space else detector.view.channels
+        channels = networks.space.channels if networks.space else detector.view.channels
         self.register_buffer("noise", torch.stack(list(self.all_draws(torch.Size((1, channels, *seen))))))
 
     def all_draws(self, shape: torch.Size) -> Iterator[Tensor]:

@@ -31,8 +31,7 @@ from storage.fingerprint import as_stored, describe_differences
 from storage.pretrained import cached_file
 from storage.weights_file import copy_into, read_state
 from training.feature_space import FeatureSpace
-from training.networks import build_unet
-from unet import UNet
+from training.networks import Denoiser, build_unet
 
 FORMAT = "ddad-1"
 FEATURES_PREFIX = "feat"
@@ -66,7 +65,7 @@ def save(path: str | Path, state: State, remedy: str = REMEDY) -> None:
 
 def save_unet(
     path: str | Path,
-    unet: UNet,
+    unet: Denoiser,
     *,
     average: nn.Module | None = None,
     space: FeatureSpace | None = None,
@@ -161,7 +160,7 @@ def recorded_steps(path: Path) -> State | None:
     return dict(zip(STEPS, values, strict=True)) if valid else None
 
 
-def load_unet(path: str | Path, unet: UNet, averaged: bool = True) -> None:
+def load_unet(path: str | Path, unet: Denoiser, averaged: bool = True) -> None:
     """Load an official file or our own; from our own the moving average, if it has one and `averaged` is true.
 
     Raise UserError, which names both sides, where the file belongs to another network.
@@ -204,7 +203,7 @@ def load_features(path: str | Path, extractor: FeatureExtractor) -> None:
     load_trunk(extractor.network, weights, extractor.name, path)
 
 
-def restore_unet(path: Path, settings: Settings) -> UNet:
+def restore_unet(path: Path, settings: Settings) -> Denoiser:
     unet = build_unet(settings)
     load_unet(path, unet, settings.model.averaged)
     return unet
@@ -215,8 +214,9 @@ def restore_space(path: Path) -> FeatureSpace:
     content = read_state(path)
     check_complete(path, content, "space")
     state = content["space"]
-    width = shapes_of(state).get("mean")
-    space = FeatureSpace(*width if isinstance(width, tuple) and len(width) == 1 else (0,))
+    shape = shapes_of(state).get("directions")
+    channels, width = shape if isinstance(shape, tuple) and len(shape) == 2 else (0, 0)
+    space = FeatureSpace(width, channels)
     refuse_differing(path, *differing_shapes(state, space), "replace or remove it")
     copy_into(space, state, path)
     return space

@@ -3,16 +3,21 @@
 import torch
 from torch import nn
 
-from config.keys import Settings
+from config.keys import PATCH, Settings
 from dataset import SQUARE, View
 from ddad import NoiseSchedule
 from feature_extractor import FeatureExtractor
 from runtime.errors import UserError
+from training.patch_network import PatchNetwork
 from unet import UNet
 
+Denoiser = UNet | PatchNetwork
 
-def build_unet(settings: Settings) -> UNet:
+
+def build_unet(settings: Settings) -> Denoiser:
     """Return the untrained network. Raise UserError where its shape does not fit the pictures."""
+    if settings.model.network == PATCH:
+        return PatchNetwork(**settings.patch_network_arguments())
     try:
         return UNet(**settings.unet_arguments())
     except ValueError as error:

@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 from runtime.errors import UserError
 from training.checkpoint import State
 from training.feature_space import FeatureSpace
+from training.networks import Denoiser
 from training.pace import Pace
-from unet import UNet
 
 # errors that loading raises if the state does not fit
 MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
@@ -23,7 +23,7 @@ MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, Ove
 class Trainer:
     """All that a step changes. After `load_state_dict` training continues bit for bit as if never stopped."""
 
-    unet: UNet
+    unet: Denoiser
     optimizer: torch.optim.Optimizer
     rate: torch.optim.lr_scheduler.LRScheduler
     generator: torch.Generator  # of order, squares, steps and noise; its device is the network's

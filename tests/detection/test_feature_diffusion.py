@@ -7,7 +7,6 @@ import pytest
 import torch
 from tiny_networks import make_detector
 
-from config.keys import FEATURE_CHANNELS
 from detection import Detector, reference
 from detection.calibrate import build_calibration
 from storage.weights_file import read_state
@@ -28,12 +27,14 @@ def scores_of(folder) -> dict[str, float]:
     return {line.split(",")[0]: float(line.split(",")[place]) for line in lines[1:]}
 
 
-def test_a_network_on_features_is_trained_detects_and_is_loaded(run_main, tmp_path, category):
-    code, _, err = run_main("--train", "--detection", *ON_FEATURES, "score.weights=measured")
+@pytest.mark.parametrize(("network", "channels"), [("unet", 48), ("patch", 20)])
+def test_a_network_on_features_is_trained_detects_and_is_loaded(run_main, tmp_path, category, network, channels):
+    shape = (f"model.network={network}", f"model.feature_channels={channels}", "model.feature_whitening=0.5")
+    code, _, err = run_main("--train", "--detection", *ON_FEATURES, *shape, "score.weights=measured")
     assert code == 0, err
     folder = tmp_path / "checkpoints" / "nut"
     content = read_state(folder / "2")
-    assert content["architecture"]["in_channels"] == FEATURE_CHANNELS
+    assert content["architecture"]["in_channels"] == channels
     assert set(content["space"]) == {"mean", "directions"}
     calibration = json.loads((folder / "calibration.json").read_text())
     weights = [weight for _, _, weight in calibration["scales"].values()]
@@ -43,8 +44,9 @@ def test_a_network_on_features_is_trained_detects_and_is_loaded(run_main, tmp_pa
         assert detector(category / name).score == pytest.approx(score, rel=1e-4)
 
 
-def test_trainings_on_computed_and_on_cached_features_give_the_same_weights(run_main, tmp_path):
-    whole = (*ON_FEATURES, "model.epochs=4")
+@pytest.mark.parametrize("network", ["unet", "patch"])
+def test_trainings_on_computed_and_on_cached_features_give_the_same_weights(run_main, tmp_path, network):
+    whole = (*ON_FEATURES, "model.epochs=4", f"model.network={network}")
     assert run_main("--train", *whole)[0] == 0
     first = read_state(tmp_path / "checkpoints" / "nut" / "4")
     cached = (f"model.checkpoint_dir={tmp_path / 'again'}", f"speed.cache={tmp_path / 'cache'}")

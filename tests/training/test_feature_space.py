@@ -1,16 +1,18 @@
 """The space of features in which the diffusion model may work."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from tiny_networks import Pyramid
 
-from config.keys import FEATURE_CHANNELS
 from dataset import View
+from training import feature_space
 from training.feature_space import FeatureReader, FeatureSpace, as_picture, patch_descriptors
 
 GENERATOR = torch.Generator().manual_seed(1)
 PICTURES = list(torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=GENERATOR))
 CPU = torch.device("cpu")
+CHANNELS = 48
 
 
 class Wide(Pyramid):
@@ -21,15 +23,17 @@ class Wide(Pyramid):
         return [F.conv2d(maps, kernel, padding=1) for maps in super().forward(x)]
 
 
-def reader(extractor=None, size=8) -> FeatureReader:
+def reader(extractor=None, size=8, whitening=1.0, single=False) -> FeatureReader:
     view = View(32, fit="proportions")
-    return FeatureReader(extractor or Wide(), lambda extent: view.seen_shape(extent, size, 2), CPU)
+    return FeatureReader(
+        extractor or Wide(), lambda extent: view.seen_shape(extent, size, 2), CPU, CHANNELS, whitening, single
+    )
 
 
 def test_channels_of_normal_pictures_have_mean_0_and_variance_1_and_are_uncorrelated():
     space = reader().learn_space(PICTURES)
     values = torch.stack(reader().encode(PICTURES, space)).float().transpose(0, 1).flatten(1)
-    assert values.shape == (FEATURE_CHANNELS, 6 * 8 * 8)
+    assert values.shape == (CHANNELS, 6 * 8 * 8)
     assert values.mean(dim=1).abs().max() < 1e-2
     strong = values.std(dim=1) > 0.5  # the others repeat these
     assert strong.sum() >= 8
@@ -41,6 +45,24 @@ def test_the_first_channels_vary_most_before_they_are_scaled():
     space = reader().learn_space(PICTURES)
     lengths = space.directions.norm(dim=1)
     assert (lengths[1:] >= lengths[:-1] * 0.999).all()
+
+
+def test_half_whitening_keeps_the_order_of_variances_and_their_mean_is_1():
+    space = reader(whitening=0.5).learn_space(PICTURES)
+    variances = torch.stack(reader().encode(PICTURES, space)).float().transpose(0, 1).flatten(1).var(dim=1)
+    assert (variances[1:8] <= variances[:7] * 1.01).all() and variances[0] > 2 * variances[7]
+    assert variances.mean() == pytest.approx(1, abs=0.02)
+
+
+def test_single_positions_are_sampled_within_the_memory_that_they_may_take(monkeypatch):
+    space = reader().learn_space(PICTURES)
+    whole = reader().encode(PICTURES, space)
+    monkeypatch.setattr(feature_space, "KEPT", 60)
+    sampled = reader(single=True).encode(PICTURES, space)
+    for z, few in zip(whole, sampled, strict=True):
+        assert few.shape == (CHANNELS, 10, 1)
+        found = (z.flatten(1)[:, :, None] == few[:, None, :, 0]).all(dim=0)  # (positions, 10)
+        assert found.any(dim=0).all() and (found.sum(dim=1) <= 1).all()
 
 
 def test_a_picture_has_the_same_features_in_any_batch():
@@ -62,7 +84,7 @@ def test_constant_pictures_and_few_channels_give_finite_values():
     narrow = reader(Pyramid())
     space = narrow.learn_space(flat)
     assert all(torch.isfinite(z).all() for z in narrow.encode(flat + PICTURES, space))
-    assert space.directions.shape == (FEATURE_CHANNELS, 18) and not space.directions[18:].any()
+    assert space.directions.shape == (CHANNELS, 18) and not space.directions[18:].any()
 
 
 def test_a_restored_space_maps_alike():
@@ -74,5 +96,5 @@ def test_a_restored_space_maps_alike():
 
 
 def test_features_are_shown_as_colours():
-    shown = as_picture(10 * torch.randn(2, FEATURE_CHANNELS, 4, 5, generator=GENERATOR))
+    shown = as_picture(10 * torch.randn(2, CHANNELS, 4, 5, generator=GENERATOR))
     assert shown.shape == (2, 3, 4, 5) and shown.abs().max() == 1
