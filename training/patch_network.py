@@ -1,8 +1,7 @@
 """A denoiser that sees one patch descriptor at a time, for diffusion on features (docs/laptop.md).
 
-It goes beyond the paper, whose equations stay. Neighbouring descriptors share most of their pixels, but not their noise:
-a UNet averages the noise out, and reconstructs a defect as it is. From one position alone it can't, so that a normal
-descriptor comes back.
+It goes beyond the paper, whose equations stay. Neighbouring descriptors share most of their pixels, not their noise: a
+UNet averages the noise out, and reconstructs a defect as it is. From one position alone that is impossible.
 """
 
 from torch import Tensor, nn

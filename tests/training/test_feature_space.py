@@ -1,5 +1,7 @@
 """The space of features in which the diffusion model may work."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,10 +26,8 @@ class Wide(Pyramid):
 
 
 def reader(extractor=None, size=8, whitening=1.0, single=False) -> FeatureReader:
-    view = View(32, fit="proportions")
-    return FeatureReader(
-        extractor or Wide(), lambda extent: view.seen_shape(extent, size, 2), CPU, CHANNELS, whitening, single
-    )
+    grid = partial(View(32, fit="proportions").seen_shape, size=size, factor=2)
+    return FeatureReader(extractor or Wide(), grid, CPU, CHANNELS, whitening, single)
 
 
 def test_channels_of_normal_pictures_have_mean_0_and_variance_1_and_are_uncorrelated():
