@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-NoisePredictor = Callable[[Tensor, Tensor], Tensor]
+NoisePredictor = Callable[..., Tensor]  # of x_t and t
 LEAST_SIGNAL = 1e-12  # smallest alpha_bar allowed; the prediction of x_0 divides by its root
 
 
@@ -76,9 +76,9 @@ class NoiseSchedule:
 def noise_predictor(network: NoisePredictor, predicts: str | None, schedule: NoiseSchedule) -> NoisePredictor:
     """Return the noise predictor of a network whose output is x_0 (`predicts` is "x0") or the noise (None)."""
 
-    def from_x_0(x_t: Tensor, t: Tensor) -> Tensor:
+    def from_x_0(x_t: Tensor, t: Tensor, **others: Tensor) -> Tensor:
         signal, spread = schedule.roots(t, x_t)
-        return (x_t - signal * network(x_t, t)) / spread
+        return (x_t - signal * network(x_t, t, **others)) / spread
 
     return network if predicts is None else from_x_0
 
@@ -113,7 +113,7 @@ def reconstruct(
     schedule: NoiseSchedule,
     w: float,
     start: int = 250,
-    skip: int = 25,
+    skip: int | None = 25,
     eta: float = 1.0,
     draw: Callable[[], Tensor],
 ) -> Tensor:
@@ -121,6 +121,7 @@ def reconstruct(
 
     x and target are (B, C, H, W) in [−1, 1]. `draw()` returns noise of that shape: one call at the start, one per step.
     As published, the first network call has t = start − skip (if skip divides start) although x_t is at step `start`.
+    With `skip` None one call at t = start predicts x_0 at once.
     The correction of eps by w changes x_0 to x_0 + w·(1 − alpha_bar(t))·(y_0 − x_0).
     """
     x_t, y_0 = schedule.add_noise(x, start, draw()), target
@@ -136,8 +137,10 @@ def reconstruct(
     return x_t
 
 
-def strides(start: int, skip: int) -> list[tuple[int, int]]:
+def strides(start: int, skip: int | None) -> list[tuple[int, int]]:
     """Return (t, s) of each step, highest t first: t is a multiple of `skip` below `start`, s the next t or −1."""
+    if skip is None:
+        return [(start, -1)]
     times = list(range(0, start, skip))[::-1]
     return list(zip(times, [*times[1:], -1], strict=True))
 

@@ -30,6 +30,7 @@ from training.feature_space import FeatureReader, FeatureSpace
 from training.log import TRAINING, Log, check_log_kind
 from training.normal_pictures import split_pictures
 from training.pace import SECONDS_PER_MINUTE, Clock, Pace
+from training.patch_network import learning_members, unseen_names
 from training.resume import Trainer, restore_trainer
 
 LOSS_WINDOW = 100  # steps over which the printed loss is averaged
@@ -126,12 +127,16 @@ class MovingAverage(AveragedModel):
 
 
 class Batch(NamedTuple):
-    """Pictures of one shape: x_0 (B, C, H, W), steps t (B,), noise (B, C, H, W), and their places in the order."""
+    """Pictures of one shape: x_0 (B, C, H, W), steps t (B,), noise (B, C, H, W), and their places in the order.
+
+    Of a network with members each x_0 teaches one.
+    """
 
     x_0: Tensor
     t: Tensor
     noise: Tensor
     places: list[int]
+    members: Tensor | None = None  # (B,)
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class BatchSource:
     def draw_batch(self, order: list[int], generator: torch.Generator) -> list[Batch]:
         """Return the pictures with these indices, in a batch for each shape, or positions of them in one batch."""
         if self.positions:
-            return [self._positions_of([self.pixels[index] for index in order], self.positions, generator)]
+            return [self._positions_of(order, self.positions, generator)]
         tiles = random_tiles([self.pixels[index] for index in order], self.view, generator)
         shapes = [tile.shape for tile in tiles]
         return [
@@ -166,15 +171,17 @@ class BatchSource:
         t = torch.randint(self.highest_step, (len(places),), generator=generator, device=generator.device)
         return Batch(x_0, t, torch.randn(x_0.shape, generator=generator, device=generator.device), places)
 
-    def _positions_of(self, pictures: Sequence[Tensor], count: int, generator: torch.Generator) -> Batch:
-        """Return random positions of pictures (K, h, w), each as a picture of its own: (B·count, K, 1, 1)."""
-        device, total = generator.device, len(pictures) * count
-        shares = torch.rand(len(pictures), count, generator=generator, device=device).cpu()
-        flat = [picture.flatten(1) for picture in pictures]
+    def _positions_of(self, order: list[int], count: int, generator: torch.Generator) -> Batch:
+        """Return `count` random positions of each picture, as pictures of their own (B·count, K, 1, 1)."""
+        device, total = generator.device, len(order) * count
+        shares = torch.rand(len(order), count, generator=generator, device=device).cpu()
+        flat = [self.pixels[index].flatten(1) for index in order]
         drawn = [z[:, (z.shape[1] * of_picture).long()].T for z, of_picture in zip(flat, shares, strict=True)]
         x_0 = send(torch.cat(drawn), device).float()[..., None, None]
         t = torch.randint(self.highest_step, (total,), generator=generator, device=device)
-        return Batch(x_0, t, torch.randn(x_0.shape, generator=generator, device=device), list(range(total)))
+        noise = torch.randn(x_0.shape, generator=generator, device=device)
+        members = learning_members(order, len(self.pixels), count)
+        return Batch(x_0, t, noise, list(range(total)), send(members, device))
 
 
 @dataclass(frozen=True)
@@ -296,13 +303,13 @@ def feature_reader(settings: Settings, trainer: Trainer) -> FeatureReader:
     extractor, _ = checkpoint.restore_features(folder, 0, name, model.backbone_weights)
     grid = partial(view.seen_shape, size=settings.unet_size, factor=trainer.unet.factor)
     prepared, single = networks.prepare_features(extractor, view, device), model.network == PATCH
-    return FeatureReader(prepared, grid, device, model.feature_channels, model.feature_whitening, single)
+    return FeatureReader(prepared, grid, device, model.feature_channels, single)
 
 
 def learn_features(plan: TrainingPlan, trainer: Trainer, pixels: Sequence[Tensor]) -> list[Tensor]:
     """Give the trainer a space, learnt from normal pictures (C, H, W) uint8; return z (K, h, w) of each of them."""
     reader, speed = feature_reader(plan.settings, trainer), plan.settings.speed
-    space = (plan.settings.unet_size, reader.channels, reader.whitening, reader.single)
+    space = (plan.settings.unet_size, reader.channels, reader.single)
     made_by = ", ".join(map(str, (weights_hash([reader.extractor]), *space)))
     features = partial(reader.learn, pixels)
     found = pixel_cache.cached_features(plan.pictures, made_by, features, speed.cache, speed.cache_limit)
@@ -348,6 +355,8 @@ def save_weights(plan: TrainingPlan, trainer: Trainer, epoch: int) -> None:
     settings, average = plan.settings, trainer.average.module if trainer.average is not None else None
     notes = {"epoch": epoch, "settings": settings.as_dict(), "held_out": plan.held_out.names()}
     notes |= {"made_with": plan.made_with, **settings.planning_arguments()}
+    if settings.model.network == PATCH:
+        notes["unseen"] = unseen_names(plan.pictures.names())
     path = settings.checkpoint_folder / str(epoch)
     checkpoint.save_unet(path, trainer.unet, average=average, space=trainer.space, **notes)
 
@@ -409,15 +418,18 @@ def learn_batch(trainer: Trainer, batches: Sequence[Batch], rule: UpdateRule) ->
     """Do one optimizer step on a batch per shape; return the loss of this process's share of all their pictures."""
     own = set(rule.share(torch.arange(sum(len(batch.places) for batch in batches))).tolist())  # places
     parts: list[tuple[Tensor, ...]] = []
-    for *tensors, places in batches:
-        rows = [row for row, place in enumerate(places) if place in own]
-        chosen = rows if len(rows) < len(places) else slice(None)  # a list of indices would be copied to the device
+    for batch in batches:
+        tensors = [batch.x_0, batch.t, batch.noise, *([] if batch.members is None else [batch.members])]
+        rows = [row for row, place in enumerate(batch.places) if place in own]
+        all_own = len(rows) == len(batch.places)
+        chosen = slice(None) if all_own else rows  # a list of indices would be copied to the device
         parts += zip(*(tensor[chosen].chunk(rule.parts) for tensor in tensors if rows), strict=True)
     total = torch.zeros((), device=trainer.generator.device)
     trainer.optimizer.zero_grad()
-    for number, (x_0, t, noise) in enumerate(parts, start=1):
+    for number, (x_0, t, noise, *members) in enumerate(parts, start=1):
         with rule.exchanged(number == len(parts)):
-            loss = noise_loss(rule.predict, x_0, t, noise, rule.schedule, rule.weights) * (len(t) / len(own))
+            predict = partial(rule.predict, members=members[0]) if members else rule.predict
+            loss = noise_loss(predict, x_0, t, noise, rule.schedule, rule.weights) * (len(t) / len(own))
             trainer.scaler.scale(loss).backward()
         total += loss.detach()
     if rule.clip is not None:

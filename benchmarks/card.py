@@ -25,6 +25,7 @@ from config.keys import PER_IMAGE
 from config.load import load_settings
 from config.published import published_row
 from dataset import ImageFolder
+from ddad import strides
 from runtime import interrupt
 from train import TrainingPlan, plan_training
 from training import checkpoint
@@ -164,9 +165,8 @@ def seconds_after_training(plan: TrainingPlan, card: Card) -> float:
     test = len(ImageFolder(settings.category_dir, "test", plan.pictures.view, masks=False))
     adapted = model.DA_epochs * len(plan.pictures) // 2  # the other half are targets
     detected = settings.score.draws * (len(plan.held_out) + test) + test
-    calls = (
-        detected * model.test_trajectoy_steps // model.skip + adapted * model.test_trajectoy_steps_DA // model.skip_DA
-    )
+    calls = detected * len(strides(model.test_trajectoy_steps, model.skip))
+    calls += adapted * len(strides(model.test_trajectoy_steps_DA, model.skip_DA))
     seconds = calls * call * (1 + FEATURES_SHARE) + test * DRAWING_SECONDS
     return seconds + LATER_PROCESSES * card.starts[-1]
 

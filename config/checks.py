@@ -242,7 +242,7 @@ def check_noise_steps(model: ModelSettings, highest: int | None) -> None:
         if highest is not None and not start <= highest <= total:
             bounds = f"from model.{steps}, {start}, to {total}, or null"
             raise UserError(f"training.highest_step is {highest}; it should be {bounds}")
-        if stride > start:
+        if stride is not None and stride > start:
             raise UserError(f"model.{skip} is {stride}; it should be at most model.{steps}, {start}")
 
 

@@ -34,7 +34,6 @@ ADDED_LATER: dict[str, tuple[object, ...]] = {
     "weights": (EQUAL,),
     "network": (UNET,),
     "feature_channels": (48,),
-    "feature_whitening": (1.0,),
 }
 
 Values = dict[str, Any]  # by name
@@ -82,7 +81,6 @@ class ModelSettings:
     backbone_weights: Path | None = key(None, affects=NOTHING)
     network: str = key(UNET, affects=WEIGHTS, one_of=NETWORKS)
     feature_channels: int = key(48, affects=WEIGHTS, least=1)
-    feature_whitening: float = key(1.0, affects=WEIGHTS, least=0, most=1)
     unet_size: int | None = key(None, affects=WEIGHTS | SCORES, stored_as="image_size", least=8)
     base_channels: int = key(AUTO, affects=WEIGHTS, least=2)
     channel_multipliers: tuple[float, ...] | None = key(None, affects=WEIGHTS, above=0)
@@ -105,7 +103,7 @@ class ModelSettings:
     trajectory_steps: int = key(1000, affects=ALL_STAGES, stored_as="steps", least=1)
     test_trajectoy_steps: int = key(250, affects=SCORES, least=1)
     test_trajectoy_steps_DA: int = key(250, affects=FEATURES, least=1)
-    skip: int = key(25, affects=SCORES, least=1)
+    skip: int | None = key(25, affects=SCORES, least=1)
     skip_DA: int = key(25, affects=FEATURES, least=1)
     eta: float = key(1.0, affects=FEATURES | SCORES, least=0, most=1)
     blur_sigma: float = key(AUTO, affects=SCORES, least=0)

@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +31,30 @@ from training.normal_pictures import normal_splits
 
 RESIDUAL_PICTURES = 64  # that teach the length of residuals; each has hundreds of positions
 CHANGED_PICTURES = 8  # copies of which, with all kinds of synthetic anomalies, decide the weights of parts
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class UnseenJudges:
+    """Judge each normal picture by that member of the network, if it has members, that has not learnt the picture."""
+
+    detector: Detector
+    unseen: Mapping[str, int]  # members by the names of pictures
+
+    @classmethod
+    def of(cls, detector: Detector, settings: Settings) -> "UnseenJudges":
+        path = checkpoint.find_weights(settings.checkpoint_folder, settings.model.load_chp)
+        return cls(detector, checkpoint.unseen_by_member(path))
+
+    def judge(self, work: Callable[[list[Item], Detector], list[Result]], items: Sequence[Item]) -> list[Result]:
+        """Return the results of `work` on the pictures, in their order."""
+        members, results = [self.unseen.get(item.path) for item in items], dict[int, Result]()
+        for member in dict.fromkeys(members):
+            places = [place for place, other in enumerate(members) if other == member]
+            judge = self.detector if member is None else self.detector.with_member(member)
+            results.update(zip(places, work([items[place] for place in places], judge), strict=True))
+        return [results[place] for place in range(len(items))]
 
 
 def calibrate(detector: Detector, settings: Settings) -> Detector:
@@ -101,12 +127,13 @@ def measure_calibration(detector: Detector, pictures: ImageFolder, settings: Set
         related = torch.from_numpy(dependence.related(places[name], len(places)).nonzero()[0])
         return {part: memory.without(related) for part, memory in memories.items()}
 
-    def measure(items: Sequence[Item]) -> list[Parts]:
-        return parts_of_batch(detector, stack_pictures(items), [references_for(item.path) for item in items])
+    def measure(items: Sequence[Item], judge: Detector) -> list[Parts]:
+        return parts_of_batch(judge, stack_pictures(items), [references_for(item.path) for item in items])
 
-    batches = map_batches(detector, normal, measure, settings.model.num_workers, group)
+    judges = UnseenJudges.of(detector, settings)
+    batches = map_batches(detector, normal, partial(judges.judge, measure), settings.model.num_workers, group)
     measured = list(count_progress(batches, len(normal), "calibrating"))
-    anomalous = measure_anomalies(detector, normal, references_for, settings) if weighs_parts(settings) else []
+    anomalous = measure_anomalies(judges, normal, references_for, settings) if weighs_parts(settings) else []
     calibration = None
     if group.is_main:
         parts, sizes = [of_picture for _, of_picture in measured], Counter(item.size for item, _ in measured)
@@ -158,26 +185,27 @@ def build_calibration(
 
 
 def measure_anomalies(
-    detector: Detector,
+    judges: UnseenJudges,
     normal: ImageFolder,
     references_for: Callable[[str], Mapping[str, Reference]],
     settings: Settings,
 ) -> list[Parts]:
     """Return the parts of copies of some normal pictures, each copy with another kind of synthetic anomaly."""
 
-    def measure(items: Sequence[Item]) -> list[list[Parts]]:
-        return [list(measure_copies(item)) for item in items]
+    def measure(items: Sequence[Item], judge: Detector) -> list[list[Parts]]:
+        return [list(measure_copies(item, judge)) for item in items]
 
-    def measure_copies(item: Item) -> Iterator[Parts]:
+    def measure_copies(item: Item, judge: Detector) -> Iterator[Parts]:
         pixels, own = to_pixels(item.picture), references_for(item.path)
         copies, _, _ = make_synthetic_anomalies(
             [pixels], len(ALL_DEFECTS), content_seed(item.picture, settings.model.seed)
         )
         for copy in copies:
-            yield from parts_of_batch(detector, to_unit_range(copy)[None], [own])
+            yield from parts_of_batch(judge, to_unit_range(copy)[None], [own])
 
     chosen = normal.sample(CHANGED_PICTURES, settings.model.seed)
-    batches = map_batches(detector, chosen, measure, settings.model.num_workers, distributed.group())
+    work, workers = partial(judges.judge, measure), settings.model.num_workers
+    batches = map_batches(judges.detector, chosen, work, workers, distributed.group())
     changed = count_progress(batches, len(chosen), "weighing parts")
     return [parts for _, of_picture in changed for parts in of_picture]
 
@@ -228,11 +256,12 @@ def learn_memories(
 def learn_lengths(detector: Detector, pictures: ImageFolder, settings: Settings) -> dict[str, Learnt]:
     """Return the length of residuals, learnt from RESIDUAL_PICTURES normal pictures at most."""
 
-    def residuals_of_batch(items: Sequence[Item]) -> list[Tensor]:
-        return list(detector.compare_batch(stack_pictures(items), detector.picture_noise).descriptors[RESIDUAL].cpu())
+    def residuals_of_batch(items: Sequence[Item], judge: Detector) -> list[Tensor]:
+        return list(judge.compare_batch(stack_pictures(items), judge.picture_noise).descriptors[RESIDUAL].cpu())
 
     chosen = pictures.sample(RESIDUAL_PICTURES, settings.model.seed)
-    batches = map_batches(detector, chosen, residuals_of_batch, settings.model.num_workers, distributed.group())
+    work, workers = partial(UnseenJudges.of(detector, settings).judge, residuals_of_batch), settings.model.num_workers
+    batches = map_batches(detector, chosen, work, workers, distributed.group())
     residuals = [residual for _, residual in count_progress(batches, len(chosen), "measuring residuals")]
     return {DIFFUSION: ResidualLength.learn(torch.cat([residual.flatten(1).T for residual in residuals]))}
 

@@ -46,7 +46,7 @@ class Networks:
     schedule: NoiseSchedule
     w: float
     start: int
-    skip: int
+    skip: int | None  # None: one call predicts x_0 at once
     eta: float
     draws: int = 1
     precision: str = "fp32"

@@ -145,6 +145,11 @@ class Detector:
             detections += [self.decide(prediction, image.size) for prediction, image in pairs]
         return detections
 
+    def with_member(self, member: int) -> "Detector":
+        """Return this detector with one member of its network."""
+        unet = self.networks.unet.get_submodule(f"members.{member}")
+        return replace(self, networks=replace(self.networks, unet=unet))
+
     @property
     def pictures_per_batch(self) -> int:
         """Return the number of pictures in a batch: one if pictures are tiled, as their shapes differ."""

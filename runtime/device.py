@@ -46,9 +46,9 @@ def autocast(network: nn.Module, precision: str, device: torch.device) -> Networ
     if reduced == torch.float32:
         return network
 
-    def call(*inputs: Tensor) -> object:
+    def call(*inputs: Tensor, **others: Tensor) -> object:
         with torch.autocast(device.type, reduced):
-            return network(*inputs)
+            return network(*inputs, **others)
 
     return call
 

@@ -230,6 +230,14 @@ def held_out_names(path: Path) -> list[str]:
     return names
 
 
+def unseen_by_member(path: Path) -> dict[str, int]:
+    """Return the member of a file's network that has not learnt a picture, by its name; none where all have."""
+    lists = read_state(path, mapped=True).get("unseen", [])
+    if not isinstance(lists, list) or not all(isinstance(names, list) for names in lists):
+        raise UserError(f"{path} is damaged: its unseen is not a list of lists; replace or remove it")
+    return {name: member for member, names in enumerate(lists) for name in names}
+
+
 def extractor_name(path: Path) -> str | None:
     """Return the name of the network whose features a file holds; None for an official file."""
     name = read_state(path, mapped=True).get("extractor")

@@ -2,8 +2,7 @@
 
 It goes beyond the paper, whose equations stay: x_0 and y_0 are then z = directions · (d − mean), a fixed linear map of
 the patch descriptors d of a picture, averaged to the network's grid. The directions are the principal ones of the
-descriptors of normal pictures, whitened to a degree. On normal pictures each channel of z has mean 0; their mean
-variance is 1, and that of each is 1 with the degree 1.
+descriptors of normal pictures. Each channel of z has mean 0 and variance 1 on normal pictures.
 """
 
 import itertools
@@ -54,11 +53,8 @@ class FeatureSpace(nn.Module):
         centred = small.flatten(2) - self.mean[:, None]
         return torch.stack([self.directions @ picture for picture in centred]).unflatten(2, list(shape))
 
-    def learn(self, descriptors: Tensor, whitening: float) -> None:
-        """Learn mean and directions from descriptors (N, C) of normal pictures.
-
-        `whitening` 1 makes the variances of the channels equal, 0 keeps their proportions.
-        """
+    def learn(self, descriptors: Tensor) -> None:
+        """Learn mean and directions from descriptors (N, C) of normal pictures."""
         mean = descriptors.mean(dim=0)
         centred = descriptors - mean
         variances, vectors = torch.linalg.eigh((centred.T @ centred).double() / len(descriptors))
@@ -66,9 +62,7 @@ class FeatureSpace(nn.Module):
         least = LEAST_VARIANCE * variances[0].clamp_min(torch.finfo(torch.float32).tiny)
         signs = torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)  # the same on any machine
         self.mean.copy_(mean)
-        scaled = vectors * signs * variances.clamp_min(least).pow(-whitening / 2)
-        spread = variances.clamp_min(least).pow(1 - whitening).mean().sqrt()
-        self.directions[: len(variances)] = (scaled / spread).T.float()
+        self.directions[: len(variances)] = (vectors * signs / variances.clamp_min(least).sqrt()).T.float()
 
 
 def patch_descriptors(features: Sequence[Tensor]) -> Tensor:
@@ -103,7 +97,6 @@ class FeatureReader:
     grid: Callable[[Sequence[int]], tuple[int, int]]  # (height, width) of a picture → that of the grid
     device: torch.device
     channels: int
-    whitening: float
     single: bool = False  # whether positions are learnt one by one, so that a sample of them is enough
 
     def learn(self, pictures: Sequence[Tensor]) -> dict[str, Any]:
@@ -118,7 +111,7 @@ class FeatureReader:
         small = [average_to(patch_descriptors(features), shape).cpu() for features, shape in self.batches(chosen)]
         descriptors = torch.cat([maps.flatten(2).transpose(1, 2).flatten(0, 1) for maps in small])
         space = FeatureSpace(descriptors.shape[1], self.channels)
-        space.learn(descriptors, self.whitening)
+        space.learn(descriptors)
         return space.to(self.device)
 
     @torch.no_grad()

@@ -2,12 +2,21 @@
 
 It goes beyond the paper, whose equations stay. Neighbouring descriptors share most of their pixels, not their noise: a
 UNet averages the noise out, and reconstructs a defect as it is. From one position alone that is impossible.
+
+It has two members. Each learns half of the pictures, in blocks of their order, as neighbours may resemble each other.
+The mean of both judges new pictures. A normal picture is judged by the member that has not learnt it, so that its score
+is like that of a new one (cross-fitting).
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from unet import SinusoidalEmbedding, zero_parameters
 
+MEMBERS = 2
+BLOCKS = 8  # of pictures, in their order; the members learn them in turn
 EMBEDDED = 64  # numbers of the sinusoidal time embedding
 WIDENING = 2  # width inside a block, as a multiple of base_channels
 
@@ -15,6 +24,7 @@ WIDENING = 2  # width inside a block, as a multiple of base_channels
 class PatchNetwork(nn.Module):
     """Predict from x (B, C, H, W) and steps t (B,), at each position from its C numbers alone → (B, C, H, W).
 
+    It returns the mean of its members, or for each picture the output of that which `members` (B,) names.
     `blocks_per_level` residual blocks, each two linear layers after a LayerNorm, have `base_channels` channels.
     `architecture` holds the arguments: `PatchNetwork(**network.architecture)` is the same network.
     """
@@ -32,28 +42,60 @@ class PatchNetwork(nn.Module):
         predicts: str | None = None,
     ):
         super().__init__()
-        self.architecture = {
-            "in_channels": in_channels,
-            "base_channels": base_channels,
-            "blocks_per_level": blocks_per_level,
-            "dropout": dropout,
-            "predicts": predicts,
-        }
-        width, inner = base_channels, WIDENING * base_channels
-        self.first = nn.Linear(in_channels, width)
-        self.time_embedding = nn.Sequential(
-            SinusoidalEmbedding(EMBEDDED), nn.Linear(EMBEDDED, width), nn.SiLU(), nn.Linear(width, width)
+        shape = {"in_channels": in_channels, "base_channels": base_channels, "blocks_per_level": blocks_per_level}
+        self.architecture = {**shape, "dropout": dropout, "predicts": predicts}
+        self.members = nn.ModuleList(
+            Perceptron(in_channels, base_channels, blocks_per_level, dropout) for _ in range(MEMBERS)
         )
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, inner), nn.SiLU(), nn.Dropout(dropout), nn.Linear(inner, width)
-            )
-            for _ in range(blocks_per_level)
-        )
-        self.last = zero_parameters(nn.Linear(width, in_channels))
+
+    def forward(self, x: Tensor, t: Tensor, members: Tensor | None = None) -> Tensor:
+        if members is None:
+            return torch.stack([member(x, t) for member in self.members]).mean(dim=0)
+        rows = [(members == place).nonzero().squeeze(1) for place in range(MEMBERS)]
+        outputs = [member(x[own], t[own]) for member, own in zip(self.members, rows, strict=True)]
+        return torch.cat(outputs)[torch.cat(rows).argsort()]
+
+
+class Perceptron(nn.Module):
+    """A multilayer perceptron with residual blocks, the same at each position."""
+
+    def __init__(self, channels: int, width: int, blocks: int, dropout: float):
+        super().__init__()
+        self.first = nn.Linear(channels, width)
+        embedding = [SinusoidalEmbedding(EMBEDDED), nn.Linear(EMBEDDED, width), nn.SiLU(), nn.Linear(width, width)]
+        self.time_embedding = nn.Sequential(*embedding)
+        self.blocks = nn.ModuleList(residual_branch(width, dropout) for _ in range(blocks))
+        self.last = zero_parameters(nn.Linear(width, channels))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         hidden = self.first(x.flatten(2).transpose(1, 2)) + self.time_embedding(t)[:, None]  # (B, H·W, width)
-        for block in self.blocks:
-            hidden = hidden + block(hidden)
+        for branch in self.blocks:
+            hidden = hidden + branch(hidden)
         return self.last(hidden).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def residual_branch(width: int, dropout: float) -> nn.Sequential:
+    inner = WIDENING * width
+    widened = nn.LayerNorm(width), nn.Linear(width, inner), nn.SiLU()
+    return nn.Sequential(*widened, nn.Dropout(dropout), nn.Linear(inner, width))
+
+
+def learning_member(place: int, count: int) -> int:
+    """Return the member that learns the picture at this place among `count`."""
+    blocks = min(BLOCKS, count)
+    return (place * blocks // count + 1) % MEMBERS
+
+
+def learning_members(places: Sequence[int], count: int, positions: int) -> Tensor:
+    """Return the member (N·positions) that learns each position of N pictures; both learn a single picture."""
+    if count == 1:
+        return torch.arange(len(places) * positions) % MEMBERS
+    return torch.tensor([learning_member(place, count) for place in places]).repeat_interleave(positions)
+
+
+def unseen_names(names: Sequence[str]) -> list[list[str]]:
+    """Return for each member the `names`, of all pictures in their order, of those that it does not learn."""
+    if len(names) == 1:
+        return [[]] * MEMBERS
+    learnt_by = [learning_member(place, len(names)) for place in range(len(names))]
+    return [[name for name, by in zip(names, learnt_by, strict=True) if by != member] for member in range(MEMBERS)]

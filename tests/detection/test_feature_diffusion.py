@@ -29,7 +29,7 @@ def scores_of(folder) -> dict[str, float]:
 
 @pytest.mark.parametrize(("network", "channels"), [("unet", 48), ("patch", 20)])
 def test_a_network_on_features_is_trained_detects_and_is_loaded(run_main, tmp_path, category, network, channels):
-    shape = (f"model.network={network}", f"model.feature_channels={channels}", "model.feature_whitening=0.5")
+    shape = (f"model.network={network}", f"model.feature_channels={channels}")
     code, _, err = run_main("--train", "--detection", *ON_FEATURES, *shape, "score.weights=measured")
     assert code == 0, err
     folder = tmp_path / "checkpoints" / "nut"

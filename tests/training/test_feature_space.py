@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import pytest
 import torch
 import torch.nn.functional as F
 from tiny_networks import Pyramid
@@ -25,9 +24,9 @@ class Wide(Pyramid):
         return [F.conv2d(maps, kernel, padding=1) for maps in super().forward(x)]
 
 
-def reader(extractor=None, size=8, whitening=1.0, single=False) -> FeatureReader:
+def reader(extractor=None, size=8, single=False) -> FeatureReader:
     grid = partial(View(32, fit="proportions").seen_shape, size=size, factor=2)
-    return FeatureReader(extractor or Wide(), grid, CPU, CHANNELS, whitening, single)
+    return FeatureReader(extractor or Wide(), grid, CPU, CHANNELS, single)
 
 
 def test_channels_of_normal_pictures_have_mean_0_and_variance_1_and_are_uncorrelated():
@@ -45,13 +44,6 @@ def test_the_first_channels_vary_most_before_they_are_scaled():
     space = reader().learn_space(PICTURES)
     lengths = space.directions.norm(dim=1)
     assert (lengths[1:] >= lengths[:-1] * 0.999).all()
-
-
-def test_half_whitening_keeps_the_order_of_variances_and_their_mean_is_1():
-    space = reader(whitening=0.5).learn_space(PICTURES)
-    variances = torch.stack(reader().encode(PICTURES, space)).float().transpose(0, 1).flatten(1).var(dim=1)
-    assert (variances[1:8] <= variances[:7] * 1.01).all() and variances[0] > 2 * variances[7]
-    assert variances.mean() == pytest.approx(1, abs=0.02)
 
 
 def test_single_positions_are_sampled_within_the_memory_that_they_may_take(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 
 from dataset import View
 from train import BatchSource
-from training.patch_network import PatchNetwork
+from training.patch_network import PatchNetwork, learning_members, unseen_names
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -13,7 +13,8 @@ GENERATOR = torch.Generator().manual_seed(3)
 def random_network(**arguments) -> PatchNetwork:
     torch.manual_seed(0)
     network = PatchNetwork(6, 8, blocks_per_level=2, **arguments).eval()
-    torch.nn.init.normal_(network.last.weight)
+    for member in network.members:
+        torch.nn.init.normal_(member.last.weight)
     return network
 
 
@@ -42,6 +43,34 @@ def test_the_architecture_builds_the_same_network():
     assert torch.equal(network(x, t), again.eval()(x, t))
 
 
+def test_the_mean_of_the_members_or_for_each_picture_one_of_them():
+    network, x, t = random_network(), torch.randn(3, 6, 2, 2, generator=GENERATOR), torch.tensor([5, 70, 300])
+    first, second = (member(x, t) for member in network.members)
+    torch.testing.assert_close(network(x, t), (first + second) / 2)
+    torch.testing.assert_close(network(x, t, torch.tensor([1, 0, 1])), torch.stack([second[0], first[1], second[2]]))
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 9, 90])
+def test_each_picture_is_learnt_by_one_member_and_unseen_by_the_other(count):
+    names = [str(place) for place in range(count)]
+    unseen = unseen_names(names)
+    assert sorted(unseen[0] + unseen[1]) == sorted(names) and abs(len(unseen[0]) - len(unseen[1])) <= count / 8 + 1
+    learners = learning_members(range(count), count, positions=3)
+    assert learners.tolist() == [int(name in unseen[0]) for name in names for _ in range(3)]
+
+
+def test_both_members_learn_a_single_picture():
+    assert unseen_names(["one"]) == [[], []]
+    assert learning_members([0, 0], 1, positions=3).tolist() == [0, 1] * 3
+
+
+def test_a_member_learns_nothing_of_the_pictures_of_the_other():
+    network, t = random_network(), torch.tensor([5, 700, 20])
+    network(torch.randn(3, 6, 2, 2, generator=GENERATOR), t, torch.tensor([1, 1, 1])).sum().backward()
+    assert not any(weights.grad.any() for weights in network.members[0].parameters())
+    assert all(weights.grad.any() for weights in network.members[1].parameters())
+
+
 @pytest.mark.parametrize("shapes", [[(4, 5)] * 3, [(4, 5), (2, 3), (30, 1)]])
 def test_batches_hold_random_positions_of_each_picture(shapes):
     pictures = [torch.full((6, *shape), float(place)) for place, shape in enumerate(shapes)]
@@ -53,3 +82,4 @@ def test_batches_hold_random_positions_of_each_picture(shapes):
     assert batch.x_0[:, 1, 0, 0].tolist() == [2] * 50 + [0] * 50
     assert len(set(batch.x_0[:50, 0, 0, 0].tolist())) > 10 and batch.x_0[:50, 0].max() < pictures[2][0].numel()
     assert len(set(batch.t.tolist())) > 50
+    assert batch.members.tolist() == learning_members([2, 0], 3, 50).tolist()
