@@ -27,7 +27,7 @@ from training.feature_space import FeatureSpace
 from training.networks import build_unet
 from unet import UNet
 
-ENDING, FORMAT = ".ddad", "ddad-detector-1"
+ENDING, FORMAT = ".ddad", "ddad-detector-2"
 REMEDY = "export the detector again, or name its checkpoint folder"
 
 
