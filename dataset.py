@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import math
 import os
+import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -35,11 +36,11 @@ from images.read import (
     highest_value,
     is_marked,
     mask_levels,
-    read_header,
     read_mask,
     read_mask_values,
     read_picture,
     read_reduced,
+    read_size,
     reduction_factors,
     resize_mask,
 )
@@ -55,6 +56,7 @@ SQUARE_RATIO = 1.25  # of the sides; a category is resized to squares up to it
 BEYOND = 0.1  # share of the pictures that must be beyond SQUARE_RATIO for proportions
 STRIP_RATIO = 4  # of the sides; beyond it a picture is a strip, cut into tiles
 LARGEST_RATIO = 50  # of the sides of a picture that keeps its proportions
+NEAR = 1.1  # factor between two proportions up to which pictures have one shape
 SIDES_PER_STEP = 16  # sides in proportions are multiples of about a 16th of a square's
 MEASURED_AT_ONCE = 16  # pictures
 HASH_DIGITS, HASHING_THREADS = 16, 2
@@ -67,8 +69,8 @@ Read = TypeVar("Read")
 class View:
     """The form in which the networks get a picture: resized to a square of `size` pixels, if `fit` is square.
 
-    If `fit` is proportions, it gets as many pixels in its own proportions. Beyond STRIP_RATIO it is a strip: it keeps
-    its scale, and the UNet sees it in tiles.
+    If `fit` is proportions, it gets as many pixels in its own proportions, or in the usual ones, `ratio`, if it has
+    nearly these. Beyond STRIP_RATIO it is a strip: it keeps its scale, and the UNet sees it in tiles.
     With `tiles` a picture keeps its proportions; its shorter side becomes `tiles` · `size` pixels long, and the UNet
     sees it in square tiles.
     """
@@ -78,6 +80,7 @@ class View:
     tiles: int | None = None
     fit: str = SQUARE
     bits: int = DEEPEST  # in use in files of 16 bits
+    ratio: float | None = None  # width / height of the category's usual pictures
 
     @property
     def step(self) -> int:
@@ -96,6 +99,8 @@ class View:
             shorter = self.size * self.tiles
             across, down = (max(shorter, round(side * shorter / short)) for side in (width, height))
             return across, down
+        if self.ratio and is_near(self.ratio, width / height) and is_near(self.ratio, 1, STRIP_RATIO):
+            return shape_in_proportions(self.size, self.ratio, 1, self.step)
         if long <= STRIP_RATIO * short:
             return shape_in_proportions(self.size, width, height, self.step)
         shorter = nearest_multiple(min(max(short, self.size // STRIP_RATIO), self.size), self.step)
@@ -160,6 +165,16 @@ def choose_fit_of(sizes: Iterable[Size]) -> str:
     """Return `proportions` if more than BEYOND of these sizes are beyond SQUARE_RATIO, else `square`."""
     elongations = [max(size) / min(size) for size in sizes] or [1.0]
     return PROPORTIONS if np.quantile(elongations, 1 - BEYOND) > SQUARE_RATIO else SQUARE
+
+
+def usual_ratio(sizes: Iterable[Size]) -> float:
+    """Return the median of width / height; it is that of one of the pictures."""
+    return statistics.median_low(width / height for width, height in sizes)
+
+
+def is_near(ratio: float, other: float, factor: float = NEAR) -> bool:
+    """Return whether two ratios differ at most by this factor."""
+    return max(ratio, other) <= factor * min(ratio, other)
 
 
 def shape_in_proportions(size: int, width: float, height: float, step: int = 1) -> tuple[int, int]:
@@ -249,9 +264,9 @@ class ImageFolder:
         return [self.name(sample) for sample in self.samples]
 
     def sizes(self) -> list[Size]:
-        """Return the (width, height) of the pictures, before any turn."""
-        headers = [(sample.picture, read_header(sample.picture)) for sample in self.samples]
-        return [header[0] if header else read_picture(path).size for path, header in headers]
+        """Return the upright (width, height) of the pictures."""
+        paths = [sample.picture for sample in self.samples]
+        return [read_size(path) or read_picture(path).size for path in paths]
 
     def squares(self) -> dict[str, int]:
         """Return by name how many squares each picture has the pixels of: see `View.squares`."""

@@ -30,6 +30,7 @@ SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_
 ADDED_LATER: dict[str, tuple[object, ...]] = {
     "bit_depth": (None,),
     "fit": (AUTO, SQUARE),
+    "ratio": (None,),
     "space": (PIXELS,),
     "weights": (EQUAL,),
     "network": (UNET,),
@@ -67,6 +68,7 @@ class DataSettings:
     input_channel: int = key(3, affects=ALL_STAGES, stored_as="channels", least=1, most=3)
     tiles: int | None = key(None, affects=ALL_STAGES, least=1)
     fit: str = key(AUTO, affects=ALL_STAGES, one_of=(SQUARE, PROPORTIONS))
+    ratio: float | None = key(None, affects=ALL_STAGES, above=0)
     bit_depth: int | None = key(None, affects=ALL_STAGES, least=8, most=16)
     region: Path | None = key(None, affects=NOTHING)
 
@@ -226,7 +228,8 @@ class Settings:
 
     def view_arguments(self) -> Values:
         """Return the arguments of `View`: how the network sees a picture."""
-        later = {"bits": self.data.bit_depth, "fit": None if self.data.fit in ADDED_LATER["fit"] else self.data.fit}
+        fit = None if self.data.fit in ADDED_LATER["fit"] else self.data.fit
+        later = {"bits": self.data.bit_depth, "fit": fit, "ratio": fit and self.data.ratio}
         added = {name: value for name, value in later.items() if value}  # earlier calibrations have none
         return {"size": self.data.image_size, "channels": self.data.input_channel, "tiles": self.data.tiles, **added}
 

@@ -37,7 +37,7 @@ from runtime.errors import MissingFileError, UserError
 from storage.fingerprint import as_stored
 from training import checkpoint
 from training.feature_space import FeatureSpace
-from training.fit import stored_fit, with_fit
+from training.fit import Fit, stored_fit, with_fit
 from training.networks import build_schedule, prepare_features, prepare_network
 
 LARGEST_BATCH = {"cuda": 64, "cpu": 8, "mps": 8}  # pictures; more are no faster
@@ -365,8 +365,8 @@ def load_detector(settings: Settings, folder: Path, device: torch.device) -> tup
     """Return a folder's uncalibrated detector, the settings without `auto` and `latest`, and the weights' origins."""
     model = settings.model
     weights = checkpoint.find_weights(folder, model.load_chp)
-    if settings.data.fit == AUTO:
-        settings = with_fit(settings, stored_fit(folder, checkpoint.epoch_of(weights)) or SQUARE)
+    if settings.data.fit != SQUARE:
+        settings = with_fit(settings, stored_fit(folder, checkpoint.epoch_of(weights)) or Fit(SQUARE))
     unet = checkpoint.restore_unet(weights, settings)
     name, backbone = model.feature_extractor, model.backbone_weights
     extractor, origin = checkpoint.restore_features(folder, model.DA_chp, name, backbone)

@@ -1,9 +1,11 @@
 """Memory banks, beyond the paper: distances of features from those of normal pictures (docs/laptop.md).
 
 Most distances of a `Reference` are local outlier factors (Breunig et al. 2000, simplified): the mean distance to the
-nearest bank rows, divided by the mean distance of those rows to their own neighbours. `Scale` normalises each part: a
-normal picture's maximum becomes about 1. `fuse_parts` joins the parts to one map. BLURRED parts weigh less, so that
-sharp parts define the outline. PLACELESS parts have no position: they multiply the map of the others.
+nearest bank rows, divided by the mean distance of those rows to their own neighbours. The weights of both means reach
+zero at the distance of the next row: where two rows are equally far, a factor does not jump, and programs that round
+differently agree. `Scale` normalises each part: a normal picture's maximum becomes about 1. `fuse_parts` joins the
+parts to one map. BLURRED parts weigh less, so that sharp parts define the outline. PLACELESS parts have no position:
+they multiply the map of the others.
 """
 
 import math
@@ -46,8 +48,9 @@ ROWS_AT_ONCE = 1024  # rows whose distances are in memory at a time
 GROUP = 16  # columns whose minimum is found first
 SHORTLIST = 2  # times as many rows as are wanted are found in bf16; their exact distances decide
 LEAST_SHORTENED = 1024  # rows of a bank below which that gains nothing
-SHORTENED_AT_ONCE = 512  # points whose distances in bf16 are in memory at a time
+POINTS_AT_ONCE = 512  # whose distances in bf16, and whose nearest rows, are in memory at a time
 NEIGHBOURS = 4  # of a local outlier factor
+LEAST_WEIGHT = 1e-6  # of a row as far as the last one
 CANDIDATES = 4 * NEIGHBOURS  # rows among which a row's neighbours are found when pictures are left out
 LEAST_SPACING = 0.1  # as a share of the median spacing, for rows that repeat others
 DEVIATIONS = 1  # standard deviations from the mean of normal maxima to the top of a scale
@@ -178,30 +181,33 @@ class Reference:
     def nearest(self, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return squared distances and indices (N, count) of the rows nearest to points (N, D).
 
-        A CPU with bf16 finds SHORTLIST·count rows by rounded distances, and keeps the `count` nearest by exact ones.
-        This takes less than half the time of an exhaustive search in fp32.
+        A product finds the rows; their distances are measured without it, as it loses digits. A CPU with bf16 finds
+        SHORTLIST·count rows by rounded distances, in less than half the time of an exhaustive search in fp32.
         """
         bank, on_cpu = self.bank.to(points), points.device.type == "cpu"
-        if len(bank) < LEAST_SHORTENED or torch.compiler.is_compiling() or not (on_cpu and computes_in_bf16(CPU)):
-            return nearest_rows(points, bank, count)
-        squares, places = [], []
-        for block in points.split(SHORTENED_AT_ONCE):
-            extended = F.pad(block - self.centre, (0, 2), value=1).bfloat16()
-            near = smallest(extended @ self.rounded, SHORTLIST * count)[1].clamp_max(len(bank) - 1)
-            exact, order = (F.embedding(near, bank) - block[:, None]).square_().sum(dim=2).topk(count, largest=False)
-            squares.append(exact)
-            places.append(near.gather(1, order))
-        return torch.cat(squares), torch.cat(places)
+        is_long = len(bank) >= LEAST_SHORTENED and not torch.compiler.is_compiling()
+        shortens = is_long and on_cpu and computes_in_bf16(CPU)
+        found = self.shortlist(points, SHORTLIST * count) if shortens else nearest_rows(points, bank, count)[1]
+        pairs = zip(points.split(POINTS_AT_ONCE), found.split(POINTS_AT_ONCE), strict=True)
+        squares = torch.cat([(F.embedding(near, bank) - some[:, None]).square().sum(dim=2) for some, near in pairs])
+        squares, order = squares.topk(min(count, len(bank)), largest=False)
+        return squares, found.gather(1, order)
+
+    def shortlist(self, points: Tensor, count: int) -> Tensor:
+        """Return the indices (N, count) of rows near to points (N, D), by distances in bf16."""
+        blocks = (F.pad(some - self.centre, (0, 2), value=1).bfloat16() for some in points.split(POINTS_AT_ONCE))
+        return torch.cat([smallest(some @ self.rounded, count)[1] for some in blocks]).clamp_max(len(self.bank) - 1)
 
     def distance(self, descriptors: Tensor) -> Tensor:
         """Return distances (B, 1, H, W) of descriptors (B, C, H, W), the same in any batch."""
         transform = self.transform.to(descriptors)
-        pictures, count = [], 1 if self.spacing is None else NEIGHBOURS
+        pictures, count = [], 1 if self.spacing is None else NEIGHBOURS + 1
         for picture in descriptors:  # one by one, as last digits of a product depend on its size
             squares, places = self.nearest(picture.flatten(1).T @ transform, count)
-            distances = squares.sqrt().mean(dim=1)
+            distances = squares.sqrt()
             if self.spacing is not None:
-                distances = distances / self.spacing.to(distances)[places].mean(dim=1)
+                weights, spacing = neighbour_weights(squares), self.spacing.to(distances)[places]
+                distances = (weights * distances).sum(dim=1) / (weights * spacing).sum(dim=1)
             pictures.append(distances)
         return torch.stack(pictures).view(len(descriptors), 1, *descriptors.shape[-2:])
 
@@ -264,6 +270,14 @@ class ResidualLength:
 
 
 Learnt = Memory | WholeMemory | ResidualLength
+
+
+def neighbour_weights(squares: Tensor) -> Tensor:
+    """Return the weights of rows by their squared distances (N, K), the nearest first.
+
+    They are those of Epanechnikov's kernel, as wide as the distance of the last row, which weighs nearly nothing.
+    """
+    return (1 - squares / squares[:, -1:].clamp_min(LEAST_UNIT)).clamp_min(LEAST_WEIGHT)
 
 
 def bank_size(area: int) -> int:

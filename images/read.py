@@ -32,6 +32,7 @@ LARGEST_LABEL = 127  # a mask without a value above it holds labels 0…n, of wh
 MOST_PIXELS = 20_000**2  # larger pictures are refused: a file of kilobytes can claim any number of pixels
 LARGE = 178_956_970  # pixels (Pillow's own limit); larger pictures are read one at a time and reduced in strips
 REDUCED = 4  # times the final side; a large picture is reduced by whole numbers to this, then resized
+LYING = (5, 6, 7, 8)  # values of ORIENTATION that change width and height
 PLANAR, SEPARATE = 284, 2  # a TIFF tag, and its value for colours in separate planes
 INKS = 5  # the value of PHOTOMETRIC for CMYK
 OPENING, READING = threading.Lock(), threading.Lock()
@@ -171,6 +172,17 @@ def read_header(path: Path) -> tuple[Size, str] | None:
     try:
         with open_unlimited(path) as picture:
             return picture.size, picture.mode
+    except UNREADABLE:
+        return None
+
+
+def read_size(path: Path) -> Size | None:
+    """Return the upright size by the header alone; None for a file that Pillow cannot read."""
+    try:
+        with open_unlimited(path) as picture:
+            knows_turn = picture.format == "TIFF" or "exif" in picture.info  # a PNG without would be read as a whole
+            turn = picture.getexif().get(bit_depth.ORIENTATION) if knows_turn else None
+            return picture.size[::-1] if turn in LYING else picture.size
     except UNREADABLE:
         return None
 

@@ -1,41 +1,58 @@
 """Choose how pictures are fitted to the networks, where data.fit is `auto`: as squares or in their own proportions."""
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from config.checks import check_combinations
 from config.keys import AUTO, LATEST, PROPORTIONS, SQUARE, Settings
-from dataset import ImageFolder, View, choose_fit_of
+from dataset import ImageFolder, View, choose_fit_of, usual_ratio
 from images.read import Size
-from runtime.errors import MissingFileError
+from runtime.errors import MissingFileError, UserError
 from storage.weights_file import read_state
 from training.checkpoint import TRAINING_STATE, find_weights
 
 SHOWN = 3  # shapes in the printed line
 
 
+class Fit(NamedTuple):
+    """How pictures are fitted: data.fit and data.ratio."""
+
+    fit: str
+    ratio: float | None = None  # None for weights of earlier versions: each picture has its own proportions
+
+
 def choose_fit(settings: Settings, *, trains: bool = False, resume: bool = False) -> Settings:
-    """Return the settings with a fit in place of `auto`; print it, unless pictures become squares.
+    """Return the settings with a fit in place of `auto`, and its ratio; print it, unless pictures become squares.
 
     Weights keep the fit that they were trained with. A run that `trains` anew takes that of its pictures.
     """
-    if settings.data.fit == AUTO:
+    if settings.data.fit != SQUARE:
         epoch = LATEST if trains else settings.model.load_chp
         stored = stored_fit(settings.checkpoint_folder, epoch) if resume or not trains else None
-        settings = with_fit(settings, stored or choose_fit_of(training_pictures(settings).sizes()))
+        settings = with_fit(settings, stored or measure_fit(training_pictures(settings).sizes()))
     if settings.data.fit == PROPORTIONS:
         print(describe_fit(settings), flush=True)
     return settings
 
 
-def with_fit(settings: Settings, fit: str) -> Settings:
-    fitted = replace(settings, data=replace(settings.data, fit=fit))
+def measure_fit(sizes: Sequence[Size]) -> Fit:
+    return Fit(choose_fit_of(sizes), usual_ratio(sizes))
+
+
+def with_fit(settings: Settings, fit: Fit) -> Settings:
+    """Return the settings with this fit where they name none; squares have no ratio."""
+    chosen = fit.fit if settings.data.fit == AUTO else settings.data.fit
+    ratio = (settings.data.ratio or fit.ratio) if chosen == PROPORTIONS else None
+    fitted = replace(settings, data=replace(settings.data, fit=chosen, ratio=ratio))
     check_combinations(fitted)
     return fitted
 
 
-def stored_fit(folder: Path, epoch: int | str) -> str | None:
+def stored_fit(folder: Path, epoch: int | str) -> Fit | None:
     """Return the fit of a folder's weights, or of its unfinished training if `epoch` is `latest`; None without any."""
     unfinished = folder / TRAINING_STATE
     try:
@@ -43,7 +60,12 @@ def stored_fit(folder: Path, epoch: int | str) -> str | None:
     except MissingFileError:
         return None
     made_with = read_state(path, mapped=True).get("made_with")
-    return PROPORTIONS if isinstance(made_with, dict) and made_with.get("fit") == PROPORTIONS else SQUARE
+    if not isinstance(made_with, dict) or made_with.get("fit") != PROPORTIONS:
+        return Fit(SQUARE)
+    ratio = made_with.get("ratio")
+    if ratio is None or (isinstance(ratio, float) and 0 < ratio < math.inf):
+        return Fit(PROPORTIONS, ratio)
+    raise UserError(f"{path} is damaged: its data.ratio is {ratio!r}; replace or remove it")
 
 
 def describe_fit(settings: Settings) -> str:

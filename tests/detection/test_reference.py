@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -105,9 +106,23 @@ def test_a_local_outlier_factor_is_a_distance_in_units_of_the_neighbours_own():
     expected = []
     for point in points[0].flatten(1).T:
         far, places = (bank - point).square().sum(dim=1).sqrt().sort()
-        expected.append(far[:count].mean() / torch.stack([own[place] for place in places[:count]]).mean())
+        near = [(1 - (far[i] / far[count]) ** 2, far[i], own[places[i]]) for i in range(count)]
+        weighted = [torch.stack([weight * value[i] for weight, *value in near]).sum() for i in (0, 1)]
+        expected.append(weighted[0] / weighted[1])
     found = with_spacing(bank).distance(points)
     torch.testing.assert_close(found.flatten(), torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("places", [*itertools.pairwise(range(8))])
+def test_a_factor_does_not_jump_where_rows_change_places(places):
+    """Of rows at almost the same distance each program takes another one, as their rounding differs."""
+    factors = []
+    for change in (-1e-6, 1e-6):
+        lengths = 1 + torch.arange(8) / 10
+        lengths[places[0]] = lengths[places[1]] + change
+        bank = Reference(torch.eye(8), lengths.diag(), spacing=torch.arange(1.0, 9))
+        factors.append(bank.distance(torch.zeros(1, 8, 1, 1)))
+    torch.testing.assert_close(*factors, rtol=1e-4, atol=0)
 
 
 def test_a_distance_that_is_usual_among_sparse_rows_is_unusual_among_dense_ones():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from shaped_pictures import MEMORY, shaped_category
 
 from config.keys import PROPORTIONS, SQUARE
 from config.load import load_settings
+from dataset import ImageFolder, View, usual_ratio
+from detection import Detector
 from training import checkpoint
-from training.fit import choose_fit, stored_fit
+from training.fit import Fit, choose_fit, stored_fit
 
 
 def read_metrics(tmp_path):
@@ -58,6 +61,69 @@ def test_pictures_of_several_proportions_are_handled_one_by_one(run_main, tmp_pa
     assert run_main("--detection", *MEMORY)[0] == 0
     for row in read_rows(tmp_path / "results"):
         assert float(row["score"]) == pytest.approx(scores[row["path"]], rel=1e-4)
+
+
+def test_pictures_of_nearly_the_usual_proportions_have_one_shape_in_all_stages(run_main, tmp_path):
+    """The shape is that of the weights: pictures of another set do not change it."""
+    usual, near, far = (100, 40), (92, 40), (60, 40)
+    category, folder = shaped_category(tmp_path, [usual, usual, usual, near, far]), tmp_path / "checkpoints" / "nut"
+    code, out, err = run_main("--train", "--detection", *MEMORY)
+    assert code == 0 and "100×40: resized to 50×20 (10); 60×40: resized to 40×26 (2)" in out, err
+    assert sorted(read_metrics(tmp_path)["shapes"].values()) == [8]
+    assert stored_fit(folder, 2) == Fit(PROPORTIONS, 2.5)
+    detector = Detector.load(folder, "cpu")
+    assert [detector.view.shape(*size) for size in (usual, near, far)] == [(50, 20), (50, 20), (40, 26)]
+    shutil.rmtree(category / "train")
+    shaped_category(tmp_path, [near])
+    code, out, err = run_main("--detection", *MEMORY)
+    assert code == 0 and "ratio=2.5" in out and "92×40: resized to 50×20 (12)" in out, err
+    code, out, err = run_main("--train", "--resume", *MEMORY)
+    assert code == 0 and "ratio=2.5" in out, err
+    assert run_main("--train", *MEMORY)[0] == 0 and stored_fit(folder, 2) == Fit(PROPORTIONS, 2.3)
+
+
+def test_weights_without_a_ratio_keep_each_picture_as_it_is(run_main, tmp_path):
+    """Earlier versions wrote none; data.ratio can be set by hand."""
+    shaped_category(tmp_path, [(100, 40), (100, 40), (92, 40)])
+    assert run_main("--train", *MEMORY)[0] == 0
+    path = tmp_path / "checkpoints" / "nut" / "2"
+    state = checkpoint.read_state(path)
+    del state["made_with"]["ratio"]
+    checkpoint.save(path, state)
+    code, out, err = run_main("--detection", *MEMORY)
+    assert code == 0 and "ratio=None" in out and "92×40: resized to 48×22 (4)" in out, err
+    code, out, err = run_main("--detection", *MEMORY, "data.ratio=2.5")
+    assert code == 0 and "100×40: resized to 50×20 (12)" in out and "to be measured" in out, err
+    state["made_with"]["ratio"] = -1.0
+    checkpoint.save(path, state)
+    code, _, err = run_main("--detection", *MEMORY)
+    assert code == 2 and "nut/2 is damaged: its data.ratio is -1.0; replace or remove it" in err
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size", "shape"),
+    [
+        (2.5, (100, 40), (800, 320)),
+        (2.5, (110, 40), (800, 320)),
+        (2.5, (111, 40), (864, 320)),
+        (3.9, (420, 100), (1024, 256)),
+        (4.1, (420, 100), (544, 128)),
+        (None, (420, 100), (544, 128)),
+    ],
+)
+def test_pictures_within_a_tenth_of_the_usual_proportions_take_them(ratio, size, shape):
+    """A strip has its own scale, hence its own shape."""
+    assert View(512, fit=PROPORTIONS, ratio=ratio).shape(*size) == shape
+
+
+def test_the_usual_proportions_are_those_of_upright_pictures(tmp_path):
+    for number in range(3):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # shown after a quarter turn
+        folder = tmp_path / "nut" / "train" / "good"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 60)).save(folder / f"{number}.jpg", exif=exif)
+    assert usual_ratio(ImageFolder(tmp_path / "nut", "train", View(32)).sizes()) == 1.5
 
 
 def test_a_strip_is_cut_into_tiles_and_its_defect_is_found(run_main, tmp_path):
@@ -106,7 +172,7 @@ def test_weights_keep_the_fit_that_they_were_trained_with(run_main, tmp_path):
     assert code == 0 and "is trained" in out
     code, out, _ = run_main("--train")
     assert code == 0 and "fit=proportions" in out
-    assert stored_fit(tmp_path / "checkpoints" / "nut", 2) == PROPORTIONS
+    assert stored_fit(tmp_path / "checkpoints" / "nut", 2) == Fit(PROPORTIONS, 96 / 40)
     assert stored_fit(tmp_path / "checkpoints" / "nut", 3) is None
 
 
