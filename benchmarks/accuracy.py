@@ -40,12 +40,16 @@ class Variant:
     stages: tuple[str, ...] = ("--train", "--detection")
 
 
+UNET = (
+    "model.network=unet", "model.unet_size=32", "model.feature_channels=48", "model.base_channels=32",
+    "model.channel_multipliers=[1, 2]", "model.blocks_per_level=1", "model.attention_sizes=[16]", "model.heads=2",
+    "model.learning_rate=6e-4", "training.ema=0.995", "model.test_trajectory_steps=450", "model.skip=90",
+)  # fmt: skip
 FIVE, TEN = ("budget_minutes=5",), ("budget_minutes=10",)
-ONE_CALL = ("model.skip=450", "score.draws=1")  # the map does not use the reconstruction, which may then be a poor one
 AT_256 = ("data.image_size=256", "model.blur_sigma=2")
 CENTRE = (CENTRE_CROP,)
-PATCH_MEMORY = ("score.parts=[patch_memory]", *ONE_CALL)
-NO_RECONSTRUCTION = ("score.parts=[memory, wide_memory, whole_memory]", *ONE_CALL)
+PATCH_MEMORY = ("score.parts=[patch_memory]",)
+NO_RECONSTRUCTION = ("score.parts=[memory, wide_memory, whole_memory]",)
 ON_PIXELS = (f"preset={LAPTOP_PIXELS}",)
 ADAPTED = ("model.DA_epochs=1", "model.DA_chp=1", "data.DA_batch_size=8")
 WITH_ADAPTATION = ("--train", "--domain_adaptation", "--detection")
@@ -53,24 +57,20 @@ SHARED_WEIGHTS = (  # name, why, settings of detection; with the networks of 10 
     ("centre", "measured in the centre, as published", CENTRE),
     ("patch memory", "the baseline: distance to the nearest normal patch, no reconstruction", PATCH_MEMORY),
     ("diffusion alone", "the length of the residual of features", ("score.parts=[diffusion]",)),
-    (
-        "memory alone",
-        "local outlier factors of half-whitened patches, no reconstruction",
-        ("score.parts=[memory]", *ONE_CALL),
-    ),
-    ("wide_memory alone", "the same of means over 4×4 positions", ("score.parts=[wide_memory]", *ONE_CALL)),
-    ("whole_memory alone", "the same of means over the picture", ("score.parts=[whole_memory]", *ONE_CALL)),
+    ("memory alone", "local outlier factors of half-whitened patches", ("score.parts=[memory]",)),
+    ("wide_memory alone", "the same of means over 4×4 positions", ("score.parts=[wide_memory]",)),
+    ("whole_memory alone", "the same of means over the picture", ("score.parts=[whole_memory]",)),
     ("no reconstruction", "the memories alone", NO_RECONSTRUCTION),
+    ("no memory", "without this part", ("score.parts=[wide_memory, whole_memory, diffusion]",)),
     ("no wide_memory", "without this part", ("score.parts=[memory, whole_memory, diffusion]",)),
     ("no whole_memory", "without this part", ("score.parts=[memory, wide_memory, diffusion]",)),
     ("equal weights", "parts weigh what their kind says", ("score.weights=equal",)),
     ("blur as published", "sigma 4 of 256", ("model.blur_sigma=8",)),
     ("top_mean of 1 %", "pooling", ("score.pooling=top_mean",)),
-    ("w = 1", "reconstructions are pulled to the features", ("model.w=1",)),
-    ("T' = 250", "less noise", ("model.test_trajectory_steps=250", "model.skip=50")),
-    ("T' = 650", "more noise", ("model.test_trajectory_steps=650", "model.skip=130")),
-    ("2 calls", "skip 225", ("model.skip=225",)),
-    ("10 calls", "skip 45", ("model.skip=45",)),
+    ("T' = 100", "less noise", ("model.test_trajectory_steps=100",)),
+    ("T' = 400", "more noise", ("model.test_trajectory_steps=400",)),
+    ("5 calls", "Algorithm 1 from step 201", ("model.test_trajectory_steps=201", "model.skip=50")),
+    ("5 calls, w = 1", "pulled to the features", ("model.test_trajectory_steps=201", "model.skip=50", "model.w=1")),
     ("2 draws", "the mean of two reconstructions", ("score.draws=2",)),
     ("raw weights", "without the moving average", ("model.averaged=False",)),
 )
@@ -88,8 +88,8 @@ OTHER_TRAINING = (  # name, why, settings; to compare with 5 minutes of the pres
     ("EfficientNet-Lite1", "a larger network for features", ("model.feature_extractor=efficientnet_lite1",)),
     ("EfficientNet-Lite2", "a still larger one", ("model.feature_extractor=efficientnet_lite2",)),
     ("squares", "not in their own proportions", ("data.fit=square",)),
-    ("half the width", "more steps of fewer weights", ("model.base_channels=16",)),
-    ("64 positions", "a finer grid, fewer steps", ("model.unet_size=64", "model.attention_sizes=[32]")),
+    ("half the width", "more steps of fewer weights", ("model.base_channels=128",)),
+    ("a UNet", "of features on a grid of 32, with five calls", UNET),
     ("noise prediction", "the network predicts the noise, as published", ("model.predicts=null",)),
 )
 ROWS = (

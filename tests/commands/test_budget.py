@@ -84,7 +84,7 @@ def test_a_preset_goes_above_the_file_and_below_the_command_line():
     plain = load_settings(ROOT / "config.yaml")
     laptop = load_settings(ROOT / "config.yaml", [*data, "preset=laptop", "model.v=2"])
     assert (plain.data.image_size, plain.model.unet_size, plain.score.parts) == (256, None, None)
-    assert (laptop.model.unet_size, laptop.model.v, laptop.model.w, laptop.training.budget_minutes) == (32, 2, 0, 60)
+    assert (laptop.model.unet_size, laptop.model.v, laptop.model.w, laptop.training.budget_minutes) == (64, 2, 0, 60)
     assert laptop.model.epochs == PLANNED
     assert (
         load_settings(ROOT / "config.yaml", [*data, "preset=laptop", "budget_minutes=10"]).training.budget_minutes == 10
@@ -215,7 +215,7 @@ def test_epochs_of_another_training_are_not_taken_over(run_main):
     )  # of this budget, these settings and pictures
     assert (
         "plan: about 4 training steps"
-        in run_main("--train", "--resume", *LAPTOP, "budget_minutes=5", "model.learning_rate=1e-3")[1]
+        in run_main("--train", "--resume", *LAPTOP, "budget_minutes=5", "model.learning_rate=2e-3")[1]
     )
     assert run_main("--train", *LAPTOP, "model.epochs=3", "training.budget_minutes=null")[0] == 0
     assert "plan: about 4 training steps" in run_main("--train", "--resume", *LAPTOP, "budget_minutes=5")[1]
