@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.shared import CENTRE_CROP, CONFIG, ROOT
-from config.presets import LAPTOP_PIXELS
+from config.presets import LAPTOP_PIXELS, LAPTOP_UNET
 from config.published import published_rows
 from reports import manifest
 
@@ -40,11 +40,6 @@ class Variant:
     stages: tuple[str, ...] = ("--train", "--detection")
 
 
-UNET = (
-    "model.network=unet", "model.unet_size=32", "model.feature_channels=48", "model.base_channels=32",
-    "model.channel_multipliers=[1, 2]", "model.blocks_per_level=1", "model.attention_sizes=[16]", "model.heads=2",
-    "model.learning_rate=6e-4", "training.ema=0.995", "model.test_trajectory_steps=450", "model.skip=90",
-)  # fmt: skip
 FIVE, TEN = ("budget_minutes=5",), ("budget_minutes=10",)
 AT_256 = ("data.image_size=256", "model.blur_sigma=2")
 CENTRE = (CENTRE_CROP,)
@@ -89,7 +84,7 @@ OTHER_TRAINING = (  # name, why, settings; to compare with 5 minutes of the pres
     ("EfficientNet-Lite2", "a still larger one", ("model.feature_extractor=efficientnet_lite2",)),
     ("squares", "not in their own proportions", ("data.fit=square",)),
     ("half the width", "more steps of fewer weights", ("model.base_channels=128",)),
-    ("a UNet", "of features on a grid of 32, with five calls", UNET),
+    ("a UNet", "of features on a grid of 32, with five calls", (f"preset={LAPTOP_UNET}",)),
     ("noise prediction", "the network predicts the noise, as published", ("model.predicts=null",)),
 )
 ROWS = (
