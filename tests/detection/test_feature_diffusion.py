@@ -1,6 +1,8 @@
 """Whole runs of diffusion on features, and the weights of parts."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ import torch
 from tiny_networks import make_detector
 
 from detection import Detector, reference
-from detection.calibrate import build_calibration
+from detection.calibrate import UnseenJudges, build_calibration
 from storage.weights_file import read_state
+from training import checkpoint
+from training.patch_network import PatchNetwork
 
 ON_FEATURES = (
     "model.unet_size=16",
@@ -42,6 +46,21 @@ def test_a_network_on_features_is_trained_detects_and_is_loaded(run_main, tmp_pa
     detector, scores = Detector.load(folder, "cpu"), scores_of(tmp_path / "results")
     for name, score in list(scores.items())[:3]:
         assert detector(category / name).score == pytest.approx(score, rel=1e-4)
+
+
+def test_a_normal_picture_is_judged_by_the_member_that_has_not_learnt_it(run_main, tmp_path, category):
+    assert run_main("--train", *ON_FEATURES, "model.network=patch", "calibration.method=cross")[0] == 0
+    unseen = checkpoint.unseen_by_member(tmp_path / "checkpoints" / "nut" / "2")
+    names = sorted(f"train/good/{file.name}" for file in (category / "train" / "good").iterdir())
+    assert sorted(unseen) == names and set(unseen.values()) == {0, 1}
+    plain = make_detector()
+    detector = replace(plain, networks=replace(plain.networks, unet=PatchNetwork(3, 4)))
+    items = [SimpleNamespace(path=name) for name in ("new", *names)]
+    judged = UnseenJudges(detector, unseen).judge(
+        lambda group, judge: [(item.path, judge.networks.unet) for item in group], items
+    )
+    assert judged[0] == ("new", detector.networks.unet)
+    assert judged[1:] == [(name, detector.networks.unet.members[unseen[name]]) for name in names]
 
 
 @pytest.mark.parametrize("network", ["unet", "patch"])

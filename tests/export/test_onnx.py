@@ -65,8 +65,14 @@ def test_a_trained_detector_on_features_in_proportions_is_exported_with_its_regi
     Image.fromarray(mask).save(tmp_path / "region.png")
     for picture in category.rglob("*.png"):
         Image.open(picture).resize((72, 40)).save(picture)
-    settings = ("score.space=features", "model.unet_size=16", "model.attention_sizes=[8]", "model.predicts=x0")
-    chosen = (*settings, "score.parts=[memory, diffusion]", "score.noise=seed", "data.fit=proportions")
+    settings = ("score.space=features", "model.unet_size=16", "model.network=patch", "model.predicts=x0")
+    chosen = (
+        *settings,
+        "model.skip=null",
+        "score.parts=[memory, diffusion]",
+        "score.noise=seed",
+        "data.fit=proportions",
+    )
     chosen += (f"data.region={tmp_path / 'region.png'}", "data.input_channel=1")
     path = tmp_path / "nut.onnx"
     assert run_main("--train", *chosen)[0] == 0
