@@ -36,7 +36,7 @@ ON_FEATURES: Values = {
     "model.DA_chp": 0,
     "model.w": 0,
     "model.blur_sigma": 2,  # a quarter of the published share of the picture: defects are small
-    "model.test_trajectory_steps": 150,
+    "model.test_trajectory_steps": 200,
     "model.skip": None,  # one network call
     "score.protocol": "per_image",
     "score.space": "features",
