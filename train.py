@@ -3,10 +3,11 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ from training.resume import Trainer, restore_trainer
 
 LOSS_WINDOW = 100  # steps over which the printed loss is averaged
 POSITIONS = 128  # of each picture of a batch, for a network that sees them one by one
+HIDDEN_PLACES = 0.5  # share of positions whose place such a network is not given
 SPIKE = 5.0  # a mean loss above this multiple of the lowest one ends the run
 AVERAGE_RAMP = 10  # steps; a young moving average forgets faster: decay = min(ema, (1 + n) / (10 + n))
 CLIP_REMEDY = "lower model.learning_rate, or set training.clip=1"
@@ -129,14 +131,14 @@ class MovingAverage(AveragedModel):
 class Batch(NamedTuple):
     """Pictures of one shape: x_0 (B, C, H, W), steps t (B,), noise (B, C, H, W), and their places in the order.
 
-    Of a network with members each x_0 teaches one.
+    The network also gets what is `given`, by the names of its arguments; each has B rows.
     """
 
     x_0: Tensor
     t: Tensor
     noise: Tensor
     places: list[int]
-    members: Tensor | None = None  # (B,)
+    given: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -172,16 +174,22 @@ class BatchSource:
         return Batch(x_0, t, torch.randn(x_0.shape, generator=generator, device=generator.device), places)
 
     def _positions_of(self, order: list[int], count: int, generator: torch.Generator) -> Batch:
-        """Return `count` random positions of each picture, as pictures of their own (B·count, K, 1, 1)."""
+        """Return `count` random positions of each picture, as pictures of their own (B·count, K, 1, 1).
+
+        The network is given the places of half of them; those of the others are hidden (NaN).
+        """
         device, total = generator.device, len(order) * count
         shares = torch.rand(len(order), count, generator=generator, device=device).cpu()
         flat = [self.pixels[index].flatten(1) for index in order]
         drawn = [z[:, (z.shape[1] * of_picture).long()].T for z, of_picture in zip(flat, shares, strict=True)]
-        x_0 = send(torch.cat(drawn), device).float()[..., None, None]
+        rows = send(torch.cat(drawn), device).float()[..., None, None]
+        x_0, places = rows[:, :-2], rows[:, -2:]
+        hidden = torch.rand(total, 1, 1, 1, generator=generator, device=device) < HIDDEN_PLACES
         t = torch.randint(self.highest_step, (total,), generator=generator, device=device)
         noise = torch.randn(x_0.shape, generator=generator, device=device)
-        members = learning_members(order, len(self.pixels), count)
-        return Batch(x_0, t, noise, list(range(total)), send(members, device))
+        members = send(learning_members(order, len(self.pixels), count), device)
+        given = {"members": members, "places": places.masked_fill(hidden, math.nan)}
+        return Batch(x_0, t, noise, list(range(total)), given)
 
 
 @dataclass(frozen=True)
@@ -419,16 +427,17 @@ def learn_batch(trainer: Trainer, batches: Sequence[Batch], rule: UpdateRule) ->
     own = set(rule.share(torch.arange(sum(len(batch.places) for batch in batches))).tolist())  # places
     parts: list[tuple[Tensor, ...]] = []
     for batch in batches:
-        tensors = [batch.x_0, batch.t, batch.noise, *([] if batch.members is None else [batch.members])]
+        tensors = [batch.x_0, batch.t, batch.noise, *batch.given.values()]
         rows = [row for row, place in enumerate(batch.places) if place in own]
         all_own = len(rows) == len(batch.places)
         chosen = slice(None) if all_own else rows  # a list of indices would be copied to the device
         parts += zip(*(tensor[chosen].chunk(rule.parts) for tensor in tensors if rows), strict=True)
     total = torch.zeros((), device=trainer.generator.device)
     trainer.optimizer.zero_grad()
-    for number, (x_0, t, noise, *members) in enumerate(parts, start=1):
+    names = list(batches[0].given)
+    for number, (x_0, t, noise, *given) in enumerate(parts, start=1):
         with rule.exchanged(number == len(parts)):
-            predict = partial(rule.predict, members=members[0]) if members else rule.predict
+            predict = partial(rule.predict, **dict(zip(names, given, strict=True)))
             loss = noise_loss(predict, x_0, t, noise, rule.schedule, rule.weights) * (len(t) / len(own))
             trainer.scaler.scale(loss).backward()
         total += loss.detach()

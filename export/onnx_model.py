@@ -36,7 +36,7 @@ class JudgeModel(nn.Module):
         self.register_buffer("noise", torch.stack(list(self.all_draws(torch.Size((1, channels, *seen))))))
 
     def all_draws(self, shape: torch.Size) -> Iterator[Tensor]:
-        """Yield the noise of all reconstructions of a picture, in the order in which they draw it."""
+        """Yield the noise of the reconstructions of a picture, in the order in which they draw it."""
         networks = self.detector.networks
         draw = self.detector.picture_noise(torch.empty(0), shape)
         for _ in range(networks.draws * (1 + len(strides(networks.start, networks.skip)))):
@@ -45,8 +45,7 @@ class JudgeModel(nn.Module):
     def forward(self, picture: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
         detector, calibration = self.detector, self.calibration
         shown = to_unit_range(self.resized(picture))[None]
-        noise = iter(self.noise.unbind())
-        comparison = detector.compare_batch(shown, lambda *_: noise.__next__)
+        comparison = detector.compare_batch(shown, lambda *_: iter(self.noise.unbind()).__next__)
         parts = detector.measure_parts(comparison, calibration.references)
         anomaly = detector.fuse(parts, calibration.balance, calibration.scales)
         score = detector.score_of(anomaly)

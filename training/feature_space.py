@@ -77,9 +77,15 @@ def average_to(maps: Tensor, shape: Sequence[int]) -> Tensor:
     return F.adaptive_avg_pool2d(maps, (shape[0], shape[1]))
 
 
+def place_grid(shape: Sequence[int]) -> Tensor:
+    """Return the places (1, 2, h, w) of the positions of a grid: shares of its height and of its width."""
+    sides = [(torch.arange(side) + 0.5) / side for side in shape]
+    return torch.stack(torch.meshgrid(*sides, indexing="ij"))[None]
+
+
 def sample_positions(z: Tensor, count: int, seed: int) -> Tensor:
-    """Return `count` random positions of z (K, h, w), at most all: (K, count, 1)."""
-    positions = z.flatten(1)
+    """Return `count` random positions of z (K, h, w), at most all, and their places: (K + 2, count, 1)."""
+    positions = torch.cat([z, place_grid(z.shape[1:])[0].to(z)]).flatten(1)
     chosen = torch.randperm(positions.shape[1], generator=torch.Generator().manual_seed(seed))[:count]
     return positions[:, chosen, None]
 
@@ -118,7 +124,8 @@ class FeatureReader:
     def encode(self, pictures: Sequence[Tensor], space: FeatureSpace) -> list[Tensor]:
         """Return z (K, h, w), in half precision on the CPU, of pictures, (C, H, W) uint8 each.
 
-        Of `single` positions KEPT are kept at most, as many of each picture, drawn at random: (K, P, 1).
+        Of `single` positions KEPT are kept at most, as many of each picture, drawn at random: (K + 2, P, 1), below
+        z the place of each position.
         """
         encoded = (z for features, shape in self.batches(pictures) for z in space.encode(features, shape).half().cpu())
         if not self.single:

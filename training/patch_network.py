@@ -3,11 +3,15 @@
 It goes beyond the paper, whose equations stay. Neighbouring descriptors share most of their pixels, not their noise: a
 UNet averages the noise out, and reconstructs a defect as it is. From one position alone that is impossible.
 
+It may be given the place of a position, and then reconstructs what is normal there, or not, and then what is normal
+anywhere. It learns both.
+
 It has two members. Each learns half of the pictures, in blocks of their order, as neighbours may resemble each other.
 The mean of both judges new pictures. A normal picture is judged by the member that has not learnt it, so that its score
 is like that of a new one (cross-fitting).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,13 +22,15 @@ from unet import SinusoidalEmbedding, zero_parameters
 MEMBERS = 2
 BLOCKS = 8  # of pictures, in their order; the members learn them in turn
 EMBEDDED = 64  # numbers of the sinusoidal time embedding
+PLACE_FREQUENCIES = (1, 2, 4, 8)  # half turns from one border of the picture to the other
 WIDENING = 2  # width inside a block, as a multiple of base_channels
 
 
 class PatchNetwork(nn.Module):
     """Predict from x (B, C, H, W) and steps t (B,), at each position from its C numbers alone → (B, C, H, W).
 
-    It returns the mean of its members, or for each picture the output of that which `members` (B,) names.
+    It returns the mean of its members, or for each picture the output of that which `members` (B,) names. `places`
+    (B, 2, H, W) are shares of height and width, NaN where a place is hidden; None hides all.
     `blocks_per_level` residual blocks, each two linear layers after a LayerNorm, have `base_channels` channels.
     `architecture` holds the arguments: `PatchNetwork(**network.architecture)` is the same network.
     """
@@ -48,11 +54,14 @@ class PatchNetwork(nn.Module):
             Perceptron(in_channels, base_channels, blocks_per_level, dropout) for _ in range(MEMBERS)
         )
 
-    def forward(self, x: Tensor, t: Tensor, members: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, members: Tensor | None = None, places: Tensor | None = None) -> Tensor:
         if members is None:
-            return torch.stack([member(x, t) for member in self.members]).mean(dim=0)
-        rows = [(members == place).nonzero().squeeze(1) for place in range(MEMBERS)]
-        outputs = [member(x[own], t[own]) for member, own in zip(self.members, rows, strict=True)]
+            return torch.stack([member(x, t, places) for member in self.members]).mean(dim=0)
+        rows = [(members == member).nonzero().squeeze(1) for member in range(MEMBERS)]
+        outputs = [
+            member(x[own], t[own], None if places is None else places[own])
+            for member, own in zip(self.members, rows, strict=True)
+        ]
         return torch.cat(outputs)[torch.cat(rows).argsort()]
 
 
@@ -64,14 +73,24 @@ class Perceptron(nn.Module):
         self.first = nn.Linear(channels, width)
         embedding = [SinusoidalEmbedding(EMBEDDED), nn.Linear(EMBEDDED, width), nn.SiLU(), nn.Linear(width, width)]
         self.time_embedding = nn.Sequential(*embedding)
+        self.place_embedding = nn.Linear(2 * 2 * len(PLACE_FREQUENCIES), width)
         self.blocks = nn.ModuleList(residual_branch(width, dropout) for _ in range(blocks))
         self.last = zero_parameters(nn.Linear(width, channels))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, places: Tensor | None = None) -> Tensor:
         hidden = self.first(x.flatten(2).transpose(1, 2)) + self.time_embedding(t)[:, None]  # (B, H·W, width)
+        if places is not None:
+            known = ~places[:, :1].isnan().flatten(2).transpose(1, 2)
+            hidden = hidden + known * self.place_embedding(place_code(places))
         for branch in self.blocks:
             hidden = hidden + branch(hidden)
         return self.last(hidden).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def place_code(places: Tensor) -> Tensor:
+    """Return sines and cosines (B, H·W, ·) of places (B, 2, H, W); what stands for a hidden place has no meaning."""
+    angles = torch.cat([math.pi * frequency * places for frequency in PLACE_FREQUENCIES], dim=1).nan_to_num()
+    return torch.cat([angles.sin(), angles.cos()], dim=1).flatten(2).transpose(1, 2)
 
 
 def residual_branch(width: int, dropout: float) -> nn.Sequential:

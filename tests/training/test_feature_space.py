@@ -8,7 +8,7 @@ from tiny_networks import Pyramid
 
 from dataset import View
 from training import feature_space
-from training.feature_space import FeatureReader, FeatureSpace, as_picture, patch_descriptors
+from training.feature_space import FeatureReader, FeatureSpace, as_picture, patch_descriptors, place_grid
 
 GENERATOR = torch.Generator().manual_seed(1)
 PICTURES = list(torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=GENERATOR))
@@ -52,8 +52,9 @@ def test_single_positions_are_sampled_within_the_memory_that_they_may_take(monke
     monkeypatch.setattr(feature_space, "KEPT", 60)
     sampled = reader(single=True).encode(PICTURES, space)
     for z, few in zip(whole, sampled, strict=True):
-        assert few.shape == (CHANNELS, 10, 1)
-        found = (z.flatten(1)[:, :, None] == few[:, None, :, 0]).all(dim=0)  # (positions, 10)
+        assert few.shape == (CHANNELS + 2, 10, 1)
+        both = torch.cat([z, place_grid((8, 8))[0].half()]).flatten(1)
+        found = (both[:, :, None] == few[:, None, :, 0]).all(dim=0)  # (positions, 10)
         assert found.any(dim=0).all() and (found.sum(dim=1) <= 1).all()
 
 

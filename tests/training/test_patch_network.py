@@ -5,6 +5,7 @@ import torch
 
 from dataset import View
 from train import BatchSource
+from training.feature_space import place_grid
 from training.patch_network import PatchNetwork, learning_members, unseen_names
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -59,6 +60,19 @@ def test_each_picture_is_learnt_by_one_member_and_unseen_by_the_other(count):
     assert learners.tolist() == [int(name in unseen[0]) for name in names for _ in range(3)]
 
 
+def test_a_known_place_changes_the_output_of_its_position_and_a_hidden_one_is_as_no_place():
+    network, t = random_network(), torch.tensor([5, 700])
+    x, places = torch.randn(2, 6, 4, 3, generator=GENERATOR), place_grid((4, 3)).repeat(2, 1, 1, 1)
+    hidden = torch.full_like(places, torch.nan)
+    torch.testing.assert_close(network(x, t, places=hidden), network(x, t))
+    hidden[1, :, 2, 1] = places[1, :, 2, 1]
+    differs = (network(x, t) != network(x, t, places=hidden)).any(dim=1)
+    assert differs.nonzero().tolist() == [[1, 2, 1]]
+    same = torch.zeros(2, 6, 4, 3)
+    outputs = network(same, t, places=places)[0].flatten(1)
+    assert torch.cdist(outputs.T, outputs.T).fill_diagonal_(1).min() > 1e-4  # no two places are alike
+
+
 def test_both_members_learn_a_single_picture():
     assert unseen_names(["one"]) == [[], []]
     assert learning_members([0, 0], 1, positions=3).tolist() == [0, 1] * 3
@@ -66,14 +80,15 @@ def test_both_members_learn_a_single_picture():
 
 def test_a_member_learns_nothing_of_the_pictures_of_the_other():
     network, t = random_network(), torch.tensor([5, 700, 20])
-    network(torch.randn(3, 6, 2, 2, generator=GENERATOR), t, torch.tensor([1, 1, 1])).sum().backward()
+    x, places = torch.randn(3, 6, 2, 2, generator=GENERATOR), place_grid((2, 2)).repeat(3, 1, 1, 1)
+    network(x, t, torch.tensor([1, 1, 1]), places).sum().backward()
     assert not any(weights.grad.any() for weights in network.members[0].parameters())
     assert all(weights.grad.any() for weights in network.members[1].parameters())
 
 
 @pytest.mark.parametrize("shapes", [[(4, 5)] * 3, [(4, 5), (2, 3), (30, 1)]])
 def test_batches_hold_random_positions_of_each_picture(shapes):
-    pictures = [torch.full((6, *shape), float(place)) for place, shape in enumerate(shapes)]
+    pictures = [torch.full((8, *shape), float(number)) for number, shape in enumerate(shapes)]
     for z in pictures:
         z[0] = torch.arange(z[0].numel()).view(z.shape[1:])  # each position's own number
     source = BatchSource(pictures, 2, View(8), 1000, positions=50)
@@ -82,4 +97,8 @@ def test_batches_hold_random_positions_of_each_picture(shapes):
     assert batch.x_0[:, 1, 0, 0].tolist() == [2] * 50 + [0] * 50
     assert len(set(batch.x_0[:50, 0, 0, 0].tolist())) > 10 and batch.x_0[:50, 0].max() < pictures[2][0].numel()
     assert len(set(batch.t.tolist())) > 50
-    assert batch.members.tolist() == learning_members([2, 0], 3, 50).tolist()
+    assert batch.given["members"].tolist() == learning_members([2, 0], 3, 50).tolist()
+    places = batch.given["places"]
+    hidden = places.isnan().all(dim=1).flatten()
+    assert places.shape == (100, 2, 1, 1) and 30 < hidden.sum() < 70
+    assert (places[~hidden].flatten(1) == batch.x_0[~hidden, 1:3].flatten(1)).all()
