@@ -25,7 +25,7 @@ from detection.reference import DESCRIBED_BY, WHOLE, Reference, Scale
 from images.read import read_picture
 from runtime.device import keep_memory
 
-UNET_CALLS = (1, 2, 3, 10)  # to time beside the detector's own number, from the same starting step
+CALLS = (1, 2, 3, 5, 10)  # of the network, to time beside the detector's own number, from the same starting step
 BANKS = (2_500, 10_000, 20_000)  # rows of a memory bank
 PATCHES = "memory"
 
@@ -72,9 +72,9 @@ def forms_of(detector: Detector) -> dict[str, Judge]:
     networks, references = detector.networks, detector.required_calibration.references
     parts = ", ".join(references)
     forms: dict[str, Judge] = {f"as calibrated: {parts}": detector}
-    for count in UNET_CALLS:
+    for count in CALLS:
         changed = replace(networks, skip=networks.start // count)
-        forms[f"{count} UNet calls"] = replace(detector, networks=changed)
+        forms[f"network calls: {count}"] = replace(detector, networks=changed)
     forms["networks in bf16"] = replace(detector, networks=replace(networks, precision="bf16"))
     banks = {part: bank for part, bank in references.items() if DESCRIBED_BY.get(part, WHOLE) != WHOLE}
     for rows in BANKS:
@@ -109,7 +109,8 @@ def with_references(detector: Detector, references: dict[str, Reference]) -> Det
     """Return the detector with these references alone, and with their parts in its map."""
     calibration = detector.required_calibration
     scales: dict[str, Scale] = {part: calibration.scales[part] for part in references}
-    return replace(detector, calibration=replace(calibration, references=references, scales=scales))
+    calibration = replace(calibration, references=references, scales=scales)
+    return replace(detector, parts=tuple(references), calibration=calibration)
 
 
 if __name__ == "__main__":

@@ -47,12 +47,17 @@ class UnseenJudges:
         path = checkpoint.find_weights(settings.checkpoint_folder, settings.model.load_chp)
         return cls(detector, checkpoint.unseen_by_member(path))
 
+    def judge_of(self, name: str) -> Detector:
+        """Return the detector with the member that has not learnt this picture, or with all where each is as good."""
+        member = self.unseen.get(name)
+        return self.detector if member is None else self.detector.with_member(member)
+
     def judge(self, work: Callable[[list[Item], Detector], list[Result]], items: Sequence[Item]) -> list[Result]:
         """Return the results of `work` on the pictures, in their order."""
         members, results = [self.unseen.get(item.path) for item in items], dict[int, Result]()
         for member in dict.fromkeys(members):
             places = [place for place, other in enumerate(members) if other == member]
-            judge = self.detector if member is None else self.detector.with_member(member)
+            judge = self.judge_of(items[places[0]].path)
             results.update(zip(places, work([items[place] for place in places], judge), strict=True))
         return [results[place] for place in range(len(items))]
 

@@ -4,6 +4,7 @@ Settings are tuned one by one. Each takes the value that best separates these pi
 full or faint. The value must gain LEAST_GAIN, and no kind of anomaly may lose more than MOST_LOST.
 """
 
+import itertools
 import json
 import shlex
 import time
@@ -26,6 +27,7 @@ from config.keys import PER_IMAGE, Settings
 from dataset import ImageFolder, to_unit_range
 from detection.calibrate import (
     Parts,
+    UnseenJudges,
     build_calibration,
     learn_memories,
     leaves_one_out,
@@ -247,9 +249,11 @@ def try_detector(detector: Detector, bench: Bench, settings: Settings, before: T
     measured = replace(detector, parts=tuple(part for part in detector.parts if part not in taken_over))
     memories, _ = learn_memories(measured, bench.learnt_from, settings)
     references = {part: memory.reference for part, memory in memories.items()}
+    judges = UnseenJudges.of(measured, settings)
 
     def measure(pictures: Sequence[Tensor], earlier: Sequence[Parts]) -> list[Parts]:
-        parts = [parts_of_batch(measured, picture[None], [references])[0] for picture in pictures]
+        by_picture = zip(pictures, itertools.cycle(map(judges.judge_of, bench.unseen)))  # copies follow in their order
+        parts = [parts_of_batch(judge, picture[None], [references])[0] for picture, judge in by_picture]
         pairs = zip(parts, earlier or parts, strict=True)
         return [new | {part: old[part] for part in taken_over} for new, old in pairs]
 

@@ -13,4 +13,4 @@ def test_each_form_of_a_detector_has_a_row(run_main, tmp_path, category, capsys,
     capsys.readouterr()
     judging.main([str(Path(tmp_path, "checkpoints", "nut")), str(category.parent), "--every", "3", "--repeats", "1"])
     rows = [line.split(" | ")[0].removeprefix("| ") for line in capsys.readouterr().out.splitlines() if "–" in line]
-    assert rows[:2] == ["as calibrated: memory", "1 UNet calls"] and rows[-1].startswith("plain patch memory")
+    assert rows[:2] == ["as calibrated: memory", "network calls: 1"] and rows[-1].startswith("plain patch memory")

@@ -36,12 +36,13 @@ def test_maps_are_measured_as_tuning_measures_them(run_main, tiny_config, monkey
     monkeypatch.setattr(map_variants, "CHANGES", CHANGES)
     monkeypatch.setattr(map_variants, "ROWS", [*map(", ".join, map_variants.PART_SETS), *CHANGES])
     small = ["model.unet_size=16", "model.predicts=x0", "score.space=features", "score.parts=[memory]"]
+    small += ["model.network=patch", "model.epochs=40"]
     run_main("--train", *small)
     settings = load_settings(tiny_config, small)
     _, pictures, unseen = check_tuning(settings, tiny_config.parent / "tuned")
     bench = prepare_bench(pictures, unseen, settings)
     detector, *_ = load_detector(settings, settings.checkpoint_folder, torch.device("cpu"))
-    qualities = dict(map_variants.measure_maps(settings, ["memory", "memory, diffusion", *CHANGES]))
+    qualities = dict(map_variants.measure_maps(settings, ["memory", "memory, diffusion, placed_diffusion", *CHANGES]))
     assert qualities["memory"] == measure_quality(try_detector(detector, bench, settings), bench)
     runs = {"nut 0": qualities, "nut 1": qualities, "bolt 0": qualities | {"diffusion": qualities["memory"]}}
     heading, *rows = list(map_variants.objective_table(runs))
