@@ -50,8 +50,8 @@ def resize_pixels(pixels: Tensor, height: int, width: int) -> Tensor:
     if int(PIL.__version__.partition(".")[0]) < DOWN_FIRST_SINCE:
         return across_first(pixels)
     source_height, source_width = (torch.full((1,), side)[0] for side in pixels.shape[1:])
-    down, across = (source_height - height) * width, (source_width - width) * height
-    is_tall = (source_height > height) & (down > 2 * across)  # the height shrinks far more than the width
+    down, across = source_height - height, source_width - width
+    is_tall = (down > 0) & (down > 2 * across)  # the height shrinks far more than the width
     if torch.compiler.is_exporting():
         return torch.cond(is_tall, down_first, across_first, (pixels,))
     return down_first(pixels) if is_tall else across_first(pixels)

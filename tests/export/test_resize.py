@@ -9,7 +9,10 @@ from anomaly_map import resize_maps
 from export.resize import resize_map, resize_pixels, to_grey
 
 
-@pytest.mark.parametrize("size", [(32, 32), (33, 31), (5, 9), (400, 130), (130, 400), (1, 1), (2000, 7), (7, 2000)])
+SIZES = [(32, 32), (33, 31), (5, 9), (400, 130), (130, 400), (1, 1), (2000, 7), (7, 2000)]
+
+
+@pytest.mark.parametrize("size", [*SIZES, (52, 64), (52, 65), (33, 26), (33, 27)])
 def test_pixels_are_those_of_pillow(size):
     """size is (width, height); the target is 32×24."""
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
