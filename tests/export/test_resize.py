@@ -8,7 +8,6 @@ from PIL import Image
 from anomaly_map import resize_maps
 from export.resize import resize_map, resize_pixels, to_grey
 
-
 SIZES = [(32, 32), (33, 31), (5, 9), (400, 130), (130, 400), (1, 1), (2000, 7), (7, 2000)]
 
 
