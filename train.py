@@ -36,7 +36,6 @@ from training.resume import Trainer, restore_trainer
 
 LOSS_WINDOW = 100  # steps over which the printed loss is averaged
 POSITIONS = 128  # of each picture of a batch, for a network that sees them one by one
-HIDDEN_PLACES = 0.5  # share of positions whose place such a network is not given
 SPIKE = 5.0  # a mean loss above this multiple of the lowest one ends the run
 AVERAGE_RAMP = 10  # steps; a young moving average forgets faster: decay = min(ema, (1 + n) / (10 + n))
 CLIP_REMEDY = "lower model.learning_rate, or set training.clip=1"
@@ -174,21 +173,17 @@ class BatchSource:
         return Batch(x_0, t, torch.randn(x_0.shape, generator=generator, device=generator.device), places)
 
     def _positions_of(self, order: list[int], count: int, generator: torch.Generator) -> Batch:
-        """Return `count` random positions of each picture, as pictures of their own (B·count, K, 1, 1).
-
-        The network is given the places of half of them; those of the others are hidden (NaN).
-        """
+        """Return `count` random positions of each picture, as pictures of their own (B·count, K, 1, 1)."""
         device, total = generator.device, len(order) * count
         shares = torch.rand(len(order), count, generator=generator, device=device).cpu()
         flat = [self.pixels[index].flatten(1) for index in order]
         drawn = [z[:, (z.shape[1] * of_picture).long()].T for z, of_picture in zip(flat, shares, strict=True)]
         rows = send(torch.cat(drawn), device).float()[..., None, None]
         x_0, places = rows[:, :-2], rows[:, -2:]
-        hidden = torch.rand(total, 1, 1, 1, generator=generator, device=device) < HIDDEN_PLACES
         t = torch.randint(self.highest_step, (total,), generator=generator, device=device)
         noise = torch.randn(x_0.shape, generator=generator, device=device)
         members = send(learning_members(order, len(self.pixels), count), device)
-        given = {"members": members, "places": places.masked_fill(hidden, math.nan)}
+        given = {"members": members, "places": places}
         return Batch(x_0, t, noise, list(range(total)), given)
 
 

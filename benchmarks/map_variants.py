@@ -82,14 +82,12 @@ def other_boost(factor: float = 1, limit: float = math.inf) -> Callable[[str, Te
 PART_WEIGHT = reference.part_weight  # the present one
 PRESET_PARTS = tuple(PRESETS[LAPTOP]["score.parts"])
 MEMORIES = ("memory", "wide_memory", "whole_memory")
-DIFFUSION = tuple(reference.RESIDUAL_OF)
 SUBSETS = [parts for count in range(1, len(MEMORIES) + 1) for parts in itertools.combinations(MEMORIES, count)]
-PART_SETS = [(*parts, *beside) for beside in ((), DIFFUSION) for parts in SUBSETS] + [
-    *((part,) for part in DIFFUSION),
-    DIFFUSION,
+PART_SETS = [(*parts, *beside) for beside in ((), ("diffusion",)) for parts in SUBSETS] + [
+    ("diffusion",),
     ("patch_memory",),
 ]
-SHARP_DIFFUSION = {"BLURRED": reference.BLURRED - set(DIFFUSION)}
+SHARP_DIFFUSION = {"BLURRED": reference.BLURRED - {"diffusion"}}
 CHANGES = {
     "blurred parts weigh 0.25": Change({"BLURRED_WEIGHT": 0.25}),
     "blurred parts weigh 1": Change({"BLURRED_WEIGHT": 1.0}),

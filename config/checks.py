@@ -22,7 +22,6 @@ from config.keys import (
     LATEST,
     PATCH,
     PER_IMAGE,
-    PLACED,
     PROPORTIONS,
     SQUARE,
     UNET,
@@ -189,9 +188,9 @@ def check_combinations(settings: Settings) -> None:
         check_feature_space(settings)
     elif model.network == PATCH:
         raise UserError(f"model.network is {PATCH}, which learns features; set score.space={FEATURE_MAPS}, or {UNET}")
-    elif wrong := [part for part in settings.score.parts or () if part in (DIFFUSION, PLACED)]:
+    elif DIFFUSION in (settings.score.parts or ()):
         remedy = f"set score.space={FEATURE_MAPS} and train again, or take pixel and feature"
-        raise UserError(f"score.parts has {wrong[0]}, which compares features, but score.space is pixels; {remedy}")
+        raise UserError(f"score.parts has {DIFFUSION}, which compares features, but score.space is pixels; {remedy}")
     check_decay(settings.training)
     check_noise_steps(model, settings.training.highest_step)
 
@@ -202,8 +201,6 @@ def check_feature_space(settings: Settings) -> None:
     if parts is None or set(parts) & set(DISTANCES):
         remedy = f"it takes {DIFFUSION} and memories in place of {' and '.join(DISTANCES)}"
         raise UserError(f"{space}, but score.parts is {list(parts) if parts else 'null'}; {remedy}")
-    if PLACED in parts and settings.model.network != PATCH:
-        raise UserError(f"score.parts has {PLACED}, which needs model.network={PATCH}; set it and train again")
     others: dict[str, tuple[object, object, str]] = {
         "model.feature_extractor": (settings.model.feature_extractor == AUTO, AUTO, "name one, as efficientnet_lite0"),
         "model.DA_chp": (settings.model.DA_chp != 0, settings.model.DA_chp, "set it to 0: features stay as they are"),

@@ -21,8 +21,8 @@ DISTANCES = ("pixel", "feature")  # from the reconstruction
 EQUAL, MEASURED = "equal", "measured"  # weights of parts
 SPACES = (PIXELS, FEATURE_MAPS) = ("pixels", "features")  # in which the UNet works
 NETWORKS = (UNET, PATCH) = ("unet", "patch")  # that denoise: whole pictures, or one patch descriptor at a time
-DIFFUSION, PLACED = "diffusion", "placed_diffusion"  # distances from reconstructions of features; PLACED: of a place
-PARTS = (*DISTANCES, "memory", "wide_memory", "whole_memory", "patch_memory", DIFFUSION, PLACED)
+DIFFUSION = "diffusion"  # the distance from the reconstruction in the space of features
+PARTS = (*DISTANCES, "memory", "wide_memory", "whole_memory", "patch_memory", DIFFUSION)
 PATCH_SHAPE = ("base_channels", "blocks_per_level", "dropout", "predicts")
 SHAPE = ("base_channels", "channel_multipliers", "blocks_per_level", "attention_sizes", "heads", "dropout", "predicts")
 

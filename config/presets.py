@@ -41,7 +41,7 @@ ON_FEATURES: Values = {
     "score.protocol": "per_image",
     "score.space": "features",
     "score.draws": 1,
-    "score.parts": ["memory", "wide_memory", "whole_memory", "diffusion", "placed_diffusion"],
+    "score.parts": ["memory", "wide_memory", "whole_memory", "diffusion"],
     "score.weights": "measured",
     "score.pooling": "maximum",
     "calibration.method": "cross",
@@ -62,7 +62,6 @@ WITH_UNET: Values = {  # what differs where a UNet learns features, averaged to 
     "training.ema": 0.995,
     "model.test_trajectory_steps": 450,
     "model.skip": 90,  # five network calls
-    "score.parts": ["memory", "wide_memory", "whole_memory", "diffusion"],
 }
 ON_PIXELS: Values = {  # what differs where it learns pictures, of 64 pixels
     "model.unet_size": 64,

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from anomaly_map import resize_maps, smooth
-from config.keys import CROSS, LATEST, MEASURED, SPLIT, TRAIN, VALIDATION, Settings
+from config.keys import CROSS, DIFFUSION, LATEST, MEASURED, SPLIT, TRAIN, VALIDATION, Settings
 from dataset import NORMAL, ImageFolder, Item, picture_fingerprint, to_pixels, to_unit_range
 from ddad import content_seed
 from detection import reference
 from detection.calibration_file import CALIBRATION, calibration_name, load_calibration, save_calibration
 from detection.detector import Detector, Parts, calibration_inputs, map_batches, stack_pictures
-from detection.reference import RESIDUAL_OF, Learnt, Reference, ResidualLength
+from detection.reference import RESIDUAL, Learnt, Reference, ResidualLength
 from detection.threshold import Calibration, mean_maxima, pixel_quantiles
 from images.synthetic_defects import ALL_DEFECTS, make_synthetic_anomalies
 from runtime import distributed
@@ -231,7 +231,7 @@ def learn_memories(
 ) -> tuple[dict[str, Learnt], Dependence]:
     """Return the detector's memories, learnt from normal pictures, and how these depend on each other."""
     kinds, seed, count = reference.descriptor_kinds(detector.parts), settings.model.seed, len(pictures)
-    lengths = learn_lengths(detector, pictures, settings) if set(detector.parts) & set(RESIDUAL_OF) else {}
+    lengths = learn_lengths(detector, pictures, settings) if DIFFUSION in detector.parts else {}
     if not kinds:
         return lengths, Dependence()
     group, squares = distributed.group(), pictures.squares()
@@ -259,19 +259,16 @@ def learn_memories(
 
 
 def learn_lengths(detector: Detector, pictures: ImageFolder, settings: Settings) -> dict[str, Learnt]:
-    """Return the lengths of residuals by part, learnt from RESIDUAL_PICTURES normal pictures at most."""
-    kinds = {part: kind for part, kind in RESIDUAL_OF.items() if part in detector.parts}
+    """Return the length of residuals, learnt from RESIDUAL_PICTURES normal pictures at most."""
 
-    def residuals_of_batch(items: Sequence[Item], judge: Detector) -> list[Parts]:
-        described = judge.compare_batch(stack_pictures(items), judge.picture_noise).descriptors
-        return [{part: described[kind][i].cpu() for part, kind in kinds.items()} for i in range(len(items))]
+    def residuals_of_batch(items: Sequence[Item], judge: Detector) -> list[Tensor]:
+        return list(judge.compare_batch(stack_pictures(items), judge.picture_noise).descriptors[RESIDUAL].cpu())
 
     chosen = pictures.sample(RESIDUAL_PICTURES, settings.model.seed)
     work, workers = partial(UnseenJudges.of(detector, settings).judge, residuals_of_batch), settings.model.num_workers
     batches = map_batches(detector, chosen, work, workers, distributed.group())
     residuals = [residual for _, residual in count_progress(batches, len(chosen), "measuring residuals")]
-    joined = {part: torch.cat([of_picture[part].flatten(1).T for of_picture in residuals]) for part in kinds}
-    return {part: ResidualLength.learn(rows) for part, rows in joined.items()}
+    return {DIFFUSION: ResidualLength.learn(torch.cat([residual.flatten(1).T for residual in residuals]))}
 
 
 def image_descriptors(detector: Detector, pictures: Tensor) -> dict[str, Tensor]:

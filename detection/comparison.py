@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_map import feature_distance, pixel_distance, resize_maps
-from config.keys import PLACED
 from dataset import View
 from ddad import NoiseSchedule, noise_predictor, reconstruct
 from detection import reference
 from images.region import JudgedRegion
 from runtime.device import autocast, output_bytes
 from storage.fingerprint import weights_hash
-from training.feature_space import FeatureSpace, as_picture, place_grid
+from training.feature_space import FeatureSpace, as_picture
+from training.patch_network import PatchNetwork, Perceptron
 
 ACTIVE_SHARE = 0.2  # part of all layer outputs that inference holds in memory at once; measured: 0.06 to 0.13
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # few, as the last digits of scores depend on the batch size
@@ -59,6 +59,11 @@ class Networks:
         """Return a hash that changes with any weight of the networks."""
         return weights_hash([self.unet, self.extractor, *([self.space] if self.space else [])])
 
+    @property
+    def works_by_position(self) -> bool:
+        """Return whether the network sees positions one by one, so that a picture needs no tiles."""
+        return isinstance(self.unet, PatchNetwork | Perceptron)
+
     def unet_shape(self, tile: tuple[int, int], view: View) -> tuple[int, int]:
         """Return the (height, width) at which the UNet sees a tile of a picture."""
         return view.scaled_shape(tile, self.size or view.size, getattr(self.unet, "factor", 1))
@@ -68,13 +73,9 @@ class Networks:
         return view.seen_shape(pictures.shape[-2:], self.size or view.size, getattr(self.unet, "factor", 1))
 
     @torch.no_grad()
-    def reconstruct(self, pictures: Tensor, draw: Callable[[], Tensor], **given: Tensor) -> Tensor:
-        """Return reconstructions (draws, B, C, S, S) of pictures (B, C, S, S), each draw with new noise.
-
-        The network also gets what is `given`.
-        """
+    def reconstruct(self, pictures: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """Return reconstructions (draws, B, C, S, S) of pictures (B, C, S, S), each draw with new noise."""
         unet = noise_predictor(autocast(self.unet, self.precision, pictures.device), self.predicts, self.schedule)
-        unet = partial(unet, **given)
         sampler = partial(reconstruct, unet, pictures, pictures, schedule=self.schedule, w=self.w, eta=self.eta)
         return torch.stack([sampler(start=self.start, skip=self.skip, draw=draw) for _ in range(self.draws)])
 
@@ -107,15 +108,14 @@ class Networks:
     def compare_features(
         self,
         pictures: Tensor,
-        rebuild: Callable[..., Tensor],
+        rebuild: Callable[[Tensor], Tensor],
         shape: Sequence[int],
         parts: Sequence[str] = (),
         region: JudgedRegion | None = None,
     ) -> Comparison:
         """Compare z (B, K, *shape) of pictures (B, C, H, W) with `rebuild(z)`, reconstructions (draws, B, K, *shape).
 
-        Descriptors are of the same features, and the residuals, reconstruction − z. Where PLACED is one of the parts,
-        a second reconstruction is given the place of each position.
+        Descriptors are of the same features, and the residual, reconstruction − z.
         """
         assert self.space is not None
         features, full = self.features(pictures), pictures.shape[-2:]
@@ -127,9 +127,6 @@ class Networks:
         descriptors = reference.describe_pictures(features, parts, region) if described else {}
         mean = reconstructions.mean(dim=0)
         descriptors[reference.RESIDUAL] = mean - seen
-        if PLACED in parts:
-            placed = rebuild(seen, places=place_grid(shape).to(seen).expand(len(seen), -1, -1, -1)).mean(dim=0)
-            descriptors[reference.PLACED_RESIDUAL] = placed - seen
         return Comparison(resize_maps(as_picture(mean), full), distances, descriptors)
 
     @torch.no_grad()

@@ -252,15 +252,13 @@ class Detector:
         rebuilt = self.rebuild(pictures, seen, noise)
         return self.networks.compare(pictures, seen, rebuilt, self.parts, self.region)
 
-    def rebuild(self, pictures: Tensor, seen: Tensor, noise: NoiseSource, **given: Tensor) -> Tensor:
-        """Return reconstructions (draws, B, C, h, w) of pictures that the UNet has `seen` as (B, C, h, w).
-
-        The network also gets what is `given`, maps (B, ·, h, w).
-        """
+    def rebuild(self, pictures: Tensor, seen: Tensor, noise: NoiseSource) -> Tensor:
+        """Return reconstructions (draws, B, C, h, w) of pictures that the UNet has `seen` as (B, C, h, w)."""
         small = self.networks.unet_shape(self.view.tile(*pictures.shape[-2:]), self.view)
+        if self.networks.works_by_position:
+            small = seen.shape[-2], seen.shape[-1]
         draw = noise(pictures, seen.shape)  # tiles that overlap share it
-        tiles = {name: cut_tiles(maps, small) for name, maps in given.items()}
-        rebuilt = self.networks.reconstruct(cut_tiles(seen, small), lambda: cut_tiles(draw(), small), **tiles)
+        rebuilt = self.networks.reconstruct(cut_tiles(seen, small), lambda: cut_tiles(draw(), small))
         return merge_tiles(rebuilt, seen.shape)
 
     def rebuild_squares(self, pictures: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:

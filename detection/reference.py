@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config.keys import DIFFUSION, PLACED
+from config.keys import DIFFUSION
 from images.region import JudgedRegion
 from metrics import image_auroc
 from runtime.device import computes_in_bf16
@@ -29,12 +29,11 @@ from training.feature_space import patch_descriptors
 CPU = torch.device("cpu")
 DISTANCES = ("feature", "pixel")
 PICTURE, WIDE, WHOLE = "picture", "wide", "whole"  # one descriptor per position, 4×4 positions, picture
-RESIDUAL, PLACED_RESIDUAL = "residual", "placed residual"  # a reconstruction of features less the features
+RESIDUAL = "residual"  # the reconstruction of features less the features
 # `patch_memory` measures plain distances (PatchCore), the others local outlier factors
 DESCRIBED_BY = {"memory": PICTURE, "wide_memory": WIDE, "whole_memory": WHOLE, "patch_memory": PICTURE}
-RESIDUAL_OF = {DIFFUSION: RESIDUAL, PLACED: PLACED_RESIDUAL}
-COMPARED = {**DESCRIBED_BY, **RESIDUAL_OF}  # what the reference of a part compares
-BLURRED = {"pixel", DIFFUSION, PLACED, "wide_memory", "whole_memory"}
+COMPARED = {**DESCRIBED_BY, DIFFUSION: RESIDUAL}  # what the reference of a part compares
+BLURRED = {"pixel", DIFFUSION, "wide_memory", "whole_memory"}
 PLACELESS = {"whole_memory"}
 BLURRED_WEIGHT = 0.5
 WIDTH = 4  # positions of a wide descriptor

@@ -3,8 +3,7 @@
 It goes beyond the paper, whose equations stay. Neighbouring descriptors share most of their pixels, not their noise: a
 UNet averages the noise out, and reconstructs a defect as it is. From one position alone that is impossible.
 
-It may be given the place of a position, and then reconstructs what is normal there, or not, and then what is normal
-anywhere. It learns both.
+It knows the place of the position in the picture, so that it reconstructs what is normal there.
 
 It has two members. Each learns half of the pictures, in blocks of their order, as neighbours may resemble each other.
 The mean of both judges new pictures. A normal picture is judged by the member that has not learnt it, so that its score
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from training.feature_space import place_grid
 from unet import SinusoidalEmbedding, zero_parameters
 
 MEMBERS = 2
@@ -30,7 +30,7 @@ class PatchNetwork(nn.Module):
     """Predict from x (B, C, H, W) and steps t (B,), at each position from its C numbers alone → (B, C, H, W).
 
     It returns the mean of its members, or for each picture the output of that which `members` (B,) names. `places`
-    (B, 2, H, W) are shares of height and width, NaN where a place is hidden; None hides all.
+    (B, 2, H, W) are shares of the picture's height and width; None: x is a whole picture.
     `blocks_per_level` residual blocks, each two linear layers after a LayerNorm, have `base_channels` channels.
     `architecture` holds the arguments: `PatchNetwork(**network.architecture)` is the same network.
     """
@@ -58,10 +58,8 @@ class PatchNetwork(nn.Module):
         if members is None:
             return torch.stack([member(x, t, places) for member in self.members]).mean(dim=0)
         rows = [(members == member).nonzero().squeeze(1) for member in range(MEMBERS)]
-        outputs = [
-            member(x[own], t[own], None if places is None else places[own])
-            for member, own in zip(self.members, rows, strict=True)
-        ]
+        places = places_of(x) if places is None else places
+        outputs = [member(x[own], t[own], places[own]) for member, own in zip(self.members, rows, strict=True)]
         return torch.cat(outputs)[torch.cat(rows).argsort()]
 
 
@@ -78,18 +76,22 @@ class Perceptron(nn.Module):
         self.last = zero_parameters(nn.Linear(width, channels))
 
     def forward(self, x: Tensor, t: Tensor, places: Tensor | None = None) -> Tensor:
-        hidden = self.first(x.flatten(2).transpose(1, 2)) + self.time_embedding(t)[:, None]  # (B, H·W, width)
-        if places is not None:
-            known = ~places[:, :1].isnan().flatten(2).transpose(1, 2)
-            hidden = hidden + known * self.place_embedding(place_code(places))
+        code = place_code(places_of(x) if places is None else places)
+        rows = self.first(x.flatten(2).transpose(1, 2))  # (B, H·W, width)
+        hidden = rows + self.time_embedding(t)[:, None] + self.place_embedding(code)
         for branch in self.blocks:
             hidden = hidden + branch(hidden)
         return self.last(hidden).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
+def places_of(x: Tensor) -> Tensor:
+    """Return the places (B, 2, H, W) of the positions of whole pictures (B, C, H, W)."""
+    return place_grid(x.shape[2:]).to(x).expand(len(x), -1, -1, -1)
+
+
 def place_code(places: Tensor) -> Tensor:
-    """Return sines and cosines (B, H·W, ·) of places (B, 2, H, W); what stands for a hidden place has no meaning."""
-    angles = torch.cat([math.pi * frequency * places for frequency in PLACE_FREQUENCIES], dim=1).nan_to_num()
+    """Return sines and cosines (B, H·W, ·) of places (B, 2, H, W)."""
+    angles = torch.cat([math.pi * frequency * places for frequency in PLACE_FREQUENCIES], dim=1)
     return torch.cat([angles.sin(), angles.cos()], dim=1).flatten(2).transpose(1, 2)
 
 

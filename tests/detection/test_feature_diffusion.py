@@ -34,8 +34,6 @@ def scores_of(folder) -> dict[str, float]:
 @pytest.mark.parametrize(("network", "channels"), [("unet", 48), ("patch", 20)])
 def test_a_network_on_features_is_trained_detects_and_is_loaded(run_main, tmp_path, category, network, channels):
     shape = (f"model.network={network}", f"model.feature_channels={channels}")
-    if network == "patch":
-        shape += ("score.parts=[memory, diffusion, placed_diffusion]",)
     code, _, err = run_main("--train", "--detection", *ON_FEATURES, *shape, "score.weights=measured")
     assert code == 0, err
     folder = tmp_path / "checkpoints" / "nut"
@@ -87,7 +85,6 @@ def test_trainings_on_computed_and_on_cached_features_give_the_same_weights(run_
         (("model.feature_extractor=auto",), "needs another model.feature_extractor than auto; name one"),
         (("training.augmentation=flip",), "needs another training.augmentation than flip; set it to null"),
         (("model.DA_chp=1",), "needs another model.DA_chp than 1; set it to 0"),
-        (("score.parts=[placed_diffusion]",), "placed_diffusion, which needs model.network=patch; set it"),
         (("score.space=pixels", "model.network=patch"), "model.network is patch, which learns features; set"),
         (("score.space=pixels",), "score.parts has diffusion, which compares features, but score.space is pixels"),
     ],

@@ -69,7 +69,7 @@ def test_a_trained_detector_on_features_in_proportions_is_exported_with_its_regi
     chosen = (
         *settings,
         "model.skip=null",
-        "score.parts=[memory, diffusion, placed_diffusion]",
+        "score.parts=[memory, diffusion]",
         "score.noise=seed",
         "data.fit=proportions",
     )
