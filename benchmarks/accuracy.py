@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.shared import CENTRE_CROP, CONFIG, ROOT
-from config.presets import LAPTOP_PIXELS, LAPTOP_UNET
+from config.presets import LAPTOP_DIFFUSION, LAPTOP_PIXELS, LAPTOP_UNET
 from config.published import published_rows
 from reports import manifest
 
@@ -51,7 +51,7 @@ WITH_ADAPTATION = ("--train", "--domain_adaptation", "--detection")
 SHARED_WEIGHTS = (  # name, why, settings of detection; with the networks of 10 minutes
     ("centre", "measured in the centre, as published", CENTRE),
     ("patch memory", "the baseline: distance to the nearest normal patch, no reconstruction", PATCH_MEMORY),
-    ("diffusion alone", "the length of the residual of features", ("score.parts=[diffusion]",)),
+    ("diffusion alone", "preset laptop-diffusion", (f"preset={LAPTOP_DIFFUSION}",)),
     ("memory alone", "local outlier factors of half-whitened patches", ("score.parts=[memory]",)),
     ("wide_memory alone", "the same of means over 4×4 positions", ("score.parts=[wide_memory]",)),
     ("whole_memory alone", "the same of means over the picture", ("score.parts=[whole_memory]",)),

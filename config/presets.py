@@ -5,7 +5,8 @@ They override the file; the command line overrides them. benchmarks/accuracy.md 
 
 from config.keys import Values
 
-PUBLISHED, LAPTOP, LAPTOP_UNET, LAPTOP_PIXELS = "published", "laptop", "laptop-unet", "laptop-pixels"
+PUBLISHED, LAPTOP, LAPTOP_DIFFUSION = "published", "laptop", "laptop-diffusion"
+LAPTOP_UNET, LAPTOP_PIXELS = "laptop-unet", "laptop-pixels"  # those of earlier versions
 
 ON_FEATURES: Values = {
     # features of pictures at 512 pixels, learnt position by position on their grid of 64
@@ -79,6 +80,7 @@ ON_PIXELS: Values = {  # what differs where it learns pictures, of 64 pixels
 PRESETS: dict[str, Values] = {
     PUBLISHED: {"score.protocol": "published", "speed.precision": "fp32"},  # config.yaml has all the rest
     LAPTOP: ON_FEATURES,
+    LAPTOP_DIFFUSION: ON_FEATURES | {"score.parts": ["diffusion"]},  # no memory of normal pictures
     LAPTOP_UNET: ON_FEATURES | WITH_UNET,
     LAPTOP_PIXELS: ON_FEATURES | WITH_UNET | ON_PIXELS,
 }
