@@ -259,7 +259,7 @@ def learn_memories(
 
 
 def learn_lengths(detector: Detector, pictures: ImageFolder, settings: Settings) -> dict[str, Learnt]:
-    """Return the length of residuals, learnt from RESIDUAL_PICTURES normal pictures at most."""
+    """Return the length of residuals of RESIDUAL_PICTURES normal pictures at most; the main process has it."""
 
     def residuals_of_batch(items: Sequence[Item], judge: Detector) -> list[Tensor]:
         return list(judge.compare_batch(stack_pictures(items), judge.picture_noise).descriptors[RESIDUAL].cpu())
@@ -268,6 +268,8 @@ def learn_lengths(detector: Detector, pictures: ImageFolder, settings: Settings)
     work, workers = partial(UnseenJudges.of(detector, settings).judge, residuals_of_batch), settings.model.num_workers
     batches = map_batches(detector, chosen, work, workers, distributed.group())
     residuals = [residual for _, residual in count_progress(batches, len(chosen), "measuring residuals")]
+    if not residuals:
+        return {}
     return {DIFFUSION: ResidualLength.learn(torch.cat([residual.flatten(1).T for residual in residuals]))}
 
 
