@@ -5,7 +5,8 @@ UNet averages the noise out, and reconstructs a defect as it is. From one positi
 
 It knows the place of the position in the picture, so that it reconstructs what is normal there.
 
-It has two members. Each learns half of the pictures, in blocks of their order, as neighbours may resemble each other.
+It has two members. Each learns half of the pictures, in blocks of their order, as neighbours may resemble each other
+(of a single picture both learn half of the positions).
 The mean of both judges new pictures. A normal picture is judged by the member that has not learnt it, so that its score
 is like that of a new one (cross-fitting).
 """
@@ -29,7 +30,7 @@ WIDENING = 2  # width inside a block, as a multiple of base_channels
 class PatchNetwork(nn.Module):
     """Predict from x (B, C, H, W) and steps t (B,), at each position from its C numbers alone → (B, C, H, W).
 
-    It returns the mean of its members, or for each picture the output of that which `members` (B,) names. `places`
+    It returns the mean of its members, or with `members` (B,) the output of the named member for each picture. `places`
     (B, 2, H, W) are shares of the picture's height and width; None: x is a whole picture.
     `blocks_per_level` residual blocks, each two linear layers after a LayerNorm, have `base_channels` channels.
     `architecture` holds the arguments: `PatchNetwork(**network.architecture)` is the same network.
@@ -101,22 +102,22 @@ def residual_branch(width: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(*widened, nn.Dropout(dropout), nn.Linear(inner, width))
 
 
-def learning_member(place: int, count: int) -> int:
-    """Return the member that learns the picture at this place among `count`."""
+def learning_member(index: int, count: int) -> int:
+    """Return the member that learns the picture with this index among `count`."""
     blocks = min(BLOCKS, count)
-    return (place * blocks // count + 1) % MEMBERS
+    return (index * blocks // count + 1) % MEMBERS
 
 
-def learning_members(places: Sequence[int], count: int, positions: int) -> Tensor:
+def learning_members(indices: Sequence[int], count: int, positions: int) -> Tensor:
     """Return the member (N·positions) that learns each position of N pictures; both learn a single picture."""
     if count == 1:
-        return torch.arange(len(places) * positions) % MEMBERS
-    return torch.tensor([learning_member(place, count) for place in places]).repeat_interleave(positions)
+        return torch.arange(len(indices) * positions) % MEMBERS
+    return torch.tensor([learning_member(index, count) for index in indices]).repeat_interleave(positions)
 
 
 def unseen_names(names: Sequence[str]) -> list[list[str]]:
-    """Return for each member the `names`, of all pictures in their order, of those that it does not learn."""
+    """Return, for each member, the names of the pictures that it does not learn; `names` are of all, in their order."""
     if len(names) == 1:
         return [[]] * MEMBERS
-    learnt_by = [learning_member(place, len(names)) for place in range(len(names))]
+    learnt_by = [learning_member(index, len(names)) for index in range(len(names))]
     return [[name for name, by in zip(names, learnt_by, strict=True) if by != member] for member in range(MEMBERS)]
