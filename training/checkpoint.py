@@ -32,6 +32,7 @@ from storage.pretrained import cached_file
 from storage.weights_file import copy_into, read_state
 from training.feature_space import FeatureSpace
 from training.networks import Denoiser, build_unet
+from training.patch_network import MEMBERS
 
 FORMAT = "ddad-1"
 FEATURES_PREFIX = "feat"
@@ -233,8 +234,11 @@ def held_out_names(path: Path) -> list[str]:
 def unseen_by_member(path: Path) -> dict[str, int]:
     """Return the member of a file's network that has not learnt a picture, by its name; none where all have."""
     lists = read_state(path, mapped=True).get("unseen", [])
-    if not isinstance(lists, list) or not all(isinstance(names, list) for names in lists):
-        raise UserError(f"{path} is damaged: its unseen is not a list of lists; replace or remove it")
+    is_whole = (
+        isinstance(lists, list) and len(lists) in (0, MEMBERS) and all(isinstance(names, list) for names in lists)
+    )
+    if not is_whole or not all(isinstance(name, str) for names in lists for name in names):
+        raise UserError(f"{path} is damaged: its unseen is not a list of names for each member; replace or remove it")
     return {name: member for member, names in enumerate(lists) for name in names}
 
 

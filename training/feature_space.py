@@ -2,7 +2,7 @@
 
 It goes beyond the paper, whose equations stay: x_0 and y_0 are then z = directions · (d − mean), a fixed linear map of
 the patch descriptors d of a picture, averaged to the network's grid. The directions are the principal ones of the
-descriptors of normal pictures. Each channel of z has mean 0 and variance 1 on normal pictures.
+descriptors of normal pictures. On these each channel of z has mean 0 and variance 1, less where it hardly varies.
 """
 
 import itertools
@@ -97,7 +97,7 @@ def as_picture(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Computes descriptors of pictures on the grid on which the UNet sees them."""
+    """Computes descriptors of pictures on the grid on which the network sees them."""
 
     extractor: nn.Module  # pictures (B, C, H, W) in [−1, 1] → feature maps, layer1 first
     grid: Callable[[Sequence[int]], tuple[int, int]]  # (height, width) of a picture → that of the grid

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from dataset import View
+from runtime.errors import UserError
 from train import BatchSource
+from training import checkpoint
 from training.feature_space import place_grid
 from training.patch_network import PatchNetwork, learning_members, unseen_names
 
@@ -74,6 +76,13 @@ def test_the_place_of_a_position_counts_and_a_whole_picture_has_the_usual_places
 def test_both_members_learn_a_single_picture():
     assert unseen_names(["one"]) == [[], []]
     assert learning_members([0, 0], 1, positions=3).tolist() == [0, 1] * 3
+
+
+@pytest.mark.parametrize("damage", [7, [["a"]], [["a"], 3], [["a"], [[]]]])
+def test_damaged_lists_of_unseen_pictures_are_refused(tmp_path, damage):
+    checkpoint.save(tmp_path / "2", {"format": checkpoint.FORMAT, "unseen": damage})
+    with pytest.raises(UserError, match="its unseen is not a list of names for each member; replace or remove it"):
+        checkpoint.unseen_by_member(tmp_path / "2")
 
 
 def test_a_member_learns_nothing_of_the_pictures_of_the_other():
