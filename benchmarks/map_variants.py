@@ -67,7 +67,7 @@ def power_sum(power: float) -> Callable[[Mapping[str, Tensor]], Tensor]:
 
 def unlimited_square(part: str, units: Tensor) -> Tensor:
     """Return a `reference.part_weight` that uses squares beyond the top of blurred parts as well."""
-    return (reference.BLURRED_WEIGHT if part in reference.BLURRED else 1) * units.square()
+    return reference.BLURRED.get(part, 1) * units.square()
 
 
 def other_boost(factor: float = 1, limit: float = math.inf) -> Callable[[str, Tensor], Tensor]:
@@ -79,7 +79,7 @@ def other_boost(factor: float = 1, limit: float = math.inf) -> Callable[[str, Te
     )
 
 
-PART_WEIGHT = reference.part_weight  # the present one
+PART_WEIGHT, BLURRED = reference.part_weight, reference.BLURRED  # the present ones
 PRESET_PARTS = tuple(PRESETS[LAPTOP]["score.parts"])
 MEMORIES = ("memory", "wide_memory", "whole_memory")
 SUBSETS = [parts for count in range(1, len(MEMORIES) + 1) for parts in itertools.combinations(MEMORIES, count)]
@@ -87,13 +87,15 @@ PART_SETS = [(*parts, *beside) for beside in ((), ("diffusion",)) for parts in S
     ("diffusion",),
     ("patch_memory",),
 ]
-SHARP_DIFFUSION = {"BLURRED": reference.BLURRED - {"diffusion"}}
 CHANGES = {
-    "blurred parts weigh 0.25": Change({"BLURRED_WEIGHT": 0.25}),
-    "blurred parts weigh 1": Change({"BLURRED_WEIGHT": 1.0}),
-    "diffusion is no blurred part": Change(SHARP_DIFFUSION),
-    "diffusion is no blurred part, blurred parts weigh 0.25": Change(SHARP_DIFFUSION | {"BLURRED_WEIGHT": 0.25}),
-    "diffusion is no blurred part, blurred parts weigh 1": Change(SHARP_DIFFUSION | {"BLURRED_WEIGHT": 1.0}),
+    "all parts alike": Change({"BLURRED": {}}),
+    "diffusion is no blurred part": Change(
+        {"BLURRED": {part: w for part, w in BLURRED.items() if part != "diffusion"}}
+    ),
+    "diffusion weighs 0.5": Change({"BLURRED": BLURRED | {"diffusion": 0.5}}),
+    "wide_memory weighs 0.5": Change({"BLURRED": BLURRED | {"wide_memory": 0.5}}),
+    "both weigh 0.5": Change({"BLURRED": dict.fromkeys(BLURRED, 0.5)}),
+    "both weigh 2": Change({"BLURRED": BLURRED | {"wide_memory": 2, "diffusion": 2}}),
     "means over 8×8": Change({"WIDTH": 8}, ("wide_memory",)),
     "no whitening": Change({"HALF_WHITE": reference.UNCHANGED}, MEMORIES),
     "2 neighbours": Change({"NEIGHBOURS": 2}, MEMORIES),
@@ -108,7 +110,7 @@ CHANGES = {
     "squares beyond the top": Change({"part_weight": unlimited_square}),
     **{f"top at {deviations} deviations": Change({"DEVIATIONS": deviations}) for deviations in (0, 1.5, 2, 3)},
     **{f"boost times {factor}": Change({"part_weight": other_boost(factor)}) for factor in (0.5, 2, 4)},
-    **{f"boost of at most {limit}": Change({"part_weight": other_boost(limit=limit)}) for limit in (1, 2, 4)},
+    **{f"boost of at most {limit}": Change({"LARGEST_BOOST": limit}) for limit in (1, 2, math.inf)},
     "boost of at most 1, top at 2 deviations": Change({"part_weight": other_boost(limit=1), "DEVIATIONS": 2}),
     "boost times 2, top at 2 deviations": Change({"part_weight": other_boost(2), "DEVIATIONS": 2}),
     **{f"boosted maps' top of at least {least}": Change({"LEAST_TOP": least}) for least in (0.01, 0.25, 1)},

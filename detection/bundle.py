@@ -26,7 +26,7 @@ from training.checkpoint import save
 from training.feature_space import FeatureSpace
 from training.networks import Denoiser, build_unet
 
-ENDING, FORMAT = ".ddad", "ddad-detector-2"
+ENDING, FORMAT = ".ddad", "ddad-detector-3"
 REMEDY = "export the detector again, or name its checkpoint folder"
 
 

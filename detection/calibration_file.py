@@ -20,7 +20,7 @@ from training.checkpoint import REMEDY, plain_values, save
 
 CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ddad-calibration-14"
 WHOLE_CALIBRATION = "calibration_whole.json"  # of whole pictures, where CALIBRATION is of their centre
-REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-3"
+REFERENCES, REFERENCES_FORMAT = "references", "ddad-references-4"
 REGION = "region.png"  # a copy of data.region
 DAMAGED = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)  # of a damaged file
 

@@ -4,8 +4,8 @@ Most distances of a `Reference` are local outlier factors (Breunig et al. 2000, 
 nearest bank rows, divided by the mean distance of those rows to their own neighbours. The weights of both means reach
 zero at the distance of the next row: where two rows are equally far, a factor does not jump, and programs that round
 differently agree. `Scale` normalises each part: a normal picture's maximum becomes about 1. `fuse_parts` joins the
-parts to one map. BLURRED parts weigh less, so that sharp parts define the outline. PLACELESS parts have no position:
-they multiply the map of the others.
+parts to one map. BLURRED parts grow more slowly above their top, so that sharp parts define the outline. PLACELESS
+parts have no position: they multiply the map of the others.
 """
 
 import math
@@ -33,9 +33,9 @@ RESIDUAL = "residual"  # the reconstruction of features less the features
 # `patch_memory` measures plain distances (PatchCore), the others local outlier factors
 DESCRIBED_BY = {"memory": PICTURE, "wide_memory": WIDE, "whole_memory": WHOLE, "patch_memory": PICTURE}
 COMPARED = {**DESCRIBED_BY, DIFFUSION: RESIDUAL}  # what the reference of a part compares
-BLURRED = {"pixel", DIFFUSION, "wide_memory", "whole_memory"}
+BLURRED = {"pixel": 0.5, DIFFUSION: 1.0, "wide_memory": 1.0, "whole_memory": 0.5}  # with their weights
 PLACELESS = {"whole_memory"}
-BLURRED_WEIGHT = 0.5
+LARGEST_BOOST = 4  # by which PLACELESS parts add to the square of a map's maximum
 WIDTH = 4  # positions of a wide descriptor
 HALF_WHITE, UNCHANGED = 0.5, 0.0  # `evenness`: 0 keeps the spreads of descriptors, 1 makes them equal
 SHRINKAGE = 0.01  # added to all variances before whitening, as a share of their mean
@@ -106,8 +106,12 @@ def fuse_parts(units: Mapping[str, Tensor], scored: Callable[[Tensor], Tensor] =
 
 
 def boost(maps: Tensor, top: Tensor, weight: Tensor) -> Tensor:
-    """Multiply positive values by one factor, so that the square of their maximum `top` grows by `weight`."""
-    return torch.where(maps > 0, maps * (1 + weight / top.clamp_min(LEAST_TOP).square()).sqrt(), maps)
+    """Multiply positive values by one factor, so that the square of their maximum `top` grows by `weight`, limited.
+
+    Without the limit a large defect would lift its whole picture above small defects of others.
+    """
+    grown = weight.clamp_max(LARGEST_BOOST) / top.clamp_min(LEAST_TOP).square()
+    return torch.where(maps > 0, maps * (1 + grown).sqrt(), maps)
 
 
 def sum_of_weights(units: Mapping[str, Tensor]) -> Tensor:
@@ -115,9 +119,9 @@ def sum_of_weights(units: Mapping[str, Tensor]) -> Tensor:
 
 
 def part_weight(part: str, units: Tensor) -> Tensor:
-    """Return the squares of units ≥ 0; for BLURRED parts half the square up to 1, and half the unit above."""
+    """Return the squares of units ≥ 0; for BLURRED parts the square up to 1, the unit above, times their weight."""
     squares = units.square()
-    return BLURRED_WEIGHT * torch.minimum(units, squares) if part in BLURRED else squares
+    return BLURRED[part] * torch.minimum(units, squares) if part in BLURRED else squares
 
 
 def measure_scale(maps: Sequence[Tensor]) -> Scale:

@@ -7,8 +7,8 @@ It knows the place of the position in the picture, so that it reconstructs what 
 
 It has two members. Each learns half of the pictures, in blocks of their order, as neighbours may resemble each other
 (of a single picture both learn half of the positions).
-The mean of both judges new pictures. A normal picture is judged by the member that has not learnt it, so that its score
-is like that of a new one (cross-fitting).
+They take turns in judging the positions of a new picture, like the two colours of a checkerboard. A normal picture is
+judged by the member that has not learnt it, so that its score is like that of a new one (cross-fitting).
 """
 
 import math
@@ -30,8 +30,8 @@ WIDENING = 2  # width inside a block, as a multiple of base_channels
 class PatchNetwork(nn.Module):
     """Predict from x (B, C, H, W) and steps t (B,), at each position from its C numbers alone → (B, C, H, W).
 
-    It returns the mean of its members, or with `members` (B,) the output of the named member for each picture. `places`
-    (B, 2, H, W) are shares of the picture's height and width; None: x is a whole picture.
+    At each position one member answers: its members take turns, or with `members` (B,) the named one answers for a
+    whole picture. `places` (B, 2, H, W) are shares of the picture's height and width; None: x is a whole picture.
     `blocks_per_level` residual blocks, each two linear layers after a LayerNorm, have `base_channels` channels.
     `architecture` holds the arguments: `PatchNetwork(**network.architecture)` is the same network.
     """
@@ -56,12 +56,19 @@ class PatchNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor, members: Tensor | None = None, places: Tensor | None = None) -> Tensor:
-        if members is None:
-            return torch.stack([member(x, t, places) for member in self.members]).mean(dim=0)
-        rows = [(members == member).nonzero().squeeze(1) for member in range(MEMBERS)]
         places = places_of(x) if places is None else places
+        if members is None:
+            return self.take_turns(x, t, places)
+        rows = [(members == member).nonzero().squeeze(1) for member in range(MEMBERS)]
         outputs = [member(x[own], t[own], places[own]) for member, own in zip(self.members, rows, strict=True)]
         return torch.cat(outputs)[torch.cat(rows).argsort()]
+
+    def take_turns(self, x: Tensor, t: Tensor, places: Tensor) -> Tensor:
+        """Return the outputs of the members, which take turns in rows and columns."""
+        order, flat, flat_places = checkerboard(x.shape[2:]).to(x.device), x.flatten(2), places.flatten(2)
+        shares = zip(self.members, order.tensor_split(MEMBERS), strict=True)
+        outputs = [member(flat[..., own, None], t, flat_places[..., own, None]) for member, own in shares]
+        return torch.cat(outputs, dim=2)[:, :, order.argsort(), 0].unflatten(2, x.shape[2:])
 
 
 class Perceptron(nn.Module):
@@ -83,6 +90,14 @@ class Perceptron(nn.Module):
         for branch in self.blocks:
             hidden = hidden + branch(hidden)
         return self.last(hidden).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def checkerboard(shape: Sequence[int]) -> Tensor:
+    """Return the indices (H·W) of the positions of a grid (H, W): first those of one colour, then of the other."""
+    height, width = shape
+    positions = torch.arange(height * width)
+    colours = (positions // width + positions % width) % MEMBERS
+    return (colours * len(positions) + positions).argsort()  # no two are equal: any order of sorting gives the same
 
 
 def places_of(x: Tensor) -> Tensor:

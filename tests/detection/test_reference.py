@@ -228,21 +228,21 @@ def test_parts_need_normal_pictures(run_main):
     assert code == 2 and "did you mean pixel?" in err
 
 
-@pytest.mark.parametrize("part", ["wide_memory", "pixel"])
-def test_blurred_parts_weigh_half_and_grow_linearly_above_their_top(part):
+@pytest.mark.parametrize(("part", "weight"), [("wide_memory", 1), ("diffusion", 1), ("pixel", 0.5)])
+def test_blurred_parts_grow_linearly_above_their_top(part, weight):
     sharp, blurred = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([0.5, 6.0, 8.0, -2.0])
     squares = reference.fuse_parts({"memory": sharp, part: blurred})[:3].square()
-    torch.testing.assert_close(squares, torch.tensor([1 + 0.5 * 0.25, 1 + 0.5 * 6, 0.5 * 8]))
+    torch.testing.assert_close(squares, torch.tensor([1 + weight * 0.25, 1 + weight * 6, weight * 8]))
     assert reference.fuse_parts({"memory": sharp, part: blurred})[3] == -1
 
 
-def test_placeless_parts_boost_the_maximum_of_the_scored_area_and_keep_zeros():
+def test_placeless_parts_boost_the_maximum_of_the_scored_area_up_to_a_limit_and_keep_zeros():
     sharp, whole = torch.tensor([9.0, 2.0, 1.0, 0.0, -1.0]), torch.full((5,), 0.8)
     lifted = reference.fuse_parts({"memory": sharp, "whole_memory": whole}, lambda maps: maps[1:])
     assert lifted[1].item() == pytest.approx((4 + 0.5 * 0.64) ** 0.5)
     torch.testing.assert_close(lifted[:4] / lifted[1], sharp[:4] / sharp[1])
     assert lifted[4] == -1
-    for unit, weight in ((-3.0, 0.0), (1.0, 0.5), (1.5, 0.75), (50.0, 25.0)):  # beyond the top by no square
+    for unit, weight in ((-3.0, 0.0), (1.0, 0.5), (1.5, 0.75), (50.0, 4.0)):  # beyond the top by no square
         found = reference.fuse_parts({"memory": sharp, "whole_memory": torch.full((5,), unit)})
         assert found[0].item() == pytest.approx((81 + weight) ** 0.5)
     for nothing in (torch.zeros(5), torch.full((5,), -2.0)):

@@ -46,10 +46,17 @@ def test_the_architecture_builds_the_same_network():
     assert torch.equal(network(x, t), again.eval()(x, t))
 
 
-def test_the_mean_of_the_members_or_for_each_picture_one_of_them():
+@pytest.mark.parametrize("shape", [(2, 2), (3, 5), (4, 3), (1, 1)])
+def test_the_members_take_turns_like_the_colours_of_a_checkerboard(shape):
+    network, x, t = random_network(), torch.randn(3, 6, *shape, generator=GENERATOR), torch.tensor([5, 70, 300])
+    first, second = (member(x, t) for member in network.members)
+    is_first = torch.tensor([[(row + column) % 2 == 0 for column in range(shape[1])] for row in range(shape[0])])
+    torch.testing.assert_close(network(x, t), torch.where(is_first, first, second))
+
+
+def test_for_each_picture_the_named_member():
     network, x, t = random_network(), torch.randn(3, 6, 2, 2, generator=GENERATOR), torch.tensor([5, 70, 300])
     first, second = (member(x, t) for member in network.members)
-    torch.testing.assert_close(network(x, t), (first + second) / 2)
     torch.testing.assert_close(network(x, t, torch.tensor([1, 0, 1])), torch.stack([second[0], first[1], second[2]]))
 
 
