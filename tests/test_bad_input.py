@@ -592,6 +592,12 @@ CASES = (
         trained,
     ),
     Case(
+        "weights of a UNet for a patch network",
+        (*DETECT, "model.network=patch", "score.space=features", "model.predicts=x0", "score.parts=[diffusion]"),
+        ("checkpoints/nut/2", "it is a unet, model.network is patch", "preset=laptop-unet"),
+        trained,
+    ),
+    Case(
         "weights of a grey network",
         DETECT,
         ("in_channels is 1 in the file, 3 in", "change the configuration or train again"),

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from config.checks import is_decay
-from config.keys import AUTO, LATEST, SCHEDULES, STEPS, Settings
+from config.keys import AUTO, LATEST, PATCH, SCHEDULES, STEPS, UNET, Settings
 from feature_extractor import EMBEDDED, RESNETS, FeatureExtractor, load_trunk
 from runtime.errors import MissingFileError, UserError
 from storage import folder_lock
@@ -41,6 +41,7 @@ PUBLISHED_EXTRACTOR = "wide_resnet101_2"
 REMEDY = "change model.checkpoint_dir"
 NOWHERE = "nowhere (model.save_model is False)"
 UNWRITABLE = f"{REMEDY}, or set model.save_model=False"
+PRESETS_OF = {UNET: "as preset=laptop-unet or laptop-pixels does", PATCH: "as preset=laptop does"}
 WITHOUT_WEIGHTS = {"dropout"}  # parts of the architecture that do not change what a trained network computes
 
 State = dict[str, Any]  # content of a file of weights: tensors and plain values by name
@@ -172,6 +173,9 @@ def load_unet(path: str | Path, unet: Denoiser, averaged: bool = True) -> None:
             raise UserError(f"{path} holds feature weights, but its name is a UNet's; rename it to {FEATURES_PREFIX}…")
         check_complete(path, content, "architecture", "weights")
         theirs, ours = plain_values(path, content["architecture"]), as_stored(unet.architecture)
+        if (stored := network_kind(theirs)) != (asked := network_kind(ours)):
+            remedy = f"set model.network={stored} and the rest of its shape, {PRESETS_OF[stored]}, or train again"
+            raise UserError(f"{path} belongs to another network: it is a {stored}, model.network is {asked}; {remedy}")
         differing = [name for name in ours if name not in WITHOUT_WEIGHTS and theirs.get(name) != ours[name]]
         refuse_differing(path, differing, theirs, ours, "change the configuration or train again")
         part = "average" if averaged and "average" in content else "weights"
@@ -184,6 +188,11 @@ def load_unet(path: str | Path, unet: Denoiser, averaged: bool = True) -> None:
         path, *differing_shapes(weights, unet), "check model.DDADS, data.image_size and the network's shape"
     )
     copy_into(unet, weights, path)
+
+
+def network_kind(architecture: Mapping[str, object]) -> str:
+    """Return the value of model.network for a network of this architecture."""
+    return UNET if "channel_multipliers" in architecture else PATCH
 
 
 def load_features(path: str | Path, extractor: FeatureExtractor) -> None:
