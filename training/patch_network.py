@@ -14,6 +14,7 @@ judged by the member that has not learnt it, so that its score is like that of a
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,10 +66,11 @@ class PatchNetwork(nn.Module):
 
     def take_turns(self, x: Tensor, t: Tensor, places: Tensor) -> Tensor:
         """Return the outputs of the members, which take turns in rows and columns."""
-        order, flat, flat_places = checkerboard(x.shape[2:]).to(x.device), x.flatten(2), places.flatten(2)
-        shares = zip(self.members, order.tensor_split(MEMBERS), strict=True)
-        outputs = [member(flat[..., own, None], t, flat_places[..., own, None]) for member, own in shares]
-        return torch.cat(outputs, dim=2)[:, :, order.argsort(), 0].unflatten(2, x.shape[2:])
+        *colours, order = checkerboard(x.shape[2:], x.device)
+        # index_select, as OpenVINO 2026 computes other forms of indexing wrongly in an exported file
+        given = [[maps.flatten(2).index_select(2, own)[..., None] for maps in (x, places)] for own in colours]
+        outputs = [member(z, t, at)[..., 0] for member, (z, at) in zip(self.members, given, strict=True)]
+        return torch.cat(outputs, dim=2).index_select(2, order).unflatten(2, x.shape[2:])
 
 
 class Perceptron(nn.Module):
@@ -92,12 +94,13 @@ class Perceptron(nn.Module):
         return self.last(hidden).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-def checkerboard(shape: Sequence[int]) -> Tensor:
-    """Return the indices (H·W) of the positions of a grid (H, W): first those of one colour, then of the other."""
+def checkerboard(shape: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Return the indices of the positions (H·W) of each colour, and last the order that puts all into their places."""
     height, width = shape
-    positions = torch.arange(height * width)
-    colours = (positions // width + positions % width) % MEMBERS
-    return (colours * len(positions) + positions).argsort()  # no two are equal: any order of sorting gives the same
+    colours = (np.arange(height)[:, None] + np.arange(width)).ravel() % MEMBERS
+    own = [np.flatnonzero(colours == member) for member in range(MEMBERS)]
+    parts = (*own, np.argsort(np.concatenate(own)))
+    return [torch.tensor(indices.tolist(), dtype=torch.long, device=device) for indices in parts]
 
 
 def places_of(x: Tensor) -> Tensor:

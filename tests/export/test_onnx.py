@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from exported import calibrated, random_pictures
 from PIL import Image
 from tiny_networks import make_detector
 
 from dataset import View
 from detection import Detector
-from export.onnx_file import write_onnx
+from export.onnx_file import OPSET, write_onnx
+from training.patch_network import PatchNetwork
 
 pytest.importorskip("onnxscript", reason="onnxscript is missing; python -m pip install -r requirements-export.txt")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is missing; install requirements-export.txt")
@@ -86,6 +88,12 @@ def test_a_trained_detector_on_features_in_proportions_is_exported_with_its_regi
         Detector.load(place, "cpu") for place in (tmp_path / "nut.ddad", tmp_path / "checkpoints" / "nut")
     )
     assert found(pictures[1]).score == expected(pictures[1]).score
+
+
+def test_a_patch_network_is_exported_without_the_indexing_that_openvino_computes_wrongly():
+    network, example = PatchNetwork(6, 8, blocks_per_level=1).eval(), (torch.zeros(1, 6, 4, 3), torch.tensor([200]))
+    program = torch.onnx.export(network, example, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
+    assert "GatherND" not in {node.op_type for node in program.model_proto.graph.node}
 
 
 @pytest.mark.parametrize(
