@@ -59,27 +59,27 @@ class Change:
 
 
 def power_sum(power: float) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """Return a `reference.sum_of_weights` that joins units by their sum to a power; 2 is the present one."""
+    """Return a `reference.sum_contributions` that joins units by their sum to a power; 2 is the present one."""
     return lambda units: torch.stack(
-        [reference.part_weight(part, values.clamp_min(0)) for part, values in units.items()]
+        [reference.contribution(part, values.clamp_min(0)) for part, values in units.items()]
     ).norm(power / 2, dim=0)
 
 
 def unlimited_square(part: str, units: Tensor) -> Tensor:
-    """Return a `reference.part_weight` that uses squares beyond the top of blurred parts as well."""
+    """Return a `reference.contribution` that uses squares beyond the top of blurred parts as well."""
     return reference.BLURRED.get(part, 1) * units.square()
 
 
 def other_boost(factor: float = 1, limit: float = math.inf) -> Callable[[str, Tensor], Tensor]:
-    """Return a `reference.part_weight` that multiplies and limits the weight of parts that boost."""
+    """Return a `reference.contribution` that multiplies and limits the weight of parts that boost."""
     return lambda part, units: (
-        (factor * PART_WEIGHT(part, units)).clamp_max(limit)
+        (factor * CONTRIBUTION(part, units)).clamp_max(limit)
         if part in reference.PLACELESS
-        else PART_WEIGHT(part, units)
+        else CONTRIBUTION(part, units)
     )
 
 
-PART_WEIGHT, BLURRED = reference.part_weight, reference.BLURRED  # the present ones
+CONTRIBUTION, BLURRED = reference.contribution, reference.BLURRED  # the present ones
 PRESET_PARTS = tuple(PRESETS[LAPTOP]["score.parts"])
 MEMORIES = ("memory", "wide_memory", "whole_memory")
 SUBSETS = [parts for count in range(1, len(MEMORIES) + 1) for parts in itertools.combinations(MEMORIES, count)]
@@ -105,14 +105,14 @@ CHANGES = {
     **{f"memories of {rows}": Change({"BANK": rows}, MEMORIES) for rows in (2_500, 10_000, 20_000)},
     **{f"features of {side} pixels": Change(relearnt=MEMORIES, side=side) for side in (256, 384, 512, 768)},
     "no boost": Change({"PLACELESS": set()}),
-    "sum of the units": Change({"sum_of_weights": power_sum(1)}),
-    "highest of the units": Change({"sum_of_weights": power_sum(math.inf)}),
-    "squares beyond the top": Change({"part_weight": unlimited_square}),
+    "sum of the units": Change({"sum_contributions": power_sum(1)}),
+    "highest of the units": Change({"sum_contributions": power_sum(math.inf)}),
+    "squares beyond the top": Change({"contribution": unlimited_square}),
     **{f"top at {deviations} deviations": Change({"DEVIATIONS": deviations}) for deviations in (0, 1.5, 2, 3)},
-    **{f"boost times {factor}": Change({"part_weight": other_boost(factor)}) for factor in (0.5, 2, 4)},
+    **{f"boost times {factor}": Change({"contribution": other_boost(factor)}) for factor in (0.5, 2, 4)},
     **{f"boost of at most {limit}": Change({"LARGEST_BOOST": limit}) for limit in (1, 2, math.inf)},
-    "boost of at most 1, top at 2 deviations": Change({"part_weight": other_boost(limit=1), "DEVIATIONS": 2}),
-    "boost times 2, top at 2 deviations": Change({"part_weight": other_boost(2), "DEVIATIONS": 2}),
+    "boost of at most 1, top at 2 deviations": Change({"contribution": other_boost(limit=1), "DEVIATIONS": 2}),
+    "boost times 2, top at 2 deviations": Change({"contribution": other_boost(2), "DEVIATIONS": 2}),
     **{f"boosted maps' top of at least {least}": Change({"LEAST_TOP": least}) for least in (0.01, 0.25, 1)},
     **{f"blur times {factor}": Change(blur=factor) for factor in (0.25, 0.5, 0.75, 1.5, 2)},
 }

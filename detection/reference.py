@@ -3,9 +3,9 @@
 Most distances of a `Reference` are local outlier factors (Breunig et al. 2000, simplified): the mean distance to the
 nearest bank rows, divided by the mean distance of those rows to their own neighbours. The weights of both means reach
 zero at the distance of the next row: where two rows are equally far, a factor does not jump, and programs that round
-differently agree. `Scale` normalises each part: a normal picture's maximum becomes about 1. `fuse_parts` joins the
-parts to one map. BLURRED parts grow more slowly above their top, so that sharp parts define the outline. PLACELESS
-parts have no position: they multiply the map of the others.
+differently agree. `Scale` normalises each part: the maxima of most normal pictures stay below its measured weight.
+`fuse_parts` joins the parts to one map. Above 1 the square of BLURRED parts does not count, but the value itself, so
+that sharp parts define the outline. PLACELESS parts have no position: they multiply the map of the others.
 """
 
 import math
@@ -95,31 +95,38 @@ class Scale(NamedTuple):
 
 
 def fuse_parts(units: Mapping[str, Tensor], scored: Callable[[Tensor], Tensor] = lambda maps: maps) -> Tensor:
-    """Return one map: the root of the sum of weights where a part is above 0, the largest unit elsewhere."""
+    """Return one map: the root of the sum of contributions; where no part is above 0, the largest unit.
+
+    PLACELESS parts multiply the map by one factor. `scored` returns the values of a map that its image score is of.
+    """
     placed = {part: values for part, values in units.items() if part not in PLACELESS}
     placeless = {part: values for part, values in units.items() if part in PLACELESS}
     highest = torch.stack(list((placed or placeless).values())).amax(dim=0)
     if not placed:
         return highest
-    maps = torch.where(highest > 0, sum_of_weights(placed).sqrt(), highest)
-    return boost(maps, scored(maps).max(), sum_of_weights(placeless)) if placeless else maps
+    maps = torch.where(highest > 0, sum_contributions(placed).sqrt(), highest)
+    return boost(maps, scored(maps).max(), sum_contributions(placeless)) if placeless else maps
 
 
-def boost(maps: Tensor, top: Tensor, weight: Tensor) -> Tensor:
-    """Multiply positive values by one factor, so that the square of their maximum `top` grows by `weight`, limited.
+def boost(maps: Tensor, maximum: Tensor, added: Tensor) -> Tensor:
+    """Multiply positive values by one factor, which adds `added` to the square of their `maximum`.
 
-    Without the limit a large defect would lift its whole picture above small defects of others.
+    It adds LARGEST_BOOST at most: a large defect would lift its whole picture above small defects of others.
     """
-    grown = weight.clamp_max(LARGEST_BOOST) / top.clamp_min(LEAST_TOP).square()
+    grown = added.clamp_max(LARGEST_BOOST) / maximum.clamp_min(LEAST_TOP).square()
     return torch.where(maps > 0, maps * (1 + grown).sqrt(), maps)
 
 
-def sum_of_weights(units: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([part_weight(part, values.clamp_min(0)) for part, values in units.items()]).sum(dim=0)
+def sum_contributions(units: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of the contributions of all parts, from their units."""
+    return torch.stack([contribution(part, values.clamp_min(0)) for part, values in units.items()]).sum(dim=0)
 
 
-def part_weight(part: str, units: Tensor) -> Tensor:
-    """Return the squares of units ≥ 0; for BLURRED parts the square up to 1, the unit above, times their weight."""
+def contribution(part: str, units: Tensor) -> Tensor:
+    """Return a part's contribution from its units ≥ 0: their squares.
+
+    For BLURRED parts it is the square up to 1 and the unit above, times the part's fixed weight.
+    """
     squares = units.square()
     return BLURRED[part] * torch.minimum(units, squares) if part in BLURRED else squares
 
@@ -133,10 +140,10 @@ def measure_scale(maps: Sequence[Tensor]) -> Scale:
 def measure_weights(
     normal: Mapping[str, Sequence[float]], anomalous: Mapping[str, Sequence[float]]
 ) -> dict[str, float]:
-    """Return each part's weight from its image scores of normal pictures and of copies with synthetic anomalies.
+    """Return each part's weight from its image scores of normal pictures and of N copies with synthetic anomalies.
 
-    It is the discriminability index d' = √2·Φ⁻¹(AUROC), with Φ the normal distribution, as a share of the best part's.
-    A part that knows nothing of this category has 0. In an AUROC of 1 half an anomaly counts as missed.
+    It is the discriminability index d' = √2·Φ⁻¹(AUROC), as a share of the best part's; Φ is the standard normal
+    distribution function. AUROC counts as at least ½, which gives 0, and at most 1 − 1/(2N). If all have 0, all get 1.
     """
     known = {}
     for part, scores in normal.items():

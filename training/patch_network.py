@@ -1,12 +1,13 @@
 """A denoiser that sees one patch descriptor at a time, for diffusion on features (docs/laptop.md).
 
 It goes beyond the paper, whose equations stay. Neighbouring descriptors share most of their pixels, not their noise: a
-UNet averages the noise out, and reconstructs a defect as it is. From one position alone that is impossible.
+UNet averages the noise out, and reconstructs a defect as it is. A network that sees one position cannot do that. It
+must use what it has learnt about normal descriptors, and so reproduces less of a defect.
 
 It knows the place of the position in the picture, so that it reconstructs what is normal there.
 
 It has two members. Each learns half of the pictures, in blocks of their order, as neighbours may resemble each other
-(of a single picture both learn half of the positions).
+(of a single picture each learns half of the positions).
 They take turns in judging the positions of a new picture, like the two colours of a checkerboard. A normal picture is
 judged by the member that has not learnt it, so that its score is like that of a new one (cross-fitting).
 """
@@ -29,7 +30,7 @@ WIDENING = 2  # width inside a block, as a multiple of base_channels
 
 
 class PatchNetwork(nn.Module):
-    """Predict from x (B, C, H, W) and steps t (B,), at each position from its C numbers alone → (B, C, H, W).
+    """Predict each position from its own channels, its place and the step; x (B, C, H, W), t (B,) → (B, C, H, W).
 
     At each position one member answers: its members take turns, or with `members` (B,) the named one answers for a
     whole picture. `places` (B, 2, H, W) are shares of the picture's height and width; None: x is a whole picture.

@@ -57,7 +57,7 @@ def test_units_are_joined_by_any_power():
     units = {"memory": torch.tensor([3.0, -1, 2]), "patch_memory": torch.tensor([4.0, 2, -5])}
     lengths = {power: map_variants.power_sum(power)(units).sqrt().tolist() for power in (1, 2, math.inf)}
     assert lengths == {1: pytest.approx([7, 2, 2]), 2: pytest.approx([5, 2, 2]), math.inf: pytest.approx([4, 2, 2])}
-    assert torch.allclose(map_variants.power_sum(2)(units), reference.sum_of_weights(units))
+    assert torch.allclose(map_variants.power_sum(2)(units), reference.sum_contributions(units))
 
 
 def test_other_weights_differ_only_where_they_should():
@@ -66,10 +66,10 @@ def test_other_weights_differ_only_where_they_should():
     squares = {part: map_variants.unlimited_square(part, units) for part in parts}
     expected = {"memory": [0.25, 1, 16], "pixel": [0.125, 0.5, 8], "whole_memory": [0.125, 0.5, 8]}
     assert {part: values.tolist() for part, values in squares.items()} == expected
-    assert all(torch.equal(squares[part][:2], reference.part_weight(part, units[:2])) for part in parts)
+    assert all(torch.equal(squares[part][:2], reference.contribution(part, units[:2])) for part in parts)
     assert map_variants.other_boost(2, 1)("whole_memory", units).tolist() == [0.25, 1, 1]
     assert map_variants.other_boost()("whole_memory", units)[2] == 2
-    assert torch.equal(map_variants.other_boost(2, 1)("pixel", units), reference.part_weight("pixel", units))
+    assert torch.equal(map_variants.other_boost(2, 1)("pixel", units), reference.contribution("pixel", units))
 
 
 def test_a_stopped_measurement_of_maps_goes_on(tmp_path, category, monkeypatch, capsys):
