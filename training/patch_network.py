@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.feature_space import place_grid
@@ -67,11 +68,12 @@ class PatchNetwork(nn.Module):
 
     def take_turns(self, x: Tensor, t: Tensor, places: Tensor) -> Tensor:
         """Return the outputs of the members, which take turns in rows and columns."""
+        flat = [as_rows(maps).contiguous() for maps in (x, places)]
         *colours, order = checkerboard(x.shape[2:], x.device)
         # index_select, as OpenVINO 2026 computes other forms of indexing wrongly in an exported file
-        given = [[maps.flatten(2).index_select(2, own)[..., None] for maps in (x, places)] for own in colours]
-        outputs = [member(z, t, at)[..., 0] for member, (z, at) in zip(self.members, given, strict=True)]
-        return torch.cat(outputs, dim=2).index_select(2, order).unflatten(2, x.shape[2:])
+        given = [[rows.index_select(1, own).transpose(1, 2)[..., None] for rows in flat] for own in colours]
+        outputs = [as_rows(member(z, t, at)) for member, (z, at) in zip(self.members, given, strict=True)]
+        return torch.cat(outputs, dim=1).index_select(1, order).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class Perceptron(nn.Module):
@@ -79,20 +81,34 @@ class Perceptron(nn.Module):
 
     def __init__(self, channels: int, width: int, blocks: int, dropout: float):
         super().__init__()
-        self.first = nn.Linear(channels, width)
+        self.first = RowLinear(channels, width)
         embedding = [SinusoidalEmbedding(EMBEDDED), nn.Linear(EMBEDDED, width), nn.SiLU(), nn.Linear(width, width)]
         self.time_embedding = nn.Sequential(*embedding)
-        self.place_embedding = nn.Linear(2 * 2 * len(PLACE_FREQUENCIES), width)
+        self.place_embedding = RowLinear(2 * 2 * len(PLACE_FREQUENCIES), width)
         self.blocks = nn.ModuleList(residual_branch(width, dropout) for _ in range(blocks))
-        self.last = zero_parameters(nn.Linear(width, channels))
+        self.last = zero_parameters(RowLinear(width, channels))
 
     def forward(self, x: Tensor, t: Tensor, places: Tensor | None = None) -> Tensor:
         code = place_code(places_of(x) if places is None else places)
-        rows = self.first(x.flatten(2).transpose(1, 2))  # (B, H·W, width)
-        hidden = rows + self.time_embedding(t)[:, None] + self.place_embedding(code)
+        hidden = self.first(as_rows(x)) + self.time_embedding(t)[:, None] + self.place_embedding(code)
         for branch in self.blocks:
             hidden = hidden + branch(hidden)
         return self.last(hidden).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class RowLinear(nn.Linear):
+    """A linear layer of rows (B, N, C), which a CPU computes as a convolution: twice as fast where MKL is slow."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.training or torch.compiler.is_compiling() or rows.device.type != "cpu" or not rows.numel():
+            return super().forward(rows)
+        maps = rows.transpose(1, 2)[:, :, None]  # (B, C, 1, N) in the memory layout channels_last
+        return F.conv2d(maps, self.weight[..., None, None], self.bias)[:, :, 0].transpose(1, 2)
+
+
+def as_rows(maps: Tensor) -> Tensor:
+    """Return the positions of maps (B, C, H, W) as rows (B, H·W, C)."""
+    return maps.flatten(2).transpose(1, 2)
 
 
 def checkerboard(shape: Sequence[int], device: torch.device) -> list[Tensor]:
@@ -112,13 +128,13 @@ def places_of(x: Tensor) -> Tensor:
 def place_code(places: Tensor) -> Tensor:
     """Return sines and cosines (B, H·W, ·) of places (B, 2, H, W)."""
     angles = torch.cat([math.pi * frequency * places for frequency in PLACE_FREQUENCIES], dim=1)
-    return torch.cat([angles.sin(), angles.cos()], dim=1).flatten(2).transpose(1, 2)
+    return as_rows(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
 def residual_branch(width: int, dropout: float) -> nn.Sequential:
     inner = WIDENING * width
-    widened = nn.LayerNorm(width), nn.Linear(width, inner), nn.SiLU()
-    return nn.Sequential(*widened, nn.Dropout(dropout), nn.Linear(inner, width))
+    widened = nn.LayerNorm(width), RowLinear(width, inner), nn.SiLU()
+    return nn.Sequential(*widened, nn.Dropout(dropout), RowLinear(inner, width))
 
 
 def learning_member(index: int, count: int) -> int:

@@ -8,7 +8,7 @@ from runtime.errors import UserError
 from train import BatchSource
 from training import checkpoint
 from training.feature_space import place_grid
-from training.patch_network import PatchNetwork, learning_members, unseen_names
+from training.patch_network import PatchNetwork, RowLinear, learning_members, unseen_names
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -52,6 +52,11 @@ def test_the_members_take_turns_like_the_colours_of_a_checkerboard(shape):
     first, second = (member(x, t) for member in network.members)
     is_first = torch.tensor([[(row + column) % 2 == 0 for column in range(shape[1])] for row in range(shape[0])])
     torch.testing.assert_close(network(x, t), torch.where(is_first, first, second))
+
+
+def test_a_linear_layer_is_the_same_as_a_convolution():
+    layer, rows = RowLinear(6, 9), torch.randn(2, 5, 6, generator=GENERATOR)
+    torch.testing.assert_close(layer.eval()(rows), layer.train()(rows))
 
 
 def test_for_each_picture_the_named_member():
